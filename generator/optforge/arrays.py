@@ -1,0 +1,110 @@
+"""Other people's arrays as NumPy arrays over the same memory, checked, with errors that name the array."""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+
+from .dtypes import BY_NUMPY
+from .functions import Array
+
+
+def view(array: Any, label: str) -> Array:
+    """A NumPy array over the memory of an array on the CPU.
+
+    Raises
+    ------
+    TypeError
+        It is no such array.
+    """
+    if isinstance(array, np.ndarray):
+        if isinstance(array, np.ma.MaskedArray):
+            raise TypeError(f"{label} is a masked array; pass its .data")
+        return array
+    if hasattr(array, "detach") and hasattr(array, "numpy"):  # PyTorch, whose tensors may require gradients
+        try:
+            return np.asarray(array.detach().numpy())
+        except (TypeError, RuntimeError) as problem:
+            raise TypeError(f"{label} does not share its memory with NumPy: {problem}") from None
+    try:
+        if hasattr(array, "__dlpack__"):
+            return np.from_dlpack(array)
+        return np.asarray(memoryview(array))
+    except (TypeError, BufferError, RuntimeError, ValueError, NotImplementedError) as problem:
+        raise TypeError(f"{label} is {kind(array)}, which is no array in CPU memory: {problem}") from None
+
+
+def kind(thing: object) -> str:
+    """The type of a thing, for messages."""
+    name = type(thing).__name__
+    return f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"
+
+
+def checked(array: Any, label: str) -> Array:
+    """`view`, with a dtype and a layout that kernels take."""
+    viewed = view(array, label)
+    if viewed.dtype not in BY_NUMPY:
+        raise TypeError(f"{label} is {viewed.dtype}; it must be float32 or float64")
+    if not viewed.flags.c_contiguous:
+        raise ValueError(f"{label} is not C-contiguous (strides {viewed.strides}); pass np.ascontiguousarray of it")
+    if not viewed.flags.aligned:
+        raise ValueError(f"{label} is not aligned to its elements; pass a copy")
+    return viewed
+
+
+def parameter(array: Any, label: str) -> Array:
+    """A parameter's array, which can be written."""
+    viewed = checked(array, label)
+    if not viewed.flags.writeable:
+        raise ValueError(f"{label} is read-only, and parameters are updated in place")
+    return viewed
+
+
+def gradient(array: Any, label: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    """A gradient's array, of the shape and dtype of its parameter."""
+    viewed = checked(array, label)
+    if viewed.dtype != dtype:
+        raise TypeError(f"{label} is {viewed.dtype}, its parameter {dtype}")
+    if viewed.shape != shape:
+        raise ValueError(f"{label} has the shape {viewed.shape}, its parameter {shape}")
+    return viewed
+
+
+def address(array: Array) -> int:
+    """Where an array's elements are."""
+    return int(array.__array_interface__["data"][0])
+
+
+def pointer(array: Any) -> tuple[Callable[[], int], int] | None:
+    """For an array that may be given other memory (PyTorch's): what tells its address, and the address now."""
+    ask = getattr(array, "data_ptr", None)
+    return None if ask is None else (ask, ask())
+
+
+class Ranges:
+    """The memory that parameters occupy, to find arrays that overlap them.
+
+    Raises
+    ------
+    ValueError
+        Two parameters overlap.
+    """
+
+    def __init__(self, arrays: Iterable[tuple[str, Array]]):
+        ranges = sorted((address(a), address(a) + a.nbytes, label) for label, a in arrays if a.nbytes)
+        for (_, end, first), (start, _, second) in zip(ranges, ranges[1:], strict=False):
+            if start < end:
+                raise ValueError(f"{first} and {second} overlap in memory")
+        self.starts = [start for start, _, _ in ranges]
+        self.ends = [end for _, end, _ in ranges]
+        self.labels = [label for _, _, label in ranges]
+
+    def check_apart(self, array: Array, label: str) -> None:
+        """Raise ValueError where an array overlaps a parameter."""
+        start = address(array)
+        k = bisect.bisect_right(self.ends, start)
+        if array.nbytes and k < len(self.starts) and self.starts[k] < start + array.nbytes:
+            raise ValueError(f"{label} and {self.labels[k]} overlap in memory")

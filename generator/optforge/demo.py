@@ -1,0 +1,326 @@
+"""The demonstration: a small network on handwritten digits, trained by every rule and checked against the reference."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from optforge import Optimizer
+from optforge.diagnostics import EnvironmentProblem
+from optforge.targets.c import CTarget
+
+Floats = npt.NDArray[np.float32]
+Labels = npt.NDArray[np.intp]
+
+SEED_RULES = ("sgd", "momentum", "nesterov", "adagrad", "adadelta", "rmsprop", "adam")
+SHAPES = ((64, 128), (128,), (128, 64), (64,), (64, 10), (10,))  # weights and bias of each layer
+BATCH = 64
+TEST_IMAGES = 360
+
+# One rate per rule, each where this network trains well; other rules keep their own default.
+LEARNING_RATES = {
+    "sgd": 0.1,  # nothing adds up, so more than the next two bear
+    "momentum": 0.02,  # the velocity sums about 1 / (1 - 0.9) = 10 gradients
+    "nesterov": 0.03,  # looking ahead damps the swings, which leaves room for a little more
+    "adagrad": 0.01,  # the first step moves every parameter by lr, later ones by less and less
+    "adadelta": 1.0,  # the rule finds its own scale; 1 takes it as it is
+    "rmsprop": 0.001,  # every step moves a parameter by about lr, however small the gradient
+    "adam": 0.002,  # as rmsprop, but averaging the gradient takes out noise
+}
+
+# Okabe and Ito's palette without its yellow, which is too faint on white.
+COLOURS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7")
+DASHES = ("-", "--", "-.")
+
+
+class Digits(NamedTuple):
+    """Images, one row of 64 intensities from 0 to 1 each, and the digits they show."""
+
+    images: Floats
+    labels: Labels
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one rule did.
+
+    Attributes
+    ----------
+    rule
+        Name of the rule.
+    losses
+        Loss over the whole training set, before training and after every epoch.
+    accuracy
+        Fraction of the test images that the trained network names correctly.
+    seconds_per_step
+        Median time of the compiled optimizer's step, in seconds.
+    first_difference
+        First step, counted from 1, after which any bit of a parameter or of the state differed from the reference;
+        None where there was none.
+    """
+
+    rule: str
+    losses: tuple[float, ...]
+    accuracy: float
+    seconds_per_step: float
+    first_difference: int | None
+
+    @property
+    def verdict(self) -> str:
+        """How the trajectory compares with the reference, in words."""
+        return "bit-identical" if self.first_difference is None else f"differs from step {self.first_difference}"
+
+
+class Network:
+    """A fully connected network with ReLU between its layers and softmax cross-entropy at its end.
+
+    Every array that takes part in a product belongs to the network and stays where it is: parameters are copied in.
+    So equal bits in give equal bits out, however the linear algebra library treats addresses.
+    """
+
+    def __init__(self, rows: int) -> None:
+        widths = [SHAPES[0][0], *(shape[0] for shape in SHAPES[1::2])]
+        self.parameters: list[Floats] = [np.zeros(shape, np.float32) for shape in SHAPES]
+        self.gradients: list[Floats] = [np.zeros(shape, np.float32) for shape in SHAPES]
+        self._activations: list[Floats] = [np.zeros((rows, width), np.float32) for width in widths]
+        self._errors: list[Floats] = [np.zeros((rows, width), np.float32) for width in widths]
+        self._rows = np.arange(rows)
+
+    def log_probabilities(self, parameters: Sequence[Floats], images: Floats) -> Floats:
+        """Logarithm of the probability of every digit, shape (rows, 10); overwritten by the next call."""
+        for own, given in zip([*self.parameters, self._activations[0]], [*parameters, images], strict=True):
+            np.copyto(own, given)
+        for layer, (below, above) in enumerate(itertools.pairwise(self._activations)):
+            if layer > 0:
+                np.maximum(below, 0, out=below)
+            np.matmul(below, self.parameters[2 * layer], out=above)
+            above += self.parameters[2 * layer + 1]
+        scores = self._activations[-1]
+        scores -= scores.max(axis=1, keepdims=True)
+        scores -= np.log(np.exp(scores).sum(axis=1, keepdims=True))
+        return scores
+
+    def evaluate(self, parameters: Sequence[Floats], digits: Digits) -> tuple[float, float]:
+        """Mean loss and fraction of correct answers."""
+        scores = self.log_probabilities(parameters, digits.images)
+        loss = -scores[self._rows, digits.labels].mean(dtype=np.float64)
+        return float(loss), float((scores.argmax(axis=1) == digits.labels).mean())
+
+    def differentiate(self, parameters: Sequence[Floats], digits: Digits) -> list[Floats]:
+        """Gradients of the mean loss; the same arrays at every call."""
+        scores = self.log_probabilities(parameters, digits.images)
+        np.exp(scores, out=self._errors[-1])
+        self._errors[-1][self._rows, digits.labels] -= 1
+        self._errors[-1] /= len(self._rows)
+        for layer in reversed(range(len(SHAPES) // 2)):
+            below, error = self._activations[layer], self._errors[layer + 1]
+            np.matmul(below.T, error, out=self.gradients[2 * layer])
+            np.sum(error, axis=0, out=self.gradients[2 * layer + 1])
+            if layer > 0:
+                np.matmul(error, self.parameters[2 * layer].T, out=self._errors[layer])
+                self._errors[layer] *= below > 0
+        return self.gradients
+
+
+def load_digits(seed: int) -> tuple[Digits, Digits]:
+    """Training and test images, split at random."""
+    from sklearn.datasets import load_digits as load
+
+    images, labels = load(return_X_y=True)
+    order = np.random.default_rng(seed).permutation(len(labels))
+    images, labels = (images[order] / 16).astype(np.float32), labels[order].astype(np.intp)
+    return Digits(images[TEST_IMAGES:], labels[TEST_IMAGES:]), Digits(images[:TEST_IMAGES], labels[:TEST_IMAGES])
+
+
+def initial_parameters(seed: int) -> list[Floats]:
+    """Draw weights of variance 2 / inputs (He et al., 2015), which keeps the scale through ReLU; biases are zero."""
+    generator = np.random.default_rng([seed, 1])
+    deviations = [np.sqrt(2 / shape[0]) if len(shape) == 2 else 0 for shape in SHAPES]
+    both = zip(SHAPES, deviations, strict=True)
+    return [generator.normal(0, deviation, shape).astype(np.float32) for shape, deviation in both]
+
+
+def same_bits(left: Any, right: Any) -> bool:
+    """Whether two arrays or numbers have the same bits; any NaN equals any NaN."""
+    left, right = np.asarray(left), np.asarray(right)
+    if left.shape != right.shape or left.dtype != right.dtype:
+        return False
+    equal = left.view(f"u{left.itemsize}") == right.view(f"u{right.itemsize}")
+    return bool(equal.all() or (equal | (np.isnan(left) & np.isnan(right))).all())
+
+
+def same_trajectory(compiled: Optimizer, reference: Optimizer, parameters: Sequence[tuple[Floats, Floats]]) -> bool:
+    """Whether parameters and state of two optimizers have the same bits."""
+    pairs: list[tuple[Any, Any]] = list(parameters)
+    for name, values in reference.state.items():
+        other = compiled.state[name]
+        pairs += [(other, values)] if isinstance(values, float) else zip(other, values, strict=True)
+    return all(same_bits(left, right) for left, right in pairs)
+
+
+def train(
+    rule: str, digits: tuple[Digits, Digits], *, epochs: int, seed: int, target: str | CTarget, tick: Callable[[], None]
+) -> Result:
+    """Train with one rule on `target` and, in lock step, on the reference; `tick` is called after every epoch.
+
+    Each of the two follows the gradients at its own parameters, so that a single wrong bit is never mended.
+    """
+    training, test = digits
+    network, judge = Network(BATCH), Network(len(training.labels))
+    parameters, reference_parameters = initial_parameters(seed), initial_parameters(seed)
+    rate: dict[str, Any] = {"lr": LEARNING_RATES[rule]} if rule in LEARNING_RATES else {}
+    compiled = Optimizer(parameters, rule, target=target, **rate)
+    reference = Optimizer(reference_parameters, rule, target="numpy", **rate)
+    both = list(zip(parameters, reference_parameters, strict=True))
+
+    order = np.random.default_rng([seed, 2])
+    losses = [judge.evaluate(parameters, training)[0]]
+    seconds: list[float] = []
+    first_difference = None
+    for _ in range(epochs):
+        shuffled = order.permutation(len(training.labels))
+        for start in range(0, len(shuffled) - BATCH + 1, BATCH):
+            chosen = shuffled[start : start + BATCH]
+            batch = Digits(training.images[chosen], training.labels[chosen])
+            gradients = network.differentiate(parameters, batch)
+            began = time.perf_counter()
+            compiled.step(gradients)
+            seconds.append(time.perf_counter() - began)
+            if first_difference is None:
+                reference.step(network.differentiate(reference_parameters, batch))
+                if not same_trajectory(compiled, reference, both):
+                    first_difference = len(seconds)
+        losses.append(judge.evaluate(parameters, training)[0])
+        tick()
+    accuracy = Network(len(test.labels)).evaluate(parameters, test)[1]
+    return Result(rule, tuple(losses), accuracy, float(np.median(seconds)), first_difference)
+
+
+def tabulate(results: Sequence[Result]) -> Table:
+    """Table of the results, one row per rule."""
+    table = Table(title="Handwritten digits: one network, every rule", title_style="bold")
+    table.add_column("rule")
+    for heading in ("final loss", "test accuracy", "µs per step"):
+        table.add_column(heading, justify="right")
+    table.add_column("against reference")
+    for result in results:
+        style = "green" if result.first_difference is None else "bold red"
+        table.add_row(
+            Text(result.rule),
+            f"{result.losses[-1]:.2g}",
+            f"{result.accuracy:.1%}",
+            f"{result.seconds_per_step * 1e6:.1f}",
+            Text(result.verdict, style=style),
+        )
+    return table
+
+
+def draw(results: Sequence[Result], picture: Path) -> None:
+    """Write the loss curves to `picture` as a PNG; the file is there completely or not at all."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(8, 5), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    # From the highest final loss to the lowest, so that the legend lists the curves as they end.
+    for index, result in sorted(enumerate(results), key=lambda pair: -pair[1].losses[-1]):
+        colour, dash = COLOURS[index % len(COLOURS)], DASHES[index % len(DASHES)]
+        axes.plot(range(len(result.losses)), result.losses, dash, color=colour, linewidth=2, label=result.rule)
+    axes.set(title="Training loss on handwritten digits", xlabel="epoch", ylabel="mean cross-entropy", yscale="log")
+    axes.margins(x=0)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(color="0.9")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, handlelength=3)
+
+    temporary = picture.with_name(f".{picture.name}.{os.getpid()}.tmp")
+    try:
+        figure.savefig(temporary, format="png")
+        os.replace(temporary, picture)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _require_extra() -> None:
+    """Fail before any training rather than after it."""
+    try:
+        import matplotlib.figure  # noqa: F401
+        import sklearn.datasets  # noqa: F401
+    except ImportError as problem:
+        message = "the demo needs scikit-learn and matplotlib: pip install 'optforge[demo]'"
+        raise EnvironmentProblem(message) from problem
+
+
+def run(
+    rules: Sequence[str] = SEED_RULES,
+    *,
+    epochs: int = 40,
+    seed: int = 0,
+    picture: Path | None,
+    kernels: Path | None = None,
+    console: Console | None = None,
+) -> list[Result]:
+    """Train one network with every rule, compare every step with the reference, and show what came out.
+
+    Parameters
+    ----------
+    rules
+        Names of the rules.
+    epochs
+        Passes over the training set, at least 1.
+    seed
+        Seed of the split, the initial parameters and the batch order; all rules share them.
+    picture
+        Where the loss curves go, as a PNG; None draws none.
+    kernels
+        Directory of emitted C files to compile; None generates them.
+    console
+        Where progress and the table go; standard output by default.
+
+    Returns
+    -------
+    list of Result
+        In the order of `rules`.
+
+    Raises
+    ------
+    EnvironmentProblem
+        scikit-learn or matplotlib is not installed, or there is no C compiler.
+    OSError
+        The picture cannot be written.
+    """
+    _require_extra()
+    console = console or Console()
+    if picture is not None:
+        picture.parent.mkdir(parents=True, exist_ok=True)
+    target = "c" if kernels is None else CTarget(kernels=kernels)
+    digits = load_digits(seed)
+    results = []
+    columns = TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("", total=epochs * len(rules))
+        for rule in rules:
+            progress.update(task, description=rule)
+            result = train(rule, digits, epochs=epochs, seed=seed, target=target, tick=lambda: progress.advance(task))
+            results.append(result)
+            if not console.is_terminal:
+                console.print(f"{rule}: {result.verdict}", markup=False, highlight=False, soft_wrap=True)
+    console.print(tabulate(results))
+    if picture is not None:
+        draw(results, picture)
+        console.print(f"loss curves: {picture}", markup=False, highlight=False, soft_wrap=True)
+    return results

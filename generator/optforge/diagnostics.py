@@ -1,0 +1,109 @@
+"""What goes wrong, and how it is said: diagnostics that point into a rule's text, and the exceptions of the package."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+class OptforgeError(Exception):
+    """Base of the package's own errors; `exit_code` is what the command line ends with."""
+
+    exit_code = 2
+
+
+class RuleError(OptforgeError, ValueError):
+    """A rule's text was refused.
+
+    Attributes
+    ----------
+    diagnostics : tuple of Diagnostic
+        Every error found in the rule, in the order of the text.
+    """
+
+    def __init__(self, diagnostics: Iterable[Diagnostic]):
+        self.diagnostics = tuple(diagnostics)
+        super().__init__("\n".join(str(diagnostic) for diagnostic in self.diagnostics))
+
+
+class UsageError(OptforgeError, ValueError):
+    """The user asked for something that does not exist or does not fit."""
+
+
+class EnvironmentProblem(OptforgeError, RuntimeError):
+    """The machine lacks something: a compiler, disk space, an optional package."""
+
+    exit_code = 3
+
+
+class ScalarError(OptforgeError, ArithmeticError, ValueError):
+    """A scalar of a rule has no value where Python would raise: x/0, overflow, the root of a negative number.
+
+    Raised before the first write of a step.
+    """
+
+
+class NotSupportedYet(OptforgeError, NotImplementedError):
+    """A part of the language or of the interface that this release does not carry out."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """The text of a file that holds rules: its name for messages, and its lines without their ends."""
+
+    file: str
+    lines: tuple[str, ...]
+
+    def at(self, line: int) -> str:
+        """The line with this 1-based number, empty beyond the end."""
+        return self.lines[line - 1] if 1 <= line <= len(self.lines) else ""
+
+    def column(self, line: int, utf8_offset: int) -> int:
+        """The 1-based column in characters of an offset in UTF-8 bytes, which is what `ast` gives."""
+        return len(self.at(line).encode()[:utf8_offset].decode(errors="replace")) + 1
+
+
+@dataclass(frozen=True, order=True)
+class Diagnostic:
+    """One error at one place of a rule's text: line and column from 1, `end` the column behind it."""
+
+    line: int
+    column: int
+    message: str
+    hint: str = ""
+    end: int = 0
+    text: Text = Text("<unknown>", ())
+
+    def __str__(self) -> str:
+        shown = [f"{self.text.file}:{self.line}:{self.column}: error: {self.message}"]
+        source = self.text.at(self.line)
+        if source.strip():
+            margin = "".join("\t" if c == "\t" else " " * _width(c) for c in source[: self.column - 1])
+            marked = source[self.column - 1 : max(self.end - 1, self.column)]
+            shown += [printable(source), margin + "^" * max(1, sum(map(_width, marked)))]
+        if self.hint:
+            shown.append(f"hint: {self.hint}")
+        return "\n".join(shown)
+
+
+def _width(character: str) -> int:
+    """Columns that a terminal gives to a character (as `printable` shows it)."""
+    if unicodedata.combining(character):
+        return 0
+    if not character.isprintable():
+        return len(printable(character))
+    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
+
+
+def printable(text: str) -> str:
+    r"""The text with every control, bidirectional or otherwise invisible character written as \xNN or \uNNNN."""
+    return "".join(c if c.isprintable() or c == "\t" else c.encode("unicode_escape").decode() for c in text)
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """A closing "; did you mean …?" where one of the names is close, else empty."""
+    import difflib
+
+    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)
+    return f"; did you mean {close[0]!r}?" if close else ""

@@ -1,0 +1,627 @@
+"""Definition to Program: choose the static options, give every expression its type, refuse what has none."""
+
+from __future__ import annotations
+
+import ast
+import itertools
+import unicodedata
+from collections.abc import Iterator, Mapping
+
+from .diagnostics import UsageError, nearest
+from .functions import FUNCTIONS, REDUCTIONS
+from .ir import Assert, Expr, Let, Program, Type
+from .parse import OPERATORS, Definition, Reporter, fold_checked, number
+
+Options = Mapping[str, bool | str]
+
+POISON = Expr("poison", Type.POISON)
+SQUARED = Expr("const", Type.SCALAR, value=2.0)
+COMPARISONS: dict[type[ast.cmpop], str] = {
+    ast.Lt: "lt",
+    ast.LtE: "le",
+    ast.Gt: "gt",
+    ast.GtE: "ge",
+    ast.Eq: "eq",
+    ast.NotEq: "ne",
+}
+MOST_CONFIGURATIONS = 64
+
+# What to write instead of a statement or an expression that is not part of the language.
+INSTEAD: dict[type[ast.AST], tuple[str, str]] = {
+    ast.For: ("a loop", "a rule is written for one element and applied to all"),
+    ast.While: ("a loop", "a rule is written for one element and applied to all"),
+    ast.AsyncFor: ("a loop", "a rule is written for one element and applied to all"),
+    ast.With: ("`with`", ""),
+    ast.AsyncWith: ("`with`", ""),
+    ast.Try: ("`try`", "where Python would raise, the step ends with an error before anything is written"),
+    ast.TryStar: ("`try`", "where Python would raise, the step ends with an error before anything is written"),
+    ast.Raise: ("`raise`", "write: assert condition, on hyperparameters"),
+    ast.Delete: ("`del`", ""),
+    ast.Global: ("`global`", "a rule knows only its own parameters"),
+    ast.Nonlocal: ("`nonlocal`", "a rule knows only its own parameters"),
+    ast.Import: ("`import`", "import at the top of the file"),
+    ast.ImportFrom: ("`import`", "import at the top of the file"),
+    ast.FunctionDef: ("a helper function", "write its formula out, a name a line"),
+    ast.AsyncFunctionDef: ("a helper function", "write its formula out, a name a line"),
+    ast.ClassDef: ("a class", ""),
+    ast.Match: ("`match`", "write if/elif/else on a static option"),
+    ast.Pass: ("`pass`", "leave it out"),
+    ast.Break: ("`break`", ""),
+    ast.Continue: ("`continue`", ""),
+    ast.Expr: ("an expression statement", "bind its value to a name, or leave it out"),
+    ast.AnnAssign: ("an annotated assignment", "drop the annotation"),
+    ast.NamedExpr: ("`:=`", "bind the name on a line of its own"),
+    ast.Lambda: ("a lambda", "write its formula out"),
+    ast.Await: ("`await`", ""),
+    ast.Yield: ("`yield`", ""),
+    ast.YieldFrom: ("`yield`", ""),
+    ast.Dict: ("a dict", ""),
+    ast.Set: ("a set", ""),
+    ast.List: ("a list", ""),
+    ast.Tuple: ("a tuple", ""),
+    ast.ListComp: ("a comprehension", "a rule is written for one element and applied to all"),
+    ast.SetComp: ("a comprehension", "a rule is written for one element and applied to all"),
+    ast.DictComp: ("a comprehension", "a rule is written for one element and applied to all"),
+    ast.GeneratorExp: ("a comprehension", "a rule is written for one element and applied to all"),
+    ast.Subscript: ("a subscript", "a rule is written for one element; g is that element already"),
+    ast.Slice: ("a slice", "a rule is written for one element; g is that element already"),
+    ast.Starred: ("`*`", ""),
+    ast.JoinedStr: ("an f-string", ""),
+    ast.FloorDiv: ("`//`", "write (a - a % b) / b"),
+    ast.MatMult: ("`@`", "rules are element-wise"),
+    ast.LShift: ("`<<`", ""),
+    ast.RShift: ("`>>`", ""),
+    ast.BitOr: ("`|`", "combine conditions on elements by nesting where(…)"),
+    ast.BitAnd: ("`&`", "combine conditions on elements by nesting where(…)"),
+    ast.BitXor: ("`^`", "a power is written **"),
+    ast.Invert: ("`~`", "swap the branches of where(…)"),
+    ast.UAdd: ("unary `+`", "leave it out"),
+    ast.Is: ("`is`", "write =="),
+    ast.IsNot: ("`is not`", "write !="),
+    ast.In: ("`in`", "write == and `or`"),
+    ast.NotIn: ("`not in`", "write != and `and`"),
+}
+
+
+def check(definition: Definition) -> None:
+    """Raise RuleError with the errors of the rule under every choice of its options."""
+    reporter = Reporter(definition.text)
+    for options in configurations(definition):
+        Elaborator(definition, options, reporter).run()
+    reporter.check()
+
+
+def elaborate(definition: Definition, options: Options) -> Program:
+    """The rule under one choice of its options, which has been checked."""
+    reporter = Reporter(definition.text)
+    program = Elaborator(definition, options, reporter).run()
+    reporter.check()
+    return program
+
+
+def choices(definition: Definition) -> dict[str, tuple[bool | str, ...]]:
+    """The values that each static option accepts: both truth values, or the strings it is compared with."""
+    found: dict[str, dict[bool | str, None]] = {
+        name: dict.fromkeys([default, not default] if isinstance(default, bool) else [default])
+        for name, default in definition.options.items()
+    }
+    for node in ast.walk(definition.node):
+        if isinstance(node, ast.Compare):
+            sides = [node.left, *node.comparators]
+            named = [side.id for side in sides if isinstance(side, ast.Name) and side.id in found]
+            strings = [s.value for s in sides if isinstance(s, ast.Constant) and isinstance(s.value, str)]
+            for name in named:
+                if isinstance(definition.options[name], str):
+                    found[name].update(dict.fromkeys(strings))
+    return {name: tuple(values) for name, values in found.items()}
+
+
+def choose(definition: Definition, chosen: Mapping[str, object]) -> dict[str, bool | str]:
+    """All options with the chosen values, checked."""
+    options = dict(definition.options)
+    for name, value in chosen.items():
+        allowed = choices(definition)[name]
+        if type(value) is not type(options[name]) or value not in allowed:
+            listed = " or ".join(map(repr, allowed))
+            raise UsageError(f"option {name!r} of rule {definition.name!r} is {listed}, not {value!r}")
+        assert isinstance(value, (bool, str))
+        options[name] = value
+    return options
+
+
+def configurations(definition: Definition) -> Iterator[Options]:
+    """Every choice of the options, or, where these are too many, the default and each single change of it."""
+    values = choices(definition)
+    total = 1
+    for allowed in values.values():
+        total *= len(allowed)
+    if total <= MOST_CONFIGURATIONS:
+        for combination in itertools.product(*values.values()):
+            yield dict(zip(values, combination, strict=True))
+    else:
+        yield definition.options
+        for name, allowed in values.items():
+            for value in allowed[1:]:
+                yield {**definition.options, name: value}
+
+
+class Elaborator:
+    """One walk through a rule's body."""
+
+    def __init__(self, definition: Definition, options: Options, reporter: Reporter):
+        self.definition, self.options, self.reporter = definition, options, reporter
+        self.fixed = {name: Expr("hyper", Type.SCALAR, value=name) for name in definition.hyperparameters}
+        if definition.time:
+            self.fixed["t"] = Expr("time", Type.SCALAR)
+        self.scalar_states = {state.name for state in definition.state if state.scalar}
+        self.arrays = {"p", "g", *(state.name for state in definition.state)} - self.scalar_states
+        self.names: dict[str, Expr] = {name: Expr("load", Type.ELEMENT, value=name) for name in self.arrays}
+        self.names |= {name: Expr("state", Type.SCALAR, value=name) for name in self.scalar_states}
+        self.bound_somewhere = {
+            node.id
+            for statement in definition.body
+            for node in ast.walk(statement)
+            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+        }
+        self.touched: set[str] = set()
+        self.lets: list[Let] = []
+        self.asserts: list[Assert] = []
+        self.asserting = False
+
+    def run(self) -> Program:
+        """The typed program; errors are with the reporter."""
+        self.block(self.definition.body[:-1])
+        outputs = []
+        for name in ["p", *(state.name for state in self.definition.state)]:
+            outputs.append((name, self.stored(name)))
+        touched = tuple(state for state in self.definition.state if state.name in self.touched)
+        return Program(tuple(self.lets), tuple(outputs), tuple(self.asserts), touched)
+
+    def error(self, node: ast.AST, message: str, hint: str = "") -> Expr:
+        """Record an error; its expression is poison, so that it is reported once."""
+        self.reporter.error(node, message, hint)
+        return POISON
+
+    # ── statements ──────────────────────────────────────────────────────────────────────────────────────────────
+
+    def block(self, statements: tuple[ast.stmt, ...] | list[ast.stmt]) -> None:
+        """Statements in order; of an `if` the branch that the options choose."""
+        for statement in statements:
+            match statement:
+                case ast.Assign(targets=[ast.Name(id=name)]):
+                    self.bind(statement.targets[0], name, statement.value)
+                case ast.If():
+                    chosen = self.static(statement.test)
+                    if chosen is None:
+                        hint = "choose with where(mask, a, b) between elements, with `a if c else b` between scalars"
+                        self.error(statement.test, "`if` decides on static options only", hint)
+                        self.block([*statement.body, *statement.orelse])
+                    else:
+                        self.block(statement.body if chosen else statement.orelse)
+                case ast.Assert():
+                    self.check_assert(statement)
+                case ast.Return():
+                    pass  # misplaced, and reported when the rule was read
+                case _:
+                    self.refuse_statement(statement)
+
+    def refuse_statement(self, statement: ast.stmt) -> None:
+        """Say what is wrong with a statement, and what to write."""
+        match statement:
+            case ast.AugAssign(target=ast.Name(id=name)):
+                operator = ast.unparse(ast.BinOp(ast.Name("x"), statement.op, ast.Name("y"))).split()[1]
+                hint = f"write {name} = {name} {operator} …"
+                self.error(statement, "augmented assignment is not part of the language", hint)
+            case ast.Assign(targets=[ast.Tuple() | ast.List(), *_]):
+                self.error(statement, "tuple assignment is not part of the language", "assign a name a line")
+            case ast.Assign(targets=[_, _, *_]):
+                self.error(statement, "an assignment has one target", "assign a name a line")
+            case ast.Assign() | ast.AugAssign():
+                target = statement.targets[0] if isinstance(statement, ast.Assign) else statement.target
+                what = "a subscript" if isinstance(target, ast.Subscript) else "an attribute"
+                hint = "assign to a name; p and the state are stored from what the rule returns"
+                self.error(target, f"{what} cannot be assigned", hint)
+            case _:
+                self.refuse(statement)
+
+    def refuse(self, node: ast.AST, place: ast.AST | None = None) -> Expr:
+        """An error for syntax outside of the language."""
+        what, hint = INSTEAD.get(type(node), (type(node).__name__.lower(), ""))
+        return self.error(place or node, f"{what} is not part of the language", hint)
+
+    def bind(self, target: ast.expr, name: str, value: ast.expr) -> None:
+        """`name = value`."""
+        expr = self.expression(value)
+        if name in self.options:
+            self.error(target, f"option {name!r} cannot be rebound", "bind another name")
+        elif name in self.fixed:
+            what = "t, the step count," if name == "t" else f"hyperparameter {name!r}"
+            self.error(target, f"{what} cannot be rebound", "bind another name")
+        elif name in self.scalar_states and expr.type not in (Type.SCALAR, Type.POISON):
+            hint = f"drop `: scalar` from {name!r}, or bind another name"
+            self.error(value, f"{name!r} is scalar state and cannot hold {an(expr.type)}", hint)
+            self.names[name] = POISON
+        else:
+            self.touched.add(name)
+            let = Let(name, len(self.lets), expr)
+            self.lets.append(let)
+            self.names[name] = let.ref
+
+    def check_assert(self, statement: ast.Assert) -> None:
+        """`assert condition on hyperparameters`."""
+        self.asserting = True
+        condition = self.condition(statement.test)
+        self.asserting = False
+        message = ""
+        if statement.msg is not None:
+            if isinstance(statement.msg, ast.Constant) and isinstance(statement.msg.value, str):
+                message = statement.msg.value
+            else:
+                self.error(statement.msg, "the message of an assert is a plain string")
+        if isinstance(condition, bool):
+            if condition:
+                return
+            condition = Expr("const", Type.CONDITION, value=False)
+        if condition is not POISON:
+            self.asserts.append(Assert(condition, self.text_of(statement.test), message))
+
+    def text_of(self, node: ast.expr) -> str:
+        """The author's text of an expression, on one line."""
+        text = ast.get_source_segment("\n".join(self.definition.text.lines), node) or ""
+        return ast.unparse(node) if "\n" in text or not text else text
+
+    def stored(self, name: str) -> Expr:
+        """The value that an output ends with, as it is stored."""
+        expr = self.names[name]
+        if expr.type in (Type.MASK, Type.CONDITION):
+            place = self.definition.body[-1]
+            return self.error(
+                place, f"{name!r} ends as {an(expr.type)}, which cannot be stored", "store where(mask, 1, 0)"
+            )
+        return expr if name in self.scalar_states else element(expr)
+
+    # ── static conditions ───────────────────────────────────────────────────────────────────────────────────────
+
+    def static(self, node: ast.expr) -> bool | None:
+        """The value of a condition on static options alone; None for any other expression."""
+        match node:
+            case ast.Constant(value=bool(value)):
+                return value
+            case ast.Name(id=name) if name in self.options and isinstance(self.options[name], bool):
+                return bool(self.options[name])
+            case ast.UnaryOp(op=ast.Not(), operand=operand):
+                value = self.static(operand)
+                return None if value is None else not value
+            case ast.BoolOp(op=op, values=nodes):
+                values = [self.static(n) for n in nodes]
+                if None in values:
+                    return None
+                return all(values) if isinstance(op, ast.And) else any(values)
+            case ast.Compare(left=left, ops=[ast.Eq() | ast.NotEq() as op], comparators=[right]):
+                a, b = self.static_value(left), self.static_value(right)
+                if a is None or b is None:
+                    return None
+                if type(a) is not type(b):
+                    self.error(
+                        node, f"{a!r} and {b!r} are never equal", "a bool option is true or false, any other a string"
+                    )
+                return (a == b) == isinstance(op, ast.Eq)
+        return None
+
+    def static_value(self, node: ast.expr) -> bool | str | None:
+        """An option's value, or a string or truth value written out."""
+        match node:
+            case ast.Name(id=name) if name in self.options:
+                return self.options[name]
+            case ast.Constant(value=(bool() | str()) as value):
+                return value
+        return None
+
+    # ── scalar conditions ───────────────────────────────────────────────────────────────────────────────────────
+
+    def condition(self, node: ast.expr) -> Expr | bool:
+        """A condition that holds for all elements or for none; a bool where the options decide it."""
+        chosen = self.static(node)
+        if chosen is not None:
+            return chosen
+        expr = self.expression(node, conditional=True)
+        if expr.type in (Type.CONDITION, Type.POISON):
+            return expr
+        if expr.type is Type.MASK:
+            return self.error(
+                node, "a comparison of elements decides element by element", "use it in where(mask, a, b)"
+            )
+        return self.error(node, f"{an(expr.type)} is not a condition", "compare it, for example with != 0")
+
+    def boolean(self, node: ast.BoolOp) -> Expr:
+        """`and`, `or` over scalar conditions; parts that the options decide are folded."""
+        op = "and" if isinstance(node.op, ast.And) else "or"
+        result: Expr | None = None
+        for part in node.values:
+            value = self.static(part)
+            if value is None:
+                expr = self.expression(part, conditional=True)
+                if expr.type is Type.MASK:
+                    return self.error(
+                        part, f"`{op}` does not combine comparisons of elements", "nest where(mask, where(…), b)"
+                    )
+                if expr.type not in (Type.CONDITION, Type.POISON):
+                    return self.error(part, f"{an(expr.type)} is not a condition", "compare it, for example with != 0")
+            elif value == (op == "or"):
+                expr = truth(value)
+            else:
+                continue
+            result = expr if result is None else combine(op, Type.CONDITION, result, expr)
+            if expr.op == "const":
+                break  # whatever follows is not evaluated
+        return truth(op == "and") if result is None else result
+
+    def comparison(self, node: ast.Compare) -> Expr:
+        """A comparison: of scalars (chained too) a condition, of elements a mask."""
+        for operator in node.ops:
+            if type(operator) not in COMPARISONS:
+                return self.refuse(operator, node)
+        for side in (node.left, *node.comparators):
+            if isinstance(side, ast.Constant) and isinstance(side.value, str):
+                return self.error(node, "a string is compared with a static option only, by == or !=")
+        sides = [self.expression(side) for side in (node.left, *node.comparators)]
+        for side, place in zip(sides, (node.left, *node.comparators), strict=True):
+            if side.type in (Type.MASK, Type.CONDITION):
+                return self.error(place, f"{an(side.type)} cannot be compared")
+        if any(side is POISON for side in sides):
+            return POISON
+        pairs = list(zip(node.ops, sides, sides[1:], strict=False))
+        if any(side.type is Type.ELEMENT for side in sides):
+            if len(pairs) > 1:
+                return self.error(
+                    node, "comparisons of elements are not chained", "nest where(a < b, where(b < c, …), …)"
+                )
+            return combine(COMPARISONS[type(pairs[0][0])], Type.MASK, *map(element, sides))
+        result: Expr | None = None
+        for operator, a, b in pairs:
+            part = combine(COMPARISONS[type(operator)], Type.CONDITION, a, b)
+            result = part if result is None else combine("and", Type.CONDITION, result, part)
+        assert result is not None
+        return result
+
+    # ── expressions ─────────────────────────────────────────────────────────────────────────────────────────────
+
+    def expression(self, node: ast.expr, conditional: bool = False) -> Expr:
+        """The typed form of an expression."""
+        match node:
+            case ast.Constant():
+                return self.constant(node)
+            case ast.Name():
+                return self.name(node, conditional)
+            case ast.UnaryOp(op=ast.USub(), operand=operand):
+                return self.negation(node, self.expression(operand))
+            case ast.UnaryOp(op=ast.Not(), operand=operand):
+                condition = self.condition(operand)
+                if isinstance(condition, bool):
+                    return truth(not condition)
+                return combine("not", Type.CONDITION, condition)
+            case ast.UnaryOp():
+                return self.refuse(node.op, node)
+            case ast.BinOp():
+                return self.arithmetic(node)
+            case ast.BoolOp():
+                return self.boolean(node)
+            case ast.Compare():
+                chosen = self.static(node)
+                return self.comparison(node) if chosen is None else truth(chosen)
+            case ast.IfExp():
+                return self.selection(node)
+            case ast.Call():
+                return self.call(node)
+            case ast.Attribute():
+                function = node.attr if node.attr in FUNCTIONS or node.attr in REDUCTIONS else ""
+                hint = f"write {function}(…), imported from optforge" if function else "a rule knows only names"
+                return self.error(node, "an attribute is not part of the language", hint)
+        return self.refuse(node)
+
+    def constant(self, node: ast.Constant) -> Expr:
+        """A literal number."""
+        if isinstance(node.value, bool):
+            return truth(node.value)
+        value = number(node, self.reporter)
+        return POISON if value is None else Expr("const", Type.SCALAR, value=value)
+
+    def name(self, node: ast.Name, conditional: bool = False) -> Expr:
+        """A name: a parameter, the latest binding of a local, a hyperparameter."""
+        name = node.id
+        if name in self.options:
+            hint = "options decide `if`, and `a if option else b`"
+            return self.error(node, f"option {name!r} is static and has no value in a formula", hint)
+        if (self.asserting and name not in self.fixed) or (self.asserting and name == "t"):
+            if name in self.names or name == "t":
+                hint = "it is checked when they are set, before there is a step"
+                return self.error(node, f"an assert is about hyperparameters, and {name!r} is none", hint)
+        if name in self.fixed:
+            return self.fixed[name]
+        if name in self.names:
+            self.touched.add(name)
+            return self.names[name]
+        if name == "t":
+            hint = "list it behind the *: def name(p, g, *, t, lr=1e-3)"
+            return self.error(node, "the step count t is not in the signature", hint)
+        if name in self.bound_somewhere:
+            hint = "bind it before, on every path that the options can choose"
+            return self.error(node, f"{name!r} is read before it is bound", hint)
+        known = [*self.fixed, *self.names, *self.options]
+        if name in self.language_names():
+            return self.error(node, f"{name!r} is a function", f"call it: {name}(…)")
+        look = look_alike(name, known)
+        if look:
+            return self.error(node, f"unknown name {name!r}", look)
+        hint = "a rule knows its own parameters and locals; module constants become hyperparameters"
+        return self.error(node, f"unknown name {name!r}{nearest(name, known)}", hint)
+
+    def language_names(self) -> dict[str, str]:
+        """Names that call something, as this file spells them."""
+        own = {name: name for name in [*FUNCTIONS, *REDUCTIONS, "where"]}
+        return own | {alias: name for alias, name in self.definition.aliases.items() if name in own}
+
+    def negation(self, node: ast.UnaryOp, operand: Expr) -> Expr:
+        """`-x`."""
+        if operand.op == "const" and operand.type is Type.SCALAR:
+            return Expr("const", Type.SCALAR, value=-number_of(operand))
+        if operand.type in (Type.MASK, Type.CONDITION):
+            return self.error(node.operand, f"{an(operand.type)} is not a number", MASK_HINT)
+        return combine("neg", operand.type, operand)
+
+    def arithmetic(self, node: ast.BinOp) -> Expr:
+        """`a op b`, in the order written."""
+        a, b = self.expression(node.left), self.expression(node.right)
+        if type(node.op) not in OPERATORS:
+            return self.refuse(node.op, node)
+        op = OPERATORS[type(node.op)]
+        for side, place in ((a, node.left), (b, node.right)):
+            if side.type in (Type.MASK, Type.CONDITION):
+                return self.error(place, f"{an(side.type)} is not a number", MASK_HINT)
+        if a is POISON or b is POISON:
+            return POISON
+        if op == "pow":
+            return self.power(node, a, b)
+        if a.type is Type.SCALAR and b.type is Type.SCALAR:
+            if a.op == b.op == "const":
+                value = fold_checked(node, op, number_of(a), number_of(b), self.reporter)
+                return POISON if value is None else Expr("const", Type.SCALAR, value=value)
+            return combine(op, Type.SCALAR, a, b)
+        if op == "mod":
+            return self.error(node, "% is defined for scalars only")
+        return combine(op, Type.ELEMENT, element(a), element(b))
+
+    def power(self, node: ast.BinOp, base: Expr, exponent: Expr) -> Expr:
+        """`base ** exponent`: of elements only the powers that are exact."""
+        if exponent.type is Type.ELEMENT:
+            return self.error(node, "an exponent is a scalar", "for positive x, x**y is exp(y * log(x))")
+        if exponent == SQUARED:
+            return combine("square", base.type, base)
+        if base.type is Type.SCALAR:
+            return combine("pow", Type.SCALAR, base, exponent)
+        match exponent:
+            case Expr(op="const", value=0.5):
+                return combine("sqrt", Type.ELEMENT, base)
+            case Expr(op="const", value=-1.0):
+                return combine("div", Type.ELEMENT, element(Expr("const", Type.SCALAR, value=1.0)), base)
+            case Expr(op="const", value=3.0):
+                hint = "write x * x * x"
+            case _:
+                hint = "for positive x, x**y is exp(y * log(x))"
+        return self.error(node, "elements have the powers 2, 0.5 and -1 only", hint)
+
+    def selection(self, node: ast.IfExp) -> Expr:
+        """`a if condition else b`."""
+        condition = self.condition(node.test)
+        if isinstance(condition, bool):
+            return self.expression(node.body if condition else node.orelse)
+        a, b = self.expression(node.body), self.expression(node.orelse)
+        for side, place in ((a, node.body), (b, node.orelse)):
+            if side.type in (Type.MASK, Type.CONDITION):
+                return self.error(place, f"{an(side.type)} cannot be a branch")
+        if POISON in (a, b, condition):
+            return POISON
+        if a.type is not b.type:
+            hint = "make both scalars or both elements, for example by 0 * g + scalar"
+            return self.error(node, f"the branches differ: {an(a.type)} and {an(b.type)}", hint)
+        return Expr("select", a.type, (condition, a, b))
+
+    def call(self, node: ast.Call) -> Expr:
+        """A function of the table, or `where`."""
+        if isinstance(node.func, ast.Attribute):
+            return self.expression(node.func)
+        if not isinstance(node.func, ast.Name):
+            return self.error(node.func, "only functions of the language can be called")
+        name = node.func.id
+        known = self.language_names()
+        if name in self.bound_somewhere or name in self.names or name in self.fixed or name in self.options:
+            return self.error(
+                node.func, f"{name!r} is a value in this rule and cannot be called", "give the value another name"
+            )
+        if name not in known:
+            listed = ", ".join([*FUNCTIONS, "where"])
+            message = f"unknown function {name!r}{nearest(name, known)}"
+            return self.error(node.func, message, f"a rule cannot call helper functions; there are {listed}")
+        if node.keywords:
+            return self.error(node.keywords[0].value, f"{name}() takes no keyword arguments", "pass them by position")
+        for arg in node.args:
+            if isinstance(arg, ast.Starred):
+                return self.refuse(arg)
+        name = known[name]
+        if name in REDUCTIONS:
+            return self.error(node, f"{name}(): reductions are not supported yet")
+        if name == "where":
+            return self.where(node)
+        function = FUNCTIONS[name]
+        if len(node.args) != len(function.parameters):
+            expected = f"{name}({', '.join(function.parameters)})"
+            return self.error(node, f"{expected} takes {len(function.parameters)} argument(s), not {len(node.args)}")
+        args = [self.expression(arg) for arg in node.args]
+        for value, place in zip(args, node.args, strict=True):
+            if value.type in (Type.MASK, Type.CONDITION):
+                return self.error(place, f"{an(value.type)} is not a number", MASK_HINT)
+        if all(arg.type is Type.SCALAR for arg in args):
+            return combine(name, Type.SCALAR, *args)
+        return combine(name, Type.ELEMENT, *map(element, args))
+
+    def where(self, node: ast.Call) -> Expr:
+        """`where(mask, a, b)`, with the elements' dtype."""
+        if len(node.args) != 3:
+            return self.error(node, f"where(mask, a, b) takes 3 arguments, not {len(node.args)}")
+        chosen = self.static(node.args[0])
+        mask = truth(chosen) if chosen is not None else self.expression(node.args[0])
+        a, b = self.expression(node.args[1]), self.expression(node.args[2])
+        if mask.type.uniform:
+            return self.error(
+                node.args[0], "where() chooses by elements, and this is a scalar", "write a if condition else b"
+            )
+        if mask.type is Type.ELEMENT:
+            return self.error(node.args[0], "where() chooses by a comparison", "compare, for example with != 0")
+        for side, place in ((a, node.args[1]), (b, node.args[2])):
+            if side.type in (Type.MASK, Type.CONDITION):
+                return self.error(place, f"{an(side.type)} cannot be a branch")
+        return combine("where", Type.ELEMENT, mask, element(a), element(b))
+
+
+MASK_HINT = "choose numbers by it: where(mask, 1, 0)"
+
+
+def an(kind: Type) -> str:
+    """A type as messages name it."""
+    names = {
+        Type.SCALAR: "a scalar",
+        Type.CONDITION: "a scalar condition",
+        Type.ELEMENT: "an element",
+        Type.MASK: "a comparison of elements",
+    }
+    return names.get(kind, "nothing")
+
+
+def combine(op: str, kind: Type, *args: Expr) -> Expr:
+    """An operation, or poison where an operand is."""
+    return POISON if POISON in args else Expr(op, kind, args)
+
+
+def element(expr: Expr) -> Expr:
+    """The expression as an element: a scalar is rounded, here and once."""
+    return Expr("round", Type.ELEMENT, (expr,)) if expr.type is Type.SCALAR else expr
+
+
+def truth(value: bool) -> Expr:
+    """A constant condition."""
+    return Expr("const", Type.CONDITION, value=value)
+
+
+def number_of(expr: Expr) -> float:
+    """The value of a constant."""
+    assert isinstance(expr.value, float)
+    return expr.value
+
+
+def look_alike(name: str, known: list[str]) -> str:
+    """A hint where a name consists of letters that look like those of another alphabet."""
+    foreign = [c for c in name if not c.isascii()]
+    if not foreign:
+        return ""
+    named = ", ".join(f"U+{ord(c):04X} {unicodedata.name(c, 'unnamed')}" for c in foreign)
+    return f"it is not ASCII: {named}; known are {', '.join(map(repr, known))}"

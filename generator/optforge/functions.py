@@ -1,0 +1,167 @@
+"""The functions of the rule language: one row each, and the callables that rules import.
+
+`sqrt(x)` on a Python float gives a Python float through `math`, so that a float32 array that meets it stays
+float32; on an array it gives an array of the same dtype.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+@dataclass(frozen=True)
+class Function:
+    """One function of the language.
+
+    Attributes
+    ----------
+    parameters : tuple of str
+        Names of its arguments.
+    doc : str
+        What it gives.
+    scalar : callable
+        On Python floats; raises where Python does.
+    element : callable
+        On arrays of one dtype, giving that dtype.
+    ulp : float
+        Largest error in units in the last place against the exact value, over all targets; 0 promises the same
+        bits everywhere.
+    c : str
+        A function of <math.h> (its double form), or, where `x` or `a, b` are the arguments, a C expression for
+        the body of a helper; `{one}`, `{zero}` are constants of the element type.
+    raises : str
+        A C condition on the arguments and the result `y` under which Python raises; empty: never.
+    folds : bool
+        Whether a compiler may compute it in advance with other bits than the platform's library gives.
+    """
+
+    name: str
+    parameters: tuple[str, ...]
+    doc: str
+    scalar: Callable[..., float]
+    element: Callable[..., Array]
+    c: str
+    ulp: float = 0
+    raises: str = ""
+    folds: bool = False
+
+    @property
+    def library(self) -> bool:
+        """Whether C has the function in <math.h>."""
+        return self.c.isidentifier()
+
+    def __call__(self, *args: Any) -> Any:
+        """Apply to floats or arrays, as rules do when they run as plain Python."""
+        if len(args) != len(self.parameters):
+            raise TypeError(f"{self.name}() takes {len(self.parameters)} arguments, not {len(args)}")
+        if not any(isinstance(arg, (np.ndarray, np.generic)) for arg in args):
+            return self.scalar(*(float(arg) for arg in args))
+        dtype = np.result_type(*args)
+        with np.errstate(all="ignore"):
+            return self.element(*(np.asarray(arg, dtype) for arg in args))
+
+    def __repr__(self) -> str:
+        return f"<optforge function {self.name}({', '.join(self.parameters)})>"
+
+
+def _sign(x: float) -> float:
+    return x if math.isnan(x) else float((x > 0) - (x < 0))
+
+
+def _maximum(a: float, b: float) -> float:
+    return a if math.isnan(a) or a > b else b
+
+
+def _minimum(a: float, b: float) -> float:
+    return a if math.isnan(a) or a < b else b
+
+
+def _sign_of_elements(x: Array) -> Array:
+    return np.where(np.isnan(x), x, (x > 0).astype(x.dtype) - (x < 0).astype(x.dtype))
+
+
+def _maximum_of_elements(a: Array, b: Array) -> Array:
+    return np.where(np.isnan(a) | (a > b), a, b)
+
+
+def _minimum_of_elements(a: Array, b: Array) -> Array:
+    return np.where(np.isnan(a) | (a < b), a, b)
+
+
+FUNCTIONS: dict[str, Function] = {
+    function.name: function
+    for function in (
+        Function("sqrt", ("x",), "square root", math.sqrt, np.sqrt, "sqrt", raises="x < 0.0"),
+        Function("abs", ("x",), "absolute value", math.fabs, np.abs, "fabs"),
+        Function(
+            "sign",
+            ("x",),
+            "1, 0 or -1; +0 for both zeros, NaN for NaN",
+            _sign,
+            _sign_of_elements,
+            "x > {zero} ? {one} : x < {zero} ? -{one} : x == {zero} ? {zero} : x",
+        ),
+        Function(
+            "minimum",
+            ("a", "b"),
+            "NaN if either is, else a if a < b else b",
+            _minimum,
+            _minimum_of_elements,
+            "a != a || a < b ? a : b",
+        ),
+        Function(
+            "maximum",
+            ("a", "b"),
+            "NaN if either is, else a if a > b else b",
+            _maximum,
+            _maximum_of_elements,
+            "a != a || a > b ? a : b",
+        ),
+        Function(
+            "exp", ("x",), "e to the power x", math.exp, np.exp, "exp", 4, "isfinite(x) && !isfinite(y)", folds=True
+        ),
+        Function("log", ("x",), "natural logarithm", math.log, np.log, "log", 4, "x <= 0.0", folds=True),
+        Function("tanh", ("x",), "hyperbolic tangent", math.tanh, np.tanh, "tanh", 4, folds=True),
+    )
+}
+
+
+def where(mask: Any, a: Any, b: Any, dtype: Any = None) -> Any:
+    """Choose `a` where the mask holds, `b` elsewhere, element by element.
+
+    Inside a rule the result has the dtype of the rule's arrays, also where both branches are numbers.
+    """
+    if not isinstance(mask, np.ndarray):
+        raise TypeError("where() chooses between elements; for a scalar condition write: a if condition else b")
+    if dtype is None:
+        dtype = next((x.dtype for x in (a, b) if isinstance(x, np.ndarray)), None)
+    return np.where(mask, np.asarray(a, dtype), np.asarray(b, dtype))
+
+
+REDUCTIONS: dict[str, str] = {
+    "norm": "Euclidean norm over one tensor",
+    "sum": "sum over one tensor",
+    "mean": "mean over one tensor",
+    "max_abs": "largest absolute value of one tensor",
+    "global_norm": "Euclidean norm over all tensors of the optimizer",
+    "global_sum": "sum over all tensors of the optimizer",
+}
+
+
+def reduction(name: str) -> Callable[..., Any]:
+    """The importable name of a reduction, which rules cannot use yet."""
+    from .diagnostics import NotSupportedYet
+
+    def call(x: Any) -> Any:
+        raise NotSupportedYet(f"{name}(): reductions are not supported yet")
+
+    call.__name__ = call.__qualname__ = name
+    call.__doc__ = f"{REDUCTIONS[name][0].upper()}{REDUCTIONS[name][1:]} (not supported yet)."
+    return call

@@ -1,0 +1,90 @@
+"""The small functions that emitted code may need, as text: the language's own operations where C has none."""
+
+from __future__ import annotations
+
+from .dtypes import DType
+from .functions import FUNCTIONS
+
+# role: parameters, comment, body lines. Roles that begin with "scalar" note where Python would raise.
+SCALARS: dict[str, tuple[str, str, tuple[str, ...]]] = {
+    "scalar div": (
+        "double a, double b, int *failed",
+        "a / b; failed where Python raises.",
+        ("if (b == 0.0)", "    *failed = 1;", "return a / b;"),
+    ),
+    "scalar mod": (
+        "double a, double b, int *failed",
+        "a % b with Python's sign.",
+        (
+            "double r = fmod(a, b);",
+            "",
+            "if (b == 0.0)",
+            "    *failed = 1;",
+            "if (r == 0.0)",
+            "    return copysign(0.0, b);",
+            "if ((r < 0.0) != (b < 0.0))",
+            "    r += b;",
+            "return r;",
+        ),
+    ),
+    "scalar pow": (
+        "double a, double b, int *failed",
+        "The library's pow, which no compiler may fold or rewrite; failed where Python raises or turns complex.",
+        (
+            "volatile double base = a, exponent = b;",
+            "const double y = pow(base, exponent);",
+            "",
+            "if (isfinite(a) && isfinite(b) && !isfinite(y))",
+            "    *failed = 1;",
+            "return y;",
+        ),
+    ),
+}
+WORDS = {"scalar div": "divide", "scalar mod": "modulo", "scalar pow": "power"}
+
+
+def name(role: str, kind: DType, prefix: str) -> str:
+    """What the emitted function is called."""
+    word = WORDS.get(role, role.removeprefix("scalar "))
+    return f"{prefix}_{word}" if role.startswith("scalar ") else f"{prefix}_{word}_{kind.suffix}"
+
+
+def definition(role: str, kind: DType, prefix: str) -> str:
+    """The text of the emitted function."""
+    own = name(role, kind, prefix)
+    if role in SCALARS:
+        parameters, comment, body = SCALARS[role]
+        return function(f"static double {own}({parameters})", comment, body)
+    if role == "square":
+        return function(f"{prefix}_INLINE {kind.c} {own}({kind.c} x)", "", ("return x * x;",))
+    row = FUNCTIONS[role.removeprefix("scalar ")]
+    if role.startswith("scalar "):
+        return function(*checked(row.name, own))
+    parameters = ", ".join(f"{kind.c} {parameter}" for parameter in row.parameters)
+    expression = row.c.format(zero=kind.constant(0.0), one=kind.constant(1.0))
+    return function(f"{prefix}_INLINE {kind.c} {own}({parameters})", f"{row.doc}.", (f"return {expression};",))
+
+
+def checked(function_name: str, own: str) -> tuple[str, str, tuple[str, ...]]:
+    """A function of <math.h> on a scalar: not folded by compilers, and failed where Python raises."""
+    row = FUNCTIONS[function_name]
+    body = [f"const double y = {row.c}(x);", ""]
+    comment = f"{row.doc}".capitalize()
+    if row.folds:
+        body = ["volatile double argument = x;", f"const double y = {row.c}(argument);", ""]
+        comment += ", by the library's own function, which no compiler may fold"
+    if row.raises:
+        body += [f"if ({row.raises})", "    *failed = 1;"]
+        comment += "; failed where Python raises"
+    return (
+        f"static double {own}(double x{', int *failed' if row.raises else ''})",
+        f"{comment}.",
+        (*(body if row.raises else body[:-1]), "return y;"),
+    )
+
+
+def function(head: str, comment: str, body: tuple[str, ...]) -> str:
+    """The pieces put together."""
+    lines = [f"/* {comment} */"] if comment else []
+    lines += [head, "{", *(f"    {line}".rstrip() for line in body), "}"]
+    return "\n".join(lines)

@@ -1,0 +1,440 @@
+"""The Optimizer: a rule applied to arrays, step after step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from . import rules, targets
+from .arrays import Ranges, gradient, kind, parameter, pointer
+from .diagnostics import NotSupportedYet, UsageError, nearest
+from .functions import Array
+from .rule import Rule, initial, real
+from .scalars import check_hyperparameters
+
+
+@dataclass
+class Tensor:
+    """One parameter with its state.
+
+    `p` and `arrays` (state by name) are flat views; `scalars` holds scalar state as float64 arrays of one element.
+    `started` is False until the first step that is applied to it.
+    """
+
+    key: Any
+    owner: Any
+    shape: tuple[int, ...]
+    p: Array
+    arrays: dict[str, Array]
+    scalars: dict[str, Array]
+    started: bool = False
+
+    @property
+    def label(self) -> str:
+        """What messages call it."""
+        return f"params[{self.key!r}]"
+
+
+class Optimizer:
+    """Applies an update rule to parameters, in place.
+
+    Parameters
+    ----------
+    params : list, tuple or dict of arrays
+        float32 or float64, C-contiguous, writable: NumPy arrays, or CPU arrays that share memory through DLPack or the
+        buffer protocol (PyTorch CPU tensors). Any other iterable of arrays is taken as a list.
+    rule : Rule or str
+        A rule, or the name of a built-in one.
+    target : str
+        "c" for the compiled kernel, "numpy" for the reference; or a callable that takes a rule and its kernel and
+        gives an engine.
+    threads : int, optional
+        Largest number of threads of a step; OpenMP's own choice if left out. In a forked child it is 1.
+    **settings
+        Hyperparameters, and static options of the rule. Each is an attribute as well: `opt.lr = 1e-4` holds from the
+        next step on.
+
+    Attributes
+    ----------
+    params
+        What was passed.
+    rule : Rule
+    target : str
+    threads : int or None
+
+    Raises
+    ------
+    TypeError
+        An argument is no array, is of another dtype, or is no hyperparameter of the rule.
+    ValueError
+        An array's layout or a hyperparameter's value does not do, or two parameters overlap.
+    RuleError
+        The rule's text was refused.
+    EnvironmentProblem
+        The kernel cannot be compiled here.
+
+    Examples
+    --------
+    >>> import numpy as np, optforge as of
+    >>> w = np.ones(3, np.float32)
+    >>> opt = of.Optimizer([w], "sgd", lr=0.5, target="numpy")
+    >>> opt.step([np.ones(3, np.float32)])
+    >>> w
+    array([0.5, 0.5, 0.5], dtype=float32)
+    """
+
+    params: Any
+    rule: Rule
+    target: str | Callable[..., Any]
+    threads: int | None
+
+    def __init__(
+        self,
+        params: Iterable[Any] | Mapping[Any, Any],
+        rule: Rule | str,
+        *,
+        target: str | Callable[..., Any] = "c",
+        threads: int | None = None,
+        skip_nonfinite: bool = False,
+        zero_grads: bool = False,
+        **settings: Any,
+    ):
+        for name, value in (("skip_nonfinite", skip_nonfinite), ("zero_grads", zero_grads)):
+            if value:
+                raise NotSupportedYet(f"{name}=True is not supported yet")
+        if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or threads < 1):
+            raise ValueError(f"threads is None or a whole number from 1, not {threads!r}")
+        self._set(rule=named_rule(rule), target=target, threads=threads, params=structured(params))
+        values, options = self.rule.settings(settings)
+        kernel = self.rule.kernel(**settings)
+        check_hyperparameters(kernel, values)
+        self._set(_kernel=kernel, _options=options, _names=tuple(values), _t=0, _threads=threads or 0)
+        # A rule without hyperparameters still passes an address.
+        self._set(_values=np.array([*values.values()] or [0.0], np.float64))
+        tensors = self._make_tensors(values)
+        make = targets.engine(target) if isinstance(target, str) else target
+        self._set(_tensors=tensors, _ranges=Ranges((tensor.label, tensor.p) for tensor in tensors))
+        self._set(_engine=make(self.rule, kernel), _plan=None, _ids=(), _kept=(), _watched=(), _starting=())
+
+    def _set(self, **attributes: Any) -> None:
+        """Set own attributes; plain assignment is for hyperparameters and `t`."""
+        for name, value in attributes.items():
+            object.__setattr__(self, name, value)
+
+    def _make_tensors(self, hyperparameters: Mapping[str, float]) -> list[Tensor]:
+        """The tensors with their state allocated and, where it is a number, initialised."""
+        items = self.params.items() if isinstance(self.params, dict) else enumerate(self.params)
+        tensors = []
+        for key, owner in items:
+            array = parameter(owner, f"params[{key!r}]")
+            flat = array.reshape(-1)
+            tensor = Tensor(key, owner, array.shape, flat, {}, {})
+            for state in self._kernel.state:
+                value = initial(state, flat, np.zeros_like(flat), hyperparameters)
+                if state.scalar:
+                    tensor.scalars[state.name] = np.array([value], np.float64)
+                else:
+                    tensor.arrays[state.name] = value
+            tensors.append(tensor)
+        return tensors
+
+    # ── stepping ────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def step(self, grads: Any, *, grad_scale: float | None = None, stats: bool = False) -> None:
+        """One step with these gradients.
+
+        Parameters
+        ----------
+        grads : list, tuple or dict of arrays
+            In the structure of `params`, each with the shape and dtype of its parameter, C-contiguous; None leaves
+            its tensor alone.
+
+        Raises
+        ------
+        TypeError, ValueError
+            A gradient does not fit; nothing was written, and `t` did not advance.
+        ScalarError
+            A scalar of the rule has no value at this step, such as x/0; likewise.
+        """
+        if grad_scale is not None:
+            raise NotSupportedYet("grad_scale is not supported yet")
+        if stats:
+            raise NotSupportedYet("stats=True is not supported yet")
+        # The arrays of the last step again, which is usual, need no check: they were checked then, and are kept.
+        listed = grads if type(grads) is list or type(grads) is tuple else self._in_order(grads)
+        if tuple(map(id, listed)) != self._ids or any(ask() != at for ask, at in self._watched):
+            self._prepare(self._in_order(grads))
+        if self._starting:
+            self._first_step()
+        else:
+            self._plan.step(self._values, self._t + 1, self._threads)
+        object.__setattr__(self, "_t", self._t + 1)
+
+    def _in_order(self, grads: Any) -> list[Any]:
+        """The gradients as a list in the order of the tensors."""
+        if isinstance(self.params, dict):
+            if not isinstance(grads, Mapping):
+                raise TypeError(f"params is a dict, so grads must be one with the same keys, not {kind(grads)}")
+            for key in grads:
+                if key not in self.params:
+                    raise ValueError(f"grads has the key {key!r}, which params has not")
+            for tensor in self._tensors:
+                if tensor.key not in grads:
+                    raise ValueError(f"grads lacks the key {tensor.key!r}; None leaves a tensor alone")
+            return [grads[tensor.key] for tensor in self._tensors]
+        if isinstance(grads, (Mapping, str, bytes)) or hasattr(grads, "__array__") or not isinstance(grads, Iterable):
+            raise TypeError(f"grads must be a list of arrays like params, not {kind(grads)}")
+        listed = list(grads)
+        if len(listed) != len(self._tensors):
+            raise ValueError(f"grads has {len(listed)} arrays, params has {len(self._tensors)}")
+        return listed
+
+    def _prepare(self, grads: list[Any]) -> None:
+        """Check the gradients and make the plan of steps with them."""
+        watched = []
+        for tensor in self._tensors:
+            moving = pointer(tensor.owner)
+            if moving is not None:  # it may have been given other memory since
+                array = parameter(tensor.owner, tensor.label)
+                if array.shape != tensor.shape or array.dtype != tensor.p.dtype:
+                    raise ValueError(
+                        f"{tensor.label} has become {array.dtype}{array.shape} since the optimizer was made"
+                    )
+                tensor.p = array.reshape(-1)
+                watched.append(moving)
+        if watched:
+            self._set(_ranges=Ranges((tensor.label, tensor.p) for tensor in self._tensors))
+        tensors, views = [], []
+        for tensor, given in zip(self._tensors, grads, strict=True):
+            if given is not None:
+                label = tensor.label.replace("params", "grads", 1)
+                view = gradient(given, label, tensor.shape, tensor.p.dtype).reshape(-1)
+                self._ranges.check_apart(view, label)
+                tensors.append(tensor)
+                views.append(view)
+                moving = pointer(given)
+                if moving is not None:
+                    watched.append(moving)
+        starting = [(tensor, view) for tensor, view in zip(tensors, views, strict=True) if not tensor.started]
+        self._set(_plan=self._engine.plan(tensors, views), _starting=starting, _watched=watched)
+        self._set(_ids=tuple(map(id, grads)), _kept=grads)
+
+    def _first_step(self) -> None:
+        """A step that is the first of some tensors, whose state starts now; undone if the step fails."""
+        hyperparameters = self._hyperparameters()
+        before = []
+        for tensor, view in self._starting:
+            for state in self._kernel.state:
+                if isinstance(state.initial, str):
+                    own = tensor.scalars[state.name] if state.scalar else tensor.arrays[state.name]
+                    before.append((own, own.copy()))
+                    own[...] = initial(state, tensor.p, view, hyperparameters)
+        try:
+            self._plan.step(self._values, self._t + 1, self._threads)
+        except BaseException:
+            for own, old in before:
+                own[...] = old
+            raise
+        for tensor, _ in self._starting:
+            tensor.started = True
+        self._set(_starting=())
+
+    # ── reading and setting ─────────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def t(self) -> int:
+        """Steps taken; setting it to n makes the next step n + 1 and resets no state."""
+        return int(self._t)
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """State by name in the structure of `params`: live arrays, and floats where it is scalar."""
+        return {
+            state.name: self._like_params(
+                float(tensor.scalars[state.name][0])
+                if state.scalar
+                else tensor.arrays[state.name].reshape(tensor.shape)
+                for tensor in self._tensors
+            )
+            for state in self._kernel.state
+        }
+
+    def _like_params(self, values: Iterable[Any]) -> Any:
+        """Values of the tensors in the structure of `params`."""
+        if isinstance(self.params, dict):
+            return {tensor.key: value for tensor, value in zip(self._tensors, values, strict=True)}
+        return tuple(values) if isinstance(self.params, tuple) else list(values)
+
+    def _hyperparameters(self) -> dict[str, float]:
+        return dict(zip(self._names, self._values.tolist(), strict=False))
+
+    def __getattr__(self, name: str) -> Any:
+        # Called for what is not an ordinary attribute: hyperparameters and options.
+        own = self.__dict__
+        if name in own.get("_names", ()):
+            return float(own["_values"][own["_names"].index(name)])
+        if name in own.get("_options", ()):
+            return own["_options"][name]
+        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}{nearest(name, own.get('_names', ()))}")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self._names:
+            changed = {**self._hyperparameters(), name: real(name, value)}
+            check_hyperparameters(self._kernel, changed)
+            self._values[self._names.index(name)] = changed[name]
+        elif name in self._options:
+            raise ValueError(f"option {name!r} was fixed when the kernel was generated; make another Optimizer")
+        elif name == "t":
+            object.__setattr__(self, "_t", steps_taken(value))
+        else:
+            known = [*self._names, "t"]
+            raise AttributeError(
+                f"{name!r} is not a hyperparameter{nearest(name, known)} (there are {', '.join(known)})"
+            )
+
+    def __dir__(self) -> list[str]:
+        return [*super().__dir__(), *self._names, *self._options]
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{name}={value!r}" for name, value in {**self._hyperparameters(), **self._options}.items())
+        return (
+            f"<Optimizer {self.rule.name} of {len(self._tensors)} tensor(s), t={self.t}{', ' if shown else ''}{shown}>"
+        )
+
+    # ── resuming ────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a resumed run needs besides the parameters, as copies.
+
+        Returns
+        -------
+        dict
+            "rule" and "hash" (str), "options", "hyperparameters", "t" (int), "state" (name to copies in the structure
+            of `params`) and "started" (whether each tensor has had a step, in the structure of `params`).
+        """
+        return {
+            "rule": self.rule.name,
+            "hash": self.rule.hash,
+            "options": dict(self._options),
+            "hyperparameters": self._hyperparameters(),
+            "t": self.t,
+            "state": {
+                name: self._like_params(
+                    value.copy() if isinstance(value, np.ndarray) else value for value in self._values_of(tree)
+                )
+                for name, tree in self.state.items()
+            },
+            "started": self._like_params(tensor.started for tensor in self._tensors),
+        }
+
+    def _values_of(self, tree: Any) -> list[Any]:
+        """The values of a structure like `params`, in the order of the tensors."""
+        return [tree[tensor.key] for tensor in self._tensors]
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` gave; the next step has the bits that it would have had there.
+
+        Raises
+        ------
+        TypeError, ValueError
+            It is of another rule, other options or other shapes; nothing was changed, and the message says all that
+            does not fit.
+        """
+        if not isinstance(saved, Mapping):
+            raise TypeError(f"a state dict is a dict, not {kind(saved)}")
+        wanted = ("rule", "hash", "options", "hyperparameters", "t", "state", "started")
+        missing = [name for name in wanted if name not in saved]
+        if missing:
+            raise ValueError(f"the state dict lacks {', '.join(map(repr, missing))}")
+        problems = []
+        if saved["rule"] != self.rule.name:
+            problems.append(f"it is of rule {saved['rule']!r}, this optimizer of {self.rule.name!r}")
+        elif saved["hash"] != self.rule.hash:
+            problems.append(f"it is of another version of rule {self.rule.name!r} (the hashes differ)")
+        if dict(saved["options"]) != self._options:
+            problems.append(f"its options are {dict(saved['options'])}, here {self._options}")
+        if set(saved["hyperparameters"]) != set(self._names):
+            problems.append(f"its hyperparameters are {sorted(saved['hyperparameters'])}, here {sorted(self._names)}")
+        if problems:
+            raise ValueError("; ".join(problems))
+        t = steps_taken(saved["t"])
+        hyperparameters = {name: real(name, saved["hyperparameters"][name]) for name in self._names}
+        check_hyperparameters(self._kernel, hyperparameters)
+        started = [bool(flag) for flag in self._matching(saved["started"], "started", problems)]
+        changes: list[tuple[Array, Any]] = []
+        if set(saved["state"]) != {state.name for state in self._kernel.state}:
+            problems.append(f"its state is {sorted(saved['state'])}, here {sorted(s.name for s in self._kernel.state)}")
+        else:
+            for state in self._kernel.state:
+                values = self._matching(saved["state"][state.name], state.name, problems)
+                for tensor, value in zip(self._tensors, values, strict=False):
+                    own = tensor.scalars[state.name] if state.scalar else tensor.arrays[state.name]
+                    given = np.asarray(value)
+                    shape = () if state.scalar else tensor.shape
+                    if given.shape != shape or (given.dtype != own.dtype and not state.scalar):
+                        label = tensor.label.replace("params", state.name, 1)
+                        what = f"{label} is {given.dtype}{list(given.shape)}, here {own.dtype}{list(shape)}"
+                        problems.append(what)
+                    changes.append((own, given))
+        if problems:
+            raise ValueError("; ".join(problems))
+        for own, given in changes:
+            own[...] = given.reshape(-1)
+        for tensor, flag in zip(self._tensors, started, strict=True):
+            tensor.started = flag
+        self._values[: len(self._names)] = list(hyperparameters.values())
+        self._set(_t=t, _plan=None, _ids=())
+
+    def _matching(self, tree: Any, name: str, problems: list[str]) -> list[Any]:
+        """The values of a saved structure; empty, with a problem noted, where it is unlike `params`."""
+        keys = [tensor.key for tensor in self._tensors]
+        found = (
+            list(tree)
+            if isinstance(tree, Mapping)
+            else list(range(len(tree)))
+            if isinstance(tree, (list, tuple))
+            else None
+        )
+        if found is None or set(found) != set(keys):
+            problems.append(f"its {name!r} does not have the structure of params")
+            return []
+        return [tree[key] for key in keys]
+
+
+def named_rule(rule: Rule | str) -> Rule:
+    """A rule, or the built-in one of this name."""
+    if isinstance(rule, Rule):
+        return rule
+    if not isinstance(rule, str):
+        raise TypeError(f"a rule is made by @rule, or is the name of a built-in one, not {kind(rule)}")
+    if rule not in rules:  # type: ignore[operator]  # the package stands as a mapping
+        listed = f"; there are {', '.join(rules)}"  # type: ignore[arg-type]
+        raise UsageError(f"there is no rule {rule!r}{nearest(rule, rules) or listed}")  # type: ignore[arg-type]
+    return rules[rule]  # type: ignore[index,no-any-return]
+
+
+def structured(params: Any) -> Any:
+    """The parameters as a list, tuple or dict."""
+    if isinstance(params, Mapping):
+        params = params if isinstance(params, dict) else dict(params)
+    elif isinstance(params, (str, bytes)) or hasattr(params, "__array__") or not isinstance(params, Iterable):
+        raise TypeError(f"params must be a list, tuple or dict of arrays, not {kind(params)}")
+    elif not isinstance(params, (list, tuple)):
+        params = list(params)
+    if not params:
+        raise ValueError("params is empty: there is nothing to optimize")
+    if not isinstance(params, dict) and any(isinstance(array, Mapping) for array in params):
+        raise NotSupportedYet("parameter groups are not supported yet")
+    return params
+
+
+def steps_taken(value: Any) -> int:
+    """A step count."""
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"t is a whole number, not {value!r}")
+    if not 0 <= value < 2**63:
+        raise ValueError(f"t counts steps, and cannot be {value}")
+    return int(value)

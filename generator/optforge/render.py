@@ -1,0 +1,84 @@
+"""Text of emitted files: templates, comments, string literals, long lines."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .diagnostics import printable
+
+if TYPE_CHECKING:
+    import jinja2
+
+WIDTH = 110
+HERE = Path(__file__).resolve().parent
+# Inside the wheel the templates are beside this module, in a checkout beside generator/.
+TEMPLATES = HERE / "templates" if (HERE / "templates").is_dir() else HERE.parent.parent / "templates"
+
+
+@functools.cache
+def environment() -> jinja2.Environment:
+    """Jinja over the template directory."""
+    import jinja2
+
+    return jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,
+    )
+
+
+def render_template(name: str, context: Mapping[str, Any]) -> str:
+    """A template filled in."""
+    return environment().get_template(name).render(context)
+
+
+def comment_text(text: str) -> str:
+    """A line of text as it can stand in a C comment."""
+    text = printable(text).replace("*/", "* /").replace("/*", "/ *").replace("??", "? ?")
+    return text[:-1] + "(backslash)" if text.endswith("\\") else text
+
+
+def comment(lines: Iterable[str]) -> str:
+    """A block comment."""
+    text = "\n".join(f" * {comment_text(line)}".rstrip() for line in lines)
+    return f"/*{text[2:]}\n */" if "\n" in text else f"/*{text[2:]} */"
+
+
+def c_string(text: str) -> str:
+    """A C string literal of the text in UTF-8."""
+    pieces = []
+    for byte in text.encode():
+        c = chr(byte)
+        if c in '"\\?':
+            pieces.append(f"\\{c}")
+        elif 32 <= byte < 127:
+            pieces.append(c)
+        else:
+            pieces.append(f"\\{byte:03o}")
+    return f'"{"".join(pieces)}"'
+
+
+def fold(text: str) -> str:
+    """Break function heads and calls that are too long behind a comma, continuing under the parenthesis."""
+    return "\n".join(part for line in text.split("\n") for part in fold_line(line))
+
+
+def fold_line(line: str) -> list[str]:
+    """A line in pieces."""
+    if len(line) <= WIDTH or "(" not in line or line.lstrip().startswith(("*", "/*", "#", "return", "const ")):
+        return [line]
+    margin = " " * (line.index("(") + 1)
+    pieces, current = [], ""
+    for argument in line.split(", "):
+        if current and len(current) + len(argument) + 2 > WIDTH:
+            pieces.append(f"{current},")
+            current = margin + argument
+        else:
+            current = f"{current}, {argument}" if current else argument
+    return [*pieces, current]

@@ -1,0 +1,127 @@
+"""Evaluate the scalars of a kernel in Python floats, raising where Python raises."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from .diagnostics import ScalarError
+from .functions import FUNCTIONS
+from .ir import Assert, Expr, Kernel, Let
+
+Value = float | bool
+
+BINARY: dict[str, Callable[[float, float], Value]] = {
+    "add": lambda a, b: a + b,
+    "sub": lambda a, b: a - b,
+    "mul": lambda a, b: a * b,
+    "div": lambda a, b: a / b,
+    "mod": lambda a, b: a % b,
+    "lt": lambda a, b: a < b,
+    "le": lambda a, b: a <= b,
+    "gt": lambda a, b: a > b,
+    "ge": lambda a, b: a >= b,
+    "eq": lambda a, b: a == b,
+    "ne": lambda a, b: a != b,
+}
+
+
+class Scalars:
+    """The values of scalars at one step, for one tensor.
+
+    Parameters
+    ----------
+    hyperparameters : Mapping[str, float]
+    t : int
+        The step count.
+    state : Mapping[str, float]
+        The scalar state of the tensor.
+    """
+
+    def __init__(self, hyperparameters: Mapping[str, float], t: int, state: Mapping[str, float] | None = None):
+        self.hyperparameters, self.t, self.state = hyperparameters, t, state or {}
+        self.values: dict[int, Value] = {}
+
+    def run(self, lets: tuple[Let, ...]) -> None:
+        """Evaluate bindings in order.
+
+        Raises
+        ------
+        ScalarError
+            One has no value.
+        """
+        for let in lets:
+            try:
+                self.values[let.id] = self(let.expr)
+            except ScalarError as problem:
+                values = ", ".join(
+                    f"{name}={value!r}" for name, value in {**self.hyperparameters, **self.state}.items()
+                )
+                raise ScalarError(f"the scalar {let.name!r} has no value at t={self.t}: {problem} ({values})") from None
+
+    def __call__(self, expr: Expr) -> Value:
+        """The value of an expression."""
+        args = expr.args
+        match expr.op:
+            case "const":
+                assert isinstance(expr.value, (float, bool))
+                return expr.value
+            case "hyper":
+                return self.hyperparameters[str(expr.value)]
+            case "state":
+                return self.state[str(expr.value)]
+            case "time":
+                return float(self.t)
+            case "ref":
+                assert isinstance(expr.value, int)
+                return self.values[expr.value]
+            case "select":
+                return self(args[1] if self(args[0]) else args[2])
+            case "and":
+                return bool(self(args[0]) and self(args[1]))
+            case "or":
+                return bool(self(args[0]) or self(args[1]))
+            case "not":
+                return not self(args[0])
+            case "neg":
+                return -self(args[0])
+            case "square":
+                base = self(args[0])
+                return base * base
+        return self.compute(expr.op, [self(arg) for arg in args])
+
+    def compute(self, op: str, values: list[Value]) -> Value:
+        """An operation that may have no value."""
+        try:
+            if op == "pow":
+                result = values[0] ** values[1]
+                if isinstance(result, complex):
+                    raise ScalarError(f"{values[0]!r} ** {values[1]!r} is complex")
+                return float(result)
+            if op in BINARY:
+                return BINARY[op](values[0], values[1])
+            return FUNCTIONS[op].scalar(*values)
+        except ZeroDivisionError:
+            raise ScalarError("division by zero") from None
+        except OverflowError:
+            shown = f"{op}({', '.join(map(repr, values))})"
+            raise ScalarError(f"{shown} overflows") from None
+        except ScalarError:
+            raise
+        except ValueError:
+            raise ScalarError(f"{op}({', '.join(map(repr, values))}) is not defined") from None
+
+
+def broken(asserts: tuple[Assert, ...], hyperparameters: Mapping[str, float]) -> Assert | None:
+    """The first assert that the hyperparameters do not meet."""
+    scalars = Scalars(hyperparameters, 0)
+    return next((assertion for assertion in asserts if not scalars(assertion.condition)), None)
+
+
+def check_hyperparameters(kernel: Kernel, hyperparameters: Mapping[str, float]) -> None:
+    """Raise ValueError where an assert of the rule does not hold."""
+    failed = broken(kernel.asserts, hyperparameters)
+    if failed is not None:
+        names = {e.value for e in failed.condition.walk() if e.op == "hyper"}
+        given = ", ".join(f"{name}={value!r}" for name, value in hyperparameters.items() if name in names)
+        message = f" ({failed.message})" if failed.message else ""
+        raise ValueError(f"rule {kernel.name!r} needs {failed.text}{message}; given are {given}")

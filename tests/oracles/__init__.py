@@ -1,0 +1,28 @@
+"""Reference steps of the optimizer rules, written by hand in NumPy from the published formulas.
+
+Nothing here uses the package under test: agreement between the two is evidence only while they share no code.
+Each module in this folder holds one rule: `STATE`, `HYPERPARAMETERS`, `SETTINGS` and `step(p, g, state, t, **hyper)`.
+
+What every oracle does alike:
+
+* an expression of hyperparameters and `t` alone is a Python float, rounded once, by `dtype(...)`, where an array joins;
+* every elementwise operation is one NumPy call on operands of the array's own dtype, so it rounds to that dtype;
+* a power of a scalar is `math.pow`; a square is a product;
+* inputs are only read: `step` returns new arrays.
+"""
+
+from importlib import import_module
+from pkgutil import iter_modules
+from types import ModuleType
+
+
+def names() -> list[str]:
+    """Return the names of the oracles, sorted: a module is one by being in this folder."""
+    return sorted(module.name for module in iter_modules(__path__) if not module.name.startswith("_"))
+
+
+def oracle(name: str) -> ModuleType:
+    """Import and return the oracle of the rule called `name`."""
+    if name not in names():
+        raise LookupError(f"no oracle is called {name!r}; there are: {', '.join(names())}")
+    return import_module(f"{__name__}.{name}")
