@@ -3,30 +3,40 @@
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from . import rules
-from .diagnostics import OptforgeError, RuleError
-from .functions import FUNCTIONS, REDUCTIONS, reduction, where
-from .rule import Rule, rule, scalar, transform
-
-if TYPE_CHECKING:
-    from .optimizer import Optimizer
 
 __version__ = "0.1.0"
 
-_functions = {**FUNCTIONS, **{name: reduction(name) for name in REDUCTIONS}, "where": where}
-globals().update(_functions)
-
-__all__ = ["Optimizer", "OptforgeError", "Rule", "RuleError", "rule", "rules", "scalar", "transform", *_functions]
+# Where each public name lives. They are imported when first used, so that `import optforge` takes no time; the
+# functions of the rule language (sqrt, where, …) are found in their own table.
+_HOMES = {
+    "Optimizer": "optimizer",
+    "OptforgeError": "diagnostics",
+    "Rule": "language",
+    "RuleError": "diagnostics",
+    "rule": "language",
+    "scalar": "language",
+    "transform": "language",
+}
 
 
 def __getattr__(name: str) -> Any:
-    # What training needs is imported when it is first used, so that reading rules stays quick.
-    if name == "Optimizer":
-        return importlib.import_module(".optimizer", __name__).Optimizer
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name in _HOMES:
+        value = getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+    else:
+        if name.startswith("_") and name != "__all__":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        importable = importlib.import_module(".functions", __name__).IMPORTABLE
+        if name == "__all__":
+            return ["rules", *_HOMES, *importable]
+        if name not in importable:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = importable[name]
+    globals()[name] = value
+    return value
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted(["__version__", *__getattr__("__all__")])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import functools
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -21,20 +22,48 @@ def view(array: Any, label: str) -> Array:
         It is no such array.
     """
     if isinstance(array, np.ndarray):
-        if isinstance(array, np.ma.MaskedArray):
+        if any(base.__name__ == "MaskedArray" for base in type(array).__mro__):  # numpy.ma is slow to import
             raise TypeError(f"{label} is a masked array; pass its .data")
-        return array
+        return np.asarray(array)  # subclasses may mean other things by the same operations
     if hasattr(array, "detach") and hasattr(array, "numpy"):  # PyTorch, whose tensors may require gradients
         try:
-            return np.asarray(array.detach().numpy())
+            viewed = np.asarray(array.detach().numpy())
         except (TypeError, RuntimeError) as problem:
             raise TypeError(f"{label} does not share its memory with NumPy: {problem}") from None
+        if viewed.size and hasattr(array, "data_ptr") and address(viewed) != array.data_ptr():
+            raise TypeError(f"{label} is {kind(array)}, whose numpy() gives a copy")
+        return viewed
     try:
+        buffer = memoryview(array)
+    except (TypeError, BufferError):
         if hasattr(array, "__dlpack__"):
-            return np.from_dlpack(array)
-        return np.asarray(memoryview(array))
-    except (TypeError, BufferError, RuntimeError, ValueError, NotImplementedError) as problem:
+            return from_dlpack(array, label)
+        raise TypeError(
+            f"{label} is {kind(array)}; it must be a NumPy array, or share its memory through DLPack or the buffer protocol"
+        ) from None
+    try:
+        return np.asarray(buffer)
+    except ValueError as problem:
+        raise TypeError(f"{label} is {kind(array)} of elements that NumPy does not know: {problem}") from None
+
+
+def from_dlpack(array: Any, label: str) -> Array:
+    """A NumPy array over the memory of an array that shares it through DLPack."""
+    try:
+        return np.from_dlpack(array)
+    except (AttributeError, BufferError, NotImplementedError, RuntimeError, TypeError, ValueError) as problem:
         raise TypeError(f"{label} is {kind(array)}, which is no array in CPU memory: {problem}") from None
+
+
+def is_array(thing: object) -> bool:
+    """Whether a thing is an array itself, and no collection of arrays."""
+    if hasattr(thing, "__array__") or hasattr(thing, "__dlpack__"):
+        return True
+    try:
+        memoryview(thing).release()  # type: ignore[arg-type]
+    except (TypeError, BufferError):
+        return False
+    return True
 
 
 def kind(thing: object) -> str:
@@ -59,7 +88,8 @@ def parameter(array: Any, label: str) -> Array:
     """A parameter's array, which can be written."""
     viewed = checked(array, label)
     if not viewed.flags.writeable:
-        raise ValueError(f"{label} is read-only, and parameters are updated in place")
+        how = "is read-only" if isinstance(array, np.ndarray) else f"is {kind(array)} that may only be read"
+        raise ValueError(f"{label} {how}, and parameters are updated in place")
     return viewed
 
 
@@ -79,18 +109,33 @@ def address(array: Array) -> int:
 
 
 def pointer(array: Any) -> tuple[Callable[[], int], int] | None:
-    """For an array that may be given other memory (PyTorch's): what tells its address, and the address now."""
+    """For an array that may be given other memory (PyTorch's): what tells its address, and the address now.
+
+    Others stay where they are as long as a view of them is kept.
+    """
     ask = getattr(array, "data_ptr", None)
+    if ask is None and hasattr(array, "__dlpack__") and not isinstance(array, np.ndarray):
+        ask = functools.partial(dlpack_address, array)
     return None if ask is None else (ask, ask())
 
 
+def dlpack_address(array: Any) -> int:
+    """Where the elements are of an array that shares its memory through DLPack."""
+    return address(from_dlpack(array, "an array"))
+
+
 class Ranges:
-    """The memory that parameters occupy, to find arrays that overlap them.
+    """The memory that a step writes to, to find arrays that overlap it.
+
+    Parameters
+    ----------
+    arrays : iterable of (str, array)
+        What messages call an array, and the array.
 
     Raises
     ------
     ValueError
-        Two parameters overlap.
+        Two of the arrays overlap.
     """
 
     def __init__(self, arrays: Iterable[tuple[str, Array]]):
@@ -103,7 +148,7 @@ class Ranges:
         self.labels = [label for _, _, label in ranges]
 
     def check_apart(self, array: Array, label: str) -> None:
-        """Raise ValueError where an array overlaps a parameter."""
+        """Raise ValueError where an array overlaps one of these."""
         start = address(array)
         k = bisect.bisect_right(self.ends, start)
         if array.nbytes and k < len(self.starts) and self.starts[k] < start + array.nbytes:

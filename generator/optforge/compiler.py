@@ -76,7 +76,7 @@ def identify_cpu() -> str:
     """Read once per process."""
     with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:
         wanted = ("model name", "flags", "Features", "CPU implementer", "CPU part", "isa")
-        first = {}
+        first: dict[str, str] = {}
         for line in lines:
             name, _, value = line.partition(":")
             if name.strip() in wanted:

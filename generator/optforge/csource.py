@@ -11,11 +11,11 @@ from .diagnostics import UsageError, nearest
 from .dtypes import DTYPES, F64, DType
 from .emit import Printer
 from .ir import Expr, Kernel, Let, State, Type
-from .names import CALLED, Names, claimed
+from .names import CALLED, Names, claimed, spelled
 from .render import c_string, comment, comment_text, fold, render_template
 
 if TYPE_CHECKING:
-    from .rule import Rule
+    from .language import Rule
 
 STATUSES = (
     ("OK", "done"),
@@ -42,7 +42,7 @@ def render(
     chosen = [dtype for dtype in DTYPES.values() if dtype in chosen]
     if not chosen:
         raise UsageError("at least one dtype is needed")
-    own = rule.name if prefix is None else prefix
+    own = spelled(rule.name) if prefix is None else prefix
     if prefix is not None and (not re.fullmatch(r"[A-Za-z_]\w*", prefix, re.ASCII) or claimed(prefix)):
         raise UsageError(f"the prefix {prefix!r} is no C identifier")
     context = Source(rule, kernel, chosen, own, prefix, dict(settings or {})).context()
@@ -256,6 +256,7 @@ class Source:
             "lines": lines,
             "writes": [f"{out}->{self.scalars.of[e]} = {scope.of[e]};" for e in self.early],
             "out": f"{struct} *{out}, " if fields else "",
+            "fill": f"{struct} *s, " if fields else "",
             "in": f"const {struct} *s, " if fields else "",
             "pass": "s, " if fields else "",
             "address": "&s, " if fields else "",
@@ -312,7 +313,7 @@ class Source:
         scope.enter((self.variable(let), let.name) for let in phase.lets)
         scope.enter((e, self.spelled(e)) for e in self.per_element)
         index, count, s = (scope.own(name) for name in ("i", "n", "s"))
-        array = {name: scope.own(f"{name}_") for name in arrays}
+        array = {name: scope.own(f"{scope.of['element', name]}_") for name in arrays}
 
         def leaf(e: Expr) -> str:
             if e.op == "load":
@@ -330,12 +331,15 @@ class Source:
         lines = []
         declared = set(loaded)
         for let, variable in zip(phase.lets, bindings, strict=True):
+            value = printer(let.expr)
+            if value == scope.of[variable] and variable in declared:
+                continue  # x = x
             kind = ""
             if variable not in declared:
                 kind = "int " if let.expr.type is Type.MASK else f"{real} "
                 kind = f"const {kind}" if bindings.count(variable) == 1 else kind
                 declared.add(variable)
-            lines.append(f"{kind}{scope.of[variable]} = {printer(let.expr)};")
+            lines.append(f"{kind}{scope.of[variable]} = {value};")
         stores = [f"{array[name]}[{index}] = {printer(expr)};" for name, expr in phase.stores]
         written = dict(phase.stores)
         parameters = [f"const {self.prefix}_scalars *{s}"] if self.early or self.late else []
@@ -357,7 +361,7 @@ class Source:
             "suffix": dtype.suffix,
             "fields": self.tensor_fields(dtype),
             "parameters": ", ".join(parameters),
-            "block_arguments": ", ".join([*first, f"{self.prefix}_BLOCK", *passed]),
+            "block_arguments": ", ".join([*first, f"{self.prefix}_BLOCK_SIZE", *passed]),
             "rest_arguments": ", ".join([*first, "end - i", *passed]),
             "scalars": scalars,
             "index": index,

@@ -8,7 +8,7 @@ import unicodedata
 from collections.abc import Iterator, Mapping
 
 from .diagnostics import UsageError, nearest
-from .functions import FUNCTIONS, REDUCTIONS
+from .functions import FUNCTIONS, IMPORTABLE, REDUCTIONS
 from .ir import Assert, Expr, Let, Program, Type
 from .parse import OPERATORS, Definition, Reporter, fold_checked, number
 
@@ -290,8 +290,8 @@ class Elaborator:
             case ast.Name(id=name) if name in self.options and isinstance(self.options[name], bool):
                 return bool(self.options[name])
             case ast.UnaryOp(op=ast.Not(), operand=operand):
-                value = self.static(operand)
-                return None if value is None else not value
+                negated = self.static(operand)
+                return None if negated is None else not negated
             case ast.BoolOp(op=op, values=nodes):
                 values = [self.static(n) for n in nodes]
                 if None in values:
@@ -365,13 +365,13 @@ class Elaborator:
             if isinstance(side, ast.Constant) and isinstance(side.value, str):
                 return self.error(node, "a string is compared with a static option only, by == or !=")
         sides = [self.expression(side) for side in (node.left, *node.comparators)]
-        for side, place in zip(sides, (node.left, *node.comparators), strict=True):
-            if side.type in (Type.MASK, Type.CONDITION):
-                return self.error(place, f"{an(side.type)} cannot be compared")
-        if any(side is POISON for side in sides):
+        for value, place in zip(sides, (node.left, *node.comparators), strict=True):
+            if value.type in (Type.MASK, Type.CONDITION):
+                return self.error(place, f"{an(value.type)} cannot be compared")
+        if POISON in sides:
             return POISON
         pairs = list(zip(node.ops, sides, sides[1:], strict=False))
-        if any(side.type is Type.ELEMENT for side in sides):
+        if any(value.type is Type.ELEMENT for value in sides):
             if len(pairs) > 1:
                 return self.error(
                     node, "comparisons of elements are not chained", "nest where(a < b, where(b < c, …), …)"
@@ -414,7 +414,7 @@ class Elaborator:
             case ast.Call():
                 return self.call(node)
             case ast.Attribute():
-                function = node.attr if node.attr in FUNCTIONS or node.attr in REDUCTIONS else ""
+                function = node.attr if node.attr in IMPORTABLE else ""
                 hint = f"write {function}(…), imported from optforge" if function else "a rule knows only names"
                 return self.error(node, "an attribute is not part of the language", hint)
         return self.refuse(node)
@@ -458,7 +458,7 @@ class Elaborator:
 
     def language_names(self) -> dict[str, str]:
         """Names that call something, as this file spells them."""
-        own = {name: name for name in [*FUNCTIONS, *REDUCTIONS, "where"]}
+        own = {name: name for name in IMPORTABLE}
         return own | {alias: name for alias, name in self.definition.aliases.items() if name in own}
 
     def negation(self, node: ast.UnaryOp, operand: Expr) -> Expr:

@@ -40,8 +40,7 @@ class Printer:
     helper : callable
         The name of an emitted function from its role and dtype; called for each that is needed.
     checked : str
-        Passed as the last argument to functions that note where Python would raise; empty where scalars cannot be
-        part of what is printed.
+        Passed as the last argument to functions that note where Python would raise; empty where that is not noted.
     """
 
     def __init__(
@@ -79,7 +78,7 @@ class Printer:
             case "square" if not args[0].args:
                 name = self(args[0], POSTFIX)
                 return f"{name} * {name}", PRODUCT
-            case "div" if expr.type is Type.SCALAR and args[1].op != "const":
+            case "div" if self.checked and expr.type is Type.SCALAR and args[1].op != "const":
                 return self.called("div", kind, args)
             case op if op in INFIX:
                 symbol, binds = INFIX[op]
@@ -97,7 +96,7 @@ class Printer:
         """A call of an emitted function."""
         scalar = args[0].type is Type.SCALAR
         passed = [self(arg) for arg in args]
-        if scalar and role in RAISES:
+        if self.checked and scalar and role in RAISES:
             passed.append(self.checked)
         name = self.helper(f"scalar {role}" if scalar and (role in RAISES or self.folds(role)) else role, kind)
         return f"{name}({', '.join(passed)})", POSTFIX

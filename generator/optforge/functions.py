@@ -165,3 +165,11 @@ def reduction(name: str) -> Callable[..., Any]:
     call.__name__ = call.__qualname__ = name
     call.__doc__ = f"{REDUCTIONS[name][0].upper()}{REDUCTIONS[name][1:]} (not supported yet)."
     return call
+
+
+# What rules import from the package.
+IMPORTABLE: dict[str, Callable[..., Any]] = {
+    **FUNCTIONS,
+    "where": where,
+    **{name: reduction(name) for name in REDUCTIONS},
+}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Hashable, Iterable
 
@@ -36,17 +37,32 @@ KEYWORDS = frozenset(
 )
 MACROS = re.compile(
     r"(FLT|DBL|LDBL|M|FP|INT|UINT|INT\d+|UINT\d+|INTPTR|UINTPTR|INTMAX|UINTMAX|PTRDIFF|SIZE|SSIZE|CHAR|SCHAR|UCHAR|"
-    r"SHRT|USHRT|LONG|ULONG|LLONG|ULLONG|WCHAR|WINT|SIG_ATOMIC|PATH|LINE|NAME)_[A-Z0-9_]+"
+    r"SHRT|USHRT|LONG|ULONG|LLONG|ULLONG|WCHAR|WINT|SIG_ATOMIC|PATH|LINE|NAME)_[A-Z0-9_]*[A-Z0-9]"
 )
 # What the emitted functions call; a local variable of such a name would hide it.
 CALLED = frozenset(
-    f"{name}{suffix}" for name in ["sqrt", "fabs", "exp", "log", "tanh", "pow", "fmod", "copysign", "main"] for suffix in ("", "f")
+    f"{name}{suffix}"
+    for name in ["sqrt", "fabs", "exp", "log", "tanh", "pow", "fmod", "copysign", "main"]
+    for suffix in ("", "f")
 ) | frozenset({"omp_get_max_threads", "omp_get_num_threads", "omp_get_thread_num"})
+
+
+# What C and C++ keep for themselves, and what compilers predefine: __LINE__. (An underscore behind it frees it.)
+RESERVED = re.compile(r"(_[A-Z]|__)\w*[^\W_]|_[A-Z]|__\w*[^\W_]__")
 
 
 def claimed(name: str) -> bool:
     """Whether C, C++, CUDA or their macros claim a name wherever it stands."""
-    return name in KEYWORDS or MACROS.fullmatch(name) is not None
+    return name in KEYWORDS or any(pattern.fullmatch(name) for pattern in (MACROS, RESERVED))
+
+
+# Letters that C99 allows in identifiers (its annex D: Latin, Greek, Cyrillic) and that compilers accept as they are.
+LETTERS = re.compile("[A-Za-z0-9_\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u01f5\u0386\u0388-\u038a\u038c\u038e-\u03a1\u03a3-\u03ce\u0401-\u040c\u040e-\u044f]")
+
+
+def spelled(name: str) -> str:
+    """A Python identifier in letters that C compilers accept: any other is written by its number, as _u1d6fd."""
+    return "".join(c if LETTERS.match(c) else f"_u{ord(c):04x}" for c in name)
 
 
 class Names:
@@ -62,15 +78,17 @@ class Names:
         self.of: dict[Hashable, str] = {}
 
     def _free(self, name: str) -> bool:
-        ours = bool(self.prefix) and name.startswith(f"{self.prefix}_")
+        # No emitted name ends with an underscore, so that a claimed one is free with an underscore behind it.
+        ours = bool(self.prefix) and name.startswith(f"{self.prefix}_") and not name.endswith("_")
         return name not in self.used and not claimed(name) and name not in self.claims and not ours
 
     def enter(self, wanted: Iterable[tuple[Hashable, str]]) -> None:
         """Give names to keys: first those that can have exactly what they want, then the others."""
         late = []
-        for key, name in wanted:
+        for key, wish in wanted:
             if key in self.of:
                 continue
+            name = spelled(wish)
             if self._free(name):
                 self._take(key, name)
             else:
@@ -81,9 +99,10 @@ class Names:
 
     def own(self, name: str) -> str:
         """A name for the template's use, with underscores behind it until it is free."""
-        if name not in self.of:
-            self._take(name, self._underscored(name))
-        return self.of[name]
+        key = ("own", name)
+        if key not in self.of:
+            self._take(key, self._underscored(name))
+        return self.of[key]
 
     def _take(self, key: Hashable, name: str) -> None:
         self.used[name] = key
@@ -96,7 +115,8 @@ class Names:
 
     def _version(self, name: str) -> str:
         """The name numbered, for a name that is bound again as another variable."""
-        k = 2
-        while not self._free(f"{name}_{k}"):
-            k += 1
-        return f"{name}_{k}"
+        for k in itertools.count(2):
+            for candidate in (f"{name}_{k}", f"{name}_{k}_"):
+                if self._free(candidate):
+                    return candidate
+        raise AssertionError

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import types
+from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass
-from typing import Any
+from operator import is_
+from typing import Any, NoReturn
 
 import numpy as np
 
 from . import rules, targets
-from .arrays import Ranges, gradient, kind, parameter, pointer
-from .diagnostics import NotSupportedYet, UsageError, nearest
+from .arrays import Ranges, address, gradient, is_array, kind, parameter, pointer
+from .diagnostics import NotSupportedYet, ScalarError, UsageError, nearest
 from .functions import Array
-from .rule import Rule, initial, real
-from .scalars import check_hyperparameters
+from .ir import Kernel
+from .language import Rule, initial, real
+from .scalars import Scalars, check_hyperparameters
+
+MOST_THREADS = 1024  # more are never of use, and starting them can end the process
 
 
 @dataclass
@@ -37,6 +42,22 @@ class Tensor:
         """What messages call it."""
         return f"params[{self.key!r}]"
 
+    def scalars_at(self, kernel: Kernel, hyperparameters: Mapping[str, float], t: int) -> Scalars:
+        """The scalars of a kernel at one step.
+
+        Raises
+        ------
+        ScalarError
+            One has no value.
+        """
+        scalars = Scalars(hyperparameters, t, {name: float(value[0]) for name, value in self.scalars.items()})
+        scalars.run(kernel.step_scalars)
+        try:
+            scalars.run(kernel.tensor_scalars)
+        except ScalarError as problem:
+            raise ScalarError(f"{self.label}: {problem}") from None
+        return scalars
+
 
 class Optimizer:
     """Applies an update rule to parameters, in place.
@@ -52,15 +73,16 @@ class Optimizer:
         "c" for the compiled kernel, "numpy" for the reference; or a callable that takes a rule and its kernel and
         gives an engine.
     threads : int, optional
-        Largest number of threads of a step; OpenMP's own choice if left out. In a forked child it is 1.
+        Largest number of threads of a step, which never changes its bits; OpenMP's own choice if left out. In a forked
+        child it is 1.
     **settings
         Hyperparameters, and static options of the rule. Each is an attribute as well: `opt.lr = 1e-4` holds from the
         next step on.
 
     Attributes
     ----------
-    params
-        What was passed.
+    params : list, tuple or dict
+        The arrays that were passed.
     rule : Rule
     target : str
     threads : int or None
@@ -93,6 +115,7 @@ class Optimizer:
 
     def __init__(
         self,
+        /,
         params: Iterable[Any] | Mapping[Any, Any],
         rule: Rule | str,
         *,
@@ -105,19 +128,19 @@ class Optimizer:
         for name, value in (("skip_nonfinite", skip_nonfinite), ("zero_grads", zero_grads)):
             if value:
                 raise NotSupportedYet(f"{name}=True is not supported yet")
-        if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or threads < 1):
-            raise ValueError(f"threads is None or a whole number from 1, not {threads!r}")
+        check_threads(threads)
+        make = engine(target)
         self._set(rule=named_rule(rule), target=target, threads=threads, params=structured(params))
         values, options = self.rule.settings(settings)
-        kernel = self.rule.kernel(**settings)
+        # The kernel has the rule's own defaults, so that other hyperparameters need no other library.
+        kernel = self.rule.kernel(**options)
         check_hyperparameters(kernel, values)
-        self._set(_kernel=kernel, _options=options, _names=tuple(values), _t=0, _threads=threads or 0)
+        self._set(_kernel=kernel, _options=options, _names=tuple(values), _t=0, _threads=min(threads or 0, MOST_THREADS))
         # A rule without hyperparameters still passes an address.
         self._set(_values=np.array([*values.values()] or [0.0], np.float64))
-        tensors = self._make_tensors(values)
-        make = targets.engine(target) if isinstance(target, str) else target
-        self._set(_tensors=tensors, _ranges=Ranges((tensor.label, tensor.p) for tensor in tensors))
-        self._set(_engine=make(self.rule, kernel), _plan=None, _ids=(), _kept=(), _watched=(), _starting=())
+        self._set(_tensors=self._make_tensors(values))
+        self._set(_ranges=self._occupied(), _engine=make(self.rule, kernel))
+        self._set(_plan=None, _kept=(), _watched=(), _starting=())
 
     def _set(self, **attributes: Any) -> None:
         """Set own attributes; plain assignment is for hyperparameters and `t`."""
@@ -133,13 +156,21 @@ class Optimizer:
             flat = array.reshape(-1)
             tensor = Tensor(key, owner, array.shape, flat, {}, {})
             for state in self._kernel.state:
-                value = initial(state, flat, np.zeros_like(flat), hyperparameters)
+                with np.errstate(all="ignore"):
+                    value = initial(state, flat, np.zeros_like(flat), hyperparameters)
                 if state.scalar:
                     tensor.scalars[state.name] = np.array([value], np.float64)
                 else:
                     tensor.arrays[state.name] = value
             tensors.append(tensor)
         return tensors
+
+    def _occupied(self, moved: Mapping[str, Array] = types.MappingProxyType({})) -> Ranges:
+        """The memory that a step writes to, where parameters of these labels are elsewhere now."""
+        written = [(tensor.label, moved.get(tensor.label, tensor.p)) for tensor in self._tensors]
+        for tensor in self._tensors:
+            written += [(f"state[{name!r}][{tensor.key!r}]", array) for name, array in tensor.arrays.items()]
+        return Ranges(written)
 
     # ── stepping ────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -164,9 +195,16 @@ class Optimizer:
         if stats:
             raise NotSupportedYet("stats=True is not supported yet")
         # The arrays of the last step again, which is usual, need no check: they were checked then, and are kept.
-        listed = grads if type(grads) is list or type(grads) is tuple else self._in_order(grads)
-        if tuple(map(id, listed)) != self._ids or any(ask() != at for ask, at in self._watched):
-            self._prepare(self._in_order(grads))
+        plain = (type(grads) is list or type(grads) is tuple) and type(self.params) is not dict
+        listed = grads if plain else self._in_order(grads)
+        kept = self._kept
+        if (
+            self._plan is None
+            or len(listed) != len(kept)
+            or not all(map(is_, listed, kept))
+            or (self._watched and any(ask() != at for ask, at in self._watched))
+        ):
+            self._prepare([*listed])
         if self._starting:
             self._first_step()
         else:
@@ -185,28 +223,15 @@ class Optimizer:
                 if tensor.key not in grads:
                     raise ValueError(f"grads lacks the key {tensor.key!r}; None leaves a tensor alone")
             return [grads[tensor.key] for tensor in self._tensors]
-        if isinstance(grads, (Mapping, str, bytes)) or hasattr(grads, "__array__") or not isinstance(grads, Iterable):
-            raise TypeError(f"grads must be a list of arrays like params, not {kind(grads)}")
-        listed = list(grads)
-        if len(listed) != len(self._tensors):
-            raise ValueError(f"grads has {len(listed)} arrays, params has {len(self._tensors)}")
-        return listed
+        if isinstance(grads, (Mapping, Set, str)) or is_array(grads) or not isinstance(grads, Iterable):
+            raise TypeError(f"grads must be a list or tuple of arrays like params, not {kind(grads)}")
+        return list(grads)
 
     def _prepare(self, grads: list[Any]) -> None:
         """Check the gradients and make the plan of steps with them."""
-        watched = []
-        for tensor in self._tensors:
-            moving = pointer(tensor.owner)
-            if moving is not None:  # it may have been given other memory since
-                array = parameter(tensor.owner, tensor.label)
-                if array.shape != tensor.shape or array.dtype != tensor.p.dtype:
-                    raise ValueError(
-                        f"{tensor.label} has become {array.dtype}{array.shape} since the optimizer was made"
-                    )
-                tensor.p = array.reshape(-1)
-                watched.append(moving)
-        if watched:
-            self._set(_ranges=Ranges((tensor.label, tensor.p) for tensor in self._tensors))
+        if len(grads) != len(self._tensors):
+            raise ValueError(f"grads has {len(grads)} arrays, params has {len(self._tensors)}")
+        watched = self._follow_parameters()
         tensors, views = [], []
         for tensor, given in zip(self._tensors, grads, strict=True):
             if given is not None:
@@ -220,7 +245,26 @@ class Optimizer:
                     watched.append(moving)
         starting = [(tensor, view) for tensor, view in zip(tensors, views, strict=True) if not tensor.started]
         self._set(_plan=self._engine.plan(tensors, views), _starting=starting, _watched=watched)
-        self._set(_ids=tuple(map(id, grads)), _kept=grads)
+        self._set(_kept=grads)
+
+    def _follow_parameters(self) -> list[tuple[Callable[[], int], int]]:
+        """Find the parameters that were given other memory; gives what tells where each of that kind is, and where."""
+        watched, moved = [], {}
+        for tensor in self._tensors:
+            moving = pointer(tensor.owner)
+            if moving is not None:
+                array = parameter(tensor.owner, tensor.label)
+                if array.shape != tensor.shape or array.dtype != tensor.p.dtype:
+                    now = f"{array.dtype} of shape {array.shape}"
+                    raise ValueError(f"{tensor.label} has become {now} since the optimizer was made")
+                if address(array) != address(tensor.p):
+                    moved[tensor.label] = array.reshape(-1)
+                watched.append(moving)
+        if moved:
+            self._set(_ranges=self._occupied(moved))
+            for tensor in self._tensors:
+                tensor.p = moved.get(tensor.label, tensor.p)
+        return watched
 
     def _first_step(self) -> None:
         """A step that is the first of some tensors, whose state starts now; undone if the step fails."""
@@ -231,7 +275,8 @@ class Optimizer:
                 if isinstance(state.initial, str):
                     own = tensor.scalars[state.name] if state.scalar else tensor.arrays[state.name]
                     before.append((own, own.copy()))
-                    own[...] = initial(state, tensor.p, view, hyperparameters)
+                    with np.errstate(all="ignore"):
+                        own[...] = initial(state, tensor.p, view, hyperparameters)
         try:
             self._plan.step(self._values, self._t + 1, self._threads)
         except BaseException:
@@ -289,6 +334,8 @@ class Optimizer:
             raise ValueError(f"option {name!r} was fixed when the kernel was generated; make another Optimizer")
         elif name == "t":
             object.__setattr__(self, "_t", steps_taken(value))
+        elif name in self.__dict__ or hasattr(type(self), name):
+            raise AttributeError(f"{name!r} of an Optimizer cannot be set")
         else:
             known = [*self._names, "t"]
             raise AttributeError(
@@ -303,6 +350,9 @@ class Optimizer:
         return (
             f"<Optimizer {self.rule.name} of {len(self._tensors)} tensor(s), t={self.t}{', ' if shown else ''}{shown}>"
         )
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise TypeError("an Optimizer is not copied or pickled: make another one, and give it state_dict() of this one")
 
     # ── resuming ────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -349,59 +399,112 @@ class Optimizer:
         missing = [name for name in wanted if name not in saved]
         if missing:
             raise ValueError(f"the state dict lacks {', '.join(map(repr, missing))}")
-        problems = []
+        problems: list[str] = []
         if saved["rule"] != self.rule.name:
             problems.append(f"it is of rule {saved['rule']!r}, this optimizer of {self.rule.name!r}")
         elif saved["hash"] != self.rule.hash:
             problems.append(f"it is of another version of rule {self.rule.name!r} (the hashes differ)")
-        if dict(saved["options"]) != self._options:
-            problems.append(f"its options are {dict(saved['options'])}, here {self._options}")
-        if set(saved["hyperparameters"]) != set(self._names):
-            problems.append(f"its hyperparameters are {sorted(saved['hyperparameters'])}, here {sorted(self._names)}")
+        if saved["options"] != self._options:
+            problems.append(f"its options are {saved['options']!r}, here {self._options!r}")
+        if problems:  # the rest cannot fit
+            raise ValueError("; ".join(problems))
+
+        t = noting(problems, steps_taken, saved["t"])
+        hyperparameters = self._saved_hyperparameters(saved["hyperparameters"], problems)
+        started = self._matching(saved["started"], "started", problems)
+        for tensor, flag in zip(self._tensors, started, strict=False):
+            if not isinstance(flag, (bool, np.bool_)):
+                problems.append(f"{tensor.label.replace('params', 'started', 1)} is {flag!r}, not True or False")
+        changes = self._saved_state(saved["state"], problems)
         if problems:
             raise ValueError("; ".join(problems))
-        t = steps_taken(saved["t"])
-        hyperparameters = {name: real(name, saved["hyperparameters"][name]) for name in self._names}
-        check_hyperparameters(self._kernel, hyperparameters)
-        started = [bool(flag) for flag in self._matching(saved["started"], "started", problems)]
-        changes: list[tuple[Array, Any]] = []
-        if set(saved["state"]) != {state.name for state in self._kernel.state}:
-            problems.append(f"its state is {sorted(saved['state'])}, here {sorted(s.name for s in self._kernel.state)}")
-        else:
-            for state in self._kernel.state:
-                values = self._matching(saved["state"][state.name], state.name, problems)
-                for tensor, value in zip(self._tensors, values, strict=False):
-                    own = tensor.scalars[state.name] if state.scalar else tensor.arrays[state.name]
-                    given = np.asarray(value)
-                    shape = () if state.scalar else tensor.shape
-                    if given.shape != shape or (given.dtype != own.dtype and not state.scalar):
-                        label = tensor.label.replace("params", state.name, 1)
-                        what = f"{label} is {given.dtype}{list(given.shape)}, here {own.dtype}{list(shape)}"
-                        problems.append(what)
-                    changes.append((own, given))
-        if problems:
-            raise ValueError("; ".join(problems))
+
         for own, given in changes:
             own[...] = given.reshape(-1)
         for tensor, flag in zip(self._tensors, started, strict=True):
-            tensor.started = flag
-        self._values[: len(self._names)] = list(hyperparameters.values())
-        self._set(_t=t, _plan=None, _ids=())
+            tensor.started = bool(flag)
+        self._values[: len(self._names)] = hyperparameters
+        self._set(_t=t, _plan=None, _kept=())
+
+    def _saved_hyperparameters(self, saved: Any, problems: list[str]) -> list[float]:
+        """The hyperparameters of a state dict, in order; what does not fit is noted."""
+        if not isinstance(saved, Mapping) or set(saved) != set(self._names):
+            given = sorted(map(str, saved)) if isinstance(saved, Mapping) else repr(saved)
+            problems.append(f"its hyperparameters are {given}, here {sorted(self._names)}")
+            return []
+        before = len(problems)
+        values = {name: noting(problems, real, name, saved[name]) for name in self._names}
+        if len(problems) == before:
+            noting(problems, check_hyperparameters, self._kernel, values)
+        return list(values.values())
+
+    def _saved_state(self, saved: Any, problems: list[str]) -> list[tuple[Array, Array]]:
+        """Own state with what a state dict has for it; what does not fit is noted."""
+        names = [state.name for state in self._kernel.state]
+        if not isinstance(saved, Mapping) or set(saved) != set(names):
+            given = sorted(map(str, saved)) if isinstance(saved, Mapping) else repr(saved)
+            problems.append(f"its state is {given}, here {sorted(names)}")
+            return []
+        changes = []
+        for state in self._kernel.state:
+            for tensor, value in zip(
+                self._tensors, self._matching(saved[state.name], state.name, problems), strict=False
+            ):
+                label = f"state[{state.name!r}][{tensor.key!r}]"
+                given = noting(problems, np.asarray, value)
+                if given is None:
+                    continue
+                if state.scalar:
+                    own = tensor.scalars[state.name]
+                    if given.shape != () or given.dtype.kind not in "fiu":
+                        problems.append(f"{label} is {value!r}, here a number")
+                else:
+                    own = tensor.arrays[state.name]
+                    if given.shape != tensor.shape or given.dtype != own.dtype:
+                        what = f"{label} is {given.dtype} of shape {given.shape}"
+                        problems.append(f"{what}, here {own.dtype} of shape {tensor.shape}")
+                changes.append((own, given))
+        return changes
 
     def _matching(self, tree: Any, name: str, problems: list[str]) -> list[Any]:
         """The values of a saved structure; empty, with a problem noted, where it is unlike `params`."""
         keys = [tensor.key for tensor in self._tensors]
-        found = (
-            list(tree)
-            if isinstance(tree, Mapping)
-            else list(range(len(tree)))
-            if isinstance(tree, (list, tuple))
-            else None
-        )
-        if found is None or set(found) != set(keys):
+        if isinstance(tree, Mapping):
+            fits = set(tree) == set(keys)
+        else:
+            fits = isinstance(tree, (list, tuple)) and list(range(len(tree))) == keys
+        if not fits:
             problems.append(f"its {name!r} does not have the structure of params")
             return []
         return [tree[key] for key in keys]
+
+
+def noting(problems: list[str], function: Callable[..., Any], *arguments: Any) -> Any:
+    """What a function gives; None, with its complaint noted, where it refuses."""
+    try:
+        return function(*arguments)
+    except (TypeError, ValueError) as problem:
+        problems.append(str(problem))
+        return None
+
+
+def check_threads(threads: Any) -> None:
+    """Raise where this is no number of threads."""
+    if threads is None:
+        return
+    if isinstance(threads, bool) or not isinstance(threads, (int, np.integer)):
+        raise TypeError(f"threads is None or a whole number, not {threads!r}")
+    if threads < 1:
+        raise ValueError(f"threads is a number from 1, not {threads}")
+
+
+def engine(target: Any) -> Callable[..., Any]:
+    """What makes the engine of a target."""
+    if isinstance(target, str):
+        return targets.engine(target)
+    if not callable(target):
+        raise TypeError(f"target is the name of a target, or a callable that gives an engine, not {kind(target)}")
+    return target  # type: ignore[no-any-return]
 
 
 def named_rule(rule: Rule | str) -> Rule:
@@ -417,13 +520,13 @@ def named_rule(rule: Rule | str) -> Rule:
 
 
 def structured(params: Any) -> Any:
-    """The parameters as a list, tuple or dict."""
-    if isinstance(params, Mapping):
-        params = params if isinstance(params, dict) else dict(params)
-    elif isinstance(params, (str, bytes)) or hasattr(params, "__array__") or not isinstance(params, Iterable):
+    """The parameters as a list, tuple or dict of our own, which its owner does not change."""
+    if isinstance(params, (Set, str)) or is_array(params) or not isinstance(params, Iterable):
         raise TypeError(f"params must be a list, tuple or dict of arrays, not {kind(params)}")
-    elif not isinstance(params, (list, tuple)):
-        params = list(params)
+    if isinstance(params, Mapping):
+        params = dict(params)
+    else:
+        params = tuple(params) if isinstance(params, tuple) else list(params)
     if not params:
         raise ValueError("params is empty: there is nothing to optimize")
     if not isinstance(params, dict) and any(isinstance(array, Mapping) for array in params):

@@ -6,20 +6,34 @@ import ast
 import hashlib
 import math
 import textwrap
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from .diagnostics import Diagnostic, RuleError, Text, UsageError, nearest, printable
-from .functions import FUNCTIONS, REDUCTIONS
+from .functions import IMPORTABLE
 from .ir import State
 
 RESERVED = frozenset(
-    ["params", "rule", "target", "threads", "skip_nonfinite", "zero_grads", "step", "state", "state_dict", "load_state_dict", "save", "load", "stats"]
+    [
+        "params",
+        "rule",
+        "target",
+        "threads",
+        "skip_nonfinite",
+        "zero_grads",
+        "step",
+        "state",
+        "state_dict",
+        "load_state_dict",
+        "save",
+        "load",
+        "stats",
+    ]
 )
 LARGEST_INTEGER = 2**53
 DEEPEST_NESTING = 150
-WORDS = frozenset({*FUNCTIONS, *REDUCTIONS, "where"})  # names that a rule may call
 
 
 @dataclass(frozen=True)
@@ -117,7 +131,9 @@ def read(path: Path) -> Text:
 def syntax(text: Text) -> ast.Module:
     """The syntax tree of a file."""
     try:
-        return ast.parse("\n".join(text.lines))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a docstring may say \\partial
+            return ast.parse("\n".join(text.lines))
     except SyntaxError as problem:
         line, offset, end = problem.lineno or 1, problem.offset or 1, problem.end_offset or 0
         if problem.end_lineno != line:
@@ -220,12 +236,15 @@ def imports(tree: ast.Module) -> dict[str, str]:
 
 
 def is_rule(node: ast.FunctionDef, aliases: Mapping[str, str]) -> bool:
-    """Whether the function stands under @rule, however the file names it."""
-    return any(
-        (isinstance(d, ast.Name) and aliases.get(d.id, d.id) == "rule")
-        or (isinstance(d, ast.Attribute) and d.attr == "rule" and isinstance(d.value, ast.Name))
-        for d in node.decorator_list
-    )
+    """Whether the function stands under @rule."""
+    return any(names_rule(decorator, aliases) for decorator in node.decorator_list)
+
+
+def names_rule(decorator: ast.expr, aliases: Mapping[str, str]) -> bool:
+    """Whether a decorator is @rule, however the file names it."""
+    if isinstance(decorator, ast.Attribute):
+        return decorator.attr == "rule" and isinstance(decorator.value, ast.Name)
+    return isinstance(decorator, ast.Name) and aliases.get(decorator.id, decorator.id) == "rule"
 
 
 def define(node: ast.FunctionDef, text: Text, tree: ast.Module) -> Definition:
@@ -237,7 +256,7 @@ def define(node: ast.FunctionDef, text: Text, tree: ast.Module) -> Definition:
         reporter.check()
     aliases = imports(tree)
     for decorator in node.decorator_list:
-        if not is_rule(ast.FunctionDef(decorator_list=[decorator]), aliases):
+        if not names_rule(decorator, aliases):
             reporter.error(decorator, "a rule has no decorator but @rule")
     shadowed(node, tree, reporter)
 
@@ -286,7 +305,7 @@ def shadowed(node: ast.FunctionDef, tree: ast.Module, reporter: Reporter) -> Non
     called = {n.func.id: n for n in ast.walk(node) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)}
     for statement in top_level(tree.body):
         for name in bound(statement):
-            if name in called and name in WORDS and not isinstance(statement, (ast.Import, ast.ImportFrom)):
+            if name in called and name in IMPORTABLE and not isinstance(statement, (ast.Import, ast.ImportFrom)):
                 message = f"{name!r} is the language's own function here, but line {statement.lineno} redefines it"
                 reporter.error(called[name], message, "rename yours; a rule cannot call helper functions")
 
@@ -471,13 +490,21 @@ def literal(node: ast.expr, reporter: Reporter, what: str) -> float | None:
     return None
 
 
+def returns(body: Iterable[ast.AST]) -> Iterator[ast.Return]:
+    """The return statements of a function, not those of functions inside it."""
+    for node in body:
+        if isinstance(node, ast.Return):
+            yield node
+        elif not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)):
+            yield from returns(ast.iter_child_nodes(node))
+
+
 def check_return(node: ast.FunctionDef, body: list[ast.stmt], state: list[str], reporter: Reporter) -> None:
     """One return, at the end, of p and every state in the order of the signature."""
     expected = ", ".join(["p", *state])
     hint = f"end the rule with: return {expected}"
     last = body[-1] if body else None
-    nested = (n for s in node.body for n in ast.walk(s) if isinstance(n, ast.Return))
-    for statement in nested:
+    for statement in returns(body):
         if statement is not last:
             reporter.error(statement, "a rule returns once, as its last statement", hint)
     if not isinstance(last, ast.Return):

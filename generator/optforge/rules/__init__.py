@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ..rule import Rule
+    from ..language import Rule
 
 
 class Catalogue(ModuleType):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,11 +19,12 @@ from ..diagnostics import EnvironmentProblem
 from ..dtypes import BY_NUMPY, DTYPES
 from ..functions import Array
 from ..ir import Kernel
-from ..scalars import Scalars, check_hyperparameters
+from ..names import claimed
+from ..scalars import check_hyperparameters
 
 if TYPE_CHECKING:
+    from ..language import Rule
     from ..optimizer import Tensor
-    from ..rule import Rule
 
 __all__ = ["CEngine", "CTarget", "engine", "render"]
 
@@ -85,10 +88,43 @@ class Plan:
         named = dict(zip((name for name, _ in self.kernel.hyperparameters), hyperparameters.tolist(), strict=False))
         check_hyperparameters(self.kernel, named)
         for tensor in self.tensors:
-            scalars = Scalars(named, t, {name: float(value[0]) for name, value in tensor.scalars.items()})
-            scalars.run((*self.kernel.step_scalars, *self.kernel.tensor_scalars))
+            tensor.scalars_at(self.kernel, named, t)
         text = self.ffi.string(self.strerror(status)).decode()
         raise RuntimeError(f"rule {self.kernel.name!r}: {text} (status {status})")
+
+
+@dataclass(frozen=True)
+class Library:
+    """The emitted functions of a loaded library, by the suffix of their dtype."""
+
+    ffi: Any
+    strerror: Any
+    steps: dict[str, Any]
+    checks: dict[str, Any]
+
+
+@functools.cache  # never unloaded: OpenMP would be unloaded with it, from under its waiting threads
+def load(path: Path, prefix: str) -> Library:
+    """A compiled library, whose functions begin with a prefix."""
+    import cffi
+
+    ffi = cffi.FFI()
+    arguments = "const void *hyper, uint64_t t, const void *tensors, size_t count"
+    declarations = [f"const char *{prefix}_strerror(int status);"]
+    for suffix in DTYPES:
+        declarations.append(f"int {prefix}_step_threads_{suffix}({arguments}, int threads);")
+        declarations.append(f"int {prefix}_check_{suffix}({arguments});")
+    ffi.cdef("\n".join(declarations))
+    try:
+        loaded = ffi.dlopen(str(path))
+        return Library(
+            ffi,
+            getattr(loaded, f"{prefix}_strerror"),
+            {suffix: getattr(loaded, f"{prefix}_step_threads_{suffix}") for suffix in DTYPES},
+            {suffix: getattr(loaded, f"{prefix}_check_{suffix}") for suffix in DTYPES},
+        )
+    except (OSError, AttributeError) as problem:
+        raise EnvironmentProblem(f"the compiled kernel {path} cannot be loaded: {problem}") from None
 
 
 class CEngine:
@@ -102,32 +138,17 @@ class CEngine:
     Raises
     ------
     EnvironmentProblem
-        It cannot be compiled or loaded, or the directory lacks the files.
+        It cannot be compiled or loaded, or the directory lacks the files or has them of another rule.
     """
 
     def __init__(self, rule: Rule, kernel: Kernel, kernels: Path | None = None):
-        import cffi
-
         self.kernel = kernel
-        prefix = rule.name if rule.name.isascii() else "rule"
+        prefix = rule.name if rule.name.isascii() and not claimed(rule.name) else "rule"
         if kernels is None:
             files = render(rule, kernel, prefix=prefix)
         else:
-            files = committed(kernels, prefix)
-        self.ffi = cffi.FFI()
-        arguments = "const void *hyper, uint64_t t, const void *tensors, size_t count"
-        for suffix in DTYPES:
-            self.ffi.cdef(f"int {prefix}_step_threads_{suffix}({arguments}, int threads);")
-            self.ffi.cdef(f"int {prefix}_check_{suffix}({arguments});")
-        self.ffi.cdef(f"const char *{prefix}_strerror(int status);")
-        path = library(files)
-        try:
-            loaded = self.ffi.dlopen(str(path))
-            self.strerror = getattr(loaded, f"{prefix}_strerror")
-            self.steps = {suffix: getattr(loaded, f"{prefix}_step_threads_{suffix}") for suffix in DTYPES}
-            self.checks = {suffix: getattr(loaded, f"{prefix}_check_{suffix}") for suffix in DTYPES}
-        except (OSError, AttributeError) as problem:
-            raise EnvironmentProblem(f"the compiled kernel {path} cannot be loaded: {problem}") from None
+            files = committed(kernels, prefix, rule, kernel)
+        self.library = load(library(files), prefix)
 
     def plan(self, tensors: Sequence[Tensor], gradients: Sequence[Array]) -> Plan:
         """Prepare steps over these arrays."""
@@ -137,21 +158,44 @@ class CEngine:
             for state in self.kernel.state:
                 row.append(address((tensor.scalars if state.scalar else tensor.arrays)[state.name]))
             grouped.setdefault(BY_NUMPY[tensor.p.dtype].suffix, []).append(row)
-        calls = []
+        own, calls = self.library, []
         for suffix, rows in grouped.items():
             table = np.array(rows, dtype=np.uintp)
-            pointer = self.ffi.cast("const void *", address(table))
-            calls.append(Call(self.steps[suffix], self.checks[suffix], pointer, len(rows), table))
-        return Plan(self.ffi, self.strerror, self.kernel, tuple(calls), tensors, gradients)
+            pointer = own.ffi.cast("const void *", address(table))
+            calls.append(Call(own.steps[suffix], own.checks[suffix], pointer, len(rows), table))
+        return Plan(own.ffi, own.strerror, self.kernel, tuple(calls), tensors, gradients)
 
 
-def committed(directory: Path, name: str) -> dict[str, str]:
-    """The emitted files of a rule in a directory."""
+def committed(directory: Path, prefix: str, rule: Rule, kernel: Kernel) -> dict[str, str]:
+    """The emitted files of a kernel in a directory.
+
+    Their comment must name the rule's hash and give this kernel's options: others may lay out memory in other ways.
+    """
+    advice = f"make it with: optforge generate {rule.origin} --out {directory}"
+    if prefix != rule.name:
+        advice += f" --prefix {prefix}"
     try:
-        return {file: (directory / file).read_text(encoding="utf-8") for file in (f"{name}.h", f"{name}.c")}
+        files = {file: (directory / file).read_text(encoding="utf-8") for file in (f"{prefix}.h", f"{prefix}.c")}
     except OSError as problem:
-        advice = f"optforge generate {name} --out {directory}"
-        raise EnvironmentProblem(f"{problem.filename}: {problem.strerror}; make it with: {advice}") from None
+        raise EnvironmentProblem(f"{problem.filename}: {problem.strerror}; {advice}") from None
+    for file, text in files.items():
+        if f"\n * Rule hash: {rule.hash}\n" not in text:
+            raise EnvironmentProblem(f"{directory / file} is of another version of rule {rule.name!r}; {advice}")
+        if rule.options and not has_options(text, rule, kernel):
+            raise EnvironmentProblem(f"{directory / file} is of other options than are asked for; {advice}")
+    return files
+
+
+def has_options(text: str, rule: Rule, kernel: Kernel) -> bool:
+    """Whether the options in the comment of an emitted file give this kernel."""
+    line = re.search(r"^ \* Options: (.*)\.$", text, re.MULTILINE)
+    pairs = [pair.partition("=")[::2] for pair in line[1].split(", ")] if line else []
+    words: dict[str, bool | str] = {"True": True, "False": False}
+    try:
+        emitted = rule.kernel(**{name: words.get(value, value) for name, value in pairs})
+    except (TypeError, ValueError):
+        return False
+    return replace(emitted, hyperparameters=()) == replace(kernel, hyperparameters=())
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from ..ir import Expr, Kernel
 from ..scalars import Scalars
 
 if TYPE_CHECKING:
+    from ..language import Rule
     from ..optimizer import Tensor
-    from ..rule import Rule
 
 OPERATIONS: dict[str, Callable[..., Any]] = {
     "neg": np.negative,
@@ -94,11 +94,7 @@ class Plan:
             A scalar has no value; nothing was written.
         """
         named = dict(zip((name for name, _ in self.kernel.hyperparameters), hyperparameters.tolist(), strict=False))
-        every = []
-        for tensor in self.tensors:
-            scalars = Scalars(named, t, {name: float(value[0]) for name, value in tensor.scalars.items()})
-            scalars.run((*self.kernel.step_scalars, *self.kernel.tensor_scalars))
-            every.append(scalars)
+        every = [tensor.scalars_at(self.kernel, named, t) for tensor in self.tensors]
         for tensor, gradient, scalars in zip(self.tensors, self.gradients, every, strict=True):
             stored = new_values(self.kernel, {"p": tensor.p, "g": gradient, **tensor.arrays}, scalars)
             for name, values in stored.items():

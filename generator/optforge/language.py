@@ -14,7 +14,7 @@ import numpy as np
 from . import parse
 from .diagnostics import Diagnostic, NotSupportedYet, RuleError, Text, UsageError, nearest
 from .elaborate import check, choices, choose, elaborate
-from .functions import FUNCTIONS, REDUCTIONS, reduction, where
+from .functions import IMPORTABLE, where
 from .ir import Kernel, State
 from .lower import lower
 from .parse import Definition
@@ -257,11 +257,7 @@ def plain_python(function: Callable[..., Any], definition: Definition) -> Callab
             elif not s.scalar:
                 given[s.name] = np.atleast_1d(given[s.name])
 
-        meanings: dict[str, Any] = {
-            **FUNCTIONS,
-            **{name: reduction(name) for name in REDUCTIONS},
-            "where": functools.partial(where, dtype=p.dtype),
-        }
+        meanings = {**IMPORTABLE, "where": functools.partial(where, dtype=p.dtype)}
         words = meanings | {alias: meanings[name] for alias, name in definition.aliases.items() if name in meanings}
         closed = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
         cells = tuple(types.CellType(words[name]) if name in words else cell for name, cell in closed)
