@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import functools
+import itertools
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -38,9 +39,8 @@ def view(array: Any, label: str) -> Array:
     except (TypeError, BufferError):
         if hasattr(array, "__dlpack__"):
             return from_dlpack(array, label)
-        raise TypeError(
-            f"{label} is {kind(array)}; it must be a NumPy array, or share its memory through DLPack or the buffer protocol"
-        ) from None
+        needed = "it must be a NumPy array, or share its memory through DLPack or the buffer protocol"
+        raise TypeError(f"{label} is {kind(array)}; {needed}") from None
     try:
         return np.asarray(buffer)
     except ValueError as problem:
@@ -69,7 +69,7 @@ def is_array(thing: object) -> bool:
 def kind(thing: object) -> str:
     """The type of a thing, for messages."""
     name = type(thing).__name__
-    return f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"
+    return f"{'an' if name[0] in 'aeiouAEIOU' or name == 'ndarray' else 'a'} {name}"
 
 
 def checked(array: Any, label: str) -> Array:
@@ -140,7 +140,7 @@ class Ranges:
 
     def __init__(self, arrays: Iterable[tuple[str, Array]]):
         ranges = sorted((address(a), address(a) + a.nbytes, label) for label, a in arrays if a.nbytes)
-        for (_, end, first), (start, _, second) in zip(ranges, ranges[1:], strict=False):
+        for (_, end, first), (start, _, second) in itertools.pairwise(ranges):
             if start < end:
                 raise ValueError(f"{first} and {second} overlap in memory")
         self.starts = [start for start, _, _ in ranges]

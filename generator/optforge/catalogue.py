@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import cast
 
 from . import rules
-from .diagnostics import UsageError, nearest
+from .diagnostics import RuleError, UsageError, nearest
 from .language import Rule
+from .scalars import check_hyperparameters
 
+BUILT_IN = cast("Mapping[str, Rule]", rules)  # the package stands as a mapping
 TRUE, FALSE = ("true", "1", "yes", "on"), ("false", "0", "no", "off")
 
 
@@ -24,22 +28,24 @@ def named(name: str) -> Rule:
     path, colon, own = name.rpartition(":")
     if colon and path.endswith(".py"):
         if not own.isidentifier():
-            raise UsageError(f"{name!r}: {own!r} is no name; write {path}:NAME")
+            raise UsageError(f"{name!r}: {own!r} is not the name of a rule; write {path}:NAME")
         return Rule.from_file(path, own)
-    if name in rules:  # type: ignore[operator]  # the package stands as a mapping
-        rule: Rule = rules[name]  # type: ignore[index]
+    if name in BUILT_IN:
+        rule = BUILT_IN[name]
         rule.definition  # noqa: B018 - errors appear here
         return rule
-    if colon:
-        raise UsageError(f"{name!r}: compositions of transforms and rules are not supported yet")
     if name.endswith(".py"):
         raise UsageError(f"{name!r} names a file; write {name}:NAME for the rule NAME in it")
-    raise UsageError(f"there is no rule {name!r}{nearest(name, rules)}; see `optforge list`")  # type: ignore[arg-type]
+    if colon and not all(part.isidentifier() for part in path.split(":")):
+        raise UsageError(f"{name!r}: rules are read from files whose names end in .py")
+    if colon:
+        raise UsageError(f"{name!r}: compositions of transforms and rules are not supported yet")
+    raise UsageError(f"there is no rule {name!r}{nearest(name, BUILT_IN) or '; `optforge list` shows the rules'}")
 
 
 def select(given: Sequence[str], every: bool) -> list[Rule]:
     """The rules that the command line asks for, each once."""
-    wanted = [*given, *(rules if every else ())]  # type: ignore[misc]
+    wanted = [*given, *(BUILT_IN if every else ())]
     if not wanted:
         raise UsageError("no rule is given; name some, or say --all")
     found: dict[str, Rule] = {}
@@ -47,7 +53,7 @@ def select(given: Sequence[str], every: bool) -> list[Rule]:
         rule = named(name)
         if rule.name in found and found[rule.name].hash != rule.hash:
             raise UsageError(f"two different rules are called {rule.name!r}; emit them one at a time, with --prefix")
-        found[rule.name] = rule
+        found.setdefault(rule.name, rule)
     return list(found.values())
 
 
@@ -70,34 +76,66 @@ def emit(
 
 
 def parse_settings(given: Iterable[str], selected: Sequence[Rule]) -> dict[str, dict[str, object]]:
-    """What --set means for each rule, by rule name; a name that none of them has is an error."""
-    chosen: dict[str, dict[str, object]] = {rule.name: {} for rule in selected}
+    """What --set means for each rule, by rule name.
+
+    The settings of a rule come in the order in which it declares them; of a name that is given twice the last counts.
+
+    Raises
+    ------
+    UsageError
+        None of the rules has the name, the value is none for it, or the values break an assert of a rule.
+    """
+    texts: dict[str, str] = {}
     for item in given:
-        name, equals, text = item.partition("=")
-        name = name.strip()
-        if not equals:
+        name, equals, text = (part.strip() for part in item.partition("="))
+        if not (name and equals):
             raise UsageError(f"--set {item}: write NAME=VALUE")
-        holders = [rule for rule in selected if name in rule.hyperparameters or name in rule.options]
-        if not holders:
-            known = [key for rule in selected for key in (*rule.hyperparameters, *rule.options)]
-            listed = ", ".join(dict.fromkeys(known)) or "none"
-            raise UsageError(f"--set {item}: no such name{nearest(name, known)} (there are {listed})")
-        for rule in holders:
-            chosen[rule.name][name] = value(rule, name, text.strip())
-    for rule in selected:
-        rule.settings(chosen[rule.name])
+        texts[name] = text
+    known = list(dict.fromkeys(name for rule in selected for name in settable(rule)))
+    for name, text in texts.items():
+        if name not in known:
+            whose = f"rule {selected[0].name!r} has no" if len(selected) == 1 else "none of the rules has"
+            listed = f"there are {', '.join(known)}" if known else "there is nothing to set"
+            raise UsageError(f"--set {name}={text}: {whose} {name!r}{nearest(name, known) or f'; {listed}'}")
+    return {rule.name: settings_of(rule, texts) for rule in selected}
+
+
+def settable(rule: Rule) -> list[str]:
+    """What --set can give a rule: its hyperparameters and static options."""
+    return [*rule.hyperparameters, *rule.options]
+
+
+def settings_of(rule: Rule, texts: Mapping[str, str]) -> dict[str, object]:
+    """The settings of one rule, from texts by name, of which some may be for other rules."""
+    chosen = {name: value(rule, name, texts[name]) for name in settable(rule) if name in texts}
+    if chosen:
+        try:
+            check_hyperparameters(rule.kernel(**chosen), rule.settings(chosen)[0])
+        except RuleError:
+            raise
+        except ValueError as problem:
+            raise UsageError(f"--set: {problem}") from problem
     return chosen
 
 
 def value(rule: Rule, name: str, text: str) -> object:
     """The value of a hyperparameter or an option, from its text."""
     if name in rule.options:
-        if isinstance(rule.options[name], str):
-            return text
-        if text.lower() in (*TRUE, *FALSE):
+        accepted = rule.accepts(name)
+        if not isinstance(rule.options[name], str):
+            if text.lower() not in (*TRUE, *FALSE):
+                raise UsageError(f"--set {name}={text}: {name!r} is true or false")
             return text.lower() in TRUE
-        raise UsageError(f"--set {name}={text}: it is true or false")
+        if text not in accepted:
+            listed = " or ".join(map(str, accepted))
+            raise UsageError(f"--set {name}={text}: {name!r} is {listed}{nearest(text, map(str, accepted))}")
+        return text
     try:
-        return float(text)
+        number = float(text)
     except ValueError:
         raise UsageError(f"--set {name}={text}: {text!r} is not a number") from None
+    if math.isnan(number):
+        raise UsageError(f"--set {name}={text}: a hyperparameter cannot be NaN")
+    if math.isinf(number) and "inf" not in text.lower():
+        raise UsageError(f"--set {name}={text}: the number is beyond the range of a double")
+    return number

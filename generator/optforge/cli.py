@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
+import traceback
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from . import __version__
-from .diagnostics import EnvironmentProblem, OptforgeError, UsageError
+from .diagnostics import EnvironmentProblem, OptforgeError, RuleError
 
 HELP = """Turn optimizer update rules into fused C kernels.
 
@@ -18,8 +22,9 @@ RULE is the name of a built-in rule (see `optforge list`) or FILE.py:NAME, a rul
 and never executed, so a file that you did not write is safe to give.
 
 Exit codes: 0 done; 1 a check found a difference; 2 a mistake in what was asked or in a rule; 3 something is missing on
-this machine (a compiler, disk space, an optional package).
+this machine (a compiler, disk space, an optional package); 130 interrupted.
 """
+INTERRUPTED = 130
 
 app = typer.Typer(
     help=HELP,
@@ -35,8 +40,26 @@ debugging = False
 def show_version(wanted: bool) -> None:
     """Answer --version."""
     if wanted:
-        print(f"optforge {__version__}")
+        say(f"optforge {__version__}")
         raise typer.Exit
+
+
+def say(text: str) -> None:
+    """Print on standard output; if nobody reads it any more, the command goes on to its own exit code."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        silence()
+    except OSError as problem:
+        raise EnvironmentProblem(f"standard output cannot be written: {problem.strerror}") from None
+
+
+def silence() -> None:
+    """Send standard output nowhere from now on, what it still holds included."""
+    with contextlib.suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
 
 
 @app.callback()
@@ -51,40 +74,46 @@ def common(
     debugging = debug
 
 
-@app.command("list")
+@app.command("list", short_help="List the built-in rules.")
 def list_rules() -> None:
-    """List the built-in rules: name, state, bytes moved per float32 element, and what each is."""
-    from . import rules
+    """List the built-in rules: name, state, bytes that a step moves per float32 element, and what each is."""
+    from .catalogue import BUILT_IN
     from .dtypes import F32
 
     rows = [("RULE", "STATE", "BYTES", "")]
-    for name in rules:
-        rule = rules[name]
+    for name in BUILT_IN:
+        rule = BUILT_IN[name]
         bytes_moved = F32.bytes * sum(rule.kernel().moved)
         rows.append((name, " ".join(rule.state) or "-", str(bytes_moved), rule.doc.partition("\n")[0]))
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     for row in rows:
-        print("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]).rstrip())
+        say("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]).rstrip())
 
 
-@app.command()
+@app.command(short_help="Show one rule.")
 def show(
     rule: Annotated[str, typer.Argument(metavar="RULE", help="A built-in rule, or FILE.py:NAME.")],
     setting: Annotated[
         list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A static option or a default.")
     ] = None,
 ) -> None:
-    """Show a rule: its text, hyperparameters, state, scalars computed per step, and memory traffic."""
+    """Show a rule: its text, hyperparameters, state, scalars computed per step, and memory traffic.
+
+    \b
+    Examples:
+      optforge show adam
+      optforge show my_rule.py:my_rule --set nesterov=true
+    """  # noqa: D301 - click reads the \b, which keeps lines as they are
     from .catalogue import named, parse_settings
     from .describe import describe
 
     found = named(rule)
-    print(describe(found, parse_settings(setting or [], [found])[found.name]))
+    say(describe(found, parse_settings(setting or [], [found])[found.name]))
 
 
-@app.command()
+@app.command(short_help="Emit kernels as source files.")
 def generate(
-    rule: Annotated[list[str] | None, typer.Argument(metavar="RULE…", help="Built-in rules, or FILE.py:NAME.")] = None,
+    rule: Annotated[list[str] | None, typer.Argument(metavar="RULE", help="Built-in rules, or FILE.py:NAME.")] = None,
     every: Annotated[bool, typer.Option("--all", help="All built-in rules.")] = False,
     target: Annotated[list[str] | None, typer.Option(metavar="c", help="What to emit; may be repeated.")] = None,
     dtype: Annotated[
@@ -108,38 +137,41 @@ def generate(
 ) -> None:
     """Emit the kernels of rules as source files, all of them or, on an error, none.
 
+    \b
     Examples:
-
       optforge generate adam
-
-      optforge generate my_rule.py:my_rule --dtype f32 --set lr=3e-4 --out src/kernels
-
+      optforge generate my_rule.py:my_rule --dtype f32 --set lr=3e-4 --out src
       optforge generate --all --check
-    """
+
+    With --check the exit code is 1 if a file is missing or differs. With --all as well, an emitted file in DIR that
+    belongs to no rule counts too.
+    """  # noqa: D301
     from .catalogue import emit, select
     from .write import differences, write_all
 
-    rules = select(rule or [], every)
-    files = emit(rules, target or ["c"], dtype or ["f32", "f64"], setting or [], prefix)
+    targets = target or ["c"]
+    files = emit(select(rule or [], every), targets, dtype or ["f32", "f64"], setting or [], prefix)
     if check:
-        found = differences(out, files, set(target or ["c"]) if every else set())
+        found = differences(out, files, set(targets) if every else set())
         for text in found:
-            print(text)
+            say(text)
         if found:
             raise typer.Exit(1)
-        print(f"{len(files)} files in {out} are as they would be emitted")
+        say(f"{len(files)} files in {out} are as they would be emitted")
     else:
         for path, changed in write_all(out, files):
-            print(f"{'wrote' if changed else 'kept '} {path}")
+            say(f"{'wrote' if changed else 'kept '} {path}")
 
 
-@app.command()
+@app.command(short_help="Train a small network with every rule and compare every bit.")
 def demo(
     out: Annotated[Path, typer.Option(metavar="PNG", help="Where the picture of the loss curves goes.")] = Path(
         "demo.png"
     ),
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = 40,
-    seed: Annotated[int, typer.Option(min=0, help="Of the initial parameters and the order of the images.")] = 0,
+    epochs: Annotated[int, typer.Option(metavar="N", min=1, help="Passes over the training images.")] = 40,
+    seed: Annotated[
+        int, typer.Option(metavar="N", min=0, help="Of the initial parameters and the order of the images.")
+    ] = 0,
     kernels: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Compile the emitted files in DIR instead of emitting anew.")
     ] = None,
@@ -158,41 +190,74 @@ def demo(
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and end the process with its exit code."""
-    sys.exit(guarded(lambda: app(arguments, standalone_mode=True)))
+    global debugging
+    debugging = False
+    for stream in (sys.stdout, sys.stderr):
+        # A name or a formula that the terminal's encoding lacks is no reason to fail.
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    with warnings.catch_warnings():
+        warnings.showwarning = show_warning
+        sys.exit(guarded(lambda: app(arguments, prog_name="optforge")))
+
+
+def show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    """Say a warning like an error: what it is about is in its text, not in the line that raised it."""
+    complain(f"optforge: warning: {message}")
+
+
+def complain(text: str) -> None:
+    """Put a message on standard error, plain and unwrapped: the columns of a diagnostic must stand."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # it may be closed
+        sys.stderr.write(text if text.endswith("\n") else f"{text}\n")
 
 
 def guarded(run: Callable[[], Any]) -> int:
     """The exit code of a command; an error is one message on standard error."""
+    code = 0
     try:
         run()
     except SystemExit as end:
-        return end.code if isinstance(end.code, int) else int(end.code is not None)
-    except BrokenPipeError:
-        # The reader of the output has gone; keep Python from complaining when it flushes at exit.
-        sys.stdout = None
-        return 0
-    except (OptforgeError, TypeError, ValueError, OSError, RecursionError) as problem:
-        if debugging:
-            raise
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        if isinstance(end.__context__, BrokenPipeError):  # said by a library; no check has failed
+            code = 0
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    except Exception as problem:
         code, text = explain(problem)
-        # Plain and unwrapped: a diagnostic's columns must stand.
-        sys.stderr.write(text if text.endswith("\n") else f"{text}\n")
-        return code
-    return 0
+        if debugging:
+            traceback.print_exc()
+        else:
+            complain(text)
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except (OSError, ValueError):
+        silence()
+    return code
 
 
-def explain(problem: BaseException) -> tuple[int, str]:
+def explain(problem: Exception) -> tuple[int, str]:
     """The exit code and the message of an error."""
-    from .diagnostics import RuleError
-
-    if isinstance(problem, RuleError):
-        return problem.exit_code, str(problem)
-    if isinstance(problem, OptforgeError):
-        return problem.exit_code, f"optforge: error: {problem}"
-    if isinstance(problem, OSError):
-        where = f"{problem.filename}: " if problem.filename else ""
-        return EnvironmentProblem.exit_code, f"optforge: error: {where}{problem.strerror or problem}"
-    return UsageError.exit_code, f"optforge: error: {problem}"
+    missing = EnvironmentProblem.exit_code
+    match problem:
+        case RuleError():
+            return problem.exit_code, str(problem)
+        case OptforgeError():
+            return problem.exit_code, f"optforge: error: {problem}"
+        case OSError():
+            where = f"{problem.filename}: " if problem.filename else ""
+            return missing, f"optforge: error: {where}{problem.strerror or problem}"
+        case ImportError():
+            return (
+                missing,
+                f"optforge: error: {problem}; install optforge again: pip install --force-reinstall optforge",
+            )
+        case MemoryError():
+            return missing, "optforge: error: the memory of this machine does not suffice"
+    what = f"{type(problem).__name__}: {problem}"
+    report = "this is a mistake in optforge; `optforge --debug …` shows where, please report it"
+    return missing, f"optforge: error: {what}\n{report}"
 
 
 if __name__ == "__main__":

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import errno
 import functools
 import hashlib
 import os
@@ -13,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +26,9 @@ FLAGS = ("-std=c99", "-O2", "-fPIC", "-shared")
 # Wanted, but a compiler may lack them: each is dropped in turn until the source compiles.
 OPTIONAL_FLAGS = ("-fopenmp", "-march=native")
 LOCK_SECONDS = 600
+UNFINISHED = ".part"
+ROOM = 1 << 20  # bytes that a compilation may take
+ADVICE = 'install gcc or clang, set CC to one, or use target="numpy", which needs none'
 
 
 @dataclass(frozen=True)
@@ -42,28 +47,41 @@ def find() -> Compiler:
     EnvironmentProblem
         There is none.
     """
-    return identify(os.environ.get("CC", ""), os.environ.get("PATH", ""))
+    return identify(os.environ.get("CC", ""), os.environ.get("PATH", os.defpath))
 
 
 @functools.cache
 def identify(cc: str, path: str) -> Compiler:
     """The compiler under these environment variables."""
-    wanted = [shlex.split(cc)] if cc.strip() else [[candidate] for candidate in CANDIDATES]
-    for command in wanted:
+    try:
+        named = shlex.split(cc)
+    except ValueError as problem:
+        raise EnvironmentProblem(f"the variable CC is not a command: {cc} ({problem}); {ADVICE}") from None
+    for command in [named] if named else [[candidate] for candidate in CANDIDATES]:
         program = shutil.which(command[0], path=path)
         if program is None:
             continue
+        # Compilers run in a directory of their own.
+        started = (os.path.abspath(program), *command[1:])
         try:
-            answer = subprocess.run([program, *command[1:], "--version"], capture_output=True, check=False)
+            answer = run([*started, "--version"])
         except OSError as problem:
-            raise EnvironmentProblem(f"the C compiler {program} does not start: {problem.strerror}") from None
-        stat = os.stat(program)
-        version = f"{answer.stdout.decode(errors='replace')}{stat.st_size} {stat.st_mtime_ns}"
-        return Compiler((program, *command[1:]), version)
-    advice = 'install gcc or clang, set CC to one, or use target="numpy", which needs none'
-    if cc.strip():
-        raise EnvironmentProblem(f"there is no C compiler {cc!r}, which the variable CC names: {advice}")
-    raise EnvironmentProblem(f"there is no C compiler (looked for {', '.join(CANDIDATES)}): {advice}")
+            message = f"the C compiler {program} does not start: {problem.strerror}; {ADVICE}"
+            raise EnvironmentProblem(message) from None
+        status = os.stat(program)
+        version = answer.stdout + answer.stderr
+        return Compiler(started, f"{version.decode(errors='replace')}{status.st_size} {status.st_mtime_ns}")
+    if named:
+        raise EnvironmentProblem(f"there is no C compiler {named[0]!r}, which the variable CC names; {ADVICE}")
+    raise EnvironmentProblem(f"there is no C compiler (looked for {', '.join(CANDIDATES)}); {ADVICE}")
+
+
+def run(command: Sequence[str], directory: Path | None = None) -> subprocess.CompletedProcess[bytes]:
+    """Run a compiler; what it writes on its way stays in the directory."""
+    environment = {**os.environ, "TMPDIR": str(directory)} if directory else None
+    return subprocess.run(
+        command, cwd=directory, env=environment, stdin=subprocess.DEVNULL, capture_output=True, check=False
+    )
 
 
 def cpu() -> str:
@@ -99,7 +117,7 @@ def library(files: Mapping[str, str]) -> Path:
     Raises
     ------
     EnvironmentProblem
-        There is no compiler, it fails, or the cache is not safe to use.
+        There is no compiler, it fails, or others can write to the cache.
     """
     compiler = find()
     parts = [*compiler.command, compiler.version, *FLAGS, *OPTIONAL_FLAGS, cpu(), sys.platform]
@@ -108,21 +126,18 @@ def library(files: Mapping[str, str]) -> Path:
     readable = stem if stem.isascii() and len(stem) < 64 else "rule"
     try:
         directory = cache_directory()
-    except OSError as problem:
-        return unpublished(compiler, files, f"cannot be made: {problem.strerror or problem}")
-    target = directory / f"{readable}-{key[:32]}.so"
-    if intact(target, key):
-        return target
-    try:
+        target = directory / f"{readable}-{key[:32]}.so"
+        if intact(target, key):
+            return target
         with locked(target.with_suffix(".lock")):
             if not intact(target, key):
-                for left in directory.glob(f"{target.stem}.*.part"):  # by a process that was killed
-                    left.unlink(missing_ok=True)
-                with tempfile.TemporaryDirectory(prefix="optforge-") as work:
+                for left in directory.glob(f"{target.stem}.*{UNFINISHED}"):  # by a process that was killed
+                    shutil.rmtree(left, ignore_errors=True)
+                with tempfile.TemporaryDirectory(UNFINISHED, f"{target.stem}.", directory) as work:
                     publish(compile_files(compiler, files, Path(work)), target, key)
-    except OSError as problem:
-        return unpublished(compiler, files, f"cannot be written: {problem.strerror or problem}")
-    return target
+        return target
+    except (OSError, NotImplementedError) as problem:  # the latter where the file system has no locks
+        return private(compiler, files, key, problem)
 
 
 def digest(parts: Iterator[bytes]) -> str:
@@ -146,12 +161,19 @@ def cache_directory() -> Path:
     import platformdirs
 
     named = os.environ.get("OPTFORGE_CACHE_DIR")
-    directory = Path(named) if named else platformdirs.user_cache_path("optforge", appauthor=False)
+    directory = Path(named).absolute() if named else platformdirs.user_cache_path("optforge", appauthor=False)
+    if not directory.is_absolute():
+        raise FileNotFoundError(errno.ENOENT, "there is no home directory", str(directory))
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     status = directory.stat()
-    if os.name == "posix" and (status.st_uid != os.getuid() or status.st_mode & 0o022):
-        advice = f"chmod 700 {shlex.quote(str(directory))}, or set OPTFORGE_CACHE_DIR to a directory of your own"
-        raise EnvironmentProblem(f"the cache {directory} can be written by others and is not used: {advice}")
+    if os.name == "posix" and (status.st_uid != os.geteuid() or status.st_mode & 0o022):
+        foreign = status.st_uid != os.geteuid()
+        what = "belongs to another user" if foreign else "can be written by others"
+        mend = "" if foreign else f"chmod go-w {shlex.quote(str(directory))}, or "
+        raise EnvironmentProblem(
+            f"the cache {directory} {what}, so any code could be in it, and is not used: {mend}set "
+            "OPTFORGE_CACHE_DIR to a directory of your own"
+        )
     return directory
 
 
@@ -165,21 +187,13 @@ def intact(target: Path, key: str) -> bool:
 
 
 def publish(built: Path, target: Path, key: str) -> None:
-    """Put a library and its seal into the cache, each complete or not at all."""
-    content = built.read_bytes()
-    seal = digest(iter([key.encode(), content])).encode()
-    for path, data in ((target, content), (target.with_suffix(".sha256"), seal)):
-        handle, part = tempfile.mkstemp(prefix=f"{target.stem}.", suffix=".part", dir=target.parent)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(part, 0o700 if path is target else 0o600)
-            os.replace(part, path)
-        except BaseException:
-            Path(part).unlink(missing_ok=True)
-            raise
+    """Move a library into the cache, and then its seal, each complete or not at all."""
+    seal = built.with_suffix(".sha256")
+    seal.write_text(digest(iter([key.encode(), built.read_bytes()])))
+    for path, place in ((built, target), (seal, target.with_suffix(".sha256"))):
+        with path.open("rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(path, place)
 
 
 @contextlib.contextmanager
@@ -199,30 +213,69 @@ def locked(path: Path) -> Iterator[None]:
         lock.release()
 
 
-def unpublished(compiler: Compiler, files: Mapping[str, str], why: str) -> Path:
-    """A library for this process alone, with a warning: what is done where the cache cannot be used."""
-    message = f"optforge's cache {why}; the kernel was compiled for this process alone"
-    warnings.warn(message, RuntimeWarning, stacklevel=2)
-    work = tempfile.TemporaryDirectory(prefix="optforge-")
-    KEPT.append(work)
-    return compile_files(compiler, files, Path(work.name))
+def private(compiler: Compiler, files: Mapping[str, str], key: str, problem: Exception) -> Path:
+    """A library for this process alone, with a warning: what is done where the cache cannot be used.
+
+    Raises
+    ------
+    EnvironmentProblem
+        It cannot be compiled, or there is no place for temporary files either.
+    """
+    if key in PRIVATE and PRIVATE[key].exists():
+        return PRIVATE[key]
+    try:
+        work = Path(tempfile.mkdtemp(prefix="optforge-"))
+        atexit.register(discard, work, os.getpid())
+        PRIVATE[key] = compile_files(compiler, files, work)
+    except OSError as also:
+        message = (
+            f"the kernel cannot be compiled: {described(also)}; free some space, or set TMPDIR to another directory"
+        )
+        raise EnvironmentProblem(message) from None
+    message = f"optforge's cache cannot be used ({described(problem)}); the kernel was compiled for this process alone"
+    warnings.warn(message, RuntimeWarning, stacklevel=3)
+    return PRIVATE[key]
 
 
-KEPT: list[tempfile.TemporaryDirectory[str]] = []  # removed when the process ends
+PRIVATE: dict[str, Path] = {}
+
+
+def discard(directory: Path, process: int) -> None:
+    """Remove a directory when the process that made it ends, not when its children do."""
+    if os.getpid() == process:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def described(problem: Exception) -> str:
+    """What an error of the system is, and where."""
+    place, text = getattr(problem, "filename", None), getattr(problem, "strerror", None) or str(problem)
+    return f"{place}: {text}" if place else text
 
 
 def compile_files(compiler: Compiler, files: Mapping[str, str], directory: Path) -> Path:
-    """Compile in a directory; optional flags that the compiler does not know are left out."""
+    """Compile in a directory; optional flags that the compiler does not know are left out.
+
+    Raises
+    ------
+    EnvironmentProblem
+        The compiler fails.
+    OSError
+        The directory cannot be written, or the disk is full.
+    """
     for name, text in files.items():
         (directory / name).write_text(text, encoding="utf-8")
     sources = [name for name in files if name.endswith(".c")]
     built = directory / "kernel.so"
-    failures = []
     for dropped in ((), *((flag,) for flag in OPTIONAL_FLAGS), OPTIONAL_FLAGS):
         flags = [flag for flag in OPTIONAL_FLAGS if flag not in dropped]
         command = [*compiler.command, *FLAGS, *flags, "-o", str(built), *sources, "-lm"]
-        answer = subprocess.run(command, cwd=directory, capture_output=True, check=False)
+        answer = run(command, directory)
         if answer.returncode == 0 and built.exists():
             return built
-        failures.append(f"$ {shlex.join(command)}\n{answer.stderr.decode(errors='replace').strip()}")
-    raise EnvironmentProblem(f"the C compiler {compiler.command[0]} failed:\n{failures[-1]}")
+    # A compiler that finds the disk full says so in words of its own: here it is an OSError.
+    (directory / "room").write_bytes(bytes(ROOM))
+    said = answer.stderr.decode(errors="replace").strip() or f"it said nothing; exit status {answer.returncode}"
+    raise EnvironmentProblem(
+        f"the C compiler {compiler.command[0]} failed:\n$ {shlex.join(command)}\n{said}\n"
+        "Set CC to a compiler that works."
+    )

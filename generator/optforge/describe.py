@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from .diagnostics import printable
 from .dtypes import DTYPES, F64
 from .emit import Printer
 from .ir import Expr, Kernel, Let
@@ -16,7 +17,7 @@ def describe(rule: Rule, settings: Mapping[str, object]) -> str:
     hyperparameters, options = rule.settings(settings)
     accepted = {name: " or ".join(map(str, rule.accepts(name))) for name in options}
     sections = [
-        f"{rule.name}: {rule.doc.strip()}" if rule.doc else rule.name,
+        "\n".join(map(printable, f"{rule.name}: {rule.doc.strip()}".split("\n"))) if rule.doc else rule.name,
         block("Rule", rule.definition.formulas.splitlines()),
         block("Hyperparameters", [f"{name} = {value!r}" for name, value in hyperparameters.items()]),
         block("Static options", [f"{name} = {value}    ({accepted[name]})" for name, value in options.items()]),
@@ -38,7 +39,7 @@ def describe(rule: Rule, settings: Mapping[str, object]) -> str:
 
 def block(title: str, lines: Iterable[str]) -> str:
     """A titled, indented list; empty where there is nothing in it."""
-    listed = [f"    {line}".rstrip() for line in lines]
+    listed = [f"    {printable(line)}".rstrip() for line in lines]
     return "\n".join([f"{title}:", *listed]) if listed else ""
 
 

@@ -6,6 +6,8 @@ import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+LONGEST_LINE = 240  # characters of a source line that a diagnostic shows
+
 
 class OptforgeError(Exception):
     """Base of the package's own errors; `exit_code` is what the command line ends with."""
@@ -79,9 +81,15 @@ class Diagnostic:
         shown = [f"{self.text.file}:{self.line}:{self.column}: error: {self.message}"]
         source = self.text.at(self.line)
         if source.strip():
-            margin = "".join("\t" if c == "\t" else " " * _width(c) for c in source[: self.column - 1])
-            marked = source[self.column - 1 : max(self.end - 1, self.column)]
-            shown += [printable(source), margin + "^" * max(1, sum(map(_width, marked)))]
+            before, marked = source[: self.column - 1], source[self.column - 1 : max(self.end - 1, self.column)]
+            behind = source[self.column - 1 + len(marked) :]
+            if len(source) > LONGEST_LINE:  # show what stands around the place
+                third = LONGEST_LINE // 3
+                before = before if len(before) <= third else "…" + before[-third:]
+                marked = marked[:third]
+                behind = behind if len(behind) <= third else behind[:third] + "…"
+            margin = "".join("\t" if c == "\t" else " " * _width(c) for c in before)
+            shown += [printable(before + marked + behind), margin + "^" * max(1, sum(map(_width, marked)))]
         if self.hint:
             shown.append(f"hint: {self.hint}")
         return "\n".join(shown)

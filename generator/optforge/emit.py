@@ -78,7 +78,7 @@ class Printer:
             case "square" if not args[0].args:
                 name = self(args[0], POSTFIX)
                 return f"{name} * {name}", PRODUCT
-            case "div" if self.checked and expr.type is Type.SCALAR and args[1].op != "const":
+            case "div" if self.checked and expr.type is Type.SCALAR and not nonzero(args[1]):
                 return self.called("div", kind, args)
             case op if op in INFIX:
                 symbol, binds = INFIX[op]
@@ -114,3 +114,8 @@ class Printer:
         assert isinstance(expr.value, float)
         text = dtype.constant(expr.value)
         return text, UNARY if text.startswith("-") else POSTFIX
+
+
+def nonzero(expr: Expr) -> bool:
+    """Whether a divisor is known not to be 0."""
+    return expr.op == "const" and expr.value != 0

@@ -263,7 +263,15 @@ def plain_python(function: Callable[..., Any], definition: Definition) -> Callab
         cells = tuple(types.CellType(words[name]) if name in words else cell for name, cell in closed)
         run = types.FunctionType(function.__code__, function.__globals__ | words, function.__name__, None, cells)
         with np.errstate(all="ignore"):
-            return run(p, g, *(given[s.name] for s in definition.state), **settings)
+            returned = run(p, g, *(given[s.name] for s in definition.state), **settings)
+            values = returned if isinstance(returned, tuple) else (returned,)
+            scalars = (False, *(s.scalar for s in definition.state))
+            # A scalar bound to an array is rounded where it is stored.
+            stored = tuple(
+                value if scalar or isinstance(value, np.ndarray) else np.full_like(p, value)
+                for value, scalar in zip(values, scalars, strict=True)
+            )
+        return stored if definition.state else stored[0]
 
     return call
 

@@ -57,7 +57,9 @@ def claimed(name: str) -> bool:
 
 
 # Letters that C99 allows in identifiers (its annex D: Latin, Greek, Cyrillic) and that compilers accept as they are.
-LETTERS = re.compile("[A-Za-z0-9_\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u01f5\u0386\u0388-\u038a\u038c\u038e-\u03a1\u03a3-\u03ce\u0401-\u040c\u040e-\u044f]")
+LETTERS = re.compile(
+    "[A-Za-z0-9_\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u01f5\u0386\u0388-\u038a\u038c\u038e-\u03a1\u03a3-\u03ce\u0401-\u040c\u040e-\u044f]"
+)
 
 
 def spelled(name: str) -> str:

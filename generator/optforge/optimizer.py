@@ -135,7 +135,8 @@ class Optimizer:
         # The kernel has the rule's own defaults, so that other hyperparameters need no other library.
         kernel = self.rule.kernel(**options)
         check_hyperparameters(kernel, values)
-        self._set(_kernel=kernel, _options=options, _names=tuple(values), _t=0, _threads=min(threads or 0, MOST_THREADS))
+        most = min(threads or 0, MOST_THREADS)
+        self._set(_kernel=kernel, _options=options, _names=tuple(values), _t=0, _threads=most)
         # A rule without hyperparameters still passes an address.
         self._set(_values=np.array([*values.values()] or [0.0], np.float64))
         self._set(_tensors=self._make_tensors(values))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import re
 from collections.abc import Sequence
@@ -19,7 +18,6 @@ from ..diagnostics import EnvironmentProblem
 from ..dtypes import BY_NUMPY, DTYPES
 from ..functions import Array
 from ..ir import Kernel
-from ..names import claimed
 from ..scalars import check_hyperparameters
 
 if TYPE_CHECKING:
@@ -103,7 +101,6 @@ class Library:
     checks: dict[str, Any]
 
 
-@functools.cache  # never unloaded: OpenMP would be unloaded with it, from under its waiting threads
 def load(path: Path, prefix: str) -> Library:
     """A compiled library, whose functions begin with a prefix."""
     import cffi
@@ -116,7 +113,8 @@ def load(path: Path, prefix: str) -> Library:
         declarations.append(f"int {prefix}_check_{suffix}({arguments});")
     ffi.cdef("\n".join(declarations))
     try:
-        loaded = ffi.dlopen(str(path))
+        # Never unloaded, not even when the interpreter ends: OpenMP would go with it, from under its waiting threads.
+        loaded = ffi.dlopen(str(path), os.RTLD_NOW | os.RTLD_NODELETE)
         return Library(
             ffi,
             getattr(loaded, f"{prefix}_strerror"),
@@ -143,11 +141,11 @@ class CEngine:
 
     def __init__(self, rule: Rule, kernel: Kernel, kernels: Path | None = None):
         self.kernel = kernel
-        prefix = rule.name if rule.name.isascii() and not claimed(rule.name) else "rule"
-        if kernels is None:
-            files = render(rule, kernel, prefix=prefix)
-        else:
+        prefix = rule.name if rule.name.isascii() else "rule"  # cffi reads ASCII alone
+        if kernels is not None:
             files = committed(kernels, prefix, rule, kernel)
+        else:
+            files = render(rule, kernel, prefix=None if prefix == rule.name else prefix)
         self.library = load(library(files), prefix)
 
     def plan(self, tensors: Sequence[Tensor], gradients: Sequence[Array]) -> Plan:
