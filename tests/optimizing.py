@@ -170,9 +170,9 @@ class Judge:
         timed = {"t": self.t} if self.rule.definition.time else {}
         for k, (p, g) in enumerate(zip(self.params, grads, strict=True)):
             if g is not None:
-                results = self.rule.function(
-                    p.reshape(-1), g.reshape(-1), *self.states[k] or (), **timed, **self.settings
-                )
+                state = self.states[k] or ()
+                results = self.rule.function(p.reshape(-1), g.reshape(-1), *state, **timed, **self.settings)
+                results = results if isinstance(results, tuple) else (results,)
                 p[...] = results[0].reshape(p.shape)
                 self.states[k] = results[1:]
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from data import DTYPES, SIZES, Guarded, gradients, same, special_pairs
-from oracles import names, oracle
 
 import optforge as of
+from data import DTYPES, SIZES, Guarded, gradients, same, special_pairs
+from oracles import names, oracle
 
 RULES = names()
 CASES = [(name, k) for name in RULES for k in range(len(oracle(name).SETTINGS) + 1)]

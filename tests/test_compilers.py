@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+
+import optforge as of
 from conftest import COMPILERS, require
 from data import DTYPES, Guarded, gradients, same, special_pairs
 from native import Library, compile_shared
 from oracles import names, oracle
-
-import optforge as of
 
 FLAGS = {
     "O0": ("-O0",),

@@ -6,10 +6,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
+
 from conftest import COMPILERS, require
 from hostile_rules import ACCEPTED, REFUSED, Accepted, Refused
 from native import STRICT
-
 from optforge.cli import main
 from optforge.diagnostics import RuleError, UsageError
 from optforge.language import Rule
@@ -73,7 +73,8 @@ def test_accepted_texts_compile_without_warnings(compiler: str, emitted: dict[st
 def test_the_command_line_refuses_with_2_and_no_traceback(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "rules.py"
     path.write_text(
-        "from optforge import rule\n\n@rule\ndef bad(p, g, *, lr=0.1):\n    p -= lr * g\n    q = np.sqrt(g)\n    return p\n"
+        "from optforge import rule\n\n@rule\ndef bad(p, g, *, lr=0.1):\n"
+        "    p -= lr * g\n    q = np.sqrt(g)\n    return p\n"
     )
     out = tmp_path / "out"
     with pytest.raises(SystemExit) as end:

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from data import gradients, same
-from oracles import names, oracle
 
 import optforge as of
+from data import gradients, same
 from optforge.language import Rule
+from oracles import names, oracle
 
 FLIPPED = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult}
 

@@ -1,10 +1,10 @@
-"""The Optimizer: structures of arrays, the bits of steps on both targets, hyperparameters, gradients that come and go."""
+"""The Optimizer: structures of arrays, the bits of steps, hyperparameters, gradients that come and go."""
 
 from __future__ import annotations
 
 import array
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -40,17 +40,20 @@ def target(request: pytest.FixtureRequest) -> str:
 
 # ── structures ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
+
+def keyed(arrays: Iterable[Any]) -> dict[Any, Any]:
+    return dict(zip(KEYS, arrays, strict=True))
+
+
+# What is passed, and what is kept of it.
 SHAPED: dict[str, tuple[Callable[[list[Any]], Any], Callable[[list[Any]], Any]]] = {
     "list": (list, list),
     "tuple": (tuple, tuple),
-    "dict": (lambda arrays: dict(zip(KEYS, arrays, strict=True)), lambda arrays: dict(zip(KEYS, arrays, strict=True))),
-    "ordered dict": (
-        lambda arrays: OrderedDict(zip(KEYS, arrays, strict=True)),
-        lambda arrays: dict(zip(KEYS, arrays)),
-    ),
-    "mapping": (lambda arrays: MappingProxyType(dict(zip(KEYS, arrays))), lambda arrays: dict(zip(KEYS, arrays))),
+    "dict": (keyed, keyed),
+    "ordered dict": (lambda arrays: OrderedDict(keyed(arrays)), keyed),
+    "mapping": (lambda arrays: MappingProxyType(keyed(arrays)), keyed),
     "generator": (lambda arrays: (one for one in arrays), list),
-    "dict values": (lambda arrays: dict(zip(KEYS, arrays)).values(), list),
+    "dict values": (lambda arrays: keyed(arrays).values(), list),
 }
 
 
@@ -89,21 +92,20 @@ def test_every_structure_gives_the_same_bits(shape: str, target: str) -> None:
 
 def test_gradients_of_a_dict_go_by_their_keys(target: str) -> None:
     params, judged = small(1), small(1)
-    opt = Optimizer(dict(zip(KEYS, params, strict=True)), nadam, target=target, **SETTINGS)
+    opt = Optimizer(keyed(params), nadam, target=target, **SETTINGS)
     judge = Judge(judged, nadam, **SETTINGS)
-    opt.step(dict(reversed(list(zip(KEYS, small(2), strict=True)))))
+    opt.step(dict(reversed(keyed(small(2)).items())))
     judge.step(small(2))
     assert bits(params) == bits(judged)
 
 
 def test_lists_and_tuples_of_gradients_are_alike() -> None:
     opt = Optimizer(small(1), "sgd", target="numpy", lr=0.3)
-    for grads in (small(2), tuple(small(2)), iter(small(2)), OrderedDict.fromkeys([1] * 0) or small(2)):
-        opt.step(grads)
     judge = Judge(small(1), of.rules.sgd, lr=0.3)
-    for _ in range(4):
+    for grads in (small(2), tuple(small(2)), iter(small(2))):
+        opt.step(grads)
         judge.step(small(2))
-    assert judge.agrees(opt)
+        assert judge.agrees(opt)
 
 
 def test_the_optimizer_keeps_a_collection_of_its_own() -> None:
@@ -163,7 +165,8 @@ def test_a_rule_may_have_no_hyperparameters_and_no_state(target: str) -> None:
 @rule
 def plain(p, g):
     """Nothing to set."""
-    return p - g
+    p = p - g
+    return p
 
 
 # ── bits ────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -325,7 +328,8 @@ def test_a_hyperparameter_may_have_any_name(target: str) -> None:
 @rule
 def double(p, g, *, self=1.0, auto=1.0, n=1.0):
     """Names that Python, C and the templates use themselves."""
-    return p - self * auto * g - n
+    p = p - self * auto * g - n
+    return p
 
 
 def test_other_hyperparameters_need_no_other_library(cache: Path) -> None:
@@ -401,15 +405,6 @@ def test_a_numpy_scalar_is_the_gradient_of_a_scalar(target: str) -> None:
     for _ in range(2):
         opt.step([2 * w])
     assert w.tolist() == 0.0
-
-
-def test_gradients_live_as_long_as_they_are_used() -> None:
-    opt = Optimizer(small(1), nadam, **SETTINGS)
-    judge = Judge(small(1), nadam, **SETTINGS)
-    for _ in range(3):
-        opt.step(small(2))
-        judge.step(small(2))
-    assert judge.agrees(opt)
 
 
 # ── arrays of other libraries ───────────────────────────────────────────────────────────────────────────────────────
@@ -535,7 +530,7 @@ def test_pytorch_tensors(target: str) -> None:
         Optimizer([torch.ones(2, device="meta")], nadam, target=target)
     with pytest.raises(ValueError, match=r"^params\[0\] is not C-contiguous"):
         Optimizer([torch.ones(2, 3).T], nadam, target=target)
-    with pytest.raises(TypeError, match="^params must be a list"):
+    with pytest.raises(TypeError, match=r"^params must be a list"):
         Optimizer(torch.ones(2), nadam, target=target)
 
 
@@ -570,9 +565,7 @@ def test_emitted_files_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     with pytest.raises(EnvironmentProblem, match=r"nadam\.c is of another version of rule 'nadam'"):
         Optimizer(small(1), nadam, target=CTarget(kernels), nesterov=False)
     (kernels / "nadam.c").unlink()
-    with pytest.raises(
-        EnvironmentProblem, match=r"nadam\.c: No such file or directory; make it with: optforge generate"
-    ):
+    with pytest.raises(EnvironmentProblem, match=r"nadam\.c: No such file .*; make it with: optforge generate"):
         Optimizer(small(1), nadam, target=CTarget(kernels), nesterov=False)
     alone = write(tmp_path, of.rules.sgd.generate("c", ["f32"]))
     with pytest.raises(EnvironmentProblem, match=r"sgd-\w+\.so cannot be loaded"):

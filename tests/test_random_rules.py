@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from data import DTYPES, gradients, same, special
 
 import optforge as of
+from data import DTYPES, gradients, same, special
 
 IMPORTS = "from optforge import rule, scalar, sqrt, where, maximum, minimum, exp, log, tanh, sign, abs\n"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from . import rules
+from . import rules as rules
 
 __version__ = "0.1.0"
 

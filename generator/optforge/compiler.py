@@ -232,7 +232,10 @@ def private(compiler: Compiler, files: Mapping[str, str], key: str, problem: Exc
             f"the kernel cannot be compiled: {described(also)}; free some space, or set TMPDIR to another directory"
         )
         raise EnvironmentProblem(message) from None
-    message = f"optforge's cache cannot be used ({described(problem)}); the kernel was compiled for this process alone"
+    message = (
+        f"optforge's cache cannot be used ({described(problem)}): the kernel was compiled for this process alone; "
+        "OPTFORGE_CACHE_DIR can name another directory"
+    )
     warnings.warn(message, RuntimeWarning, stacklevel=3)
     return PRIVATE[key]
 

@@ -25,8 +25,9 @@ STATUSES = (
     ("ERROR_OVERLAP", "two arrays of a tensor overlap"),
     ("ERROR_TIME", "t counts the steps from 1"),
     ("ERROR_NAN", "a hyperparameter is NaN"),
-    ("ERROR_SCALAR", "a scalar of the rule has no value: division by zero, overflow, or a negative number's root"),
+    ("ERROR_SCALAR", "a scalar has no value: division by zero, overflow, root of a negative number"),
 )
+BROKEN = "the hyperparameters break: "
 ASSERTS_FROM = 100  # status codes of the rule's own asserts
 
 
@@ -137,7 +138,11 @@ class Source:
             "comment": self.header_comment(),
             "size": self.size,
             "statuses": [
-                {"name": name, "literal": c_string(text), "line": f"{entry:<{widest}} /* {comment_text(text)} */"}
+                {
+                    "name": name,
+                    "literal": c_string(text),
+                    "line": f"{entry:<{widest}} /* {comment_text(text.removeprefix(BROKEN))} */",
+                }
                 for entry, (name, code, text) in zip(entries, statuses, strict=True)
             ],
             "hyper_comment": self.hyper_comment(),
@@ -166,10 +171,7 @@ class Source:
             f"{s.name}{' (one double per tensor)' if s.scalar else ''} starts as {s.initial}" for s in kernel.state
         ]
         options = {**rule.options, **{k: v for k, v in self.settings.items() if k in rule.options}}
-        if options:
-            chosen = [f"Options: {', '.join(f'{name}={value}' for name, value in options.items())}."]
-        else:
-            chosen = []
+        chosen = ", ".join(f"{name}={value}" for name, value in options.items())
         command = ["optforge generate", rule.origin, "--target c", *(f"--dtype {d.suffix}" for d in self.dtypes)]
         command += [f"--set {name}={value}" for name, value in self.settings.items()]
         command += [f"--prefix {self.given_prefix}"] if self.given_prefix is not None else []
@@ -179,7 +181,7 @@ class Source:
         lines += ["", *(f"    {line}".rstrip() for line in rule.definition.formulas.splitlines())]
         lines += ["", "p is the parameter, g its gradient."]
         lines += [f"State: {'; '.join(state)}." if state else "The rule has no state."]
-        lines += chosen
+        lines += [f"Options: {chosen}."] if chosen else []
         lines += [
             f"Memory traffic per element: {read} read, {written} written; in bytes: {traffic}.",
             "",
@@ -214,7 +216,7 @@ class Source:
         asserts = self.kernel.asserts
         names = [f"ERROR_ASSERT{'' if len(asserts) == 1 else f'_{k}'}" for k in range(1, len(asserts) + 1)]
         texts = [a.text + (f" ({a.message})" if a.message else "") for a in asserts]
-        return [(name, f"the hyperparameters break: {text}") for name, text in zip(names, texts, strict=True)]
+        return [(name, BROKEN + text) for name, text in zip(names, texts, strict=True)]
 
     # ── scalars ─────────────────────────────────────────────────────────────────────────────────────────────────
 

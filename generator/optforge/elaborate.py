@@ -324,7 +324,7 @@ class Elaborator:
         chosen = self.static(node)
         if chosen is not None:
             return chosen
-        expr = self.expression(node, conditional=True)
+        expr = self.expression(node)
         if expr.type in (Type.CONDITION, Type.POISON):
             return expr
         if expr.type is Type.MASK:
@@ -340,7 +340,7 @@ class Elaborator:
         for part in node.values:
             value = self.static(part)
             if value is None:
-                expr = self.expression(part, conditional=True)
+                expr = self.expression(part)
                 if expr.type is Type.MASK:
                     return self.error(
                         part, f"`{op}` does not combine comparisons of elements", "nest where(mask, where(…), b)"
@@ -386,13 +386,13 @@ class Elaborator:
 
     # ── expressions ─────────────────────────────────────────────────────────────────────────────────────────────
 
-    def expression(self, node: ast.expr, conditional: bool = False) -> Expr:
+    def expression(self, node: ast.expr) -> Expr:
         """The typed form of an expression."""
         match node:
             case ast.Constant():
                 return self.constant(node)
             case ast.Name():
-                return self.name(node, conditional)
+                return self.name(node)
             case ast.UnaryOp(op=ast.USub(), operand=operand):
                 return self.negation(node, self.expression(operand))
             case ast.UnaryOp(op=ast.Not(), operand=operand):
@@ -426,16 +426,15 @@ class Elaborator:
         value = number(node, self.reporter)
         return POISON if value is None else Expr("const", Type.SCALAR, value=value)
 
-    def name(self, node: ast.Name, conditional: bool = False) -> Expr:
+    def name(self, node: ast.Name) -> Expr:
         """A name: a parameter, the latest binding of a local, a hyperparameter."""
         name = node.id
         if name in self.options:
             hint = "options decide `if`, and `a if option else b`"
             return self.error(node, f"option {name!r} is static and has no value in a formula", hint)
-        if (self.asserting and name not in self.fixed) or (self.asserting and name == "t"):
-            if name in self.names or name == "t":
-                hint = "it is checked when they are set, before there is a step"
-                return self.error(node, f"an assert is about hyperparameters, and {name!r} is none", hint)
+        if self.asserting and (name in self.names or name == "t"):
+            hint = "it is checked when they are set, before there is a step"
+            return self.error(node, f"an assert is about hyperparameters, and {name!r} is none", hint)
         if name in self.fixed:
             return self.fixed[name]
         if name in self.names:

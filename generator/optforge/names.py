@@ -14,11 +14,11 @@ KEYWORDS = frozenset(
     noreturn
     """
     # C++ up to C++26
-    """and and_eq atomic_cancel atomic_commit atomic_noexcept bitand bitor catch char8_t char16_t char32_t class co_await
-    co_return co_yield compl concept const_cast consteval constinit contract_assert decltype delete dynamic_cast explicit
-    export friend mutable namespace new noexcept not not_eq operator or or_eq private protected public reflexpr
-    reinterpret_cast requires static_cast synchronized template this throw try typeid typename using virtual wchar_t xor
-    xor_eq
+    """and and_eq atomic_cancel atomic_commit atomic_noexcept bitand bitor catch char8_t char16_t char32_t class
+    co_await co_return co_yield compl concept const_cast consteval constinit contract_assert decltype delete
+    dynamic_cast explicit export friend mutable namespace new noexcept not not_eq operator or or_eq private protected
+    public reflexpr reinterpret_cast requires static_cast synchronized template this throw try typeid typename using
+    virtual wchar_t xor xor_eq
     """
     # CUDA and HIP
     """threadIdx blockIdx blockDim gridDim warpSize __global__ __device__ __host__ __shared__ __constant__ __managed__
@@ -31,8 +31,8 @@ KEYWORDS = frozenset(
     """
     # object-like macros of compilers and of the standard headers
     """linux unix i386 sun mips sparc vax hpux m68k NULL INFINITY NAN HUGE_VAL HUGE_VALF HUGE_VALL errno EDOM ERANGE
-    EILSEQ EOF BUFSIZ stdin stdout stderr math_errhandling MATH_ERRNO MATH_ERREXCEPT DECIMAL_DIG I assert offsetof NDEBUG
-    va_arg isnan isinf isfinite isnormal signbit fpclassify
+    EILSEQ EOF BUFSIZ stdin stdout stderr math_errhandling MATH_ERRNO MATH_ERREXCEPT DECIMAL_DIG I assert offsetof
+    NDEBUG va_arg isnan isinf isfinite isnormal signbit fpclassify
     """.split()
 )
 MACROS = re.compile(
@@ -58,7 +58,8 @@ def claimed(name: str) -> bool:
 
 # Letters that C99 allows in identifiers (its annex D: Latin, Greek, Cyrillic) and that compilers accept as they are.
 LETTERS = re.compile(
-    "[A-Za-z0-9_\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u01f5\u0386\u0388-\u038a\u038c\u038e-\u03a1\u03a3-\u03ce\u0401-\u040c\u040e-\u044f]"
+    "[A-Za-z0-9_\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u01f5\u0386\u0388-\u038a\u038c"
+    "\u038e-\u03a1\u03a3-\u03ce\u0401-\u040c\u040e-\u044f]"
 )
 
 

@@ -430,8 +430,7 @@ class Optimizer:
     def _saved_hyperparameters(self, saved: Any, problems: list[str]) -> list[float]:
         """The hyperparameters of a state dict, in order; what does not fit is noted."""
         if not isinstance(saved, Mapping) or set(saved) != set(self._names):
-            given = sorted(map(str, saved)) if isinstance(saved, Mapping) else repr(saved)
-            problems.append(f"its hyperparameters are {given}, here {sorted(self._names)}")
+            problems.append(f"its hyperparameters are {keys_of(saved)}, here {sorted(self._names)}")
             return []
         before = len(problems)
         values = {name: noting(problems, real, name, saved[name]) for name in self._names}
@@ -443,22 +442,23 @@ class Optimizer:
         """Own state with what a state dict has for it; what does not fit is noted."""
         names = [state.name for state in self._kernel.state]
         if not isinstance(saved, Mapping) or set(saved) != set(names):
-            given = sorted(map(str, saved)) if isinstance(saved, Mapping) else repr(saved)
-            problems.append(f"its state is {given}, here {sorted(names)}")
+            problems.append(f"its state is {keys_of(saved)}, here {sorted(names)}")
             return []
         changes = []
         for state in self._kernel.state:
-            for tensor, value in zip(
-                self._tensors, self._matching(saved[state.name], state.name, problems), strict=False
-            ):
+            values = self._matching(saved[state.name], state.name, problems)
+            for tensor, value in zip(self._tensors, values, strict=False):
                 label = f"state[{state.name!r}][{tensor.key!r}]"
-                given = noting(problems, np.asarray, value)
-                if given is None:
+                try:
+                    given = np.asarray(value)
+                except (TypeError, ValueError) as problem:
+                    problems.append(f"{label} is no array: {problem}")
                     continue
                 if state.scalar:
                     own = tensor.scalars[state.name]
                     if given.shape != () or given.dtype.kind not in "fiu":
-                        problems.append(f"{label} is {value!r}, here a number")
+                        what = f"{given.dtype} of shape {given.shape}" if given.shape else repr(value)
+                        problems.append(f"{label} is {what}, here a number")
                 else:
                     own = tensor.arrays[state.name]
                     if given.shape != tensor.shape or given.dtype != own.dtype:
@@ -487,6 +487,11 @@ def noting(problems: list[str], function: Callable[..., Any], *arguments: Any) -
     except (TypeError, ValueError) as problem:
         problems.append(str(problem))
         return None
+
+
+def keys_of(thing: Any) -> str:
+    """The keys of a mapping, or whatever it is, for messages."""
+    return str(sorted(map(str, thing))) if isinstance(thing, Mapping) else repr(thing)
 
 
 def check_threads(threads: Any) -> None:

@@ -1,0 +1,221 @@
+"""The emitted files: committed ones are current, and engines can use them alone."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import optforge as of
+from conftest import COMPILERS, require
+from native import STRICT
+from optforge import render, rule, scalar, sqrt, where
+from optforge.catalogue import emit, select
+from optforge.write import differences, write_all
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@rule
+def engine(p, g, m=0.0, v="floor", mu: scalar = 1.0, *, t, lr=0.02, beta=0.9, floor=1e-3, signed=False):
+    """A rule with a static option, a scalar state and a `where`."""
+    assert 0 <= beta < 1
+    mu = mu * beta
+    d = where(g > 0, 1, -1) if signed else g
+    m = beta * m + (1 - beta) * d
+    v = where(v > g**2, beta * v, g**2)
+    p = p - lr / (1 - mu) * m / (sqrt(v) + floor / t)
+    return p, m, v, mu
+
+
+PROGRAM = r"""
+#include "engine.h"
+#include <stdio.h>
+
+int main(void)
+{
+    enum { N = 37, M = 5 };
+    static REAL p[2][N], g[2][N], m[2][N], v[2][N];
+    double mu[2];
+    engine_hyper hyper;
+    engine_tensor_SUFFIX tensors[2] = {{N, p[0], g[0], m[0], v[0], &mu[0]}, {M, p[1], g[1], m[1], v[1], &mu[1]}};
+
+    engine_hyper_init(&hyper);
+    hyper.lr = 0.05;
+    for (size_t k = 0; k < 2; k++) {
+        for (size_t i = 0; i < tensors[k].n; i++)
+            p[k][i] = (REAL)((double)(7 * i % 11) / 8.0 - 0.5);
+        engine_state_init_SUFFIX(&tensors[k], &hyper);
+    }
+    for (unsigned t = 1; t <= 3; t++) {
+        int status;
+        for (size_t k = 0; k < 2; k++)
+            for (size_t i = 0; i < tensors[k].n; i++)
+                g[k][i] = (REAL)((double)((5 * i + 3 * t) % 13) / 16.0 - 0.375);
+        status = engine_step_SUFFIX(&hyper, t, tensors, 2);
+        if (status != engine_OK) {
+            printf("%s\n", engine_strerror(status));
+            return 1;
+        }
+    }
+    for (size_t k = 0; k < 2; k++) {
+        for (size_t i = 0; i < tensors[k].n; i++)
+            printf("%a %a %a\n", (double)p[k][i], (double)m[k][i], (double)v[k][i]);
+        printf("%a\n", mu[k]);
+    }
+    return 0;
+}
+"""
+
+
+def expected(dtype: Any, **settings: Any) -> list[float]:
+    """What the program prints, computed by the rule as plain Python."""
+    printed = []
+    for n in (37, 5):
+        i = np.arange(n)
+        p: Any = ((7 * i % 11) / 8.0 - 0.5).astype(dtype)
+        state: Any = []
+        for t in (1, 2, 3):
+            g = (((5 * i + 3 * t) % 13) / 16.0 - 0.375).astype(dtype)
+            p, *state = engine.function(p, g, *state, t=t, **settings)
+        m, v, mu = state
+        printed += [float(x) for row in zip(p, m, v, strict=True) for x in row] + [mu]
+    return printed
+
+
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize(("suffix", "real", "dtype"), [("f32", "float", np.float32), ("f64", "double", np.float64)])
+@pytest.mark.parametrize("compiler", COMPILERS)
+def test_a_c_program_has_the_bits_of_the_function(
+    compiler: str, suffix: str, real: str, dtype: Any, signed: bool, tmp_path: Path
+) -> None:
+    """Three steps on the emitted files alone."""
+    list(write_all(tmp_path, engine.generate(dtypes=[suffix], signed=signed)))
+    (tmp_path / "main.c").write_text(PROGRAM.replace("REAL", real).replace("SUFFIX", suffix))
+    command = [require(compiler), *STRICT, "-O2", "main.c", "engine.c", "-lm", "-o", "main"]
+    answer = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert answer.returncode == 0, answer.stderr
+    printed = subprocess.run([tmp_path / "main"], capture_output=True, text=True, check=True).stdout.split()
+    assert [float.fromhex(x) for x in printed] == expected(dtype, lr=0.05, signed=signed)
+
+
+def test_committed_files_are_current() -> None:
+    files = emit(select([], True), ["c"], ["f32", "f64"], [], None)
+    assert differences(ROOT / "build", files, {"c"}) == []
+    assert {path.name for path in (ROOT / "build").iterdir()} == set(files)
+
+
+@pytest.mark.parametrize("template", sorted(path.name for path in render.TEMPLATES.glob("*.j2")))
+def test_a_changed_template_is_noticed(template: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    changed = tmp_path / "templates"
+    shutil.copytree(render.TEMPLATES, changed)
+    text = (changed / template).read_text()
+    (changed / template).write_text(text.replace("size_t", "unsigned", 1))
+    monkeypatch.setattr(render, "TEMPLATES", changed)
+    render.environment.cache_clear()
+    try:
+        assert differences(ROOT / "build", of.rules["adam"].generate(), set())
+    finally:
+        monkeypatch.undo()
+        render.environment.cache_clear()
+
+
+@pytest.mark.parametrize("compiler", COMPILERS)
+def test_emitted_files_compile_alone_and_together(compiler: str, tmp_path: Path) -> None:
+    """As C99 and C11 with all warnings, as C++ (header and source), and all rules in one program."""
+    path = require(compiler)
+    rules = list(of.rules)
+    for name in [*rules]:
+        list(write_all(tmp_path, of.rules[name].generate()))
+    list(write_all(tmp_path, engine.generate()))
+    list(write_all(tmp_path, engine.generate(prefix="other", signed=True)))
+    names = [*rules, "engine", "other"]
+
+    def run(*arguments: str) -> None:
+        answer = subprocess.run([path, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert answer.returncode == 0, f"{arguments}\n{answer.stderr}"
+
+    for name in names:
+        run(*STRICT, "-O2", "-c", f"{name}.c")
+    run(
+        "-std=c11", "-Wall", "-Wextra", "-Wpedantic", "-Wconversion", "-Werror", "-O2", "-c", *(f"{n}.c" for n in names)
+    )
+    run("-x", "c++", "-std=c++11", "-Wall", "-Wextra", "-Werror", "-O2", "-c", *(f"{name}.c" for name in names))
+    includes = "".join(f'#include "{name}.h"\n' for name in names)
+    (tmp_path / "all.cpp").write_text(
+        includes + includes + "int main() { adam_hyper h; adam_hyper_init(&h); return h.lr != 1e-3; }\n"
+    )
+    (tmp_path / "unity.c").write_text("".join(f'#include "{name}.c"\n' for name in names))
+    run(*STRICT, "-O1", "-c", "unity.c")
+    for name in names:
+        run(*STRICT, "-O1", "-c", f"{name}.c", "-o", f"{name}.o")
+    if compiler == "gcc":  # clang's C++ library is a package of its own
+        run(
+            "-std=c++11",
+            "-Wall",
+            "-Wextra",
+            "-Werror",
+            "all.cpp",
+            *(f"{name}.o" for name in names),
+            "-lstdc++",
+            "-lm",
+            "-o",
+            "all",
+        )
+        assert subprocess.run([tmp_path / "all"], check=False).returncode == 0
+
+
+def test_only_prefixed_symbols_are_visible(tmp_path: Path) -> None:
+    list(write_all(tmp_path, of.rules["adamw"].generate(prefix="own")))
+    subprocess.run([require("gcc"), "-O2", "-fopenmp", "-c", "own.c"], cwd=tmp_path, check=True)
+    symbols = subprocess.run(["nm", "-g", "own.o"], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    defined = [line.split()[-1] for line in symbols.splitlines() if " T " in line or " D " in line or " B " in line]
+    assert defined
+    assert all(name.startswith("own_") for name in defined)
+    needed = {line.split()[-1] for line in symbols.splitlines() if " U " in line}
+    assert all(
+        name.startswith(("GOMP_", "omp_", "_GLOBAL_OFFSET_TABLE_"))
+        or name in ("pow", "sqrt", "sqrtf", "memset", "__stack_chk_fail")
+        for name in needed
+    ), needed
+
+
+def test_no_contraction_where_the_machine_could(tmp_path: Path) -> None:
+    """With FMA at hand the compiler does not fuse a multiplication with an addition."""
+    for name in of.rules:
+        list(write_all(tmp_path, of.rules[name].generate()))
+        for compiler, level in (("gcc", "-O2"), ("gcc", "-O3"), ("clang", "-O3")):
+            if compiler == "clang" and shutil.which("clang") is None:
+                continue
+            command = [require(compiler), "-std=gnu11", level, "-mfma", "-mavx2", "-S", f"{name}.c", "-o", "-"]
+            assembly = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+            assert "vfmadd" not in assembly
+            assert "vfnmadd" not in assembly
+
+
+def test_element_loops_are_vectorised_at_o2(tmp_path: Path) -> None:
+    """Plain -O2, no other flag: packed square roots and divisions."""
+    list(write_all(tmp_path, of.rules["adam"].generate()))
+    for compiler in COMPILERS:
+        if shutil.which(compiler) is None:
+            continue
+        command = [compiler, "-O2", "-S", "adam.c", "-o", "-"]
+        assembly = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+        assert "sqrtps" in assembly
+        assert "divpd" in assembly
+
+
+def test_text_is_tidy() -> None:
+    for name in of.rules:
+        for file, text in of.rules[name].generate().items():
+            lines = text.split("\n")
+            assert text.endswith("\n")
+            assert not text.endswith("\n\n")
+            assert all(line == line.rstrip() for line in lines), file
+            assert "\n\n\n" not in text, file
+            assert "\t" not in text
+            assert max(map(len, lines)) <= 120, file
