@@ -66,7 +66,7 @@ extern double sqrt(double) __attribute__((const));
 enum {
     adadelta_BLOCK_SIZE = 32,      /* elements of a loop with a constant count, which vectorises at -O2 */
     adadelta_LEAF_SIZE = 1024,     /* elements that stay on one thread */
-    adadelta_THREAD_SIZE = 16384   /* elements per thread below which waking another one does not pay */
+    adadelta_THREAD_SIZE = 65536   /* elements per thread below which waking another one does not pay */
 };
 
 const char *adadelta_strerror(int status)

@@ -64,7 +64,7 @@ extern double sqrt(double) __attribute__((const));
 enum {
     adagrad_BLOCK_SIZE = 32,      /* elements of a loop with a constant count, which vectorises at -O2 */
     adagrad_LEAF_SIZE = 1024,     /* elements that stay on one thread */
-    adagrad_THREAD_SIZE = 16384   /* elements per thread below which waking another one does not pay */
+    adagrad_THREAD_SIZE = 65536   /* elements per thread below which waking another one does not pay */
 };
 
 const char *adagrad_strerror(int status)

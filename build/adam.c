@@ -67,7 +67,7 @@ extern double sqrt(double) __attribute__((const));
 enum {
     adam_BLOCK_SIZE = 32,      /* elements of a loop with a constant count, which vectorises at -O2 */
     adam_LEAF_SIZE = 1024,     /* elements that stay on one thread */
-    adam_THREAD_SIZE = 16384   /* elements per thread below which waking another one does not pay */
+    adam_THREAD_SIZE = 65536   /* elements per thread below which waking another one does not pay */
 };
 
 const char *adam_strerror(int status)

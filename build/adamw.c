@@ -68,7 +68,7 @@ extern double sqrt(double) __attribute__((const));
 enum {
     adamw_BLOCK_SIZE = 32,      /* elements of a loop with a constant count, which vectorises at -O2 */
     adamw_LEAF_SIZE = 1024,     /* elements that stay on one thread */
-    adamw_THREAD_SIZE = 16384   /* elements per thread below which waking another one does not pay */
+    adamw_THREAD_SIZE = 65536   /* elements per thread below which waking another one does not pay */
 };
 
 const char *adamw_strerror(int status)

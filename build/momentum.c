@@ -59,7 +59,7 @@
 enum {
     momentum_BLOCK_SIZE = 32,      /* elements of a loop with a constant count, which vectorises at -O2 */
     momentum_LEAF_SIZE = 1024,     /* elements that stay on one thread */
-    momentum_THREAD_SIZE = 16384   /* elements per thread below which waking another one does not pay */
+    momentum_THREAD_SIZE = 65536   /* elements per thread below which waking another one does not pay */
 };
 
 const char *momentum_strerror(int status)

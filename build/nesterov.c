@@ -60,7 +60,7 @@
 enum {
     nesterov_BLOCK_SIZE = 32,      /* elements of a loop with a constant count, which vectorises at -O2 */
     nesterov_LEAF_SIZE = 1024,     /* elements that stay on one thread */
-    nesterov_THREAD_SIZE = 16384   /* elements per thread below which waking another one does not pay */
+    nesterov_THREAD_SIZE = 65536   /* elements per thread below which waking another one does not pay */
 };
 
 const char *nesterov_strerror(int status)

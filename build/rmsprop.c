@@ -63,7 +63,7 @@ extern double sqrt(double) __attribute__((const));
 enum {
     rmsprop_BLOCK_SIZE = 32,      /* elements of a loop with a constant count, which vectorises at -O2 */
     rmsprop_LEAF_SIZE = 1024,     /* elements that stay on one thread */
-    rmsprop_THREAD_SIZE = 16384   /* elements per thread below which waking another one does not pay */
+    rmsprop_THREAD_SIZE = 65536   /* elements per thread below which waking another one does not pay */
 };
 
 const char *rmsprop_strerror(int status)

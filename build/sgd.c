@@ -55,7 +55,7 @@
 enum {
     sgd_BLOCK_SIZE = 32,      /* elements of a loop with a constant count, which vectorises at -O2 */
     sgd_LEAF_SIZE = 1024,     /* elements that stay on one thread */
-    sgd_THREAD_SIZE = 16384   /* elements per thread below which waking another one does not pay */
+    sgd_THREAD_SIZE = 65536   /* elements per thread below which waking another one does not pay */
 };
 
 const char *sgd_strerror(int status)

@@ -22,6 +22,8 @@ def view(array: Any, label: str) -> Array:
     TypeError
         It is no such array.
     """
+    if type(array) is np.ndarray:
+        return array
     if isinstance(array, np.ndarray):
         if any(base.__name__ == "MaskedArray" for base in type(array).__mro__):  # numpy.ma is slow to import
             raise TypeError(f"{label} is a masked array; pass its .data")

@@ -34,12 +34,13 @@ ASSERTS_FROM = 100  # status codes of the rule's own asserts
 def render(
     rule: Rule,
     kernel: Kernel,
-    dtypes: Iterable[str] = tuple(DTYPES),
+    dtypes: str | Iterable[str] | None = None,
     prefix: str | None = None,
     settings: Mapping[str, object] | None = None,
 ) -> dict[str, str]:
     """The files of a kernel: name to text."""
-    chosen = [known_dtype(name) for name in dict.fromkeys(dtypes)]
+    wanted = DTYPES if dtypes is None else [dtypes] if isinstance(dtypes, str) else dtypes
+    chosen = [known_dtype(name) for name in wanted]
     chosen = [dtype for dtype in DTYPES.values() if dtype in chosen]
     if not chosen:
         raise UsageError("at least one dtype is needed")

@@ -260,6 +260,7 @@ def _require_extra() -> None:
     try:
         import matplotlib.figure  # noqa: F401
         import sklearn.datasets  # noqa: F401
+        import threadpoolctl  # noqa: F401
     except ImportError as problem:
         message = "the demo needs scikit-learn and matplotlib: pip install 'optforge[demo]'"
         raise EnvironmentProblem(message) from problem
@@ -310,8 +311,14 @@ def run(
     target = "c" if kernels is None else CTarget(kernels=kernels)
     digits = load_digits(seed)
     results = []
+    from threadpoolctl import threadpool_limits
+
     columns = TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn()
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    # Matrices this small gain nothing from threads, which would wait for each other on a busy machine.
+    with (
+        threadpool_limits(1, user_api="blas"),
+        Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress,
+    ):
         task = progress.add_task("", total=epochs * len(rules))
         for rule in rules:
             progress.update(task, description=rule)

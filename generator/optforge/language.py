@@ -152,7 +152,7 @@ class Rule:
     def generate(
         self,
         target: str = "c",
-        dtypes: Iterable[str] = ("f32", "f64"),
+        dtypes: str | Iterable[str] | None = None,
         prefix: str | None = None,
         **settings: object,
     ) -> dict[str, str]:
@@ -162,8 +162,8 @@ class Rule:
         ----------
         target : str
             "c".
-        dtypes : iterable of str
-            Element types, of "f32" and "f64".
+        dtypes : str or iterable of str, optional
+            Element types, of "f32" and "f64"; both if left out.
         prefix : str, optional
             Begins every emitted name and the file names; the rule's name if left out.
         **settings

@@ -26,7 +26,7 @@ class Tensor:
     """One parameter with its state.
 
     `p` and `arrays` (state by name) are flat views; `scalars` holds scalar state as float64 arrays of one element.
-    `started` is False until the first step that is applied to it.
+    `addresses` tells where "p" and each state are. `started` is False until the first step that is applied to it.
     """
 
     key: Any
@@ -35,7 +35,13 @@ class Tensor:
     p: Array
     arrays: dict[str, Array]
     scalars: dict[str, Array]
+    addresses: dict[str, int]
     started: bool = False
+
+    def place(self, p: Array) -> None:
+        """Take the parameter's elements from here on."""
+        self.p = p
+        self.addresses["p"] = address(p)
 
     @property
     def label(self) -> str:
@@ -155,14 +161,16 @@ class Optimizer:
         for key, owner in items:
             array = parameter(owner, f"params[{key!r}]")
             flat = array.reshape(-1)
-            tensor = Tensor(key, owner, array.shape, flat, {}, {})
+            tensor = Tensor(key, owner, array.shape, flat, {}, {}, {})
+            tensor.place(flat)
             for state in self._kernel.state:
                 with np.errstate(all="ignore"):
                     value = initial(state, flat, np.zeros_like(flat), hyperparameters)
                 if state.scalar:
-                    tensor.scalars[state.name] = np.array([value], np.float64)
+                    value = tensor.scalars[state.name] = np.array([value], np.float64)
                 else:
                     tensor.arrays[state.name] = value
+                tensor.addresses[state.name] = address(value)
             tensors.append(tensor)
         return tensors
 
@@ -258,13 +266,14 @@ class Optimizer:
                 if array.shape != tensor.shape or array.dtype != tensor.p.dtype:
                     now = f"{array.dtype} of shape {array.shape}"
                     raise ValueError(f"{tensor.label} has become {now} since the optimizer was made")
-                if address(array) != address(tensor.p):
+                if address(array) != tensor.addresses["p"]:
                     moved[tensor.label] = array.reshape(-1)
                 watched.append(moving)
         if moved:
             self._set(_ranges=self._occupied(moved))
             for tensor in self._tensors:
-                tensor.p = moved.get(tensor.label, tensor.p)
+                if tensor.label in moved:
+                    tensor.place(moved[tensor.label])
         return watched
 
     def _first_step(self) -> None:

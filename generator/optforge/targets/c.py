@@ -152,9 +152,8 @@ class CEngine:
         """Prepare steps over these arrays."""
         grouped: dict[str, list[list[int]]] = {}
         for tensor, gradient in zip(tensors, gradients, strict=True):
-            row = [tensor.p.size, address(tensor.p), address(gradient)]
-            for state in self.kernel.state:
-                row.append(address((tensor.scalars if state.scalar else tensor.arrays)[state.name]))
+            row = [tensor.p.size, tensor.addresses["p"], address(gradient)]
+            row += [tensor.addresses[state.name] for state in self.kernel.state]
             grouped.setdefault(BY_NUMPY[tensor.p.dtype].suffix, []).append(row)
         own, calls = self.library, []
         for suffix, rows in grouped.items():
