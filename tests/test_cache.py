@@ -51,7 +51,7 @@ class Wrapper:
         self.path, self.log = directory / name, directory / f"{name}.log"
         self.log.write_text("")
         real = shutil.which("cc") or shutil.which("gcc") or require("clang")
-        noting = f'case "$*" in *-shared*) echo "$*" >> {self.log};; esac\n'
+        noting = f"case \"$*\" in *-shared*) echo \"$*\" >> '{self.log}';; esac\n"
         self.path.write_text(f'#!/bin/sh\n{noting}{lines}\nexec {real} "$@"\n')
         self.path.chmod(0o755)
 

@@ -201,6 +201,7 @@ def locked(path: Path) -> Iterator[None]:
     """Hold a lock that the system takes back when its holder dies."""
     import filelock
 
+    path.touch(mode=0o600)  # where this fails nobody holds the lock, and there is nothing to wait for
     lock = filelock.FileLock(path, timeout=LOCK_SECONDS)
     try:
         lock.acquire()

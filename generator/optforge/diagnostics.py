@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -93,6 +94,29 @@ class Diagnostic:
         if self.hint:
             shown.append(f"hint: {self.hint}")
         return "\n".join(shown)
+
+
+class Reporter:
+    """Collects the diagnostics of one rule."""
+
+    def __init__(self, text: Text):
+        self.text = text
+        self.diagnostics: dict[tuple[int, int, str], Diagnostic] = {}
+
+    def error(self, node: ast.AST, message: str, hint: str = "") -> None:
+        """Record an error at a node; the same one twice counts once."""
+        line: int = getattr(node, "lineno", 1)
+        column = self.text.column(line, getattr(node, "col_offset", 0))
+        end = 0
+        if getattr(node, "end_lineno", None) == line:
+            end = self.text.column(line, getattr(node, "end_col_offset", 0))
+        diagnostic = Diagnostic(line, column, printable(message), hint, end, self.text)
+        self.diagnostics.setdefault((line, column, message), diagnostic)
+
+    def check(self) -> None:
+        """Raise RuleError if anything was recorded."""
+        if self.diagnostics:
+            raise RuleError(sorted(self.diagnostics.values(), key=lambda d: (d.line, d.column)))
 
 
 def _width(character: str) -> int:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import ast
-import itertools
 import unicodedata
-from collections.abc import Iterator, Mapping
 
-from .diagnostics import UsageError, nearest
+from .diagnostics import Reporter, nearest
 from .functions import FUNCTIONS, IMPORTABLE, REDUCTIONS
 from .ir import Assert, Expr, Let, Program, Type
-from .parse import OPERATORS, Definition, Reporter, fold_checked, number
-
-Options = Mapping[str, bool | str]
+from .literals import OPERATORS, fold_checked, number
+from .options import Options, configurations
+from .parse import Definition
+from .unsupported import INSTEAD
 
 POISON = Expr("poison", Type.POISON)
 SQUARED = Expr("const", Type.SCALAR, value=2.0)
@@ -23,63 +22,6 @@ COMPARISONS: dict[type[ast.cmpop], str] = {
     ast.GtE: "ge",
     ast.Eq: "eq",
     ast.NotEq: "ne",
-}
-MOST_CONFIGURATIONS = 64
-
-# What to write instead of a statement or an expression that is not part of the language.
-INSTEAD: dict[type[ast.AST], tuple[str, str]] = {
-    ast.For: ("a loop", "a rule is written for one element and applied to all"),
-    ast.While: ("a loop", "a rule is written for one element and applied to all"),
-    ast.AsyncFor: ("a loop", "a rule is written for one element and applied to all"),
-    ast.With: ("`with`", ""),
-    ast.AsyncWith: ("`with`", ""),
-    ast.Try: ("`try`", "where Python would raise, the step ends with an error before anything is written"),
-    ast.TryStar: ("`try`", "where Python would raise, the step ends with an error before anything is written"),
-    ast.Raise: ("`raise`", "write: assert condition, on hyperparameters"),
-    ast.Delete: ("`del`", ""),
-    ast.Global: ("`global`", "a rule knows only its own parameters"),
-    ast.Nonlocal: ("`nonlocal`", "a rule knows only its own parameters"),
-    ast.Import: ("`import`", "import at the top of the file"),
-    ast.ImportFrom: ("`import`", "import at the top of the file"),
-    ast.FunctionDef: ("a helper function", "write its formula out, a name a line"),
-    ast.AsyncFunctionDef: ("a helper function", "write its formula out, a name a line"),
-    ast.ClassDef: ("a class", ""),
-    ast.Match: ("`match`", "write if/elif/else on a static option"),
-    ast.Pass: ("`pass`", "leave it out"),
-    ast.Break: ("`break`", ""),
-    ast.Continue: ("`continue`", ""),
-    ast.Expr: ("an expression statement", "bind its value to a name, or leave it out"),
-    ast.AnnAssign: ("an annotated assignment", "drop the annotation"),
-    ast.NamedExpr: ("`:=`", "bind the name on a line of its own"),
-    ast.Lambda: ("a lambda", "write its formula out"),
-    ast.Await: ("`await`", ""),
-    ast.Yield: ("`yield`", ""),
-    ast.YieldFrom: ("`yield`", ""),
-    ast.Dict: ("a dict", ""),
-    ast.Set: ("a set", ""),
-    ast.List: ("a list", ""),
-    ast.Tuple: ("a tuple", ""),
-    ast.ListComp: ("a comprehension", "a rule is written for one element and applied to all"),
-    ast.SetComp: ("a comprehension", "a rule is written for one element and applied to all"),
-    ast.DictComp: ("a comprehension", "a rule is written for one element and applied to all"),
-    ast.GeneratorExp: ("a comprehension", "a rule is written for one element and applied to all"),
-    ast.Subscript: ("a subscript", "a rule is written for one element; g is that element already"),
-    ast.Slice: ("a slice", "a rule is written for one element; g is that element already"),
-    ast.Starred: ("`*`", ""),
-    ast.JoinedStr: ("an f-string", ""),
-    ast.FloorDiv: ("`//`", "write (a - a % b) / b"),
-    ast.MatMult: ("`@`", "rules are element-wise"),
-    ast.LShift: ("`<<`", ""),
-    ast.RShift: ("`>>`", ""),
-    ast.BitOr: ("`|`", "combine conditions on elements by nesting where(…)"),
-    ast.BitAnd: ("`&`", "combine conditions on elements by nesting where(…)"),
-    ast.BitXor: ("`^`", "a power is written **"),
-    ast.Invert: ("`~`", "swap the branches of where(…)"),
-    ast.UAdd: ("unary `+`", "leave it out"),
-    ast.Is: ("`is`", "write =="),
-    ast.IsNot: ("`is not`", "write !="),
-    ast.In: ("`in`", "write == and `or`"),
-    ast.NotIn: ("`not in`", "write != and `and`"),
 }
 
 
@@ -97,52 +39,6 @@ def elaborate(definition: Definition, options: Options) -> Program:
     program = Elaborator(definition, options, reporter).run()
     reporter.check()
     return program
-
-
-def choices(definition: Definition) -> dict[str, tuple[bool | str, ...]]:
-    """The values that each static option accepts: both truth values, or the strings it is compared with."""
-    found: dict[str, dict[bool | str, None]] = {
-        name: dict.fromkeys([default, not default] if isinstance(default, bool) else [default])
-        for name, default in definition.options.items()
-    }
-    for node in ast.walk(definition.node):
-        if isinstance(node, ast.Compare):
-            sides = [node.left, *node.comparators]
-            named = [side.id for side in sides if isinstance(side, ast.Name) and side.id in found]
-            strings = [s.value for s in sides if isinstance(s, ast.Constant) and isinstance(s.value, str)]
-            for name in named:
-                if isinstance(definition.options[name], str):
-                    found[name].update(dict.fromkeys(strings))
-    return {name: tuple(values) for name, values in found.items()}
-
-
-def choose(definition: Definition, chosen: Mapping[str, object]) -> dict[str, bool | str]:
-    """All options with the chosen values, checked."""
-    options = dict(definition.options)
-    for name, value in chosen.items():
-        allowed = choices(definition)[name]
-        if type(value) is not type(options[name]) or value not in allowed:
-            listed = " or ".join(map(repr, allowed))
-            raise UsageError(f"option {name!r} of rule {definition.name!r} is {listed}, not {value!r}")
-        assert isinstance(value, (bool, str))
-        options[name] = value
-    return options
-
-
-def configurations(definition: Definition) -> Iterator[Options]:
-    """Every choice of the options, or, where these are too many, the default and each single change of it."""
-    values = choices(definition)
-    total = 1
-    for allowed in values.values():
-        total *= len(allowed)
-    if total <= MOST_CONFIGURATIONS:
-        for combination in itertools.product(*values.values()):
-            yield dict(zip(values, combination, strict=True))
-    else:
-        yield definition.options
-        for name, allowed in values.items():
-            for value in allowed[1:]:
-                yield {**definition.options, name: value}
 
 
 class Elaborator:

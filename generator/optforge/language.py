@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from . import parse
+from . import finding
 from .diagnostics import Diagnostic, NotSupportedYet, RuleError, Text, UsageError, nearest
-from .elaborate import check, choices, choose, elaborate
+from .elaborate import check, elaborate
 from .functions import IMPORTABLE, where
 from .ir import Kernel, State
 from .lower import lower
+from .options import choices, choose
 from .parse import Definition
 
 
@@ -61,7 +62,7 @@ class Rule:
         UsageError
             There is no such file, or no such rule in it.
         """
-        rule = cls(name, lambda: parse.parse_file(Path(path), name))
+        rule = cls(name, lambda: finding.parse_file(Path(path), name))
         rule.definition  # noqa: B018 - errors appear here
         return rule
 
@@ -213,7 +214,7 @@ def rule(function: Callable[..., Any]) -> Rule:
         message = f"the text of rule {name!r} cannot be found"
         hint = "put the rule in a file; code run from a string keeps no text"
         return Rule(name, refused(text, code.co_firstlineno, message, hint), function)
-    return Rule(name, lambda: parse.parse_function(text, name, code.co_firstlineno), function)
+    return Rule(name, lambda: finding.parse_function(text, name, code.co_firstlineno), function)
 
 
 def refused(text: Text, line: int, message: str, hint: str = "") -> Callable[[], Definition]:

@@ -1,39 +1,24 @@
-"""Text to Definition: find a rule in a file, check its signature and the shape of its body. Nothing is executed."""
+"""Syntax to Definition: check a rule's signature and the shape of its body, and gather what it declares."""
 
 from __future__ import annotations
 
 import ast
 import hashlib
-import math
 import textwrap
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from .diagnostics import Diagnostic, RuleError, Text, UsageError, nearest, printable
-from .functions import IMPORTABLE
+from .diagnostics import Reporter, Text
 from .ir import State
+from .literals import literal
+from .module import imports, names_rule, shadowed
 
+# Names that the Optimizer uses itself.
 RESERVED = frozenset(
-    [
-        "params",
-        "rule",
-        "target",
-        "threads",
-        "skip_nonfinite",
-        "zero_grads",
-        "step",
-        "state",
-        "state_dict",
-        "load_state_dict",
-        "save",
-        "load",
-        "stats",
-    ]
+    "params rule target threads skip_nonfinite zero_grads step state state_dict load_state_dict save load stats".split()
 )
-LARGEST_INTEGER = 2**53
 DEEPEST_NESTING = 150
+NESTING_HINT = "give intermediate results names, a line each"
 
 
 @dataclass(frozen=True)
@@ -88,165 +73,6 @@ def canonical(node: object, aliases: Mapping[str, str] = {}) -> str:
     return repr(node)
 
 
-class Reporter:
-    """Collects the diagnostics of one rule."""
-
-    def __init__(self, text: Text):
-        self.text = text
-        self.diagnostics: dict[tuple[int, int, str], Diagnostic] = {}
-
-    def error(self, node: ast.AST, message: str, hint: str = "") -> None:
-        """Record an error at a node; the same one twice counts once."""
-        line: int = getattr(node, "lineno", 1)
-        column = self.text.column(line, getattr(node, "col_offset", 0))
-        end = 0
-        if getattr(node, "end_lineno", None) == line:
-            end = self.text.column(line, getattr(node, "end_col_offset", 0))
-        diagnostic = Diagnostic(line, column, printable(message), hint, end, self.text)
-        self.diagnostics.setdefault((line, column, message), diagnostic)
-
-    def check(self) -> None:
-        """Raise RuleError if anything was recorded."""
-        if self.diagnostics:
-            raise RuleError(sorted(self.diagnostics.values(), key=lambda d: (d.line, d.column)))
-
-
-def read(path: Path) -> Text:
-    """The text of a rule file."""
-    try:
-        data = path.read_bytes()
-    except OSError as problem:
-        raise UsageError(f"{path}: {(problem.strerror or str(problem)).lower()}") from None
-    try:
-        source = data.decode("utf-8-sig")
-    except UnicodeDecodeError as problem:
-        line = data[: problem.start].count(b"\n") + 1
-        column = problem.start - (data.rfind(b"\n", 0, problem.start) + 1) + 1
-        message = f"byte 0x{data[problem.start]:02x} is not UTF-8"
-        hint = "save the file as UTF-8"
-        raise RuleError([Diagnostic(line, column, message, hint, text=Text(str(path), ()))]) from None
-    return Text(str(path), tuple(source.replace("\r\n", "\n").replace("\r", "\n").split("\n")))
-
-
-def syntax(text: Text) -> ast.Module:
-    """The syntax tree of a file."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a docstring may say \\partial
-            return ast.parse("\n".join(text.lines))
-    except SyntaxError as problem:
-        line, offset, end = problem.lineno or 1, problem.offset or 1, problem.end_offset or 0
-        if problem.end_lineno != line:
-            end = 0
-        raise RuleError([Diagnostic(line, max(offset, 1), problem.msg, end=end, text=text)]) from None
-    except ValueError:
-        line = next((k for k, source in enumerate(text.lines, 1) if "\0" in source), 1)
-        column = text.at(line).find("\0") + 1
-        raise RuleError([Diagnostic(line, max(column, 1), "the file contains a NUL byte", text=text)]) from None
-    except (RecursionError, MemoryError):
-        line = max(range(len(text.lines)), key=lambda k: len(text.lines[k])) + 1
-        raise RuleError([Diagnostic(line, 1, "nested too deeply", NESTING_HINT, text=text)]) from None
-
-
-NESTING_HINT = "give intermediate results names, a line each"
-
-
-def parse_file(path: Path, name: str) -> Definition:
-    """The rule of this name at the top level of a file.
-
-    Raises
-    ------
-    RuleError
-        The file or the rule was refused.
-    UsageError
-        There is no such file, or no such rule in it.
-    """
-    text = read(path)
-    tree = syntax(text)
-    aliases = imports(tree)
-    found = None
-    for statement in top_level(tree.body):
-        if name in bound(statement):
-            found = statement
-    if found is None:
-        rules = [s.name for s in top_level(tree.body) if isinstance(s, ast.FunctionDef) and is_rule(s, aliases)]
-        there = f"; its rules are: {', '.join(rules)}" if rules else "; it holds no rules"
-        raise UsageError(f"{path} has no rule {name!r}{nearest(name, rules) or there}")
-    if not isinstance(found, ast.FunctionDef) or not is_rule(found, aliases):
-        reporter = Reporter(text)
-        what = "is not decorated with @rule" if isinstance(found, ast.FunctionDef) else "is not a rule"
-        reporter.error(found, f"{name!r} {what}", "a rule is a function under @rule (from optforge import rule)")
-        reporter.check()
-    assert isinstance(found, ast.FunctionDef)
-    return define(found, text, tree)
-
-
-def parse_function(text: Text, name: str, line: int) -> Definition:
-    """The rule whose function, or its first decorator, starts at this line."""
-    tree = syntax(text)
-    for node in ast.walk(tree):
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)):
-            first = min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", ()))])
-            if first == line and getattr(node, "name", "<lambda>") == name:
-                if isinstance(node, ast.FunctionDef):
-                    return define(node, text, tree)
-                reporter = Reporter(text)
-                reporter.error(node, f"{name!r} is not a plain function", "a rule is a `def` under @rule")
-                reporter.check()
-    message = f"the text of rule {name!r} is not here"
-    hint = "the file has changed since it was imported; start again"
-    raise RuleError([Diagnostic(line, 1, message, hint, text=text)])
-
-
-def top_level(body: list[ast.stmt]) -> Iterator[ast.stmt]:
-    """The statements of a module, those under a top-level `if` or `try` included."""
-    for statement in body:
-        yield statement
-        if isinstance(statement, (ast.If, ast.Try)):
-            yield from top_level(statement.body)
-            yield from top_level(statement.orelse)
-        if isinstance(statement, ast.Try):
-            for handler in statement.handlers:
-                yield from top_level(handler.body)
-
-
-def bound(statement: ast.stmt) -> list[str]:
-    """The names that a module-level statement binds."""
-    if isinstance(statement, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
-        return [statement.name]
-    if isinstance(statement, (ast.Import, ast.ImportFrom)):
-        return [name.asname or name.name.partition(".")[0] for name in statement.names]
-    targets: list[ast.expr] = []
-    if isinstance(statement, ast.Assign):
-        targets = statement.targets
-    elif isinstance(statement, (ast.AnnAssign, ast.AugAssign)):
-        targets = [statement.target]
-    return [n.id for target in targets for n in ast.walk(target) if isinstance(n, ast.Name)]
-
-
-def imports(tree: ast.Module) -> dict[str, str]:
-    """What the file calls the names that it imports from optforge: `from optforge import sqrt as root`."""
-    return {
-        name.asname: name.name
-        for statement in ast.walk(tree)
-        if isinstance(statement, ast.ImportFrom) and (statement.module or "").partition(".")[0] == "optforge"
-        for name in statement.names
-        if name.asname
-    }
-
-
-def is_rule(node: ast.FunctionDef, aliases: Mapping[str, str]) -> bool:
-    """Whether the function stands under @rule."""
-    return any(names_rule(decorator, aliases) for decorator in node.decorator_list)
-
-
-def names_rule(decorator: ast.expr, aliases: Mapping[str, str]) -> bool:
-    """Whether a decorator is @rule, however the file names it."""
-    if isinstance(decorator, ast.Attribute):
-        return decorator.attr == "rule" and isinstance(decorator.value, ast.Name)
-    return isinstance(decorator, ast.Name) and aliases.get(decorator.id, decorator.id) == "rule"
-
-
 def define(node: ast.FunctionDef, text: Text, tree: ast.Module) -> Definition:
     """Check everything of a rule that does not depend on types, and gather what it declares."""
     reporter = Reporter(text)
@@ -298,16 +124,6 @@ def nesting(node: ast.AST) -> tuple[int, ast.AST]:
             depth, deepest = level, place
         stack += [(child, level + 1, place) for child in ast.iter_child_nodes(current)]
     return depth, deepest
-
-
-def shadowed(node: ast.FunctionDef, tree: ast.Module, reporter: Reporter) -> None:
-    """Refuse a module-level definition that takes the name of a function that the rule calls."""
-    called = {n.func.id: n for n in ast.walk(node) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)}
-    for statement in top_level(tree.body):
-        for name in bound(statement):
-            if name in called and name in IMPORTABLE and not isinstance(statement, (ast.Import, ast.ImportFrom)):
-                message = f"{name!r} is the language's own function here, but line {statement.lineno} redefines it"
-                reporter.error(called[name], message, "rename yours; a rule cannot call helper functions")
 
 
 class Signature:
@@ -410,84 +226,6 @@ class Signature:
         else:
             value = literal(default, self.reporter, f"the default of {arg.arg!r}")
             self.hyperparameters[arg.arg] = 0.0 if value is None else value
-
-
-def number(node: ast.Constant, reporter: Reporter) -> float | None:
-    """The double that a numeric literal denotes; None where refused."""
-    value = node.value
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        what = {str: "a string", bytes: "a bytes literal", complex: "a complex number", bool: "a truth value"}
-        reporter.error(node, f"{what.get(type(value), repr(value))} is not a number")
-        return None
-    if isinstance(value, int) and value > LARGEST_INTEGER:
-        hint = "integers are doubles; write it as a float literal if rounding is meant"
-        reporter.error(node, "an integer beyond 2**53 has no exact double", hint)
-        return None
-    if math.isinf(value):
-        reporter.error(node, "the constant overflows a double", "the largest is 1.7976931348623157e308")
-        return None
-    return float(value)
-
-
-def fold(op: str, a: float, b: float) -> float:
-    """Arithmetic on two constants, as Python computes it."""
-    match op:
-        case "add":
-            return a + b
-        case "sub":
-            return a - b
-        case "mul":
-            return a * b
-        case "div":
-            return a / b
-        case "mod":
-            return a % b
-        case "pow":
-            return a * a if b == 2 else float(a**b)
-    raise AssertionError(op)
-
-
-OPERATORS: dict[type[ast.operator], str] = {
-    ast.Add: "add",
-    ast.Sub: "sub",
-    ast.Mult: "mul",
-    ast.Div: "div",
-    ast.Mod: "mod",
-    ast.Pow: "pow",
-}
-
-
-def fold_checked(node: ast.AST, op: str, a: float, b: float, reporter: Reporter) -> float | None:
-    """`fold`, with an error at the node where there is no finite value."""
-    try:
-        value = fold(op, a, b)
-        problem = "" if math.isfinite(value) else "the constant overflows a double"
-    except ZeroDivisionError:
-        problem = "division by zero"
-    except OverflowError:
-        problem = "the constant overflows a double"
-    except TypeError:
-        problem = "a negative number to a fractional power has no real value"
-    if problem:
-        reporter.error(node, problem)
-        return None
-    return value
-
-
-def literal(node: ast.expr, reporter: Reporter, what: str) -> float | None:
-    """The value of literal arithmetic such as `1 - 1e-8`; None where refused."""
-    if isinstance(node, ast.Constant):
-        return number(node, reporter)
-    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
-        value = literal(node.operand, reporter, what)
-        return None if value is None else -value
-    if isinstance(node, ast.BinOp) and type(node.op) in OPERATORS:
-        left, right = literal(node.left, reporter, what), literal(node.right, reporter, what)
-        if left is None or right is None:
-            return None
-        return fold_checked(node, OPERATORS[type(node.op)], left, right, reporter)
-    reporter.error(node, f"{what} must be literal arithmetic", "numbers and + - * / % ** between them")
-    return None
 
 
 def returns(body: Iterable[ast.AST]) -> Iterator[ast.Return]:

@@ -1,0 +1,68 @@
+"""The top level of a rule's file: what it binds, and which functions stand under @rule."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator, Mapping
+
+from .diagnostics import Reporter
+from .functions import IMPORTABLE
+
+
+def top_level(body: list[ast.stmt]) -> Iterator[ast.stmt]:
+    """The statements of a module, those under a top-level `if` or `try` included."""
+    for statement in body:
+        yield statement
+        if isinstance(statement, (ast.If, ast.Try)):
+            yield from top_level(statement.body)
+            yield from top_level(statement.orelse)
+        if isinstance(statement, ast.Try):
+            for handler in statement.handlers:
+                yield from top_level(handler.body)
+
+
+def bound(statement: ast.stmt) -> list[str]:
+    """The names that a module-level statement binds."""
+    if isinstance(statement, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+        return [statement.name]
+    if isinstance(statement, (ast.Import, ast.ImportFrom)):
+        return [name.asname or name.name.partition(".")[0] for name in statement.names]
+    targets: list[ast.expr] = []
+    if isinstance(statement, ast.Assign):
+        targets = statement.targets
+    elif isinstance(statement, (ast.AnnAssign, ast.AugAssign)):
+        targets = [statement.target]
+    return [n.id for target in targets for n in ast.walk(target) if isinstance(n, ast.Name)]
+
+
+def imports(tree: ast.Module) -> dict[str, str]:
+    """What the file calls the names that it imports from optforge: `from optforge import sqrt as root`."""
+    return {
+        name.asname: name.name
+        for statement in ast.walk(tree)
+        if isinstance(statement, ast.ImportFrom) and (statement.module or "").partition(".")[0] == "optforge"
+        for name in statement.names
+        if name.asname
+    }
+
+
+def is_rule(node: ast.FunctionDef, aliases: Mapping[str, str]) -> bool:
+    """Whether the function stands under @rule."""
+    return any(names_rule(decorator, aliases) for decorator in node.decorator_list)
+
+
+def names_rule(decorator: ast.expr, aliases: Mapping[str, str]) -> bool:
+    """Whether a decorator is @rule, however the file names it."""
+    if isinstance(decorator, ast.Attribute):
+        return decorator.attr == "rule" and isinstance(decorator.value, ast.Name)
+    return isinstance(decorator, ast.Name) and aliases.get(decorator.id, decorator.id) == "rule"
+
+
+def shadowed(node: ast.FunctionDef, tree: ast.Module, reporter: Reporter) -> None:
+    """Refuse a module-level definition that takes the name of a function that the rule calls."""
+    called = {n.func.id: n for n in ast.walk(node) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)}
+    for statement in top_level(tree.body):
+        for name in bound(statement):
+            if name in called and name in IMPORTABLE and not isinstance(statement, (ast.Import, ast.ImportFrom)):
+                message = f"{name!r} is the language's own function here, but line {statement.lineno} redefines it"
+                reporter.error(called[name], message, "rename yours; a rule cannot call helper functions")
