@@ -171,7 +171,7 @@ class Judge:
         for k, (p, g) in enumerate(zip(self.params, grads, strict=True)):
             if g is not None:
                 state = self.states[k] or ()
-                results = self.rule.function(p.reshape(-1), g.reshape(-1), *state, **timed, **self.settings)
+                results = self.rule.function(p.reshape(-1).copy(), g.reshape(-1), *state, **timed, **self.settings)
                 results = results if isinstance(results, tuple) else (results,)
                 p[...] = results[0].reshape(p.shape)
                 self.states[k] = results[1:]

@@ -258,8 +258,10 @@ def test_reductions_and_transforms_say_that_they_are_to_come() -> None:
         g = g / 2
         return g
 
-    with pytest.raises(NotSupportedYet):
+    with pytest.raises(NotSupportedYet, match="halve: transforms are not supported yet"):
         halve()
+    with pytest.raises(NotSupportedYet, match="clip_by_global_norm: transforms"):
+        of.clip_by_global_norm(max_norm=1.0) >> of.rules.adam
 
 
 def test_rule_never_raises_and_errors_come_on_use() -> None:

@@ -117,6 +117,11 @@ def test_the_optimizer_keeps_a_collection_of_its_own() -> None:
     del params["late"], params["w"]
     opt.step({"w": np.ones(2)})
     assert opt.params["w"].tolist() == [0.99, 0.99]
+    listed = [np.ones(2)]
+    opt = Optimizer(listed, "sgd", target="numpy")
+    listed.append(np.ones(2))
+    opt.step([np.ones(2)])
+    assert bits(opt.params) == bits(listed[:1])
 
 
 def test_parameters_are_updated_in_place(target: str) -> None:

@@ -25,15 +25,18 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
         value = getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+    elif name.startswith("_") and name != "__all__":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     else:
-        if name.startswith("_") and name != "__all__":
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        importable = importlib.import_module(".functions", __name__).IMPORTABLE
+        words = {
+            **importlib.import_module(".functions", __name__).IMPORTABLE,
+            **importlib.import_module(".language", __name__).TRANSFORMS,
+        }
         if name == "__all__":
-            return ["rules", *_HOMES, *importable]
-        if name not in importable:
+            return ["rules", *_HOMES, *words]
+        if name not in words:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        value = importable[name]
+        value = words[name]
     globals()[name] = value
     return value
 

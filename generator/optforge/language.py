@@ -228,13 +228,31 @@ def refused(text: Text, line: int, message: str, hint: str = "") -> Callable[[],
 
 def transform(function: Callable[..., Any]) -> Callable[..., Any]:
     """Make a gradient transform of a function (not supported yet: using it raises)."""
+    return unsupported_transform(str(getattr(function, "__name__", function)), function.__doc__)
+
+
+def unsupported_transform(name: str, doc: str | None) -> Callable[..., Any]:
+    """A transform's name, importable, that says it is to come."""
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        raise NotSupportedYet(f"transform {function.__name__!r}: transforms are not supported yet")
+        raise NotSupportedYet(f"{name}: transforms are not supported yet")
 
-    call.__name__ = call.__qualname__ = function.__name__
-    call.__doc__ = function.__doc__
+    call.__name__ = call.__qualname__ = name
+    call.__doc__ = doc
     return call
+
+
+TRANSFORMS = {
+    name: unsupported_transform(name, f"{doc} (not supported yet).")
+    for name, doc in {
+        "add_weight_decay": "Add the decayed parameter to the gradient",
+        "centralize": "Take the mean from the gradient",
+        "clip_by_global_norm": "Bound the norm of all gradients together",
+        "clip_by_norm": "Bound the norm of each tensor's gradient",
+        "clip_by_value": "Bound each element of the gradient",
+        "decoupled_weight_decay": "Decay the parameter itself",
+    }.items()
+}
 
 
 class scalar:
