@@ -132,7 +132,7 @@ def small(seed: int) -> list[Any]:
 def large(seed: int) -> list[Any]:
     """Arrays that several threads share, of odd sizes, one of them not."""
     random = np.random.default_rng(seed)
-    shapes = [((301, 503), "f4"), ((77_777,), "f8"), ((3,), "f4"), ((101, 3, 151), "f8"), ((50_001,), "f4")]
+    shapes = [((301, 1203), "f4"), ((150_001,), "f8"), ((3,), "f4"), ((101, 3, 151), "f8"), ((50_001,), "f4")]
     return [random.standard_normal(shape).astype(dtype) for shape, dtype in shapes]
 
 

@@ -145,7 +145,7 @@ BAD_SETTINGS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"lr": 10**400}, ValueError, "^hyperparameter 'lr' is beyond the range of a double$"),
     ({"beta": 1.0}, ValueError, r"^rule 'nadam' needs 0 <= beta < 1; given are beta=1\.0$"),
     ({"floor": -1}, ValueError, r"^rule 'nadam' needs floor > 0; given are floor=-1\.0$"),
-    ({"nesterov": 1}, UsageError, "^option 'nesterov' of rule 'nadam' is True or False, not 1$"),
+    ({"nesterov": 1}, UsageError, "^option 'nesterov' of rule 'nadam' takes True or False, not 1$"),
     ({"nesterov": None}, UsageError, "^option 'nesterov' .* not None$"),
     ({"average": "fast"}, UsageError, "^option 'average' of rule 'nadam' is 'slow' or 'off', not 'fast'$"),
     ({"threads": 0}, ValueError, "^threads is a number from 1, not 0$"),
@@ -187,6 +187,27 @@ def broken(p, g, *, lr=0.1):
     """Not a rule of the language."""
     for _ in range(3):
         p = p - lr * g
+    return p
+
+
+@pytest.mark.parametrize("clashing", ["method", "attribute"])
+def test_a_hyperparameter_that_could_not_be_read(clashing: str) -> None:
+    given, name = {"method": (hiding_method, "_in_order"), "attribute": (hiding_attribute, "_t")}[clashing]
+    with refused(UsageError, f"^the Optimizer uses the name '{name}' of rule 'hiding_{clashing}' itself"):
+        Optimizer(small(1), given, target="numpy")
+
+
+@rule
+def hiding_method(p, g, *, _in_order=0.1):
+    """A name that is in use."""
+    p = p - _in_order * g
+    return p
+
+
+@rule
+def hiding_attribute(p, g, *, _t=True):
+    """A name that is in use."""
+    p = p - g if _t else p + g
     return p
 
 

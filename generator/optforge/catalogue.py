@@ -71,7 +71,7 @@ def emit(
     files: dict[str, str] = {}
     for rule in selected:
         for target in dict.fromkeys(targets):
-            files |= rule.generate(target, dtypes, prefix, **chosen[rule.name])
+            files |= rule.emit(target, dtypes, prefix, chosen[rule.name])
     return files
 
 

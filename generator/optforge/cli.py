@@ -190,8 +190,6 @@ def demo(
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and end the process with its exit code."""
-    global debugging
-    debugging = False
     for stream in (sys.stdout, sys.stderr):
         # A name or a formula that the terminal's encoding lacks is no reason to fail.
         if hasattr(stream, "reconfigure"):

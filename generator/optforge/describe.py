@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping
 
 from .diagnostics import printable
@@ -45,13 +46,18 @@ def block(title: str, lines: Iterable[str]) -> str:
 
 def scalars(kernel: Kernel, lets: Iterable[Let]) -> list[str]:
     """Scalar bindings as formulas."""
-    names = {let.id: let.name for let in (*kernel.step_scalars, *kernel.tensor_scalars)}
+    taken = {state.name for state in kernel.scalar_state}
+    names: dict[int, str] = {}
+    for let in (*kernel.step_scalars, *kernel.tensor_scalars):  # a name that is bound again is numbered
+        versions = itertools.chain([let.name], (f"{let.name}_{k}" for k in itertools.count(2)))
+        names[let.id] = next(name for name in versions if name not in taken)
+        taken.add(names[let.id])
 
     def leaf(expr: Expr) -> str:
         return "t" if expr.op == "time" else names[expr.value] if isinstance(expr.value, int) else str(expr.value)
 
     printer = Printer(F64, leaf, lambda role, kind: role.removeprefix("scalar "))
-    return [f"{let.name} = {printer(let.expr)}" for let in lets]
+    return [f"{names[let.id]} = {printer(let.expr)}" for let in lets]
 
 
 def traffic(kernel: Kernel) -> Iterable[str]:

@@ -137,5 +137,5 @@ def nearest(name: str, names: Iterable[str]) -> str:
     """A closing "; did you mean …?" where one of the names is close, else empty."""
     import difflib
 
-    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)
+    close = difflib.get_close_matches(name, [own for own in names if len(own) > 1], n=1, cutoff=0.6)
     return f"; did you mean {close[0]!r}?" if close else ""

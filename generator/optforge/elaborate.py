@@ -89,8 +89,9 @@ class Elaborator:
                 case ast.If():
                     chosen = self.static(statement.test)
                     if chosen is None:
-                        hint = "choose with where(mask, a, b) between elements, with `a if c else b` between scalars"
-                        self.error(statement.test, "`if` decides on static options only", hint)
+                        self.error(
+                            statement.test, "`if` decides on static options only", self.static_hint(statement.test)
+                        )
                         self.block([*statement.body, *statement.orelse])
                     else:
                         self.block(statement.body if chosen else statement.orelse)
@@ -100,6 +101,17 @@ class Elaborator:
                     pass  # misplaced, and reported when the rule was read
                 case _:
                     self.refuse_statement(statement)
+
+    def static_hint(self, test: ast.expr) -> str:
+        """What to write instead of an `if` whose condition is not static."""
+        if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
+            test = test.operand
+        match test:
+            case ast.Name(id=name) if name in self.fixed and name != "t":
+                return f"{name}=False in the signature makes it a static option"
+            case ast.Compare(left=ast.Name(id=name), ops=[ast.In() | ast.NotIn()]) if name in self.options:
+                return f'write {name} == "…" or {name} == "…"'
+        return "choose with where(mask, a, b) between elements, with `a if c else b` between scalars"
 
     def refuse_statement(self, statement: ast.stmt) -> None:
         """Say what is wrong with a statement, and what to write."""
@@ -310,8 +322,9 @@ class Elaborator:
             case ast.Call():
                 return self.call(node)
             case ast.Attribute():
-                function = node.attr if node.attr in IMPORTABLE else ""
-                hint = f"write {function}(…), imported from optforge" if function else "a rule knows only names"
+                hint = f"a rule knows only names; its functions are {LISTED}"
+                if node.attr in IMPORTABLE:
+                    hint = f"write {node.attr}(…), imported from optforge"
                 return self.error(node, "an attribute is not part of the language", hint)
         return self.refuse(node)
 
@@ -417,7 +430,7 @@ class Elaborator:
         if POISON in (a, b, condition):
             return POISON
         if a.type is not b.type:
-            hint = "make both scalars or both elements, for example by 0 * g + scalar"
+            hint = "both must be scalars or both elements; as an element the scalar s is where(g == g, s, s)"
             return self.error(node, f"the branches differ: {an(a.type)} and {an(b.type)}", hint)
         return Expr("select", a.type, (condition, a, b))
 
@@ -434,9 +447,9 @@ class Elaborator:
                 node.func, f"{name!r} is a value in this rule and cannot be called", "give the value another name"
             )
         if name not in known:
-            listed = ", ".join([*FUNCTIONS, "where"])
             message = f"unknown function {name!r}{nearest(name, known)}"
-            return self.error(node.func, message, f"a rule cannot call helper functions; there are {listed}")
+            hint = INSTEAD_OF_FUNCTIONS.get(name, f"a rule cannot call helper functions; there are {LISTED}")
+            return self.error(node.func, message, hint)
         if node.keywords:
             return self.error(node.keywords[0].value, f"{name}() takes no keyword arguments", "pass them by position")
         for arg in node.args:
@@ -478,6 +491,16 @@ class Elaborator:
         return combine("where", Type.ELEMENT, mask, element(a), element(b))
 
 
+LISTED = ", ".join([*FUNCTIONS, "where"])
+INSTEAD_OF_FUNCTIONS = {
+    "clip": "write minimum(maximum(x, low), high)",
+    "clamp": "write minimum(maximum(x, low), high)",
+    "float": "leave it out: scalars are doubles",
+    "max": "write maximum(a, b)",
+    "min": "write minimum(a, b)",
+    "pow": "write a ** b",
+    "square": "write x**2",
+}
 MASK_HINT = "choose numbers by it: where(mask, 1, 0)"
 
 

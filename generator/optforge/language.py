@@ -9,16 +9,14 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from . import finding
-from .diagnostics import Diagnostic, NotSupportedYet, RuleError, Text, UsageError, nearest
+from .diagnostics import Diagnostic, NotSupportedYet, RuleError, Text, nearest
 from .elaborate import check, elaborate
-from .functions import IMPORTABLE, where
-from .ir import Kernel, State
+from .ir import Kernel
 from .lower import lower
 from .options import choices, choose
 from .parse import Definition
+from .plain import plain_python
 
 
 class Rule:
@@ -34,8 +32,8 @@ class Rule:
     doc : str
         Its docstring.
     function : callable
-        The rule as plain Python on NumPy arrays: `function(p, g, *state, t=1, lr=0.1)` returns what the rule returns.
-        State left out starts as the signature says.
+        The rule as plain Python on NumPy arrays: `function(p, g, *state, t=1, lr=0.1)` returns what the rule returns,
+        new arrays, a tuple where there is state. State left out starts as the signature says.
     hyperparameters : Mapping[str, float]
         Names with their defaults.
     options : Mapping[str, bool | str]
@@ -46,10 +44,9 @@ class Rule:
         SHA-256 over the parsed form; comments and layout do not change it.
     """
 
-    def __init__(self, name: str, definition: Callable[[], Definition], function: Callable[..., Any] | None = None):
+    def __init__(self, name: str, definition: Callable[[], Definition]):
         self.name = name
         self._define = definition
-        self._function = function
 
     @classmethod
     def from_file(cls, path: str | Path, name: str) -> Rule:
@@ -104,12 +101,10 @@ class Rule:
         file = Path(self.definition.text.file)
         return self.name if file.parent == Path(__file__).parent / "rules" else f"{file.name}:{self.name}"
 
-    @property
+    @functools.cached_property
     def function(self) -> Callable[..., Any]:
         """The rule as plain Python on NumPy arrays."""
-        if self._function is None:
-            raise UsageError(f"rule {self.name!r} was read from a file and not imported, so it has no function")
-        return plain_python(self._function, self.definition)
+        return plain_python(self.definition, lambda given: {**self.settings(given)[0], **self.settings(given)[1]})
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """`function(*args, **kwargs)`."""
@@ -145,13 +140,14 @@ class Rule:
         """The values that a static option takes."""
         return choices(self.definition)[option]
 
-    def kernel(self, **settings: object) -> Kernel:
+    def kernel(self, /, **settings: object) -> Kernel:
         """The compiled form, with hyperparameter defaults and options replaced by `settings`."""
         hyperparameters, options = self.settings(settings)
         return lower(self.name, tuple(hyperparameters.items()), elaborate(self.definition, options))
 
     def generate(
         self,
+        /,
         target: str = "c",
         dtypes: str | Iterable[str] | None = None,
         prefix: str | None = None,
@@ -182,6 +178,12 @@ class Rule:
         UsageError
             There is no such target or dtype, or the prefix is no C identifier.
         """
+        return self.emit(target, dtypes, prefix, settings)
+
+    def emit(
+        self, target: str, dtypes: str | Iterable[str] | None, prefix: str | None, settings: Mapping[str, object]
+    ) -> dict[str, str]:
+        """`generate`, for settings of any name."""
         from .targets import renderer
 
         return renderer(target)(self, self.kernel(**settings), dtypes, prefix, settings)
@@ -192,7 +194,8 @@ def real(name: str, value: object) -> float:
     try:
         number = float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError):
-        raise TypeError(f"hyperparameter {name!r} is a number, not {value!r}") from None
+        later = "; schedules are not supported yet" if callable(value) else ""
+        raise TypeError(f"hyperparameter {name!r} is a number, not {value!r}{later}") from None
     except OverflowError:
         raise ValueError(f"hyperparameter {name!r} is beyond the range of a double") from None
     if number != number:
@@ -213,8 +216,8 @@ def rule(function: Callable[..., Any]) -> Rule:
     if not lines:
         message = f"the text of rule {name!r} cannot be found"
         hint = "put the rule in a file; code run from a string keeps no text"
-        return Rule(name, refused(text, code.co_firstlineno, message, hint), function)
-    return Rule(name, lambda: finding.parse_function(text, name, code.co_firstlineno), function)
+        return Rule(name, refused(text, code.co_firstlineno, message, hint))
+    return Rule(name, lambda: finding.parse_function(text, name, code.co_firstlineno))
 
 
 def refused(text: Text, line: int, message: str, hint: str = "") -> Callable[[], Definition]:
@@ -257,47 +260,3 @@ TRANSFORMS = {
 
 class scalar:
     """Annotation of a state that is one double per tensor: `def nadam(p, g, mu: scalar = 1.0, …)`."""
-
-
-def plain_python(function: Callable[..., Any], definition: Definition) -> Callable[..., Any]:
-    """The function with the language's own functions in scope and its arguments as the language defines them."""
-    assert isinstance(function, types.FunctionType)
-
-    @functools.wraps(function)
-    def call(p: Any, g: Any, *state: Any, **keywords: Any) -> Any:
-        p, g = np.atleast_1d(p), np.atleast_1d(g)
-        given = dict(zip((s.name for s in definition.state), state, strict=False))
-        given |= {s.name: keywords.pop(s.name) for s in definition.state if s.name in keywords}
-        settings = {**definition.hyperparameters, **definition.options, **keywords}
-        settings = {name: value if isinstance(value, (bool, str)) else float(value) for name, value in settings.items()}
-        for s in definition.state:
-            if s.name not in given:
-                given[s.name] = initial(s, p, g, settings)
-            elif not s.scalar:
-                given[s.name] = np.atleast_1d(given[s.name])
-
-        meanings = {**IMPORTABLE, "where": functools.partial(where, dtype=p.dtype)}
-        words = meanings | {alias: meanings[name] for alias, name in definition.aliases.items() if name in meanings}
-        closed = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
-        cells = tuple(types.CellType(words[name]) if name in words else cell for name, cell in closed)
-        run = types.FunctionType(function.__code__, function.__globals__ | words, function.__name__, None, cells)
-        with np.errstate(all="ignore"):
-            returned = run(p, g, *(given[s.name] for s in definition.state), **settings)
-            values = returned if isinstance(returned, tuple) else (returned,)
-            scalars = (False, *(s.scalar for s in definition.state))
-            # A scalar bound to an array is rounded where it is stored.
-            stored = tuple(
-                value if scalar or isinstance(value, np.ndarray) else np.full_like(p, value)
-                for value, scalar in zip(values, scalars, strict=True)
-            )
-        return stored if definition.state else stored[0]
-
-    return call
-
-
-def initial(state: State, p: Any, g: Any, hyperparameters: Mapping[str, Any]) -> Any:
-    """What a state starts as: a float where it is scalar, else a new array like the parameter."""
-    if state.initial in ("p", "g"):
-        return (p if state.initial == "p" else g).copy()
-    value = float(hyperparameters[state.initial]) if isinstance(state.initial, str) else state.initial
-    return value if state.scalar else np.full_like(p, value)

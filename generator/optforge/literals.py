@@ -84,5 +84,8 @@ def literal(node: ast.expr, reporter: Reporter, what: str) -> float | None:
         if left is None or right is None:
             return None
         return fold_checked(node, OPERATORS[type(node.op)], left, right, reporter)
-    reporter.error(node, f"{what} must be literal arithmetic", "numbers and + - * / % ** between them")
+    hint = "numbers and + - * / % ** between them"
+    if isinstance(node, (ast.Tuple, ast.List)):
+        hint = "one name for each: beta1=0.9, beta2=0.999"
+    reporter.error(node, f"{what} must be literal arithmetic", hint)
     return None

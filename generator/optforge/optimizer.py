@@ -15,7 +15,8 @@ from .arrays import Ranges, address, gradient, is_array, kind, parameter, pointe
 from .diagnostics import NotSupportedYet, ScalarError, UsageError, nearest
 from .functions import Array
 from .ir import Kernel
-from .language import Rule, initial, real
+from .language import Rule, real
+from .plain import initial
 from .scalars import Scalars, check_hyperparameters
 
 MOST_THREADS = 1024  # more are never of use, and starting them can end the process
@@ -148,6 +149,11 @@ class Optimizer:
         self._set(_tensors=self._make_tensors(values))
         self._set(_ranges=self._occupied(), _engine=make(self.rule, kernel))
         self._set(_plan=None, _kept=(), _watched=(), _starting=())
+        for name in (*values, *options):
+            if name in self.__dict__ or hasattr(type(self), name):
+                raise UsageError(
+                    f"the Optimizer uses the name {name!r} of rule {self.rule.name!r} itself; choose another"
+                )
 
     def _set(self, **attributes: Any) -> None:
         """Set own attributes; plain assignment is for hyperparameters and `t`."""

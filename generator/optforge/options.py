@@ -36,9 +36,11 @@ def choose(definition: Definition, chosen: Mapping[str, object]) -> dict[str, bo
     options = dict(definition.options)
     for name, value in chosen.items():
         allowed = choices(definition)[name]
+        if getattr(getattr(value, "dtype", None), "kind", "") == "b":  # NumPy's truth values
+            value = bool(value)
         if type(value) is not type(options[name]) or value not in allowed:
             listed = " or ".join(map(repr, allowed))
-            raise UsageError(f"option {name!r} of rule {definition.name!r} is {listed}, not {value!r}")
+            raise UsageError(f"option {name!r} of rule {definition.name!r} takes {listed}, not {value!r}")
         assert isinstance(value, (bool, str))
         options[name] = value
     return options

@@ -95,7 +95,7 @@ def define(node: ast.FunctionDef, text: Text, tree: ast.Module) -> Definition:
     ):
         doc = ast.get_docstring(node) or ""
         body = body[1:]
-    signature = Signature(node, reporter)
+    signature = Signature(node, aliases, reporter)
     check_return(node, body, [state.name for state in signature.state], reporter)
     reporter.check()
     return Definition(
@@ -129,8 +129,8 @@ def nesting(node: ast.AST) -> tuple[int, ast.AST]:
 class Signature:
     """What a signature declares: state, hyperparameters, options, time."""
 
-    def __init__(self, node: ast.FunctionDef, reporter: Reporter):
-        self.node, self.reporter = node, reporter
+    def __init__(self, node: ast.FunctionDef, aliases: Mapping[str, str], reporter: Reporter):
+        self.node, self.aliases, self.reporter = node, aliases, reporter
         self.state: list[State] = []
         self.hyperparameters: dict[str, float] = {}
         self.options: dict[str, bool | str] = {}
@@ -182,9 +182,15 @@ class Signature:
         if undefaulted < 2:
             self.reporter.check()
 
+    def _says_scalar(self, annotation: ast.expr) -> bool:
+        """Whether an annotation is `scalar`, however the file names it."""
+        if isinstance(annotation, ast.Attribute):
+            return annotation.attr == "scalar" and isinstance(annotation.value, ast.Name)
+        return isinstance(annotation, ast.Name) and self.aliases.get(annotation.id, annotation.id) == "scalar"
+
     def _state(self, arg: ast.arg, default: ast.expr) -> None:
         scalar = arg.annotation is not None
-        if arg.annotation and not (isinstance(arg.annotation, ast.Name) and arg.annotation.id == "scalar"):
+        if arg.annotation and not self._says_scalar(arg.annotation):
             self.reporter.error(
                 arg.annotation, "state is annotated as scalar or not at all", f"{arg.arg}: scalar = 0.0"
             )
@@ -228,6 +234,11 @@ class Signature:
             self.hyperparameters[arg.arg] = 0.0 if value is None else value
 
 
+def stores(node: ast.AST) -> list[str]:
+    """The name that a node binds, if it does."""
+    return [node.id] if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) else []
+
+
 def returns(body: Iterable[ast.AST]) -> Iterator[ast.Return]:
     """The return statements of a function, not those of functions inside it."""
     for node in body:
@@ -243,8 +254,12 @@ def check_return(node: ast.FunctionDef, body: list[ast.stmt], state: list[str], 
     hint = f"end the rule with: return {expected}"
     last = body[-1] if body else None
     for statement in returns(body):
-        if statement is not last:
-            reporter.error(statement, "a rule returns once, as its last statement", hint)
+        if statement in body and statement is not last:
+            behind = body[body.index(statement) + 1]
+            reporter.error(behind, "there is a statement behind the return", "remove what follows the return")
+        elif statement is not last:
+            early = "bind p and the state in each branch, and return once, at the end"
+            reporter.error(statement, "a rule returns once, as its last statement", early)
     if not isinstance(last, ast.Return):
         if not reporter.diagnostics:
             reporter.error(last or node, "the rule does not end with a return", hint)
@@ -257,5 +272,10 @@ def check_return(node: ast.FunctionDef, body: list[ast.stmt], state: list[str], 
         if not isinstance(value, ast.Name):
             reporter.error(value, "a rule returns names", f"bind the value before: p = …, then return {expected}")
             return
-    if [value.id for value in values if isinstance(value, ast.Name)] != ["p", *state]:
+    returned = [value.id for value in values if isinstance(value, ast.Name)]
+    missing = [name for name in state if name not in returned]
+    if missing and not {name for s in body for n in ast.walk(s) for name in stores(n)} & set(missing):
+        listed = ", ".join(missing)
+        hint += f"; or, if {listed} are hyperparameters, put them behind a *: def {node.name}(p, g, …, *, {listed})"
+    if returned != ["p", *state]:
         reporter.error(last, "a rule returns p and every state, in the order of the signature", hint)

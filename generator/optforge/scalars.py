@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 from .diagnostics import ScalarError
 from .functions import FUNCTIONS
-from .ir import Assert, Expr, Kernel, Let
+from .ir import Expr, Kernel, Let
 
 Value = float | bool
 
@@ -95,7 +95,7 @@ class Scalars:
             if op == "pow":
                 result = values[0] ** values[1]
                 if isinstance(result, complex):
-                    raise ScalarError(f"{values[0]!r} ** {values[1]!r} is complex")
+                    raise ScalarError(f"({values[0]!r}) ** {values[1]!r} is complex")
                 return float(result)
             if op in BINARY:
                 return BINARY[op](values[0], values[1])
@@ -111,17 +111,17 @@ class Scalars:
             raise ScalarError(f"{op}({', '.join(map(repr, values))}) is not defined") from None
 
 
-def broken(asserts: tuple[Assert, ...], hyperparameters: Mapping[str, float]) -> Assert | None:
-    """The first assert that the hyperparameters do not meet."""
-    scalars = Scalars(hyperparameters, 0)
-    return next((assertion for assertion in asserts if not scalars(assertion.condition)), None)
-
-
 def check_hyperparameters(kernel: Kernel, hyperparameters: Mapping[str, float]) -> None:
-    """Raise ValueError where an assert of the rule does not hold."""
-    failed = broken(kernel.asserts, hyperparameters)
-    if failed is not None:
-        names = {e.value for e in failed.condition.walk() if e.op == "hyper"}
+    """Raise ValueError where an assert of the rule does not hold, or has no value."""
+    scalars = Scalars(hyperparameters, 0)
+    for assertion in kernel.asserts:
+        problem = ""
+        try:
+            if scalars(assertion.condition):
+                continue
+        except ScalarError as failure:
+            problem = f": {failure}"
+        names = {e.value for e in assertion.condition.walk() if e.op == "hyper"}
         given = ", ".join(f"{name}={value!r}" for name, value in hyperparameters.items() if name in names)
-        message = f" ({failed.message})" if failed.message else ""
-        raise ValueError(f"rule {kernel.name!r} needs {failed.text}{message}; given are {given}")
+        message = f" ({assertion.message})" if assertion.message else ""
+        raise ValueError(f"rule {kernel.name!r} needs {assertion.text}{message}; given are {given}{problem}")

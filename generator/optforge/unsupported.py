@@ -23,7 +23,7 @@ INSTEAD: dict[type[ast.AST], tuple[str, str]] = {
     ast.AsyncFunctionDef: ("a helper function", "write its formula out, a name a line"),
     ast.ClassDef: ("a class", ""),
     ast.Match: ("`match`", "write if/elif/else on a static option"),
-    ast.Pass: ("`pass`", "leave it out"),
+    ast.Pass: ("`pass`", "an `if` needs no branch that does nothing; bind a name to itself to keep one"),
     ast.Break: ("`break`", ""),
     ast.Continue: ("`continue`", ""),
     ast.Expr: ("an expression statement", "bind its value to a name, or leave it out"),

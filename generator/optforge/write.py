@@ -97,8 +97,6 @@ def put(staged: list[Staged]) -> None:
             os.replace(file.new, file.path)
     except BaseException:
         for file in done:
-            if file.new.exists():  # it was not put there
-                continue
             with contextlib.suppress(OSError):
                 if file.old is None:
                     file.path.unlink()
