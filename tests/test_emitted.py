@@ -124,6 +124,18 @@ def test_a_changed_template_is_noticed(template: str, tmp_path: Path, monkeypatc
         render.environment.cache_clear()
 
 
+@rule
+def noop(p, g):
+    return p
+
+
+@rule
+def bare(p, g, n=0.0):
+    n = n + g
+    p = p - n
+    return p, n
+
+
 @pytest.mark.parametrize("compiler", COMPILERS)
 def test_emitted_files_compile_alone_and_together(compiler: str, tmp_path: Path) -> None:
     """As C99 and C11 with all warnings, as C++ (header and source), and all rules in one program."""
@@ -133,7 +145,9 @@ def test_emitted_files_compile_alone_and_together(compiler: str, tmp_path: Path)
         list(write_all(tmp_path, of.rules[name].generate()))
     list(write_all(tmp_path, engine.generate()))
     list(write_all(tmp_path, engine.generate(prefix="other", signed=True)))
-    names = [*rules, "engine", "other"]
+    list(write_all(tmp_path, noop.generate()))
+    list(write_all(tmp_path, bare.generate()))
+    names = [*rules, "engine", "other", "noop", "bare"]
 
     def run(*arguments: str) -> None:
         answer = subprocess.run([path, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False)
@@ -167,6 +181,18 @@ def test_emitted_files_compile_alone_and_together(compiler: str, tmp_path: Path)
             "all",
         )
         assert subprocess.run([tmp_path / "all"], check=False).returncode == 0
+
+
+def test_a_rule_without_hyperparameters_needs_no_struct(tmp_path: Path) -> None:
+    text = bare.generate(dtypes="f32")
+    assert "Renamed for C: the number of elements is n_." in text["bare.h"]
+    list(write_all(tmp_path, text))
+    (tmp_path / "main.c").write_text(
+        '#include "bare.h"\nint main(void)\n{\n    float p[] = {3}, g[] = {1}, n[] = {0};\n'
+        "    bare_tensor_f32 x = {1, p, g, n};\n    return bare_step_f32(NULL, 1, &x, 1) || p[0] != 2.0f;\n}\n"
+    )
+    subprocess.run([require("gcc"), *STRICT, "main.c", "bare.c", "-lm", "-o", "main"], cwd=tmp_path, check=True)
+    subprocess.run([tmp_path / "main"], check=True)
 
 
 def test_only_prefixed_symbols_are_visible(tmp_path: Path) -> None:

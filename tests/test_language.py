@@ -80,6 +80,13 @@ def powers(p, g, *, lr=0.1):
 
 
 @rule
+def integers(p, g, n: scalar = 1, *, t, k=3):
+    p = p - 0 * g + 3**40 % 7 + ((2**53 + 1) - 2**53) + where(g > 100, p, -0) + k**2 % 5
+    n = 10 if t < 2 else 3 * n
+    return p, n
+
+
+@rule
 def unused(p, g, never=0.0, written=0.0, *, lr=0.1, forgotten=2.0, with_never=False):
     if with_never:
         never = never + g
@@ -125,6 +132,8 @@ CASES: list[tuple[Rule, dict[str, Any]]] = [
     (swaps, {}),
     (averages, {}),
     (powers, {}),
+    (integers, {}),
+    (integers, {"k": 7}),
     (unused, {"with_never": True}),
 ]
 
@@ -305,3 +314,52 @@ def test_operation_order_and_parentheses_are_kept(tmp_path: Path) -> None:
     text = Rule.from_file(tmp_path / "o.py", "o").generate()["o.c"]
     assert "a = p - (g - a) - (p + g) + a * (g / p) / g * (p * a);" in text
     assert "p = -(-a) - -g;" in text
+
+
+def test_the_plain_function_checks_what_it_is_given() -> None:
+    p = np.ones(3, np.float32)
+    with pytest.raises(ValueError, match="takes 'plain' or 'signed' or 'bounded', not 'other'"):
+        options.function(p, p, t=1, mode="other")
+    with pytest.raises(TypeError, match="has no hyperparameter 'rate'"):
+        options.function(p, p, t=1, rate=2)
+    with pytest.raises(TypeError, match="2 state"):
+        swaps.function(p, p, p, p, p)
+    with pytest.raises(TypeError, match="float32 and its gradient float64"):
+        swaps.function(p, p.astype(np.float64))
+    with pytest.raises(TypeError, match="needs the step count"):
+        branches.function(p, p)
+    assert swaps(p, p)[0].dtype == np.float32
+
+
+def test_a_rule_of_a_file_runs_as_plain_python_without_being_imported(tmp_path: Path) -> None:
+    text = "from optforge import rule, sqrt as root\nraise SystemExit\n@rule\ndef r(p, g, *, lr=0.5):\n    p = p - lr * root(g)\n    return p\n"
+    (tmp_path / "r.py").write_text(text)
+    loaded = Rule.from_file(tmp_path / "r.py", "r")
+    assert loaded.function(np.ones(2), np.full(2, 4.0)).tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (
+            "(p, g, m=0.0, lr=0.1):\n    m = g\n    p = p - lr * m\n    return p, m",
+            "put them behind a *: def r(p, g, …, *, lr)",
+        ),
+        ("(p, g, *, lr=0.1, fast=0):\n    if fast:\n        g = g\n    return p", "fast=False in the signature"),
+        (
+            "(p, g, *, mode='a'):\n    if mode in ('a', 'b'):\n        g = g\n    return p",
+            'write mode == "…" or mode == "…"',
+        ),
+        ("(p, g):\n    return p\n    p = g", "remove what follows the return"),
+        ("(p, g, *, b=True):\n    if b:\n        return p\n    return p", "return once, at the end"),
+        ("(p, g, *, betas=(0.9, 0.999)):\n    return p", "one name for each"),
+        ("(p, g):\n    p = clip(g, 0, 1)\n    return p", "write minimum(maximum(x, low), high)"),
+        ("(p, g):\n    p = g.pow(2)\n    return p", "its functions are sqrt, abs"),
+        ("(p, g, *, t):\n    p = g if t > 5 else 0\n    return p", "where(g == g, s, s)"),
+    ],
+)
+def test_hints_for_common_slips(body: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "r.py").write_text(f"from optforge import rule\n@rule\ndef r{body}\n")
+    with pytest.raises(of.RuleError) as caught:
+        Rule.from_file(tmp_path / "r.py", "r")
+    assert message in str(caught.value)

@@ -147,7 +147,7 @@ BAD_SETTINGS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"floor": -1}, ValueError, r"^rule 'nadam' needs floor > 0; given are floor=-1\.0$"),
     ({"nesterov": 1}, UsageError, "^option 'nesterov' of rule 'nadam' takes True or False, not 1$"),
     ({"nesterov": None}, UsageError, "^option 'nesterov' .* not None$"),
-    ({"average": "fast"}, UsageError, "^option 'average' of rule 'nadam' is 'slow' or 'off', not 'fast'$"),
+    ({"average": "fast"}, UsageError, "^option 'average' of rule 'nadam' takes 'slow' or 'off', not 'fast'$"),
     ({"threads": 0}, ValueError, "^threads is a number from 1, not 0$"),
     ({"threads": -1}, ValueError, "^threads is a number from 1, not -1$"),
     ({"threads": 1.5}, TypeError, r"^threads is None or a whole number, not 1\.5$"),

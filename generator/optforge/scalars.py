@@ -124,4 +124,5 @@ def check_hyperparameters(kernel: Kernel, hyperparameters: Mapping[str, float]) 
         names = {e.value for e in assertion.condition.walk() if e.op == "hyper"}
         given = ", ".join(f"{name}={value!r}" for name, value in hyperparameters.items() if name in names)
         message = f" ({assertion.message})" if assertion.message else ""
-        raise ValueError(f"rule {kernel.name!r} needs {assertion.text}{message}; given are {given}{problem}")
+        error = ScalarError if problem else ValueError
+        raise error(f"rule {kernel.name!r} needs {assertion.text}{message}; given are {given}{problem}")
