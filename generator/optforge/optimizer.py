@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import types
 from collections.abc import Callable, Iterable, Mapping, Set
-from dataclasses import dataclass
 from operator import is_
 from typing import Any, NoReturn
 
@@ -12,58 +11,15 @@ import numpy as np
 
 from . import rules, targets
 from .arrays import Ranges, address, gradient, is_array, kind, parameter, pointer
-from .diagnostics import NotSupportedYet, ScalarError, UsageError, nearest
+from .diagnostics import NotSupportedYet, UsageError, nearest
 from .functions import Array
-from .ir import Kernel
 from .language import Rule, real
 from .plain import initial
-from .scalars import Scalars, check_hyperparameters
+from .resume import matching, noting, saved_hyperparameters, saved_state
+from .scalars import check_hyperparameters
+from .tensor import Tensor
 
 MOST_THREADS = 1024  # more are never of use, and starting them can end the process
-
-
-@dataclass
-class Tensor:
-    """One parameter with its state.
-
-    `p` and `arrays` (state by name) are flat views; `scalars` holds scalar state as float64 arrays of one element.
-    `addresses` tells where "p" and each state are. `started` is False until the first step that is applied to it.
-    """
-
-    key: Any
-    owner: Any
-    shape: tuple[int, ...]
-    p: Array
-    arrays: dict[str, Array]
-    scalars: dict[str, Array]
-    addresses: dict[str, int]
-    started: bool = False
-
-    def place(self, p: Array) -> None:
-        """Take the parameter's elements from here on."""
-        self.p = p
-        self.addresses["p"] = address(p)
-
-    @property
-    def label(self) -> str:
-        """What messages call it."""
-        return f"params[{self.key!r}]"
-
-    def scalars_at(self, kernel: Kernel, hyperparameters: Mapping[str, float], t: int) -> Scalars:
-        """The scalars of a kernel at one step.
-
-        Raises
-        ------
-        ScalarError
-            One has no value.
-        """
-        scalars = Scalars(hyperparameters, t, {name: float(value[0]) for name, value in self.scalars.items()})
-        scalars.run(kernel.step_scalars)
-        try:
-            scalars.run(kernel.tensor_scalars)
-        except ScalarError as problem:
-            raise ScalarError(f"{self.label}: {problem}") from None
-        return scalars
 
 
 class Optimizer:
@@ -426,12 +382,12 @@ class Optimizer:
             raise ValueError("; ".join(problems))
 
         t = noting(problems, steps_taken, saved["t"])
-        hyperparameters = self._saved_hyperparameters(saved["hyperparameters"], problems)
-        started = self._matching(saved["started"], "started", problems)
+        hyperparameters = saved_hyperparameters(self._kernel, saved["hyperparameters"], problems)
+        started = matching(self._tensors, saved["started"], "started", problems)
         for tensor, flag in zip(self._tensors, started, strict=False):
             if not isinstance(flag, (bool, np.bool_)):
                 problems.append(f"{tensor.label.replace('params', 'started', 1)} is {flag!r}, not True or False")
-        changes = self._saved_state(saved["state"], problems)
+        changes = saved_state(self._kernel, self._tensors, saved["state"], problems)
         if problems:
             raise ValueError("; ".join(problems))
 
@@ -441,72 +397,6 @@ class Optimizer:
             tensor.started = bool(flag)
         self._values[: len(self._names)] = hyperparameters
         self._set(_t=t, _plan=None, _kept=())
-
-    def _saved_hyperparameters(self, saved: Any, problems: list[str]) -> list[float]:
-        """The hyperparameters of a state dict, in order; what does not fit is noted."""
-        if not isinstance(saved, Mapping) or set(saved) != set(self._names):
-            problems.append(f"its hyperparameters are {keys_of(saved)}, here {sorted(self._names)}")
-            return []
-        before = len(problems)
-        values = {name: noting(problems, real, name, saved[name]) for name in self._names}
-        if len(problems) == before:
-            noting(problems, check_hyperparameters, self._kernel, values)
-        return list(values.values())
-
-    def _saved_state(self, saved: Any, problems: list[str]) -> list[tuple[Array, Array]]:
-        """Own state with what a state dict has for it; what does not fit is noted."""
-        names = [state.name for state in self._kernel.state]
-        if not isinstance(saved, Mapping) or set(saved) != set(names):
-            problems.append(f"its state is {keys_of(saved)}, here {sorted(names)}")
-            return []
-        changes = []
-        for state in self._kernel.state:
-            values = self._matching(saved[state.name], state.name, problems)
-            for tensor, value in zip(self._tensors, values, strict=False):
-                label = f"state[{state.name!r}][{tensor.key!r}]"
-                try:
-                    given = np.asarray(value)
-                except (TypeError, ValueError) as problem:
-                    problems.append(f"{label} is no array: {problem}")
-                    continue
-                if state.scalar:
-                    own = tensor.scalars[state.name]
-                    if given.shape != () or given.dtype.kind not in "fiu":
-                        what = f"{given.dtype} of shape {given.shape}" if given.shape else repr(value)
-                        problems.append(f"{label} is {what}, here a number")
-                else:
-                    own = tensor.arrays[state.name]
-                    if given.shape != tensor.shape or given.dtype != own.dtype:
-                        what = f"{label} is {given.dtype} of shape {given.shape}"
-                        problems.append(f"{what}, here {own.dtype} of shape {tensor.shape}")
-                changes.append((own, given))
-        return changes
-
-    def _matching(self, tree: Any, name: str, problems: list[str]) -> list[Any]:
-        """The values of a saved structure; empty, with a problem noted, where it is unlike `params`."""
-        keys = [tensor.key for tensor in self._tensors]
-        if isinstance(tree, Mapping):
-            fits = set(tree) == set(keys)
-        else:
-            fits = isinstance(tree, (list, tuple)) and list(range(len(tree))) == keys
-        if not fits:
-            problems.append(f"its {name!r} does not have the structure of params")
-            return []
-        return [tree[key] for key in keys]
-
-
-def noting(problems: list[str], function: Callable[..., Any], *arguments: Any) -> Any:
-    """What a function gives; None, with its complaint noted, where it refuses."""
-    try:
-        return function(*arguments)
-    except (TypeError, ValueError) as problem:
-        problems.append(str(problem))
-        return None
-
-
-def keys_of(thing: Any) -> str:
-    """The keys of a mapping, or whatever it is, for messages."""
-    return str(sorted(map(str, thing))) if isinstance(thing, Mapping) else repr(thing)
 
 
 def check_threads(threads: Any) -> None:

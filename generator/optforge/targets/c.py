@@ -22,7 +22,7 @@ from ..scalars import check_hyperparameters
 
 if TYPE_CHECKING:
     from ..language import Rule
-    from ..optimizer import Tensor
+    from ..tensor import Tensor
 
 __all__ = ["CEngine", "CTarget", "engine", "render"]
 

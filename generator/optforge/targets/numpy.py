@@ -14,7 +14,7 @@ from ..scalars import Scalars
 
 if TYPE_CHECKING:
     from ..language import Rule
-    from ..optimizer import Tensor
+    from ..tensor import Tensor
 
 OPERATIONS: dict[str, Callable[..., Any]] = {
     "neg": np.negative,
