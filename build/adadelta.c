@@ -32,17 +32,22 @@
 #endif
 
 /* Every operation is rounded as it is written: the same bits on every machine, with any optimisation. */
-#if defined(__FAST_MATH__) || defined(_M_FP_FAST)
+#if defined(__FAST_MATH__) || defined(_M_FP_FAST) || (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__)
 #error "compile adadelta.c without -ffast-math: it changes the results"
 #endif
 #if defined(FLT_EVAL_METHOD) && FLT_EVAL_METHOD != 0 && FLT_EVAL_METHOD != 16
 #error "compile adadelta.c for arithmetic without excess precision: -msse2 -mfpmath=sse on 32-bit x86"
 #endif
 #if defined(__clang__)
+#pragma float_control(push)
+#pragma float_control(precise, on)
 #pragma STDC FP_CONTRACT OFF
 #elif defined(__GNUC__)
-#pragma GCC optimize("fp-contract=off", "no-trapping-math")
+#pragma GCC push_options
+#pragma GCC optimize("fp-contract=off", "no-unsafe-math-optimizations", "no-associative-math")
+#pragma GCC optimize("no-reciprocal-math", "signed-zeros", "no-trapping-math")
 #elif defined(_MSC_VER)
+#pragma float_control(precise, on, push)
 #pragma fp_contract(off)
 #endif
 
@@ -61,6 +66,9 @@
 #if defined(__GNUC__) && !defined(__cplusplus)
 extern float sqrtf(float) __attribute__((const));
 extern double sqrt(double) __attribute__((const));
+#elif defined(__GLIBC__) && __cplusplus >= 201103L
+extern "C" float sqrtf(float) noexcept __attribute__((const));
+extern "C" double sqrt(double) noexcept __attribute__((const));
 #endif
 
 enum {
@@ -95,11 +103,11 @@ const char *adadelta_strerror(int status)
     }
 }
 
-void adadelta_hyper_init(adadelta_hyper *hyper)
+void adadelta_hyper_init(adadelta_hyper *h)
 {
-    hyper->lr = 1.0;
-    hyper->rho = 0.95;
-    hyper->eps = 1e-6;
+    h->lr = 1.0;
+    h->rho = 0.95;
+    h->eps = 1e-6;
 }
 
 /* What is the same for every element, in double. */
@@ -111,15 +119,15 @@ typedef struct adadelta_scalars {
 } adadelta_scalars;
 
 /* Checks the hyperparameters and computes what depends on them and on t alone. */
-static int adadelta_begin_step(adadelta_scalars *s, const adadelta_hyper *hyper, uint64_t step)
+static int adadelta_begin_step(adadelta_scalars *s, const adadelta_hyper *h, uint64_t step)
 {
-    const double lr = hyper->lr;
-    const double rho = hyper->rho;
-    const double eps = hyper->eps;
+    const double lr = h->lr;
+    const double rho = h->rho;
+    const double eps = h->eps;
 
     if (step == 0)
         return adadelta_ERROR_TIME;
-    if (isnan(lr) || isnan(rho) || isnan(eps))
+    if (lr != lr || rho != rho || eps != eps)
         return adadelta_ERROR_NAN;
     if (!(0.0 <= rho && rho < 1.0 && eps > 0.0))
         return adadelta_ERROR_ASSERT;
@@ -151,6 +159,9 @@ adadelta_INLINE void adadelta_elements_f32(const adadelta_scalars *s, size_t n, 
     const float eps = (float)s->eps;
     const float lr = (float)s->lr;
 
+#if defined(__clang__)
+#pragma clang loop vectorize(enable)
+#endif
     for (size_t i = 0; i < n; i++) {
         float p = p_[i];
         const float g = g_[i];
@@ -224,15 +235,15 @@ static int adadelta_check_tensor_f32(const adadelta_tensor_f32 *x)
 }
 
 /* All checks of a step; computes its scalars and its work. */
-static int adadelta_prepare_f32(adadelta_scalars *s, const adadelta_hyper *hyper, uint64_t t,
+static int adadelta_prepare_f32(adadelta_scalars *s, const adadelta_hyper *h, uint64_t t,
                                 const adadelta_tensor_f32 *tensors, size_t count, uint64_t *leaves,
                                 uint64_t *elements)
 {
     int status;
 
-    if (hyper == NULL || (tensors == NULL && count > 0))
+    if (h == NULL || (tensors == NULL && count > 0))
         return adadelta_ERROR_NULL;
-    status = adadelta_begin_step(s, hyper, t);
+    status = adadelta_begin_step(s, h, t);
     *leaves = 0;
     *elements = 0;
     for (size_t k = 0; k < count && status == adadelta_OK; k++) {
@@ -253,21 +264,20 @@ void adadelta_state_init_f32(const adadelta_tensor_f32 *tensor)
     }
 }
 
-int adadelta_check_f32(const adadelta_hyper *hyper, uint64_t t, const adadelta_tensor_f32 *tensors,
-                       size_t count)
+int adadelta_check_f32(const adadelta_hyper *h, uint64_t t, const adadelta_tensor_f32 *tensors, size_t count)
 {
     adadelta_scalars s;
     uint64_t leaves, elements;
 
-    return adadelta_prepare_f32(&s, hyper, t, tensors, count, &leaves, &elements);
+    return adadelta_prepare_f32(&s, h, t, tensors, count, &leaves, &elements);
 }
 
-int adadelta_step_threads_f32(const adadelta_hyper *hyper, uint64_t t, const adadelta_tensor_f32 *tensors,
+int adadelta_step_threads_f32(const adadelta_hyper *h, uint64_t t, const adadelta_tensor_f32 *tensors,
                               size_t count, int threads)
 {
     adadelta_scalars s;
     uint64_t leaves, elements;
-    const int status = adadelta_prepare_f32(&s, hyper, t, tensors, count, &leaves, &elements);
+    const int status = adadelta_prepare_f32(&s, h, t, tensors, count, &leaves, &elements);
 
     if (status != adadelta_OK)
         return status;
@@ -291,10 +301,9 @@ int adadelta_step_threads_f32(const adadelta_hyper *hyper, uint64_t t, const ada
     return adadelta_OK;
 }
 
-int adadelta_step_f32(const adadelta_hyper *hyper, uint64_t t, const adadelta_tensor_f32 *tensors,
-                      size_t count)
+int adadelta_step_f32(const adadelta_hyper *h, uint64_t t, const adadelta_tensor_f32 *tensors, size_t count)
 {
-    return adadelta_step_threads_f32(hyper, t, tensors, count, 0);
+    return adadelta_step_threads_f32(h, t, tensors, count, 0);
 }
 
 /* ---- double ---- */
@@ -309,6 +318,9 @@ adadelta_INLINE void adadelta_elements_f64(const adadelta_scalars *s, size_t n, 
     const double eps = s->eps;
     const double lr = s->lr;
 
+#if defined(__clang__)
+#pragma clang loop vectorize(enable)
+#endif
     for (size_t i = 0; i < n; i++) {
         double p = p_[i];
         const double g = g_[i];
@@ -382,15 +394,15 @@ static int adadelta_check_tensor_f64(const adadelta_tensor_f64 *x)
 }
 
 /* All checks of a step; computes its scalars and its work. */
-static int adadelta_prepare_f64(adadelta_scalars *s, const adadelta_hyper *hyper, uint64_t t,
+static int adadelta_prepare_f64(adadelta_scalars *s, const adadelta_hyper *h, uint64_t t,
                                 const adadelta_tensor_f64 *tensors, size_t count, uint64_t *leaves,
                                 uint64_t *elements)
 {
     int status;
 
-    if (hyper == NULL || (tensors == NULL && count > 0))
+    if (h == NULL || (tensors == NULL && count > 0))
         return adadelta_ERROR_NULL;
-    status = adadelta_begin_step(s, hyper, t);
+    status = adadelta_begin_step(s, h, t);
     *leaves = 0;
     *elements = 0;
     for (size_t k = 0; k < count && status == adadelta_OK; k++) {
@@ -411,21 +423,20 @@ void adadelta_state_init_f64(const adadelta_tensor_f64 *tensor)
     }
 }
 
-int adadelta_check_f64(const adadelta_hyper *hyper, uint64_t t, const adadelta_tensor_f64 *tensors,
-                       size_t count)
+int adadelta_check_f64(const adadelta_hyper *h, uint64_t t, const adadelta_tensor_f64 *tensors, size_t count)
 {
     adadelta_scalars s;
     uint64_t leaves, elements;
 
-    return adadelta_prepare_f64(&s, hyper, t, tensors, count, &leaves, &elements);
+    return adadelta_prepare_f64(&s, h, t, tensors, count, &leaves, &elements);
 }
 
-int adadelta_step_threads_f64(const adadelta_hyper *hyper, uint64_t t, const adadelta_tensor_f64 *tensors,
+int adadelta_step_threads_f64(const adadelta_hyper *h, uint64_t t, const adadelta_tensor_f64 *tensors,
                               size_t count, int threads)
 {
     adadelta_scalars s;
     uint64_t leaves, elements;
-    const int status = adadelta_prepare_f64(&s, hyper, t, tensors, count, &leaves, &elements);
+    const int status = adadelta_prepare_f64(&s, h, t, tensors, count, &leaves, &elements);
 
     if (status != adadelta_OK)
         return status;
@@ -449,8 +460,15 @@ int adadelta_step_threads_f64(const adadelta_hyper *hyper, uint64_t t, const ada
     return adadelta_OK;
 }
 
-int adadelta_step_f64(const adadelta_hyper *hyper, uint64_t t, const adadelta_tensor_f64 *tensors,
-                      size_t count)
+int adadelta_step_f64(const adadelta_hyper *h, uint64_t t, const adadelta_tensor_f64 *tensors, size_t count)
 {
-    return adadelta_step_threads_f64(hyper, t, tensors, count, 0);
+    return adadelta_step_threads_f64(h, t, tensors, count, 0);
 }
+
+#if defined(__clang__)
+#pragma float_control(pop)
+#elif defined(__GNUC__)
+#pragma GCC pop_options
+#elif defined(_MSC_VER)
+#pragma float_control(pop)
+#endif

@@ -63,9 +63,10 @@ typedef struct adadelta_hyper {
 } adadelta_hyper;
 
 /* Fills in the defaults. */
-adadelta_API void adadelta_hyper_init(adadelta_hyper *hyper);
+adadelta_API void adadelta_hyper_init(adadelta_hyper *h);
 
-/* One tensor of float: n elements in each array; the arrays do not overlap. */
+/* One tensor of float: n elements in each array. Its arrays must not overlap, and tensors of one call must
+ * share no memory but gradients (which is not checked). With no elements the arrays may be NULL. */
 typedef struct adadelta_tensor_f32 {
     size_t n;
     float *p;
@@ -74,20 +75,22 @@ typedef struct adadelta_tensor_f32 {
     float *acc_delta;
 } adadelta_tensor_f32;
 
-/* Writes the initial state of a tensor. */
+/* Writes the initial state of a tensor, once, before its first step. The tensor is not checked. */
 adadelta_API void adadelta_state_init_f32(const adadelta_tensor_f32 *tensor);
 
-/* One step over a list of tensors, in place. t counts the steps from 1.
+/* One step over a list of tensors, in place. t counts the steps from 1. Reentrant; expects the default rounding mode
+ * and subnormal numbers switched on, and may raise floating-point exception flags.
  * step_threads takes the largest number of threads to use, 0 for OpenMP's own; small lists run on one.
- * check does everything but the step: adadelta_OK means that the step will succeed. */
-adadelta_API int adadelta_step_f32(const adadelta_hyper *hyper, uint64_t t, const adadelta_tensor_f32 *tensors,
+ * check does everything but the step: adadelta_OK means that the step with the same arguments will succeed. */
+adadelta_API int adadelta_step_f32(const adadelta_hyper *h, uint64_t t, const adadelta_tensor_f32 *tensors,
                                    size_t count);
-adadelta_API int adadelta_step_threads_f32(const adadelta_hyper *hyper, uint64_t t,
+adadelta_API int adadelta_step_threads_f32(const adadelta_hyper *h, uint64_t t,
                                            const adadelta_tensor_f32 *tensors, size_t count, int threads);
-adadelta_API int adadelta_check_f32(const adadelta_hyper *hyper, uint64_t t,
-                                    const adadelta_tensor_f32 *tensors, size_t count);
+adadelta_API int adadelta_check_f32(const adadelta_hyper *h, uint64_t t, const adadelta_tensor_f32 *tensors,
+                                    size_t count);
 
-/* One tensor of double: n elements in each array; the arrays do not overlap. */
+/* One tensor of double: n elements in each array. Its arrays must not overlap, and tensors of one call must
+ * share no memory but gradients (which is not checked). With no elements the arrays may be NULL. */
 typedef struct adadelta_tensor_f64 {
     size_t n;
     double *p;
@@ -96,18 +99,19 @@ typedef struct adadelta_tensor_f64 {
     double *acc_delta;
 } adadelta_tensor_f64;
 
-/* Writes the initial state of a tensor. */
+/* Writes the initial state of a tensor, once, before its first step. The tensor is not checked. */
 adadelta_API void adadelta_state_init_f64(const adadelta_tensor_f64 *tensor);
 
-/* One step over a list of tensors, in place. t counts the steps from 1.
+/* One step over a list of tensors, in place. t counts the steps from 1. Reentrant; expects the default rounding mode
+ * and subnormal numbers switched on, and may raise floating-point exception flags.
  * step_threads takes the largest number of threads to use, 0 for OpenMP's own; small lists run on one.
- * check does everything but the step: adadelta_OK means that the step will succeed. */
-adadelta_API int adadelta_step_f64(const adadelta_hyper *hyper, uint64_t t, const adadelta_tensor_f64 *tensors,
+ * check does everything but the step: adadelta_OK means that the step with the same arguments will succeed. */
+adadelta_API int adadelta_step_f64(const adadelta_hyper *h, uint64_t t, const adadelta_tensor_f64 *tensors,
                                    size_t count);
-adadelta_API int adadelta_step_threads_f64(const adadelta_hyper *hyper, uint64_t t,
+adadelta_API int adadelta_step_threads_f64(const adadelta_hyper *h, uint64_t t,
                                            const adadelta_tensor_f64 *tensors, size_t count, int threads);
-adadelta_API int adadelta_check_f64(const adadelta_hyper *hyper, uint64_t t,
-                                    const adadelta_tensor_f64 *tensors, size_t count);
+adadelta_API int adadelta_check_f64(const adadelta_hyper *h, uint64_t t, const adadelta_tensor_f64 *tensors,
+                                    size_t count);
 
 #ifdef __cplusplus
 }

@@ -30,17 +30,22 @@
 #endif
 
 /* Every operation is rounded as it is written: the same bits on every machine, with any optimisation. */
-#if defined(__FAST_MATH__) || defined(_M_FP_FAST)
+#if defined(__FAST_MATH__) || defined(_M_FP_FAST) || (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__)
 #error "compile adagrad.c without -ffast-math: it changes the results"
 #endif
 #if defined(FLT_EVAL_METHOD) && FLT_EVAL_METHOD != 0 && FLT_EVAL_METHOD != 16
 #error "compile adagrad.c for arithmetic without excess precision: -msse2 -mfpmath=sse on 32-bit x86"
 #endif
 #if defined(__clang__)
+#pragma float_control(push)
+#pragma float_control(precise, on)
 #pragma STDC FP_CONTRACT OFF
 #elif defined(__GNUC__)
-#pragma GCC optimize("fp-contract=off", "no-trapping-math")
+#pragma GCC push_options
+#pragma GCC optimize("fp-contract=off", "no-unsafe-math-optimizations", "no-associative-math")
+#pragma GCC optimize("no-reciprocal-math", "signed-zeros", "no-trapping-math")
 #elif defined(_MSC_VER)
+#pragma float_control(precise, on, push)
 #pragma fp_contract(off)
 #endif
 
@@ -59,6 +64,9 @@
 #if defined(__GNUC__) && !defined(__cplusplus)
 extern float sqrtf(float) __attribute__((const));
 extern double sqrt(double) __attribute__((const));
+#elif defined(__GLIBC__) && __cplusplus >= 201103L
+extern "C" float sqrtf(float) noexcept __attribute__((const));
+extern "C" double sqrt(double) noexcept __attribute__((const));
 #endif
 
 enum {
@@ -93,10 +101,10 @@ const char *adagrad_strerror(int status)
     }
 }
 
-void adagrad_hyper_init(adagrad_hyper *hyper)
+void adagrad_hyper_init(adagrad_hyper *h)
 {
-    hyper->lr = 0.01;
-    hyper->eps = 1e-6;
+    h->lr = 0.01;
+    h->eps = 1e-6;
 }
 
 /* What is the same for every element, in double. */
@@ -106,14 +114,14 @@ typedef struct adagrad_scalars {
 } adagrad_scalars;
 
 /* Checks the hyperparameters and computes what depends on them and on t alone. */
-static int adagrad_begin_step(adagrad_scalars *s, const adagrad_hyper *hyper, uint64_t step)
+static int adagrad_begin_step(adagrad_scalars *s, const adagrad_hyper *h, uint64_t step)
 {
-    const double lr = hyper->lr;
-    const double eps = hyper->eps;
+    const double lr = h->lr;
+    const double eps = h->eps;
 
     if (step == 0)
         return adagrad_ERROR_TIME;
-    if (isnan(lr) || isnan(eps))
+    if (lr != lr || eps != eps)
         return adagrad_ERROR_NAN;
     if (!(eps > 0.0))
         return adagrad_ERROR_ASSERT;
@@ -138,6 +146,9 @@ adagrad_INLINE void adagrad_elements_f32(const adagrad_scalars *s, size_t n, flo
     const float lr = (float)s->lr;
     const float eps = (float)s->eps;
 
+#if defined(__clang__)
+#pragma clang loop vectorize(enable)
+#endif
     for (size_t i = 0; i < n; i++) {
         float p = p_[i];
         const float g = g_[i];
@@ -206,15 +217,15 @@ static int adagrad_check_tensor_f32(const adagrad_tensor_f32 *x)
 }
 
 /* All checks of a step; computes its scalars and its work. */
-static int adagrad_prepare_f32(adagrad_scalars *s, const adagrad_hyper *hyper, uint64_t t,
+static int adagrad_prepare_f32(adagrad_scalars *s, const adagrad_hyper *h, uint64_t t,
                                const adagrad_tensor_f32 *tensors, size_t count, uint64_t *leaves,
                                uint64_t *elements)
 {
     int status;
 
-    if (hyper == NULL || (tensors == NULL && count > 0))
+    if (h == NULL || (tensors == NULL && count > 0))
         return adagrad_ERROR_NULL;
-    status = adagrad_begin_step(s, hyper, t);
+    status = adagrad_begin_step(s, h, t);
     *leaves = 0;
     *elements = 0;
     for (size_t k = 0; k < count && status == adagrad_OK; k++) {
@@ -234,20 +245,20 @@ void adagrad_state_init_f32(const adagrad_tensor_f32 *tensor)
     }
 }
 
-int adagrad_check_f32(const adagrad_hyper *hyper, uint64_t t, const adagrad_tensor_f32 *tensors, size_t count)
+int adagrad_check_f32(const adagrad_hyper *h, uint64_t t, const adagrad_tensor_f32 *tensors, size_t count)
 {
     adagrad_scalars s;
     uint64_t leaves, elements;
 
-    return adagrad_prepare_f32(&s, hyper, t, tensors, count, &leaves, &elements);
+    return adagrad_prepare_f32(&s, h, t, tensors, count, &leaves, &elements);
 }
 
-int adagrad_step_threads_f32(const adagrad_hyper *hyper, uint64_t t, const adagrad_tensor_f32 *tensors,
+int adagrad_step_threads_f32(const adagrad_hyper *h, uint64_t t, const adagrad_tensor_f32 *tensors,
                              size_t count, int threads)
 {
     adagrad_scalars s;
     uint64_t leaves, elements;
-    const int status = adagrad_prepare_f32(&s, hyper, t, tensors, count, &leaves, &elements);
+    const int status = adagrad_prepare_f32(&s, h, t, tensors, count, &leaves, &elements);
 
     if (status != adagrad_OK)
         return status;
@@ -271,9 +282,9 @@ int adagrad_step_threads_f32(const adagrad_hyper *hyper, uint64_t t, const adagr
     return adagrad_OK;
 }
 
-int adagrad_step_f32(const adagrad_hyper *hyper, uint64_t t, const adagrad_tensor_f32 *tensors, size_t count)
+int adagrad_step_f32(const adagrad_hyper *h, uint64_t t, const adagrad_tensor_f32 *tensors, size_t count)
 {
-    return adagrad_step_threads_f32(hyper, t, tensors, count, 0);
+    return adagrad_step_threads_f32(h, t, tensors, count, 0);
 }
 
 /* ---- double ---- */
@@ -285,6 +296,9 @@ adagrad_INLINE void adagrad_elements_f64(const adagrad_scalars *s, size_t n, dou
     const double lr = s->lr;
     const double eps = s->eps;
 
+#if defined(__clang__)
+#pragma clang loop vectorize(enable)
+#endif
     for (size_t i = 0; i < n; i++) {
         double p = p_[i];
         const double g = g_[i];
@@ -353,15 +367,15 @@ static int adagrad_check_tensor_f64(const adagrad_tensor_f64 *x)
 }
 
 /* All checks of a step; computes its scalars and its work. */
-static int adagrad_prepare_f64(adagrad_scalars *s, const adagrad_hyper *hyper, uint64_t t,
+static int adagrad_prepare_f64(adagrad_scalars *s, const adagrad_hyper *h, uint64_t t,
                                const adagrad_tensor_f64 *tensors, size_t count, uint64_t *leaves,
                                uint64_t *elements)
 {
     int status;
 
-    if (hyper == NULL || (tensors == NULL && count > 0))
+    if (h == NULL || (tensors == NULL && count > 0))
         return adagrad_ERROR_NULL;
-    status = adagrad_begin_step(s, hyper, t);
+    status = adagrad_begin_step(s, h, t);
     *leaves = 0;
     *elements = 0;
     for (size_t k = 0; k < count && status == adagrad_OK; k++) {
@@ -381,20 +395,20 @@ void adagrad_state_init_f64(const adagrad_tensor_f64 *tensor)
     }
 }
 
-int adagrad_check_f64(const adagrad_hyper *hyper, uint64_t t, const adagrad_tensor_f64 *tensors, size_t count)
+int adagrad_check_f64(const adagrad_hyper *h, uint64_t t, const adagrad_tensor_f64 *tensors, size_t count)
 {
     adagrad_scalars s;
     uint64_t leaves, elements;
 
-    return adagrad_prepare_f64(&s, hyper, t, tensors, count, &leaves, &elements);
+    return adagrad_prepare_f64(&s, h, t, tensors, count, &leaves, &elements);
 }
 
-int adagrad_step_threads_f64(const adagrad_hyper *hyper, uint64_t t, const adagrad_tensor_f64 *tensors,
+int adagrad_step_threads_f64(const adagrad_hyper *h, uint64_t t, const adagrad_tensor_f64 *tensors,
                              size_t count, int threads)
 {
     adagrad_scalars s;
     uint64_t leaves, elements;
-    const int status = adagrad_prepare_f64(&s, hyper, t, tensors, count, &leaves, &elements);
+    const int status = adagrad_prepare_f64(&s, h, t, tensors, count, &leaves, &elements);
 
     if (status != adagrad_OK)
         return status;
@@ -418,7 +432,15 @@ int adagrad_step_threads_f64(const adagrad_hyper *hyper, uint64_t t, const adagr
     return adagrad_OK;
 }
 
-int adagrad_step_f64(const adagrad_hyper *hyper, uint64_t t, const adagrad_tensor_f64 *tensors, size_t count)
+int adagrad_step_f64(const adagrad_hyper *h, uint64_t t, const adagrad_tensor_f64 *tensors, size_t count)
 {
-    return adagrad_step_threads_f64(hyper, t, tensors, count, 0);
+    return adagrad_step_threads_f64(h, t, tensors, count, 0);
 }
+
+#if defined(__clang__)
+#pragma float_control(pop)
+#elif defined(__GNUC__)
+#pragma GCC pop_options
+#elif defined(_MSC_VER)
+#pragma float_control(pop)
+#endif

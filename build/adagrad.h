@@ -60,9 +60,10 @@ typedef struct adagrad_hyper {
 } adagrad_hyper;
 
 /* Fills in the defaults. */
-adagrad_API void adagrad_hyper_init(adagrad_hyper *hyper);
+adagrad_API void adagrad_hyper_init(adagrad_hyper *h);
 
-/* One tensor of float: n elements in each array; the arrays do not overlap. */
+/* One tensor of float: n elements in each array. Its arrays must not overlap, and tensors of one call must
+ * share no memory but gradients (which is not checked). With no elements the arrays may be NULL. */
 typedef struct adagrad_tensor_f32 {
     size_t n;
     float *p;
@@ -70,20 +71,22 @@ typedef struct adagrad_tensor_f32 {
     float *acc;
 } adagrad_tensor_f32;
 
-/* Writes the initial state of a tensor. */
+/* Writes the initial state of a tensor, once, before its first step. The tensor is not checked. */
 adagrad_API void adagrad_state_init_f32(const adagrad_tensor_f32 *tensor);
 
-/* One step over a list of tensors, in place. t counts the steps from 1.
+/* One step over a list of tensors, in place. t counts the steps from 1. Reentrant; expects the default rounding mode
+ * and subnormal numbers switched on, and may raise floating-point exception flags.
  * step_threads takes the largest number of threads to use, 0 for OpenMP's own; small lists run on one.
- * check does everything but the step: adagrad_OK means that the step will succeed. */
-adagrad_API int adagrad_step_f32(const adagrad_hyper *hyper, uint64_t t, const adagrad_tensor_f32 *tensors,
+ * check does everything but the step: adagrad_OK means that the step with the same arguments will succeed. */
+adagrad_API int adagrad_step_f32(const adagrad_hyper *h, uint64_t t, const adagrad_tensor_f32 *tensors,
                                  size_t count);
-adagrad_API int adagrad_step_threads_f32(const adagrad_hyper *hyper, uint64_t t,
-                                         const adagrad_tensor_f32 *tensors, size_t count, int threads);
-adagrad_API int adagrad_check_f32(const adagrad_hyper *hyper, uint64_t t, const adagrad_tensor_f32 *tensors,
+adagrad_API int adagrad_step_threads_f32(const adagrad_hyper *h, uint64_t t, const adagrad_tensor_f32 *tensors,
+                                         size_t count, int threads);
+adagrad_API int adagrad_check_f32(const adagrad_hyper *h, uint64_t t, const adagrad_tensor_f32 *tensors,
                                   size_t count);
 
-/* One tensor of double: n elements in each array; the arrays do not overlap. */
+/* One tensor of double: n elements in each array. Its arrays must not overlap, and tensors of one call must
+ * share no memory but gradients (which is not checked). With no elements the arrays may be NULL. */
 typedef struct adagrad_tensor_f64 {
     size_t n;
     double *p;
@@ -91,17 +94,18 @@ typedef struct adagrad_tensor_f64 {
     double *acc;
 } adagrad_tensor_f64;
 
-/* Writes the initial state of a tensor. */
+/* Writes the initial state of a tensor, once, before its first step. The tensor is not checked. */
 adagrad_API void adagrad_state_init_f64(const adagrad_tensor_f64 *tensor);
 
-/* One step over a list of tensors, in place. t counts the steps from 1.
+/* One step over a list of tensors, in place. t counts the steps from 1. Reentrant; expects the default rounding mode
+ * and subnormal numbers switched on, and may raise floating-point exception flags.
  * step_threads takes the largest number of threads to use, 0 for OpenMP's own; small lists run on one.
- * check does everything but the step: adagrad_OK means that the step will succeed. */
-adagrad_API int adagrad_step_f64(const adagrad_hyper *hyper, uint64_t t, const adagrad_tensor_f64 *tensors,
+ * check does everything but the step: adagrad_OK means that the step with the same arguments will succeed. */
+adagrad_API int adagrad_step_f64(const adagrad_hyper *h, uint64_t t, const adagrad_tensor_f64 *tensors,
                                  size_t count);
-adagrad_API int adagrad_step_threads_f64(const adagrad_hyper *hyper, uint64_t t,
-                                         const adagrad_tensor_f64 *tensors, size_t count, int threads);
-adagrad_API int adagrad_check_f64(const adagrad_hyper *hyper, uint64_t t, const adagrad_tensor_f64 *tensors,
+adagrad_API int adagrad_step_threads_f64(const adagrad_hyper *h, uint64_t t, const adagrad_tensor_f64 *tensors,
+                                         size_t count, int threads);
+adagrad_API int adagrad_check_f64(const adagrad_hyper *h, uint64_t t, const adagrad_tensor_f64 *tensors,
                                   size_t count);
 
 #ifdef __cplusplus

@@ -33,17 +33,22 @@
 #endif
 
 /* Every operation is rounded as it is written: the same bits on every machine, with any optimisation. */
-#if defined(__FAST_MATH__) || defined(_M_FP_FAST)
+#if defined(__FAST_MATH__) || defined(_M_FP_FAST) || (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__)
 #error "compile adam.c without -ffast-math: it changes the results"
 #endif
 #if defined(FLT_EVAL_METHOD) && FLT_EVAL_METHOD != 0 && FLT_EVAL_METHOD != 16
 #error "compile adam.c for arithmetic without excess precision: -msse2 -mfpmath=sse on 32-bit x86"
 #endif
 #if defined(__clang__)
+#pragma float_control(push)
+#pragma float_control(precise, on)
 #pragma STDC FP_CONTRACT OFF
 #elif defined(__GNUC__)
-#pragma GCC optimize("fp-contract=off", "no-trapping-math")
+#pragma GCC push_options
+#pragma GCC optimize("fp-contract=off", "no-unsafe-math-optimizations", "no-associative-math")
+#pragma GCC optimize("no-reciprocal-math", "signed-zeros", "no-trapping-math")
 #elif defined(_MSC_VER)
+#pragma float_control(precise, on, push)
 #pragma fp_contract(off)
 #endif
 
@@ -62,6 +67,9 @@
 #if defined(__GNUC__) && !defined(__cplusplus)
 extern float sqrtf(float) __attribute__((const));
 extern double sqrt(double) __attribute__((const));
+#elif defined(__GLIBC__) && __cplusplus >= 201103L
+extern "C" float sqrtf(float) noexcept __attribute__((const));
+extern "C" double sqrt(double) noexcept __attribute__((const));
 #endif
 
 enum {
@@ -96,13 +104,13 @@ const char *adam_strerror(int status)
     }
 }
 
-void adam_hyper_init(adam_hyper *hyper)
+void adam_hyper_init(adam_hyper *h)
 {
-    hyper->lr = 0.001;
-    hyper->beta1 = 0.9;
-    hyper->beta2 = 0.999;
-    hyper->eps = 1e-6;
-    hyper->lam = 0.99999999;
+    h->lr = 0.001;
+    h->beta1 = 0.9;
+    h->beta2 = 0.999;
+    h->eps = 1e-6;
+    h->lam = 0.99999999;
 }
 
 /* The library's pow, which no compiler may fold or rewrite; failed where Python raises or turns complex. */
@@ -111,7 +119,7 @@ static double adam_power(double a, double b, int *failed)
     volatile double base = a, exponent = b;
     const double y = pow(base, exponent);
 
-    if (isfinite(a) && isfinite(b) && !isfinite(y))
+    if (a - a == 0.0 && b - b == 0.0 && y - y != 0.0) /* x - x is 0 for finite x alone */
         *failed = 1;
     return y;
 }
@@ -129,19 +137,19 @@ typedef struct adam_scalars {
 } adam_scalars;
 
 /* Checks the hyperparameters and computes what depends on them and on t alone. */
-static int adam_begin_step(adam_scalars *s, const adam_hyper *hyper, uint64_t step)
+static int adam_begin_step(adam_scalars *s, const adam_hyper *h, uint64_t step)
 {
-    const double lr = hyper->lr;
-    const double beta1 = hyper->beta1;
-    const double beta2 = hyper->beta2;
-    const double eps = hyper->eps;
-    const double lam = hyper->lam;
+    const double lr = h->lr;
+    const double beta1 = h->beta1;
+    const double beta2 = h->beta2;
+    const double eps = h->eps;
+    const double lam = h->lam;
     const double t = (double)step;
     int failed = 0;
 
     if (step == 0)
         return adam_ERROR_TIME;
-    if (isnan(lr) || isnan(beta1) || isnan(beta2) || isnan(eps) || isnan(lam))
+    if (lr != lr || beta1 != beta1 || beta2 != beta2 || eps != eps || lam != lam)
         return adam_ERROR_NAN;
     if (!(0.0 <= beta1 && beta1 < 1.0 && 0.0 <= beta2 && beta2 < 1.0 && eps > 0.0))
         return adam_ERROR_ASSERT;
@@ -185,6 +193,9 @@ adam_INLINE void adam_elements_f32(const adam_scalars *s, size_t n, float *adam_
     const float one_minus_beta2_pow_t = (float)s->one_minus_beta2_pow_t;
     const float eps = (float)s->eps;
 
+#if defined(__clang__)
+#pragma clang loop vectorize(enable)
+#endif
     for (size_t i = 0; i < n; i++) {
         float p = p_[i];
         const float g = g_[i];
@@ -256,15 +267,14 @@ static int adam_check_tensor_f32(const adam_tensor_f32 *x)
 }
 
 /* All checks of a step; computes its scalars and its work. */
-static int adam_prepare_f32(adam_scalars *s, const adam_hyper *hyper, uint64_t t,
-                            const adam_tensor_f32 *tensors, size_t count, uint64_t *leaves,
-                            uint64_t *elements)
+static int adam_prepare_f32(adam_scalars *s, const adam_hyper *h, uint64_t t, const adam_tensor_f32 *tensors,
+                            size_t count, uint64_t *leaves, uint64_t *elements)
 {
     int status;
 
-    if (hyper == NULL || (tensors == NULL && count > 0))
+    if (h == NULL || (tensors == NULL && count > 0))
         return adam_ERROR_NULL;
-    status = adam_begin_step(s, hyper, t);
+    status = adam_begin_step(s, h, t);
     *leaves = 0;
     *elements = 0;
     for (size_t k = 0; k < count && status == adam_OK; k++) {
@@ -285,20 +295,20 @@ void adam_state_init_f32(const adam_tensor_f32 *tensor)
     }
 }
 
-int adam_check_f32(const adam_hyper *hyper, uint64_t t, const adam_tensor_f32 *tensors, size_t count)
+int adam_check_f32(const adam_hyper *h, uint64_t t, const adam_tensor_f32 *tensors, size_t count)
 {
     adam_scalars s;
     uint64_t leaves, elements;
 
-    return adam_prepare_f32(&s, hyper, t, tensors, count, &leaves, &elements);
+    return adam_prepare_f32(&s, h, t, tensors, count, &leaves, &elements);
 }
 
-int adam_step_threads_f32(const adam_hyper *hyper, uint64_t t, const adam_tensor_f32 *tensors, size_t count,
+int adam_step_threads_f32(const adam_hyper *h, uint64_t t, const adam_tensor_f32 *tensors, size_t count,
                           int threads)
 {
     adam_scalars s;
     uint64_t leaves, elements;
-    const int status = adam_prepare_f32(&s, hyper, t, tensors, count, &leaves, &elements);
+    const int status = adam_prepare_f32(&s, h, t, tensors, count, &leaves, &elements);
 
     if (status != adam_OK)
         return status;
@@ -322,9 +332,9 @@ int adam_step_threads_f32(const adam_hyper *hyper, uint64_t t, const adam_tensor
     return adam_OK;
 }
 
-int adam_step_f32(const adam_hyper *hyper, uint64_t t, const adam_tensor_f32 *tensors, size_t count)
+int adam_step_f32(const adam_hyper *h, uint64_t t, const adam_tensor_f32 *tensors, size_t count)
 {
-    return adam_step_threads_f32(hyper, t, tensors, count, 0);
+    return adam_step_threads_f32(h, t, tensors, count, 0);
 }
 
 /* ---- double ---- */
@@ -343,6 +353,9 @@ adam_INLINE void adam_elements_f64(const adam_scalars *s, size_t n, double *adam
     const double one_minus_beta2_pow_t = s->one_minus_beta2_pow_t;
     const double eps = s->eps;
 
+#if defined(__clang__)
+#pragma clang loop vectorize(enable)
+#endif
     for (size_t i = 0; i < n; i++) {
         double p = p_[i];
         const double g = g_[i];
@@ -414,15 +427,14 @@ static int adam_check_tensor_f64(const adam_tensor_f64 *x)
 }
 
 /* All checks of a step; computes its scalars and its work. */
-static int adam_prepare_f64(adam_scalars *s, const adam_hyper *hyper, uint64_t t,
-                            const adam_tensor_f64 *tensors, size_t count, uint64_t *leaves,
-                            uint64_t *elements)
+static int adam_prepare_f64(adam_scalars *s, const adam_hyper *h, uint64_t t, const adam_tensor_f64 *tensors,
+                            size_t count, uint64_t *leaves, uint64_t *elements)
 {
     int status;
 
-    if (hyper == NULL || (tensors == NULL && count > 0))
+    if (h == NULL || (tensors == NULL && count > 0))
         return adam_ERROR_NULL;
-    status = adam_begin_step(s, hyper, t);
+    status = adam_begin_step(s, h, t);
     *leaves = 0;
     *elements = 0;
     for (size_t k = 0; k < count && status == adam_OK; k++) {
@@ -443,20 +455,20 @@ void adam_state_init_f64(const adam_tensor_f64 *tensor)
     }
 }
 
-int adam_check_f64(const adam_hyper *hyper, uint64_t t, const adam_tensor_f64 *tensors, size_t count)
+int adam_check_f64(const adam_hyper *h, uint64_t t, const adam_tensor_f64 *tensors, size_t count)
 {
     adam_scalars s;
     uint64_t leaves, elements;
 
-    return adam_prepare_f64(&s, hyper, t, tensors, count, &leaves, &elements);
+    return adam_prepare_f64(&s, h, t, tensors, count, &leaves, &elements);
 }
 
-int adam_step_threads_f64(const adam_hyper *hyper, uint64_t t, const adam_tensor_f64 *tensors, size_t count,
+int adam_step_threads_f64(const adam_hyper *h, uint64_t t, const adam_tensor_f64 *tensors, size_t count,
                           int threads)
 {
     adam_scalars s;
     uint64_t leaves, elements;
-    const int status = adam_prepare_f64(&s, hyper, t, tensors, count, &leaves, &elements);
+    const int status = adam_prepare_f64(&s, h, t, tensors, count, &leaves, &elements);
 
     if (status != adam_OK)
         return status;
@@ -480,7 +492,15 @@ int adam_step_threads_f64(const adam_hyper *hyper, uint64_t t, const adam_tensor
     return adam_OK;
 }
 
-int adam_step_f64(const adam_hyper *hyper, uint64_t t, const adam_tensor_f64 *tensors, size_t count)
+int adam_step_f64(const adam_hyper *h, uint64_t t, const adam_tensor_f64 *tensors, size_t count)
 {
-    return adam_step_threads_f64(hyper, t, tensors, count, 0);
+    return adam_step_threads_f64(h, t, tensors, count, 0);
 }
+
+#if defined(__clang__)
+#pragma float_control(pop)
+#elif defined(__GNUC__)
+#pragma GCC pop_options
+#elif defined(_MSC_VER)
+#pragma float_control(pop)
+#endif

@@ -66,9 +66,10 @@ typedef struct adam_hyper {
 } adam_hyper;
 
 /* Fills in the defaults. */
-adam_API void adam_hyper_init(adam_hyper *hyper);
+adam_API void adam_hyper_init(adam_hyper *h);
 
-/* One tensor of float: n elements in each array; the arrays do not overlap. */
+/* One tensor of float: n elements in each array. Its arrays must not overlap, and tensors of one call must
+ * share no memory but gradients (which is not checked). With no elements the arrays may be NULL. */
 typedef struct adam_tensor_f32 {
     size_t n;
     float *p;
@@ -77,19 +78,20 @@ typedef struct adam_tensor_f32 {
     float *v;
 } adam_tensor_f32;
 
-/* Writes the initial state of a tensor. */
+/* Writes the initial state of a tensor, once, before its first step. The tensor is not checked. */
 adam_API void adam_state_init_f32(const adam_tensor_f32 *tensor);
 
-/* One step over a list of tensors, in place. t counts the steps from 1.
+/* One step over a list of tensors, in place. t counts the steps from 1. Reentrant; expects the default rounding mode
+ * and subnormal numbers switched on, and may raise floating-point exception flags.
  * step_threads takes the largest number of threads to use, 0 for OpenMP's own; small lists run on one.
- * check does everything but the step: adam_OK means that the step will succeed. */
-adam_API int adam_step_f32(const adam_hyper *hyper, uint64_t t, const adam_tensor_f32 *tensors, size_t count);
-adam_API int adam_step_threads_f32(const adam_hyper *hyper, uint64_t t, const adam_tensor_f32 *tensors,
+ * check does everything but the step: adam_OK means that the step with the same arguments will succeed. */
+adam_API int adam_step_f32(const adam_hyper *h, uint64_t t, const adam_tensor_f32 *tensors, size_t count);
+adam_API int adam_step_threads_f32(const adam_hyper *h, uint64_t t, const adam_tensor_f32 *tensors,
                                    size_t count, int threads);
-adam_API int adam_check_f32(const adam_hyper *hyper, uint64_t t, const adam_tensor_f32 *tensors,
-                            size_t count);
+adam_API int adam_check_f32(const adam_hyper *h, uint64_t t, const adam_tensor_f32 *tensors, size_t count);
 
-/* One tensor of double: n elements in each array; the arrays do not overlap. */
+/* One tensor of double: n elements in each array. Its arrays must not overlap, and tensors of one call must
+ * share no memory but gradients (which is not checked). With no elements the arrays may be NULL. */
 typedef struct adam_tensor_f64 {
     size_t n;
     double *p;
@@ -98,17 +100,17 @@ typedef struct adam_tensor_f64 {
     double *v;
 } adam_tensor_f64;
 
-/* Writes the initial state of a tensor. */
+/* Writes the initial state of a tensor, once, before its first step. The tensor is not checked. */
 adam_API void adam_state_init_f64(const adam_tensor_f64 *tensor);
 
-/* One step over a list of tensors, in place. t counts the steps from 1.
+/* One step over a list of tensors, in place. t counts the steps from 1. Reentrant; expects the default rounding mode
+ * and subnormal numbers switched on, and may raise floating-point exception flags.
  * step_threads takes the largest number of threads to use, 0 for OpenMP's own; small lists run on one.
- * check does everything but the step: adam_OK means that the step will succeed. */
-adam_API int adam_step_f64(const adam_hyper *hyper, uint64_t t, const adam_tensor_f64 *tensors, size_t count);
-adam_API int adam_step_threads_f64(const adam_hyper *hyper, uint64_t t, const adam_tensor_f64 *tensors,
+ * check does everything but the step: adam_OK means that the step with the same arguments will succeed. */
+adam_API int adam_step_f64(const adam_hyper *h, uint64_t t, const adam_tensor_f64 *tensors, size_t count);
+adam_API int adam_step_threads_f64(const adam_hyper *h, uint64_t t, const adam_tensor_f64 *tensors,
                                    size_t count, int threads);
-adam_API int adam_check_f64(const adam_hyper *hyper, uint64_t t, const adam_tensor_f64 *tensors,
-                            size_t count);
+adam_API int adam_check_f64(const adam_hyper *h, uint64_t t, const adam_tensor_f64 *tensors, size_t count);
 
 #ifdef __cplusplus
 }

@@ -34,17 +34,22 @@
 #endif
 
 /* Every operation is rounded as it is written: the same bits on every machine, with any optimisation. */
-#if defined(__FAST_MATH__) || defined(_M_FP_FAST)
+#if defined(__FAST_MATH__) || defined(_M_FP_FAST) || (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__)
 #error "compile adamw.c without -ffast-math: it changes the results"
 #endif
 #if defined(FLT_EVAL_METHOD) && FLT_EVAL_METHOD != 0 && FLT_EVAL_METHOD != 16
 #error "compile adamw.c for arithmetic without excess precision: -msse2 -mfpmath=sse on 32-bit x86"
 #endif
 #if defined(__clang__)
+#pragma float_control(push)
+#pragma float_control(precise, on)
 #pragma STDC FP_CONTRACT OFF
 #elif defined(__GNUC__)
-#pragma GCC optimize("fp-contract=off", "no-trapping-math")
+#pragma GCC push_options
+#pragma GCC optimize("fp-contract=off", "no-unsafe-math-optimizations", "no-associative-math")
+#pragma GCC optimize("no-reciprocal-math", "signed-zeros", "no-trapping-math")
 #elif defined(_MSC_VER)
+#pragma float_control(precise, on, push)
 #pragma fp_contract(off)
 #endif
 
@@ -63,6 +68,9 @@
 #if defined(__GNUC__) && !defined(__cplusplus)
 extern float sqrtf(float) __attribute__((const));
 extern double sqrt(double) __attribute__((const));
+#elif defined(__GLIBC__) && __cplusplus >= 201103L
+extern "C" float sqrtf(float) noexcept __attribute__((const));
+extern "C" double sqrt(double) noexcept __attribute__((const));
 #endif
 
 enum {
@@ -97,13 +105,13 @@ const char *adamw_strerror(int status)
     }
 }
 
-void adamw_hyper_init(adamw_hyper *hyper)
+void adamw_hyper_init(adamw_hyper *h)
 {
-    hyper->lr = 0.001;
-    hyper->beta1 = 0.9;
-    hyper->beta2 = 0.999;
-    hyper->eps = 1e-8;
-    hyper->weight_decay = 0.01;
+    h->lr = 0.001;
+    h->beta1 = 0.9;
+    h->beta2 = 0.999;
+    h->eps = 1e-8;
+    h->weight_decay = 0.01;
 }
 
 /* The library's pow, which no compiler may fold or rewrite; failed where Python raises or turns complex. */
@@ -112,7 +120,7 @@ static double adamw_power(double a, double b, int *failed)
     volatile double base = a, exponent = b;
     const double y = pow(base, exponent);
 
-    if (isfinite(a) && isfinite(b) && !isfinite(y))
+    if (a - a == 0.0 && b - b == 0.0 && y - y != 0.0) /* x - x is 0 for finite x alone */
         *failed = 1;
     return y;
 }
@@ -138,19 +146,19 @@ typedef struct adamw_scalars {
 } adamw_scalars;
 
 /* Checks the hyperparameters and computes what depends on them and on t alone. */
-static int adamw_begin_step(adamw_scalars *s, const adamw_hyper *hyper, uint64_t step)
+static int adamw_begin_step(adamw_scalars *s, const adamw_hyper *h, uint64_t step)
 {
-    const double lr = hyper->lr;
-    const double beta1 = hyper->beta1;
-    const double beta2 = hyper->beta2;
-    const double eps = hyper->eps;
-    const double weight_decay = hyper->weight_decay;
+    const double lr = h->lr;
+    const double beta1 = h->beta1;
+    const double beta2 = h->beta2;
+    const double eps = h->eps;
+    const double weight_decay = h->weight_decay;
     const double t = (double)step;
     int failed = 0;
 
     if (step == 0)
         return adamw_ERROR_TIME;
-    if (isnan(lr) || isnan(beta1) || isnan(beta2) || isnan(eps) || isnan(weight_decay))
+    if (lr != lr || beta1 != beta1 || beta2 != beta2 || eps != eps || weight_decay != weight_decay)
         return adamw_ERROR_NAN;
     if (!(0.0 <= beta1 && beta1 < 1.0 && 0.0 <= beta2 && beta2 < 1.0 && eps >= 0.0 && weight_decay >= 0.0))
         return adamw_ERROR_ASSERT;
@@ -194,6 +202,9 @@ adamw_INLINE void adamw_elements_f32(const adamw_scalars *s, size_t n, float *ad
     const float one_minus_beta2_pow_t = (float)s->one_minus_beta2_pow_t;
     const float eps = (float)s->eps;
 
+#if defined(__clang__)
+#pragma clang loop vectorize(enable)
+#endif
     for (size_t i = 0; i < n; i++) {
         float p = p_[i];
         const float g = g_[i];
@@ -266,15 +277,15 @@ static int adamw_check_tensor_f32(const adamw_tensor_f32 *x)
 }
 
 /* All checks of a step; computes its scalars and its work. */
-static int adamw_prepare_f32(adamw_scalars *s, const adamw_hyper *hyper, uint64_t t,
+static int adamw_prepare_f32(adamw_scalars *s, const adamw_hyper *h, uint64_t t,
                              const adamw_tensor_f32 *tensors, size_t count, uint64_t *leaves,
                              uint64_t *elements)
 {
     int status;
 
-    if (hyper == NULL || (tensors == NULL && count > 0))
+    if (h == NULL || (tensors == NULL && count > 0))
         return adamw_ERROR_NULL;
-    status = adamw_begin_step(s, hyper, t);
+    status = adamw_begin_step(s, h, t);
     *leaves = 0;
     *elements = 0;
     for (size_t k = 0; k < count && status == adamw_OK; k++) {
@@ -295,20 +306,20 @@ void adamw_state_init_f32(const adamw_tensor_f32 *tensor)
     }
 }
 
-int adamw_check_f32(const adamw_hyper *hyper, uint64_t t, const adamw_tensor_f32 *tensors, size_t count)
+int adamw_check_f32(const adamw_hyper *h, uint64_t t, const adamw_tensor_f32 *tensors, size_t count)
 {
     adamw_scalars s;
     uint64_t leaves, elements;
 
-    return adamw_prepare_f32(&s, hyper, t, tensors, count, &leaves, &elements);
+    return adamw_prepare_f32(&s, h, t, tensors, count, &leaves, &elements);
 }
 
-int adamw_step_threads_f32(const adamw_hyper *hyper, uint64_t t, const adamw_tensor_f32 *tensors, size_t count,
+int adamw_step_threads_f32(const adamw_hyper *h, uint64_t t, const adamw_tensor_f32 *tensors, size_t count,
                            int threads)
 {
     adamw_scalars s;
     uint64_t leaves, elements;
-    const int status = adamw_prepare_f32(&s, hyper, t, tensors, count, &leaves, &elements);
+    const int status = adamw_prepare_f32(&s, h, t, tensors, count, &leaves, &elements);
 
     if (status != adamw_OK)
         return status;
@@ -332,9 +343,9 @@ int adamw_step_threads_f32(const adamw_hyper *hyper, uint64_t t, const adamw_ten
     return adamw_OK;
 }
 
-int adamw_step_f32(const adamw_hyper *hyper, uint64_t t, const adamw_tensor_f32 *tensors, size_t count)
+int adamw_step_f32(const adamw_hyper *h, uint64_t t, const adamw_tensor_f32 *tensors, size_t count)
 {
-    return adamw_step_threads_f32(hyper, t, tensors, count, 0);
+    return adamw_step_threads_f32(h, t, tensors, count, 0);
 }
 
 /* ---- double ---- */
@@ -353,6 +364,9 @@ adamw_INLINE void adamw_elements_f64(const adamw_scalars *s, size_t n, double *a
     const double one_minus_beta2_pow_t = s->one_minus_beta2_pow_t;
     const double eps = s->eps;
 
+#if defined(__clang__)
+#pragma clang loop vectorize(enable)
+#endif
     for (size_t i = 0; i < n; i++) {
         double p = p_[i];
         const double g = g_[i];
@@ -425,15 +439,15 @@ static int adamw_check_tensor_f64(const adamw_tensor_f64 *x)
 }
 
 /* All checks of a step; computes its scalars and its work. */
-static int adamw_prepare_f64(adamw_scalars *s, const adamw_hyper *hyper, uint64_t t,
+static int adamw_prepare_f64(adamw_scalars *s, const adamw_hyper *h, uint64_t t,
                              const adamw_tensor_f64 *tensors, size_t count, uint64_t *leaves,
                              uint64_t *elements)
 {
     int status;
 
-    if (hyper == NULL || (tensors == NULL && count > 0))
+    if (h == NULL || (tensors == NULL && count > 0))
         return adamw_ERROR_NULL;
-    status = adamw_begin_step(s, hyper, t);
+    status = adamw_begin_step(s, h, t);
     *leaves = 0;
     *elements = 0;
     for (size_t k = 0; k < count && status == adamw_OK; k++) {
@@ -454,20 +468,20 @@ void adamw_state_init_f64(const adamw_tensor_f64 *tensor)
     }
 }
 
-int adamw_check_f64(const adamw_hyper *hyper, uint64_t t, const adamw_tensor_f64 *tensors, size_t count)
+int adamw_check_f64(const adamw_hyper *h, uint64_t t, const adamw_tensor_f64 *tensors, size_t count)
 {
     adamw_scalars s;
     uint64_t leaves, elements;
 
-    return adamw_prepare_f64(&s, hyper, t, tensors, count, &leaves, &elements);
+    return adamw_prepare_f64(&s, h, t, tensors, count, &leaves, &elements);
 }
 
-int adamw_step_threads_f64(const adamw_hyper *hyper, uint64_t t, const adamw_tensor_f64 *tensors, size_t count,
+int adamw_step_threads_f64(const adamw_hyper *h, uint64_t t, const adamw_tensor_f64 *tensors, size_t count,
                            int threads)
 {
     adamw_scalars s;
     uint64_t leaves, elements;
-    const int status = adamw_prepare_f64(&s, hyper, t, tensors, count, &leaves, &elements);
+    const int status = adamw_prepare_f64(&s, h, t, tensors, count, &leaves, &elements);
 
     if (status != adamw_OK)
         return status;
@@ -491,7 +505,15 @@ int adamw_step_threads_f64(const adamw_hyper *hyper, uint64_t t, const adamw_ten
     return adamw_OK;
 }
 
-int adamw_step_f64(const adamw_hyper *hyper, uint64_t t, const adamw_tensor_f64 *tensors, size_t count)
+int adamw_step_f64(const adamw_hyper *h, uint64_t t, const adamw_tensor_f64 *tensors, size_t count)
 {
-    return adamw_step_threads_f64(hyper, t, tensors, count, 0);
+    return adamw_step_threads_f64(h, t, tensors, count, 0);
 }
+
+#if defined(__clang__)
+#pragma float_control(pop)
+#elif defined(__GNUC__)
+#pragma GCC pop_options
+#elif defined(_MSC_VER)
+#pragma float_control(pop)
+#endif

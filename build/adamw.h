@@ -67,9 +67,10 @@ typedef struct adamw_hyper {
 } adamw_hyper;
 
 /* Fills in the defaults. */
-adamw_API void adamw_hyper_init(adamw_hyper *hyper);
+adamw_API void adamw_hyper_init(adamw_hyper *h);
 
-/* One tensor of float: n elements in each array; the arrays do not overlap. */
+/* One tensor of float: n elements in each array. Its arrays must not overlap, and tensors of one call must
+ * share no memory but gradients (which is not checked). With no elements the arrays may be NULL. */
 typedef struct adamw_tensor_f32 {
     size_t n;
     float *p;
@@ -78,20 +79,21 @@ typedef struct adamw_tensor_f32 {
     float *v;
 } adamw_tensor_f32;
 
-/* Writes the initial state of a tensor. */
+/* Writes the initial state of a tensor, once, before its first step. The tensor is not checked. */
 adamw_API void adamw_state_init_f32(const adamw_tensor_f32 *tensor);
 
-/* One step over a list of tensors, in place. t counts the steps from 1.
+/* One step over a list of tensors, in place. t counts the steps from 1. Reentrant; expects the default rounding mode
+ * and subnormal numbers switched on, and may raise floating-point exception flags.
  * step_threads takes the largest number of threads to use, 0 for OpenMP's own; small lists run on one.
- * check does everything but the step: adamw_OK means that the step will succeed. */
-adamw_API int adamw_step_f32(const adamw_hyper *hyper, uint64_t t, const adamw_tensor_f32 *tensors,
-                             size_t count);
-adamw_API int adamw_step_threads_f32(const adamw_hyper *hyper, uint64_t t, const adamw_tensor_f32 *tensors,
+ * check does everything but the step: adamw_OK means that the step with the same arguments will succeed. */
+adamw_API int adamw_step_f32(const adamw_hyper *h, uint64_t t, const adamw_tensor_f32 *tensors, size_t count);
+adamw_API int adamw_step_threads_f32(const adamw_hyper *h, uint64_t t, const adamw_tensor_f32 *tensors,
                                      size_t count, int threads);
-adamw_API int adamw_check_f32(const adamw_hyper *hyper, uint64_t t, const adamw_tensor_f32 *tensors,
+adamw_API int adamw_check_f32(const adamw_hyper *h, uint64_t t, const adamw_tensor_f32 *tensors,
                               size_t count);
 
-/* One tensor of double: n elements in each array; the arrays do not overlap. */
+/* One tensor of double: n elements in each array. Its arrays must not overlap, and tensors of one call must
+ * share no memory but gradients (which is not checked). With no elements the arrays may be NULL. */
 typedef struct adamw_tensor_f64 {
     size_t n;
     double *p;
@@ -100,17 +102,17 @@ typedef struct adamw_tensor_f64 {
     double *v;
 } adamw_tensor_f64;
 
-/* Writes the initial state of a tensor. */
+/* Writes the initial state of a tensor, once, before its first step. The tensor is not checked. */
 adamw_API void adamw_state_init_f64(const adamw_tensor_f64 *tensor);
 
-/* One step over a list of tensors, in place. t counts the steps from 1.
+/* One step over a list of tensors, in place. t counts the steps from 1. Reentrant; expects the default rounding mode
+ * and subnormal numbers switched on, and may raise floating-point exception flags.
  * step_threads takes the largest number of threads to use, 0 for OpenMP's own; small lists run on one.
- * check does everything but the step: adamw_OK means that the step will succeed. */
-adamw_API int adamw_step_f64(const adamw_hyper *hyper, uint64_t t, const adamw_tensor_f64 *tensors,
-                             size_t count);
-adamw_API int adamw_step_threads_f64(const adamw_hyper *hyper, uint64_t t, const adamw_tensor_f64 *tensors,
+ * check does everything but the step: adamw_OK means that the step with the same arguments will succeed. */
+adamw_API int adamw_step_f64(const adamw_hyper *h, uint64_t t, const adamw_tensor_f64 *tensors, size_t count);
+adamw_API int adamw_step_threads_f64(const adamw_hyper *h, uint64_t t, const adamw_tensor_f64 *tensors,
                                      size_t count, int threads);
-adamw_API int adamw_check_f64(const adamw_hyper *hyper, uint64_t t, const adamw_tensor_f64 *tensors,
+adamw_API int adamw_check_f64(const adamw_hyper *h, uint64_t t, const adamw_tensor_f64 *tensors,
                               size_t count);
 
 #ifdef __cplusplus

@@ -31,17 +31,22 @@
 #endif
 
 /* Every operation is rounded as it is written: the same bits on every machine, with any optimisation. */
-#if defined(__FAST_MATH__) || defined(_M_FP_FAST)
+#if defined(__FAST_MATH__) || defined(_M_FP_FAST) || (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__)
 #error "compile momentum.c without -ffast-math: it changes the results"
 #endif
 #if defined(FLT_EVAL_METHOD) && FLT_EVAL_METHOD != 0 && FLT_EVAL_METHOD != 16
 #error "compile momentum.c for arithmetic without excess precision: -msse2 -mfpmath=sse on 32-bit x86"
 #endif
 #if defined(__clang__)
+#pragma float_control(push)
+#pragma float_control(precise, on)
 #pragma STDC FP_CONTRACT OFF
 #elif defined(__GNUC__)
-#pragma GCC optimize("fp-contract=off", "no-trapping-math")
+#pragma GCC push_options
+#pragma GCC optimize("fp-contract=off", "no-unsafe-math-optimizations", "no-associative-math")
+#pragma GCC optimize("no-reciprocal-math", "signed-zeros", "no-trapping-math")
 #elif defined(_MSC_VER)
+#pragma float_control(precise, on, push)
 #pragma fp_contract(off)
 #endif
 
@@ -88,10 +93,10 @@ const char *momentum_strerror(int status)
     }
 }
 
-void momentum_hyper_init(momentum_hyper *hyper)
+void momentum_hyper_init(momentum_hyper *h)
 {
-    hyper->lr = 0.01;
-    hyper->momentum = 0.9;
+    h->lr = 0.01;
+    h->momentum = 0.9;
 }
 
 /* What is the same for every element, in double. */
@@ -101,14 +106,14 @@ typedef struct momentum_scalars {
 } momentum_scalars;
 
 /* Checks the hyperparameters and computes what depends on them and on t alone. */
-static int momentum_begin_step(momentum_scalars *s, const momentum_hyper *hyper, uint64_t step)
+static int momentum_begin_step(momentum_scalars *s, const momentum_hyper *h, uint64_t step)
 {
-    const double lr = hyper->lr;
-    const double momentum = hyper->momentum;
+    const double lr = h->lr;
+    const double momentum = h->momentum;
 
     if (step == 0)
         return momentum_ERROR_TIME;
-    if (isnan(lr) || isnan(momentum))
+    if (lr != lr || momentum != momentum)
         return momentum_ERROR_NAN;
     if (!(0.0 <= momentum && momentum < 1.0))
         return momentum_ERROR_ASSERT;
@@ -133,6 +138,9 @@ momentum_INLINE void momentum_elements_f32(const momentum_scalars *s, size_t n, 
     const float momentum = (float)s->momentum;
     const float lr = (float)s->lr;
 
+#if defined(__clang__)
+#pragma clang loop vectorize(enable)
+#endif
     for (size_t i = 0; i < n; i++) {
         float p = p_[i];
         const float g = g_[i];
@@ -203,15 +211,15 @@ static int momentum_check_tensor_f32(const momentum_tensor_f32 *x)
 }
 
 /* All checks of a step; computes its scalars and its work. */
-static int momentum_prepare_f32(momentum_scalars *s, const momentum_hyper *hyper, uint64_t t,
+static int momentum_prepare_f32(momentum_scalars *s, const momentum_hyper *h, uint64_t t,
                                 const momentum_tensor_f32 *tensors, size_t count, uint64_t *leaves,
                                 uint64_t *elements)
 {
     int status;
 
-    if (hyper == NULL || (tensors == NULL && count > 0))
+    if (h == NULL || (tensors == NULL && count > 0))
         return momentum_ERROR_NULL;
-    status = momentum_begin_step(s, hyper, t);
+    status = momentum_begin_step(s, h, t);
     *leaves = 0;
     *elements = 0;
     for (size_t k = 0; k < count && status == momentum_OK; k++) {
@@ -231,21 +239,20 @@ void momentum_state_init_f32(const momentum_tensor_f32 *tensor)
     }
 }
 
-int momentum_check_f32(const momentum_hyper *hyper, uint64_t t, const momentum_tensor_f32 *tensors,
-                       size_t count)
+int momentum_check_f32(const momentum_hyper *h, uint64_t t, const momentum_tensor_f32 *tensors, size_t count)
 {
     momentum_scalars s;
     uint64_t leaves, elements;
 
-    return momentum_prepare_f32(&s, hyper, t, tensors, count, &leaves, &elements);
+    return momentum_prepare_f32(&s, h, t, tensors, count, &leaves, &elements);
 }
 
-int momentum_step_threads_f32(const momentum_hyper *hyper, uint64_t t, const momentum_tensor_f32 *tensors,
+int momentum_step_threads_f32(const momentum_hyper *h, uint64_t t, const momentum_tensor_f32 *tensors,
                               size_t count, int threads)
 {
     momentum_scalars s;
     uint64_t leaves, elements;
-    const int status = momentum_prepare_f32(&s, hyper, t, tensors, count, &leaves, &elements);
+    const int status = momentum_prepare_f32(&s, h, t, tensors, count, &leaves, &elements);
 
     if (status != momentum_OK)
         return status;
@@ -269,10 +276,9 @@ int momentum_step_threads_f32(const momentum_hyper *hyper, uint64_t t, const mom
     return momentum_OK;
 }
 
-int momentum_step_f32(const momentum_hyper *hyper, uint64_t t, const momentum_tensor_f32 *tensors,
-                      size_t count)
+int momentum_step_f32(const momentum_hyper *h, uint64_t t, const momentum_tensor_f32 *tensors, size_t count)
 {
-    return momentum_step_threads_f32(hyper, t, tensors, count, 0);
+    return momentum_step_threads_f32(h, t, tensors, count, 0);
 }
 
 /* ---- double ---- */
@@ -284,6 +290,9 @@ momentum_INLINE void momentum_elements_f64(const momentum_scalars *s, size_t n, 
     const double momentum = s->momentum;
     const double lr = s->lr;
 
+#if defined(__clang__)
+#pragma clang loop vectorize(enable)
+#endif
     for (size_t i = 0; i < n; i++) {
         double p = p_[i];
         const double g = g_[i];
@@ -354,15 +363,15 @@ static int momentum_check_tensor_f64(const momentum_tensor_f64 *x)
 }
 
 /* All checks of a step; computes its scalars and its work. */
-static int momentum_prepare_f64(momentum_scalars *s, const momentum_hyper *hyper, uint64_t t,
+static int momentum_prepare_f64(momentum_scalars *s, const momentum_hyper *h, uint64_t t,
                                 const momentum_tensor_f64 *tensors, size_t count, uint64_t *leaves,
                                 uint64_t *elements)
 {
     int status;
 
-    if (hyper == NULL || (tensors == NULL && count > 0))
+    if (h == NULL || (tensors == NULL && count > 0))
         return momentum_ERROR_NULL;
-    status = momentum_begin_step(s, hyper, t);
+    status = momentum_begin_step(s, h, t);
     *leaves = 0;
     *elements = 0;
     for (size_t k = 0; k < count && status == momentum_OK; k++) {
@@ -382,21 +391,20 @@ void momentum_state_init_f64(const momentum_tensor_f64 *tensor)
     }
 }
 
-int momentum_check_f64(const momentum_hyper *hyper, uint64_t t, const momentum_tensor_f64 *tensors,
-                       size_t count)
+int momentum_check_f64(const momentum_hyper *h, uint64_t t, const momentum_tensor_f64 *tensors, size_t count)
 {
     momentum_scalars s;
     uint64_t leaves, elements;
 
-    return momentum_prepare_f64(&s, hyper, t, tensors, count, &leaves, &elements);
+    return momentum_prepare_f64(&s, h, t, tensors, count, &leaves, &elements);
 }
 
-int momentum_step_threads_f64(const momentum_hyper *hyper, uint64_t t, const momentum_tensor_f64 *tensors,
+int momentum_step_threads_f64(const momentum_hyper *h, uint64_t t, const momentum_tensor_f64 *tensors,
                               size_t count, int threads)
 {
     momentum_scalars s;
     uint64_t leaves, elements;
-    const int status = momentum_prepare_f64(&s, hyper, t, tensors, count, &leaves, &elements);
+    const int status = momentum_prepare_f64(&s, h, t, tensors, count, &leaves, &elements);
 
     if (status != momentum_OK)
         return status;
@@ -420,8 +428,15 @@ int momentum_step_threads_f64(const momentum_hyper *hyper, uint64_t t, const mom
     return momentum_OK;
 }
 
-int momentum_step_f64(const momentum_hyper *hyper, uint64_t t, const momentum_tensor_f64 *tensors,
-                      size_t count)
+int momentum_step_f64(const momentum_hyper *h, uint64_t t, const momentum_tensor_f64 *tensors, size_t count)
 {
-    return momentum_step_threads_f64(hyper, t, tensors, count, 0);
+    return momentum_step_threads_f64(h, t, tensors, count, 0);
 }
+
+#if defined(__clang__)
+#pragma float_control(pop)
+#elif defined(__GNUC__)
+#pragma GCC pop_options
+#elif defined(_MSC_VER)
+#pragma float_control(pop)
+#endif

@@ -61,9 +61,10 @@ typedef struct momentum_hyper {
 } momentum_hyper;
 
 /* Fills in the defaults. */
-momentum_API void momentum_hyper_init(momentum_hyper *hyper);
+momentum_API void momentum_hyper_init(momentum_hyper *h);
 
-/* One tensor of float: n elements in each array; the arrays do not overlap. */
+/* One tensor of float: n elements in each array. Its arrays must not overlap, and tensors of one call must
+ * share no memory but gradients (which is not checked). With no elements the arrays may be NULL. */
 typedef struct momentum_tensor_f32 {
     size_t n;
     float *p;
@@ -71,20 +72,22 @@ typedef struct momentum_tensor_f32 {
     float *m;
 } momentum_tensor_f32;
 
-/* Writes the initial state of a tensor. */
+/* Writes the initial state of a tensor, once, before its first step. The tensor is not checked. */
 momentum_API void momentum_state_init_f32(const momentum_tensor_f32 *tensor);
 
-/* One step over a list of tensors, in place. t counts the steps from 1.
+/* One step over a list of tensors, in place. t counts the steps from 1. Reentrant; expects the default rounding mode
+ * and subnormal numbers switched on, and may raise floating-point exception flags.
  * step_threads takes the largest number of threads to use, 0 for OpenMP's own; small lists run on one.
- * check does everything but the step: momentum_OK means that the step will succeed. */
-momentum_API int momentum_step_f32(const momentum_hyper *hyper, uint64_t t, const momentum_tensor_f32 *tensors,
+ * check does everything but the step: momentum_OK means that the step with the same arguments will succeed. */
+momentum_API int momentum_step_f32(const momentum_hyper *h, uint64_t t, const momentum_tensor_f32 *tensors,
                                    size_t count);
-momentum_API int momentum_step_threads_f32(const momentum_hyper *hyper, uint64_t t,
+momentum_API int momentum_step_threads_f32(const momentum_hyper *h, uint64_t t,
                                            const momentum_tensor_f32 *tensors, size_t count, int threads);
-momentum_API int momentum_check_f32(const momentum_hyper *hyper, uint64_t t,
-                                    const momentum_tensor_f32 *tensors, size_t count);
+momentum_API int momentum_check_f32(const momentum_hyper *h, uint64_t t, const momentum_tensor_f32 *tensors,
+                                    size_t count);
 
-/* One tensor of double: n elements in each array; the arrays do not overlap. */
+/* One tensor of double: n elements in each array. Its arrays must not overlap, and tensors of one call must
+ * share no memory but gradients (which is not checked). With no elements the arrays may be NULL. */
 typedef struct momentum_tensor_f64 {
     size_t n;
     double *p;
@@ -92,18 +95,19 @@ typedef struct momentum_tensor_f64 {
     double *m;
 } momentum_tensor_f64;
 
-/* Writes the initial state of a tensor. */
+/* Writes the initial state of a tensor, once, before its first step. The tensor is not checked. */
 momentum_API void momentum_state_init_f64(const momentum_tensor_f64 *tensor);
 
-/* One step over a list of tensors, in place. t counts the steps from 1.
+/* One step over a list of tensors, in place. t counts the steps from 1. Reentrant; expects the default rounding mode
+ * and subnormal numbers switched on, and may raise floating-point exception flags.
  * step_threads takes the largest number of threads to use, 0 for OpenMP's own; small lists run on one.
- * check does everything but the step: momentum_OK means that the step will succeed. */
-momentum_API int momentum_step_f64(const momentum_hyper *hyper, uint64_t t, const momentum_tensor_f64 *tensors,
+ * check does everything but the step: momentum_OK means that the step with the same arguments will succeed. */
+momentum_API int momentum_step_f64(const momentum_hyper *h, uint64_t t, const momentum_tensor_f64 *tensors,
                                    size_t count);
-momentum_API int momentum_step_threads_f64(const momentum_hyper *hyper, uint64_t t,
+momentum_API int momentum_step_threads_f64(const momentum_hyper *h, uint64_t t,
                                            const momentum_tensor_f64 *tensors, size_t count, int threads);
-momentum_API int momentum_check_f64(const momentum_hyper *hyper, uint64_t t,
-                                    const momentum_tensor_f64 *tensors, size_t count);
+momentum_API int momentum_check_f64(const momentum_hyper *h, uint64_t t, const momentum_tensor_f64 *tensors,
+                                    size_t count);
 
 #ifdef __cplusplus
 }

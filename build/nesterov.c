@@ -32,17 +32,22 @@
 #endif
 
 /* Every operation is rounded as it is written: the same bits on every machine, with any optimisation. */
-#if defined(__FAST_MATH__) || defined(_M_FP_FAST)
+#if defined(__FAST_MATH__) || defined(_M_FP_FAST) || (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__)
 #error "compile nesterov.c without -ffast-math: it changes the results"
 #endif
 #if defined(FLT_EVAL_METHOD) && FLT_EVAL_METHOD != 0 && FLT_EVAL_METHOD != 16
 #error "compile nesterov.c for arithmetic without excess precision: -msse2 -mfpmath=sse on 32-bit x86"
 #endif
 #if defined(__clang__)
+#pragma float_control(push)
+#pragma float_control(precise, on)
 #pragma STDC FP_CONTRACT OFF
 #elif defined(__GNUC__)
-#pragma GCC optimize("fp-contract=off", "no-trapping-math")
+#pragma GCC push_options
+#pragma GCC optimize("fp-contract=off", "no-unsafe-math-optimizations", "no-associative-math")
+#pragma GCC optimize("no-reciprocal-math", "signed-zeros", "no-trapping-math")
 #elif defined(_MSC_VER)
+#pragma float_control(precise, on, push)
 #pragma fp_contract(off)
 #endif
 
@@ -89,10 +94,10 @@ const char *nesterov_strerror(int status)
     }
 }
 
-void nesterov_hyper_init(nesterov_hyper *hyper)
+void nesterov_hyper_init(nesterov_hyper *h)
 {
-    hyper->lr = 0.01;
-    hyper->momentum = 0.9;
+    h->lr = 0.01;
+    h->momentum = 0.9;
 }
 
 /* What is the same for every element, in double. */
@@ -102,14 +107,14 @@ typedef struct nesterov_scalars {
 } nesterov_scalars;
 
 /* Checks the hyperparameters and computes what depends on them and on t alone. */
-static int nesterov_begin_step(nesterov_scalars *s, const nesterov_hyper *hyper, uint64_t step)
+static int nesterov_begin_step(nesterov_scalars *s, const nesterov_hyper *h, uint64_t step)
 {
-    const double lr = hyper->lr;
-    const double momentum = hyper->momentum;
+    const double lr = h->lr;
+    const double momentum = h->momentum;
 
     if (step == 0)
         return nesterov_ERROR_TIME;
-    if (isnan(lr) || isnan(momentum))
+    if (lr != lr || momentum != momentum)
         return nesterov_ERROR_NAN;
     if (!(0.0 <= momentum && momentum < 1.0))
         return nesterov_ERROR_ASSERT;
@@ -134,6 +139,9 @@ nesterov_INLINE void nesterov_elements_f32(const nesterov_scalars *s, size_t n, 
     const float momentum = (float)s->momentum;
     const float lr = (float)s->lr;
 
+#if defined(__clang__)
+#pragma clang loop vectorize(enable)
+#endif
     for (size_t i = 0; i < n; i++) {
         float p = p_[i];
         const float g = g_[i];
@@ -204,15 +212,15 @@ static int nesterov_check_tensor_f32(const nesterov_tensor_f32 *x)
 }
 
 /* All checks of a step; computes its scalars and its work. */
-static int nesterov_prepare_f32(nesterov_scalars *s, const nesterov_hyper *hyper, uint64_t t,
+static int nesterov_prepare_f32(nesterov_scalars *s, const nesterov_hyper *h, uint64_t t,
                                 const nesterov_tensor_f32 *tensors, size_t count, uint64_t *leaves,
                                 uint64_t *elements)
 {
     int status;
 
-    if (hyper == NULL || (tensors == NULL && count > 0))
+    if (h == NULL || (tensors == NULL && count > 0))
         return nesterov_ERROR_NULL;
-    status = nesterov_begin_step(s, hyper, t);
+    status = nesterov_begin_step(s, h, t);
     *leaves = 0;
     *elements = 0;
     for (size_t k = 0; k < count && status == nesterov_OK; k++) {
@@ -232,21 +240,20 @@ void nesterov_state_init_f32(const nesterov_tensor_f32 *tensor)
     }
 }
 
-int nesterov_check_f32(const nesterov_hyper *hyper, uint64_t t, const nesterov_tensor_f32 *tensors,
-                       size_t count)
+int nesterov_check_f32(const nesterov_hyper *h, uint64_t t, const nesterov_tensor_f32 *tensors, size_t count)
 {
     nesterov_scalars s;
     uint64_t leaves, elements;
 
-    return nesterov_prepare_f32(&s, hyper, t, tensors, count, &leaves, &elements);
+    return nesterov_prepare_f32(&s, h, t, tensors, count, &leaves, &elements);
 }
 
-int nesterov_step_threads_f32(const nesterov_hyper *hyper, uint64_t t, const nesterov_tensor_f32 *tensors,
+int nesterov_step_threads_f32(const nesterov_hyper *h, uint64_t t, const nesterov_tensor_f32 *tensors,
                               size_t count, int threads)
 {
     nesterov_scalars s;
     uint64_t leaves, elements;
-    const int status = nesterov_prepare_f32(&s, hyper, t, tensors, count, &leaves, &elements);
+    const int status = nesterov_prepare_f32(&s, h, t, tensors, count, &leaves, &elements);
 
     if (status != nesterov_OK)
         return status;
@@ -270,10 +277,9 @@ int nesterov_step_threads_f32(const nesterov_hyper *hyper, uint64_t t, const nes
     return nesterov_OK;
 }
 
-int nesterov_step_f32(const nesterov_hyper *hyper, uint64_t t, const nesterov_tensor_f32 *tensors,
-                      size_t count)
+int nesterov_step_f32(const nesterov_hyper *h, uint64_t t, const nesterov_tensor_f32 *tensors, size_t count)
 {
-    return nesterov_step_threads_f32(hyper, t, tensors, count, 0);
+    return nesterov_step_threads_f32(h, t, tensors, count, 0);
 }
 
 /* ---- double ---- */
@@ -285,6 +291,9 @@ nesterov_INLINE void nesterov_elements_f64(const nesterov_scalars *s, size_t n, 
     const double momentum = s->momentum;
     const double lr = s->lr;
 
+#if defined(__clang__)
+#pragma clang loop vectorize(enable)
+#endif
     for (size_t i = 0; i < n; i++) {
         double p = p_[i];
         const double g = g_[i];
@@ -355,15 +364,15 @@ static int nesterov_check_tensor_f64(const nesterov_tensor_f64 *x)
 }
 
 /* All checks of a step; computes its scalars and its work. */
-static int nesterov_prepare_f64(nesterov_scalars *s, const nesterov_hyper *hyper, uint64_t t,
+static int nesterov_prepare_f64(nesterov_scalars *s, const nesterov_hyper *h, uint64_t t,
                                 const nesterov_tensor_f64 *tensors, size_t count, uint64_t *leaves,
                                 uint64_t *elements)
 {
     int status;
 
-    if (hyper == NULL || (tensors == NULL && count > 0))
+    if (h == NULL || (tensors == NULL && count > 0))
         return nesterov_ERROR_NULL;
-    status = nesterov_begin_step(s, hyper, t);
+    status = nesterov_begin_step(s, h, t);
     *leaves = 0;
     *elements = 0;
     for (size_t k = 0; k < count && status == nesterov_OK; k++) {
@@ -383,21 +392,20 @@ void nesterov_state_init_f64(const nesterov_tensor_f64 *tensor)
     }
 }
 
-int nesterov_check_f64(const nesterov_hyper *hyper, uint64_t t, const nesterov_tensor_f64 *tensors,
-                       size_t count)
+int nesterov_check_f64(const nesterov_hyper *h, uint64_t t, const nesterov_tensor_f64 *tensors, size_t count)
 {
     nesterov_scalars s;
     uint64_t leaves, elements;
 
-    return nesterov_prepare_f64(&s, hyper, t, tensors, count, &leaves, &elements);
+    return nesterov_prepare_f64(&s, h, t, tensors, count, &leaves, &elements);
 }
 
-int nesterov_step_threads_f64(const nesterov_hyper *hyper, uint64_t t, const nesterov_tensor_f64 *tensors,
+int nesterov_step_threads_f64(const nesterov_hyper *h, uint64_t t, const nesterov_tensor_f64 *tensors,
                               size_t count, int threads)
 {
     nesterov_scalars s;
     uint64_t leaves, elements;
-    const int status = nesterov_prepare_f64(&s, hyper, t, tensors, count, &leaves, &elements);
+    const int status = nesterov_prepare_f64(&s, h, t, tensors, count, &leaves, &elements);
 
     if (status != nesterov_OK)
         return status;
@@ -421,8 +429,15 @@ int nesterov_step_threads_f64(const nesterov_hyper *hyper, uint64_t t, const nes
     return nesterov_OK;
 }
 
-int nesterov_step_f64(const nesterov_hyper *hyper, uint64_t t, const nesterov_tensor_f64 *tensors,
-                      size_t count)
+int nesterov_step_f64(const nesterov_hyper *h, uint64_t t, const nesterov_tensor_f64 *tensors, size_t count)
 {
-    return nesterov_step_threads_f64(hyper, t, tensors, count, 0);
+    return nesterov_step_threads_f64(h, t, tensors, count, 0);
 }
+
+#if defined(__clang__)
+#pragma float_control(pop)
+#elif defined(__GNUC__)
+#pragma GCC pop_options
+#elif defined(_MSC_VER)
+#pragma float_control(pop)
+#endif

@@ -62,9 +62,10 @@ typedef struct nesterov_hyper {
 } nesterov_hyper;
 
 /* Fills in the defaults. */
-nesterov_API void nesterov_hyper_init(nesterov_hyper *hyper);
+nesterov_API void nesterov_hyper_init(nesterov_hyper *h);
 
-/* One tensor of float: n elements in each array; the arrays do not overlap. */
+/* One tensor of float: n elements in each array. Its arrays must not overlap, and tensors of one call must
+ * share no memory but gradients (which is not checked). With no elements the arrays may be NULL. */
 typedef struct nesterov_tensor_f32 {
     size_t n;
     float *p;
@@ -72,20 +73,22 @@ typedef struct nesterov_tensor_f32 {
     float *m;
 } nesterov_tensor_f32;
 
-/* Writes the initial state of a tensor. */
+/* Writes the initial state of a tensor, once, before its first step. The tensor is not checked. */
 nesterov_API void nesterov_state_init_f32(const nesterov_tensor_f32 *tensor);
 
-/* One step over a list of tensors, in place. t counts the steps from 1.
+/* One step over a list of tensors, in place. t counts the steps from 1. Reentrant; expects the default rounding mode
+ * and subnormal numbers switched on, and may raise floating-point exception flags.
  * step_threads takes the largest number of threads to use, 0 for OpenMP's own; small lists run on one.
- * check does everything but the step: nesterov_OK means that the step will succeed. */
-nesterov_API int nesterov_step_f32(const nesterov_hyper *hyper, uint64_t t, const nesterov_tensor_f32 *tensors,
+ * check does everything but the step: nesterov_OK means that the step with the same arguments will succeed. */
+nesterov_API int nesterov_step_f32(const nesterov_hyper *h, uint64_t t, const nesterov_tensor_f32 *tensors,
                                    size_t count);
-nesterov_API int nesterov_step_threads_f32(const nesterov_hyper *hyper, uint64_t t,
+nesterov_API int nesterov_step_threads_f32(const nesterov_hyper *h, uint64_t t,
                                            const nesterov_tensor_f32 *tensors, size_t count, int threads);
-nesterov_API int nesterov_check_f32(const nesterov_hyper *hyper, uint64_t t,
-                                    const nesterov_tensor_f32 *tensors, size_t count);
+nesterov_API int nesterov_check_f32(const nesterov_hyper *h, uint64_t t, const nesterov_tensor_f32 *tensors,
+                                    size_t count);
 
-/* One tensor of double: n elements in each array; the arrays do not overlap. */
+/* One tensor of double: n elements in each array. Its arrays must not overlap, and tensors of one call must
+ * share no memory but gradients (which is not checked). With no elements the arrays may be NULL. */
 typedef struct nesterov_tensor_f64 {
     size_t n;
     double *p;
@@ -93,18 +96,19 @@ typedef struct nesterov_tensor_f64 {
     double *m;
 } nesterov_tensor_f64;
 
-/* Writes the initial state of a tensor. */
+/* Writes the initial state of a tensor, once, before its first step. The tensor is not checked. */
 nesterov_API void nesterov_state_init_f64(const nesterov_tensor_f64 *tensor);
 
-/* One step over a list of tensors, in place. t counts the steps from 1.
+/* One step over a list of tensors, in place. t counts the steps from 1. Reentrant; expects the default rounding mode
+ * and subnormal numbers switched on, and may raise floating-point exception flags.
  * step_threads takes the largest number of threads to use, 0 for OpenMP's own; small lists run on one.
- * check does everything but the step: nesterov_OK means that the step will succeed. */
-nesterov_API int nesterov_step_f64(const nesterov_hyper *hyper, uint64_t t, const nesterov_tensor_f64 *tensors,
+ * check does everything but the step: nesterov_OK means that the step with the same arguments will succeed. */
+nesterov_API int nesterov_step_f64(const nesterov_hyper *h, uint64_t t, const nesterov_tensor_f64 *tensors,
                                    size_t count);
-nesterov_API int nesterov_step_threads_f64(const nesterov_hyper *hyper, uint64_t t,
+nesterov_API int nesterov_step_threads_f64(const nesterov_hyper *h, uint64_t t,
                                            const nesterov_tensor_f64 *tensors, size_t count, int threads);
-nesterov_API int nesterov_check_f64(const nesterov_hyper *hyper, uint64_t t,
-                                    const nesterov_tensor_f64 *tensors, size_t count);
+nesterov_API int nesterov_check_f64(const nesterov_hyper *h, uint64_t t, const nesterov_tensor_f64 *tensors,
+                                    size_t count);
 
 #ifdef __cplusplus
 }

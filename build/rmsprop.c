@@ -29,17 +29,22 @@
 #endif
 
 /* Every operation is rounded as it is written: the same bits on every machine, with any optimisation. */
-#if defined(__FAST_MATH__) || defined(_M_FP_FAST)
+#if defined(__FAST_MATH__) || defined(_M_FP_FAST) || (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__)
 #error "compile rmsprop.c without -ffast-math: it changes the results"
 #endif
 #if defined(FLT_EVAL_METHOD) && FLT_EVAL_METHOD != 0 && FLT_EVAL_METHOD != 16
 #error "compile rmsprop.c for arithmetic without excess precision: -msse2 -mfpmath=sse on 32-bit x86"
 #endif
 #if defined(__clang__)
+#pragma float_control(push)
+#pragma float_control(precise, on)
 #pragma STDC FP_CONTRACT OFF
 #elif defined(__GNUC__)
-#pragma GCC optimize("fp-contract=off", "no-trapping-math")
+#pragma GCC push_options
+#pragma GCC optimize("fp-contract=off", "no-unsafe-math-optimizations", "no-associative-math")
+#pragma GCC optimize("no-reciprocal-math", "signed-zeros", "no-trapping-math")
 #elif defined(_MSC_VER)
+#pragma float_control(precise, on, push)
 #pragma fp_contract(off)
 #endif
 
@@ -58,6 +63,9 @@
 #if defined(__GNUC__) && !defined(__cplusplus)
 extern float sqrtf(float) __attribute__((const));
 extern double sqrt(double) __attribute__((const));
+#elif defined(__GLIBC__) && __cplusplus >= 201103L
+extern "C" float sqrtf(float) noexcept __attribute__((const));
+extern "C" double sqrt(double) noexcept __attribute__((const));
 #endif
 
 enum {
@@ -92,11 +100,11 @@ const char *rmsprop_strerror(int status)
     }
 }
 
-void rmsprop_hyper_init(rmsprop_hyper *hyper)
+void rmsprop_hyper_init(rmsprop_hyper *h)
 {
-    hyper->lr = 0.001;
-    hyper->rho = 0.9;
-    hyper->eps = 1e-6;
+    h->lr = 0.001;
+    h->rho = 0.9;
+    h->eps = 1e-6;
 }
 
 /* What is the same for every element, in double. */
@@ -108,15 +116,15 @@ typedef struct rmsprop_scalars {
 } rmsprop_scalars;
 
 /* Checks the hyperparameters and computes what depends on them and on t alone. */
-static int rmsprop_begin_step(rmsprop_scalars *s, const rmsprop_hyper *hyper, uint64_t step)
+static int rmsprop_begin_step(rmsprop_scalars *s, const rmsprop_hyper *h, uint64_t step)
 {
-    const double lr = hyper->lr;
-    const double rho = hyper->rho;
-    const double eps = hyper->eps;
+    const double lr = h->lr;
+    const double rho = h->rho;
+    const double eps = h->eps;
 
     if (step == 0)
         return rmsprop_ERROR_TIME;
-    if (isnan(lr) || isnan(rho) || isnan(eps))
+    if (lr != lr || rho != rho || eps != eps)
         return rmsprop_ERROR_NAN;
     if (!(0.0 <= rho && rho < 1.0 && eps > 0.0))
         return rmsprop_ERROR_ASSERT;
@@ -147,6 +155,9 @@ rmsprop_INLINE void rmsprop_elements_f32(const rmsprop_scalars *s, size_t n, flo
     const float lr = (float)s->lr;
     const float eps = (float)s->eps;
 
+#if defined(__clang__)
+#pragma clang loop vectorize(enable)
+#endif
     for (size_t i = 0; i < n; i++) {
         float p = p_[i];
         const float g = g_[i];
@@ -215,15 +226,15 @@ static int rmsprop_check_tensor_f32(const rmsprop_tensor_f32 *x)
 }
 
 /* All checks of a step; computes its scalars and its work. */
-static int rmsprop_prepare_f32(rmsprop_scalars *s, const rmsprop_hyper *hyper, uint64_t t,
+static int rmsprop_prepare_f32(rmsprop_scalars *s, const rmsprop_hyper *h, uint64_t t,
                                const rmsprop_tensor_f32 *tensors, size_t count, uint64_t *leaves,
                                uint64_t *elements)
 {
     int status;
 
-    if (hyper == NULL || (tensors == NULL && count > 0))
+    if (h == NULL || (tensors == NULL && count > 0))
         return rmsprop_ERROR_NULL;
-    status = rmsprop_begin_step(s, hyper, t);
+    status = rmsprop_begin_step(s, h, t);
     *leaves = 0;
     *elements = 0;
     for (size_t k = 0; k < count && status == rmsprop_OK; k++) {
@@ -243,20 +254,20 @@ void rmsprop_state_init_f32(const rmsprop_tensor_f32 *tensor)
     }
 }
 
-int rmsprop_check_f32(const rmsprop_hyper *hyper, uint64_t t, const rmsprop_tensor_f32 *tensors, size_t count)
+int rmsprop_check_f32(const rmsprop_hyper *h, uint64_t t, const rmsprop_tensor_f32 *tensors, size_t count)
 {
     rmsprop_scalars s;
     uint64_t leaves, elements;
 
-    return rmsprop_prepare_f32(&s, hyper, t, tensors, count, &leaves, &elements);
+    return rmsprop_prepare_f32(&s, h, t, tensors, count, &leaves, &elements);
 }
 
-int rmsprop_step_threads_f32(const rmsprop_hyper *hyper, uint64_t t, const rmsprop_tensor_f32 *tensors,
+int rmsprop_step_threads_f32(const rmsprop_hyper *h, uint64_t t, const rmsprop_tensor_f32 *tensors,
                              size_t count, int threads)
 {
     rmsprop_scalars s;
     uint64_t leaves, elements;
-    const int status = rmsprop_prepare_f32(&s, hyper, t, tensors, count, &leaves, &elements);
+    const int status = rmsprop_prepare_f32(&s, h, t, tensors, count, &leaves, &elements);
 
     if (status != rmsprop_OK)
         return status;
@@ -280,9 +291,9 @@ int rmsprop_step_threads_f32(const rmsprop_hyper *hyper, uint64_t t, const rmspr
     return rmsprop_OK;
 }
 
-int rmsprop_step_f32(const rmsprop_hyper *hyper, uint64_t t, const rmsprop_tensor_f32 *tensors, size_t count)
+int rmsprop_step_f32(const rmsprop_hyper *h, uint64_t t, const rmsprop_tensor_f32 *tensors, size_t count)
 {
-    return rmsprop_step_threads_f32(hyper, t, tensors, count, 0);
+    return rmsprop_step_threads_f32(h, t, tensors, count, 0);
 }
 
 /* ---- double ---- */
@@ -296,6 +307,9 @@ rmsprop_INLINE void rmsprop_elements_f64(const rmsprop_scalars *s, size_t n, dou
     const double lr = s->lr;
     const double eps = s->eps;
 
+#if defined(__clang__)
+#pragma clang loop vectorize(enable)
+#endif
     for (size_t i = 0; i < n; i++) {
         double p = p_[i];
         const double g = g_[i];
@@ -364,15 +378,15 @@ static int rmsprop_check_tensor_f64(const rmsprop_tensor_f64 *x)
 }
 
 /* All checks of a step; computes its scalars and its work. */
-static int rmsprop_prepare_f64(rmsprop_scalars *s, const rmsprop_hyper *hyper, uint64_t t,
+static int rmsprop_prepare_f64(rmsprop_scalars *s, const rmsprop_hyper *h, uint64_t t,
                                const rmsprop_tensor_f64 *tensors, size_t count, uint64_t *leaves,
                                uint64_t *elements)
 {
     int status;
 
-    if (hyper == NULL || (tensors == NULL && count > 0))
+    if (h == NULL || (tensors == NULL && count > 0))
         return rmsprop_ERROR_NULL;
-    status = rmsprop_begin_step(s, hyper, t);
+    status = rmsprop_begin_step(s, h, t);
     *leaves = 0;
     *elements = 0;
     for (size_t k = 0; k < count && status == rmsprop_OK; k++) {
@@ -392,20 +406,20 @@ void rmsprop_state_init_f64(const rmsprop_tensor_f64 *tensor)
     }
 }
 
-int rmsprop_check_f64(const rmsprop_hyper *hyper, uint64_t t, const rmsprop_tensor_f64 *tensors, size_t count)
+int rmsprop_check_f64(const rmsprop_hyper *h, uint64_t t, const rmsprop_tensor_f64 *tensors, size_t count)
 {
     rmsprop_scalars s;
     uint64_t leaves, elements;
 
-    return rmsprop_prepare_f64(&s, hyper, t, tensors, count, &leaves, &elements);
+    return rmsprop_prepare_f64(&s, h, t, tensors, count, &leaves, &elements);
 }
 
-int rmsprop_step_threads_f64(const rmsprop_hyper *hyper, uint64_t t, const rmsprop_tensor_f64 *tensors,
+int rmsprop_step_threads_f64(const rmsprop_hyper *h, uint64_t t, const rmsprop_tensor_f64 *tensors,
                              size_t count, int threads)
 {
     rmsprop_scalars s;
     uint64_t leaves, elements;
-    const int status = rmsprop_prepare_f64(&s, hyper, t, tensors, count, &leaves, &elements);
+    const int status = rmsprop_prepare_f64(&s, h, t, tensors, count, &leaves, &elements);
 
     if (status != rmsprop_OK)
         return status;
@@ -429,7 +443,15 @@ int rmsprop_step_threads_f64(const rmsprop_hyper *hyper, uint64_t t, const rmspr
     return rmsprop_OK;
 }
 
-int rmsprop_step_f64(const rmsprop_hyper *hyper, uint64_t t, const rmsprop_tensor_f64 *tensors, size_t count)
+int rmsprop_step_f64(const rmsprop_hyper *h, uint64_t t, const rmsprop_tensor_f64 *tensors, size_t count)
 {
-    return rmsprop_step_threads_f64(hyper, t, tensors, count, 0);
+    return rmsprop_step_threads_f64(h, t, tensors, count, 0);
 }
+
+#if defined(__clang__)
+#pragma float_control(pop)
+#elif defined(__GNUC__)
+#pragma GCC pop_options
+#elif defined(_MSC_VER)
+#pragma float_control(pop)
+#endif

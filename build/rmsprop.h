@@ -60,9 +60,10 @@ typedef struct rmsprop_hyper {
 } rmsprop_hyper;
 
 /* Fills in the defaults. */
-rmsprop_API void rmsprop_hyper_init(rmsprop_hyper *hyper);
+rmsprop_API void rmsprop_hyper_init(rmsprop_hyper *h);
 
-/* One tensor of float: n elements in each array; the arrays do not overlap. */
+/* One tensor of float: n elements in each array. Its arrays must not overlap, and tensors of one call must
+ * share no memory but gradients (which is not checked). With no elements the arrays may be NULL. */
 typedef struct rmsprop_tensor_f32 {
     size_t n;
     float *p;
@@ -70,20 +71,22 @@ typedef struct rmsprop_tensor_f32 {
     float *acc;
 } rmsprop_tensor_f32;
 
-/* Writes the initial state of a tensor. */
+/* Writes the initial state of a tensor, once, before its first step. The tensor is not checked. */
 rmsprop_API void rmsprop_state_init_f32(const rmsprop_tensor_f32 *tensor);
 
-/* One step over a list of tensors, in place. t counts the steps from 1.
+/* One step over a list of tensors, in place. t counts the steps from 1. Reentrant; expects the default rounding mode
+ * and subnormal numbers switched on, and may raise floating-point exception flags.
  * step_threads takes the largest number of threads to use, 0 for OpenMP's own; small lists run on one.
- * check does everything but the step: rmsprop_OK means that the step will succeed. */
-rmsprop_API int rmsprop_step_f32(const rmsprop_hyper *hyper, uint64_t t, const rmsprop_tensor_f32 *tensors,
+ * check does everything but the step: rmsprop_OK means that the step with the same arguments will succeed. */
+rmsprop_API int rmsprop_step_f32(const rmsprop_hyper *h, uint64_t t, const rmsprop_tensor_f32 *tensors,
                                  size_t count);
-rmsprop_API int rmsprop_step_threads_f32(const rmsprop_hyper *hyper, uint64_t t,
-                                         const rmsprop_tensor_f32 *tensors, size_t count, int threads);
-rmsprop_API int rmsprop_check_f32(const rmsprop_hyper *hyper, uint64_t t, const rmsprop_tensor_f32 *tensors,
+rmsprop_API int rmsprop_step_threads_f32(const rmsprop_hyper *h, uint64_t t, const rmsprop_tensor_f32 *tensors,
+                                         size_t count, int threads);
+rmsprop_API int rmsprop_check_f32(const rmsprop_hyper *h, uint64_t t, const rmsprop_tensor_f32 *tensors,
                                   size_t count);
 
-/* One tensor of double: n elements in each array; the arrays do not overlap. */
+/* One tensor of double: n elements in each array. Its arrays must not overlap, and tensors of one call must
+ * share no memory but gradients (which is not checked). With no elements the arrays may be NULL. */
 typedef struct rmsprop_tensor_f64 {
     size_t n;
     double *p;
@@ -91,17 +94,18 @@ typedef struct rmsprop_tensor_f64 {
     double *acc;
 } rmsprop_tensor_f64;
 
-/* Writes the initial state of a tensor. */
+/* Writes the initial state of a tensor, once, before its first step. The tensor is not checked. */
 rmsprop_API void rmsprop_state_init_f64(const rmsprop_tensor_f64 *tensor);
 
-/* One step over a list of tensors, in place. t counts the steps from 1.
+/* One step over a list of tensors, in place. t counts the steps from 1. Reentrant; expects the default rounding mode
+ * and subnormal numbers switched on, and may raise floating-point exception flags.
  * step_threads takes the largest number of threads to use, 0 for OpenMP's own; small lists run on one.
- * check does everything but the step: rmsprop_OK means that the step will succeed. */
-rmsprop_API int rmsprop_step_f64(const rmsprop_hyper *hyper, uint64_t t, const rmsprop_tensor_f64 *tensors,
+ * check does everything but the step: rmsprop_OK means that the step with the same arguments will succeed. */
+rmsprop_API int rmsprop_step_f64(const rmsprop_hyper *h, uint64_t t, const rmsprop_tensor_f64 *tensors,
                                  size_t count);
-rmsprop_API int rmsprop_step_threads_f64(const rmsprop_hyper *hyper, uint64_t t,
-                                         const rmsprop_tensor_f64 *tensors, size_t count, int threads);
-rmsprop_API int rmsprop_check_f64(const rmsprop_hyper *hyper, uint64_t t, const rmsprop_tensor_f64 *tensors,
+rmsprop_API int rmsprop_step_threads_f64(const rmsprop_hyper *h, uint64_t t, const rmsprop_tensor_f64 *tensors,
+                                         size_t count, int threads);
+rmsprop_API int rmsprop_check_f64(const rmsprop_hyper *h, uint64_t t, const rmsprop_tensor_f64 *tensors,
                                   size_t count);
 
 #ifdef __cplusplus

@@ -27,17 +27,22 @@
 #endif
 
 /* Every operation is rounded as it is written: the same bits on every machine, with any optimisation. */
-#if defined(__FAST_MATH__) || defined(_M_FP_FAST)
+#if defined(__FAST_MATH__) || defined(_M_FP_FAST) || (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__)
 #error "compile sgd.c without -ffast-math: it changes the results"
 #endif
 #if defined(FLT_EVAL_METHOD) && FLT_EVAL_METHOD != 0 && FLT_EVAL_METHOD != 16
 #error "compile sgd.c for arithmetic without excess precision: -msse2 -mfpmath=sse on 32-bit x86"
 #endif
 #if defined(__clang__)
+#pragma float_control(push)
+#pragma float_control(precise, on)
 #pragma STDC FP_CONTRACT OFF
 #elif defined(__GNUC__)
-#pragma GCC optimize("fp-contract=off", "no-trapping-math")
+#pragma GCC push_options
+#pragma GCC optimize("fp-contract=off", "no-unsafe-math-optimizations", "no-associative-math")
+#pragma GCC optimize("no-reciprocal-math", "signed-zeros", "no-trapping-math")
 #elif defined(_MSC_VER)
+#pragma float_control(precise, on, push)
 #pragma fp_contract(off)
 #endif
 
@@ -82,9 +87,9 @@ const char *sgd_strerror(int status)
     }
 }
 
-void sgd_hyper_init(sgd_hyper *hyper)
+void sgd_hyper_init(sgd_hyper *h)
 {
-    hyper->lr = 0.01;
+    h->lr = 0.01;
 }
 
 /* What is the same for every element, in double. */
@@ -93,13 +98,13 @@ typedef struct sgd_scalars {
 } sgd_scalars;
 
 /* Checks the hyperparameters and computes what depends on them and on t alone. */
-static int sgd_begin_step(sgd_scalars *s, const sgd_hyper *hyper, uint64_t step)
+static int sgd_begin_step(sgd_scalars *s, const sgd_hyper *h, uint64_t step)
 {
-    const double lr = hyper->lr;
+    const double lr = h->lr;
 
     if (step == 0)
         return sgd_ERROR_TIME;
-    if (isnan(lr))
+    if (lr != lr)
         return sgd_ERROR_NAN;
 
     s->lr = lr;
@@ -120,6 +125,9 @@ sgd_INLINE void sgd_elements_f32(const sgd_scalars *s, size_t n, float *sgd_REST
 {
     const float lr = (float)s->lr;
 
+#if defined(__clang__)
+#pragma clang loop vectorize(enable)
+#endif
     for (size_t i = 0; i < n; i++) {
         float p = p_[i];
         const float g = g_[i];
@@ -185,14 +193,14 @@ static int sgd_check_tensor_f32(const sgd_tensor_f32 *x)
 }
 
 /* All checks of a step; computes its scalars and its work. */
-static int sgd_prepare_f32(sgd_scalars *s, const sgd_hyper *hyper, uint64_t t, const sgd_tensor_f32 *tensors,
+static int sgd_prepare_f32(sgd_scalars *s, const sgd_hyper *h, uint64_t t, const sgd_tensor_f32 *tensors,
                            size_t count, uint64_t *leaves, uint64_t *elements)
 {
     int status;
 
-    if (hyper == NULL || (tensors == NULL && count > 0))
+    if (h == NULL || (tensors == NULL && count > 0))
         return sgd_ERROR_NULL;
-    status = sgd_begin_step(s, hyper, t);
+    status = sgd_begin_step(s, h, t);
     *leaves = 0;
     *elements = 0;
     for (size_t k = 0; k < count && status == sgd_OK; k++) {
@@ -210,20 +218,20 @@ void sgd_state_init_f32(const sgd_tensor_f32 *tensor)
     (void)tensor; /* the rule has no state */
 }
 
-int sgd_check_f32(const sgd_hyper *hyper, uint64_t t, const sgd_tensor_f32 *tensors, size_t count)
+int sgd_check_f32(const sgd_hyper *h, uint64_t t, const sgd_tensor_f32 *tensors, size_t count)
 {
     sgd_scalars s;
     uint64_t leaves, elements;
 
-    return sgd_prepare_f32(&s, hyper, t, tensors, count, &leaves, &elements);
+    return sgd_prepare_f32(&s, h, t, tensors, count, &leaves, &elements);
 }
 
-int sgd_step_threads_f32(const sgd_hyper *hyper, uint64_t t, const sgd_tensor_f32 *tensors, size_t count,
+int sgd_step_threads_f32(const sgd_hyper *h, uint64_t t, const sgd_tensor_f32 *tensors, size_t count,
                          int threads)
 {
     sgd_scalars s;
     uint64_t leaves, elements;
-    const int status = sgd_prepare_f32(&s, hyper, t, tensors, count, &leaves, &elements);
+    const int status = sgd_prepare_f32(&s, h, t, tensors, count, &leaves, &elements);
 
     if (status != sgd_OK)
         return status;
@@ -247,9 +255,9 @@ int sgd_step_threads_f32(const sgd_hyper *hyper, uint64_t t, const sgd_tensor_f3
     return sgd_OK;
 }
 
-int sgd_step_f32(const sgd_hyper *hyper, uint64_t t, const sgd_tensor_f32 *tensors, size_t count)
+int sgd_step_f32(const sgd_hyper *h, uint64_t t, const sgd_tensor_f32 *tensors, size_t count)
 {
-    return sgd_step_threads_f32(hyper, t, tensors, count, 0);
+    return sgd_step_threads_f32(h, t, tensors, count, 0);
 }
 
 /* ---- double ---- */
@@ -260,6 +268,9 @@ sgd_INLINE void sgd_elements_f64(const sgd_scalars *s, size_t n, double *sgd_RES
 {
     const double lr = s->lr;
 
+#if defined(__clang__)
+#pragma clang loop vectorize(enable)
+#endif
     for (size_t i = 0; i < n; i++) {
         double p = p_[i];
         const double g = g_[i];
@@ -325,14 +336,14 @@ static int sgd_check_tensor_f64(const sgd_tensor_f64 *x)
 }
 
 /* All checks of a step; computes its scalars and its work. */
-static int sgd_prepare_f64(sgd_scalars *s, const sgd_hyper *hyper, uint64_t t, const sgd_tensor_f64 *tensors,
+static int sgd_prepare_f64(sgd_scalars *s, const sgd_hyper *h, uint64_t t, const sgd_tensor_f64 *tensors,
                            size_t count, uint64_t *leaves, uint64_t *elements)
 {
     int status;
 
-    if (hyper == NULL || (tensors == NULL && count > 0))
+    if (h == NULL || (tensors == NULL && count > 0))
         return sgd_ERROR_NULL;
-    status = sgd_begin_step(s, hyper, t);
+    status = sgd_begin_step(s, h, t);
     *leaves = 0;
     *elements = 0;
     for (size_t k = 0; k < count && status == sgd_OK; k++) {
@@ -350,20 +361,20 @@ void sgd_state_init_f64(const sgd_tensor_f64 *tensor)
     (void)tensor; /* the rule has no state */
 }
 
-int sgd_check_f64(const sgd_hyper *hyper, uint64_t t, const sgd_tensor_f64 *tensors, size_t count)
+int sgd_check_f64(const sgd_hyper *h, uint64_t t, const sgd_tensor_f64 *tensors, size_t count)
 {
     sgd_scalars s;
     uint64_t leaves, elements;
 
-    return sgd_prepare_f64(&s, hyper, t, tensors, count, &leaves, &elements);
+    return sgd_prepare_f64(&s, h, t, tensors, count, &leaves, &elements);
 }
 
-int sgd_step_threads_f64(const sgd_hyper *hyper, uint64_t t, const sgd_tensor_f64 *tensors, size_t count,
+int sgd_step_threads_f64(const sgd_hyper *h, uint64_t t, const sgd_tensor_f64 *tensors, size_t count,
                          int threads)
 {
     sgd_scalars s;
     uint64_t leaves, elements;
-    const int status = sgd_prepare_f64(&s, hyper, t, tensors, count, &leaves, &elements);
+    const int status = sgd_prepare_f64(&s, h, t, tensors, count, &leaves, &elements);
 
     if (status != sgd_OK)
         return status;
@@ -387,7 +398,15 @@ int sgd_step_threads_f64(const sgd_hyper *hyper, uint64_t t, const sgd_tensor_f6
     return sgd_OK;
 }
 
-int sgd_step_f64(const sgd_hyper *hyper, uint64_t t, const sgd_tensor_f64 *tensors, size_t count)
+int sgd_step_f64(const sgd_hyper *h, uint64_t t, const sgd_tensor_f64 *tensors, size_t count)
 {
-    return sgd_step_threads_f64(hyper, t, tensors, count, 0);
+    return sgd_step_threads_f64(h, t, tensors, count, 0);
 }
+
+#if defined(__clang__)
+#pragma float_control(pop)
+#elif defined(__GNUC__)
+#pragma GCC pop_options
+#elif defined(_MSC_VER)
+#pragma float_control(pop)
+#endif

@@ -53,43 +53,47 @@ typedef struct sgd_hyper {
 } sgd_hyper;
 
 /* Fills in the defaults. */
-sgd_API void sgd_hyper_init(sgd_hyper *hyper);
+sgd_API void sgd_hyper_init(sgd_hyper *h);
 
-/* One tensor of float: n elements in each array; the arrays do not overlap. */
+/* One tensor of float: n elements in each array. Its arrays must not overlap, and tensors of one call must
+ * share no memory but gradients (which is not checked). With no elements the arrays may be NULL. */
 typedef struct sgd_tensor_f32 {
     size_t n;
     float *p;
     const float *g;
 } sgd_tensor_f32;
 
-/* Writes the initial state of a tensor. */
+/* Writes the initial state of a tensor, once, before its first step. The tensor is not checked. */
 sgd_API void sgd_state_init_f32(const sgd_tensor_f32 *tensor);
 
-/* One step over a list of tensors, in place. t counts the steps from 1.
+/* One step over a list of tensors, in place. t counts the steps from 1. Reentrant; expects the default rounding mode
+ * and subnormal numbers switched on, and may raise floating-point exception flags.
  * step_threads takes the largest number of threads to use, 0 for OpenMP's own; small lists run on one.
- * check does everything but the step: sgd_OK means that the step will succeed. */
-sgd_API int sgd_step_f32(const sgd_hyper *hyper, uint64_t t, const sgd_tensor_f32 *tensors, size_t count);
-sgd_API int sgd_step_threads_f32(const sgd_hyper *hyper, uint64_t t, const sgd_tensor_f32 *tensors,
-                                 size_t count, int threads);
-sgd_API int sgd_check_f32(const sgd_hyper *hyper, uint64_t t, const sgd_tensor_f32 *tensors, size_t count);
+ * check does everything but the step: sgd_OK means that the step with the same arguments will succeed. */
+sgd_API int sgd_step_f32(const sgd_hyper *h, uint64_t t, const sgd_tensor_f32 *tensors, size_t count);
+sgd_API int sgd_step_threads_f32(const sgd_hyper *h, uint64_t t, const sgd_tensor_f32 *tensors, size_t count,
+                                 int threads);
+sgd_API int sgd_check_f32(const sgd_hyper *h, uint64_t t, const sgd_tensor_f32 *tensors, size_t count);
 
-/* One tensor of double: n elements in each array; the arrays do not overlap. */
+/* One tensor of double: n elements in each array. Its arrays must not overlap, and tensors of one call must
+ * share no memory but gradients (which is not checked). With no elements the arrays may be NULL. */
 typedef struct sgd_tensor_f64 {
     size_t n;
     double *p;
     const double *g;
 } sgd_tensor_f64;
 
-/* Writes the initial state of a tensor. */
+/* Writes the initial state of a tensor, once, before its first step. The tensor is not checked. */
 sgd_API void sgd_state_init_f64(const sgd_tensor_f64 *tensor);
 
-/* One step over a list of tensors, in place. t counts the steps from 1.
+/* One step over a list of tensors, in place. t counts the steps from 1. Reentrant; expects the default rounding mode
+ * and subnormal numbers switched on, and may raise floating-point exception flags.
  * step_threads takes the largest number of threads to use, 0 for OpenMP's own; small lists run on one.
- * check does everything but the step: sgd_OK means that the step will succeed. */
-sgd_API int sgd_step_f64(const sgd_hyper *hyper, uint64_t t, const sgd_tensor_f64 *tensors, size_t count);
-sgd_API int sgd_step_threads_f64(const sgd_hyper *hyper, uint64_t t, const sgd_tensor_f64 *tensors,
-                                 size_t count, int threads);
-sgd_API int sgd_check_f64(const sgd_hyper *hyper, uint64_t t, const sgd_tensor_f64 *tensors, size_t count);
+ * check does everything but the step: sgd_OK means that the step with the same arguments will succeed. */
+sgd_API int sgd_step_f64(const sgd_hyper *h, uint64_t t, const sgd_tensor_f64 *tensors, size_t count);
+sgd_API int sgd_step_threads_f64(const sgd_hyper *h, uint64_t t, const sgd_tensor_f64 *tensors, size_t count,
+                                 int threads);
+sgd_API int sgd_check_f64(const sgd_hyper *h, uint64_t t, const sgd_tensor_f64 *tensors, size_t count);
 
 #ifdef __cplusplus
 }

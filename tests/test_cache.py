@@ -51,7 +51,7 @@ class Wrapper:
         self.path, self.log = directory / name, directory / f"{name}.log"
         self.log.write_text("")
         real = shutil.which("cc") or shutil.which("gcc") or require("clang")
-        noting = f"case \"$*\" in *-shared*) echo \"$*\" >> '{self.log}';; esac\n"
+        noting = f'case "$*" in *-shared*) echo "$*" >> \'{self.log}\';; esac\n'
         self.path.write_text(f'#!/bin/sh\n{noting}{lines}\nexec {real} "$@"\n')
         self.path.chmod(0o755)
 
@@ -312,11 +312,10 @@ def test_cc_is_no_working_compiler(
 
 def test_a_compiler_that_waits_for_input(own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CC", str(Wrapper(tmp_path, "cat > /dev/null").path))
-    process = subprocess.Popen([sys.executable, "-c", BUILD], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    assert works(Path(process.stdout.read().strip()))  # before its own input ends
-    process.communicate()
-    assert process.returncode == 0
+    with subprocess.Popen([sys.executable, "-c", BUILD], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.wait(timeout=60) == 0  # its own input has not ended
+        assert process.stdout is not None
+        assert works(Path(process.stdout.read().decode().strip()))
 
 
 @pytest.mark.parametrize("arguments", ["-DONE -DTWO='a b'", "-g"])

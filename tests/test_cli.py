@@ -155,7 +155,7 @@ def test_show_the_scalars_of_a_step_and_of_a_tensor(run: Run, tmp_path: Path) ->
         "Computed once per tensor, in double:\n"
     )
     assert "    step_size = slow * pow(rate, t)\n" in step
-    assert "    mu = mu * rate\n" in tensor
+    assert re.search(r"^    mu\w* = mu \* rate$", tensor, re.MULTILINE)
 
 
 def test_control_characters_of_a_file_do_not_reach_the_terminal(run: Run, tmp_path: Path) -> None:
@@ -271,7 +271,7 @@ def test_set(run: Run, tmp_path: Path, given: list[str], expected: dict[str, obj
 def test_set_reaches_the_emitted_defaults(run: Run, tmp_path: Path) -> None:
     run("generate", "adam", "--set", "lr=3e-4", "--set", "eps=1e-5")
     source = (tmp_path / "build" / "adam.c").read_text()
-    assert "    hyper->lr = 3e-4;\n" in source or "    hyper->lr = 0.0003;\n" in source
+    assert re.search(r"\blr = (3e-4|0\.0003);", source)
     assert "--set lr=0.0003 --set eps=1e-05" in source
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import platform
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,9 @@ FLAGS = {
     "native": ("-O3", "-march=native"),
     "lto": ("-O2", "-flto", "-funroll-loops"),
     "openmp": ("-O2", "-fopenmp"),
+    "unsafe": ("-O3", "-funsafe-math-optimizations", "-freciprocal-math"),
+    "almost fast": ("-O2", "-ffast-math", "-fno-finite-math-only"),
+    "contracting": ("-O3", "-mavx2", "-mfma", "-ffp-contract=fast"),
 }
 SIZES = (*range(70), 127, 128, 129, 1023, 1024, 1025, 5000)
 
@@ -33,6 +37,8 @@ def test_compilers_and_flags_do_not_change_bits(name: str, compiler: str, flags:
     path = require(compiler)
     if flags in ("openmp", "lto") and compiler == "clang":
         pytest.skip("clang's OpenMP and LTO are packages of their own")
+    if flags == "contracting" and (compiler == "clang" or platform.machine() != "x86_64"):
+        pytest.skip("clang's -ffp-contract=fast overrides what a file says")
     rule = of.rules[name]
     built = compile_shared(rule.generate(), tmp_path, path, FLAGS[flags])
     library = Library(built, name, list(rule.hyperparameters), list(rule.state))
@@ -69,7 +75,7 @@ def check(library: Library, name: str, dtype: Any, hyper: dict[str, float]) -> N
     assert all(own.intact() for own in memory.values())
 
 
-@pytest.mark.parametrize("flag", ["-ffast-math", "-Ofast"])
+@pytest.mark.parametrize("flag", ["-ffast-math", "-Ofast", "-ffinite-math-only"])
 def test_flags_that_change_bits_are_refused(flag: str, tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match="without -ffast-math"):
         compile_shared(of.rules["sgd"].generate(), tmp_path, require("gcc"), (flag,))
@@ -115,3 +121,36 @@ def test_status_codes(tmp_path: Path) -> None:
     table = library.tensors([arrays()])
     table[0].n = 2**63
     assert "more elements" in text(library.call("step_f32")(byref(library.hyper()), 1, table, 1)).decode()
+
+
+def test_scalar_state_is_checked(tmp_path: Path) -> None:
+    """It is there, aligned, and apart from the arrays and from other scalar state."""
+
+    @of.rule
+    def counted(p, g, m=0.0, k: of.scalar = 0.0, mu: of.scalar = 1.0, *, lr=0.1):
+        k = k + 1
+        mu = mu * 0.9
+        m = mu * m + g / k
+        p = p - lr * m
+        return p, m, k, mu
+
+    built = compile_shared(counted.generate(), tmp_path, require("gcc"), ("-O2",))
+    library = Library(built, "counted", ["lr"], ["m", "k", "mu"], ["k", "mu"])
+    text = library.call("strerror", ctypes.c_char_p)
+    arrays = {name: np.ones(8) for name in ("p", "g", "m")} | {name: np.ones(1) for name in ("k", "mu")}
+    before = {name: array.copy() for name, array in arrays.items()}
+
+    def status(**addresses: int | None) -> str:
+        table = library.tensors([arrays])
+        for name, address in addresses.items():
+            setattr(table[0], name, address)
+        return str(text(library.call("step_f64")(ctypes.byref(library.hyper()), 1, table, 1)).decode())
+
+    assert status(k=None) == "a pointer is NULL"
+    assert status(k=arrays["mu"].ctypes.data) == "two arrays of a tensor overlap"
+    assert status(mu=arrays["m"].ctypes.data + 56) == "two arrays of a tensor overlap"
+    assert status(mu=arrays["mu"].ctypes.data + 4) == "an array is not aligned to its elements"
+    assert all(same(arrays[name], old) for name, old in before.items())
+    assert status() == "done"
+    assert status(n=0, p=None, g=None, m=None) == "done"
+    assert arrays["k"][0] == 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Hashable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -57,7 +58,8 @@ def render(
 def known_dtype(name: str) -> DType:
     """The dtype of this name."""
     if name not in DTYPES:
-        raise UsageError(f"there is no dtype {name!r}{nearest(name, DTYPES)}; there are {', '.join(DTYPES)}")
+        listed = f"; there are {', '.join(DTYPES)}"
+        raise UsageError(f"there is no dtype {name!r}{nearest(name, DTYPES) or listed}")
     return DTYPES[name]
 
 
@@ -150,7 +152,7 @@ class Source:
             "hyper_fields": self.hyper_fields(),
             "scalar_state_comment": " Scalar state is one double per tensor." if self.kernel.scalar_state else "",
             "init_comment": self.init_comment(),
-            "init_parameter": f", const {self.prefix}_hyper *hyper" if self.init_needs_hyper() else "",
+            "init_parameter": f", const {self.prefix}_hyper *h" if self.init_needs_hyper() else "",
             "dtypes": dtypes,
             "scalars": scalars,
             "tensor_scalars": tensor_scalars,
@@ -173,8 +175,13 @@ class Source:
         ]
         options = {**rule.options, **{k: v for k, v in self.settings.items() if k in rule.options}}
         chosen = ", ".join(f"{name}={value}" for name, value in options.items())
-        command = ["optforge generate", rule.origin, "--target c", *(f"--dtype {d.suffix}" for d in self.dtypes)]
-        command += [f"--set {name}={value}" for name, value in self.settings.items()]
+        command = [
+            "optforge generate",
+            shlex.quote(rule.origin),
+            "--target c",
+            *(f"--dtype {d.suffix}" for d in self.dtypes),
+        ]
+        command += [f"--set {shlex.quote(f'{name}={value}')}" for name, value in self.settings.items()]
         command += [f"--prefix {self.given_prefix}"] if self.given_prefix is not None else []
         lines = [f"{rule.name}: {summary}" if summary else f"{rule.name}: an optimizer's update rule"]
         if rest.strip():
@@ -236,7 +243,7 @@ class Source:
         scope.enter((Expr("hyper", Type.SCALAR, value=name), name) for name, _ in self.kernel.hyperparameters)
         scope.enter([(Expr("time", Type.SCALAR), "t")])
         scope.enter((let.ref, let.name) for let in lets)
-        hyper, steps, out, failed = (scope.own(name) for name in ("hyper", "step", "s", "failed"))
+        hyper, steps, out, failed = (scope.own(name) for name in ("h", "step", "s", "failed"))
         printer = Printer(F64, lambda e: scope.of[e], self.helper, f"&{failed}")
         lines = [f"const {self.c_type(let)} {scope.of[let.ref]} = {printer(let.expr)};" for let in lets]
         asserted = [
@@ -247,7 +254,8 @@ class Source:
             f"const double {scope.of[Expr('hyper', Type.SCALAR, value=name)]} = {hyper}->{self.hyper.of[name]};"
             for name, _ in self.kernel.hyperparameters
         ]
-        nan = [f"isnan({scope.of[Expr('hyper', Type.SCALAR, value=name)]})" for name, _ in self.kernel.hyperparameters]
+        known = [scope.of[Expr("hyper", Type.SCALAR, value=name)] for name, _ in self.kernel.hyperparameters]
+        nan = [f"{name} != {name}" for name in known]
         time = Expr("time", Type.SCALAR)
         if time in leaves(let.expr for let in lets) or time in self.early:
             reads.append(f"const double {scope.of[time]} = (double){steps};")
@@ -380,7 +388,7 @@ class Source:
             "lines": lines,
             "stores": stores,
             "arrays": ", ".join(f"x->{self.fields.of[name]}" for name in self.arrays()),
-            "scalar_state_checks": self.scalar_state_checks(),
+            "scalars_of_state": ", ".join(f"x->{self.fields.of[s.name]}" for s in self.kernel.scalar_state),
             "array_inits": self.array_inits(dtype),
             "scalar_inits": [
                 f"*tensor->{self.fields.of[s.name]} = {self.initial(s, F64)};" for s in self.kernel.scalar_state
@@ -406,13 +414,6 @@ class Source:
         for state in self.kernel.state:
             fields.append(f"{'double' if state.name in scalar else dtype.c} *{self.fields.of[state.name]}")
         return fields
-
-    def scalar_state_checks(self) -> list[str]:
-        """Lines that refuse a scalar state that is not there."""
-        lines = []
-        for state in self.kernel.scalar_state:
-            lines += [f"if (x->{self.fields.of[state.name]} == NULL)", f"    return {self.prefix}_ERROR_NULL;"]
-        return lines
 
     def stored_scalar(self, expr: Expr) -> str:
         """The new value of a scalar state."""
@@ -440,5 +441,5 @@ class Source:
         if state.initial in ("p", "g"):
             return f"tensor->{self.fields.of[state.initial]}[i]"
         if isinstance(state.initial, str):
-            return f"{'' if dtype is F64 else f'({dtype.c})'}hyper->{self.hyper.of[state.initial]}"
+            return f"{'' if dtype is F64 else f'({dtype.c})'}h->{self.hyper.of[state.initial]}"
         return dtype.constant(state.initial)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import unicodedata
 
-from .diagnostics import Reporter, nearest
+from .diagnostics import Reporter, nearest, printable
 from .functions import FUNCTIONS, IMPORTABLE, REDUCTIONS
 from .ir import Assert, Expr, Let, Program, Type
 from .literals import OPERATORS, fold_checked, number
@@ -163,7 +163,7 @@ class Elaborator:
         message = ""
         if statement.msg is not None:
             if isinstance(statement.msg, ast.Constant) and isinstance(statement.msg.value, str):
-                message = statement.msg.value
+                message = printable(statement.msg.value)
             else:
                 self.error(statement.msg, "the message of an assert is a plain string")
         if isinstance(condition, bool):

@@ -34,8 +34,9 @@ class Function:
         Largest error in units in the last place against the exact value, over all targets; 0 promises the same
         bits everywhere.
     c : str
-        A function of <math.h> (its double form), or, where `x` or `a, b` are the arguments, a C expression for
-        the body of a helper; `{one}`, `{zero}` are constants of the element type.
+        A function of <math.h> (its double form), or the lines of a helper's body, in which `{real}` is the element
+        type and `{one}`, `{zero}` are constants of it. A helper has no branches and names what it chooses between:
+        compilers vectorise that.
     raises : str
         A C condition on the arguments and the result `y` under which Python raises; empty: never.
     folds : bool
@@ -106,7 +107,8 @@ FUNCTIONS: dict[str, Function] = {
             "1, 0 or -1; +0 for both zeros, NaN for NaN",
             _sign,
             _sign_of_elements,
-            "x > {zero} ? {one} : x < {zero} ? -{one} : x == {zero} ? {zero} : x",
+            "const {real} below = x < {zero} ? -{one} : {zero};\n"
+            "const {real} y = x > {zero} ? {one} : below;\n\nreturn x != x ? x : y;",
         ),
         Function(
             "minimum",
@@ -114,7 +116,7 @@ FUNCTIONS: dict[str, Function] = {
             "NaN if either is, else a if a < b else b",
             _minimum,
             _minimum_of_elements,
-            "a != a || a < b ? a : b",
+            "const {real} y = a < b ? a : b;\n\nreturn a != a ? a : y;",
         ),
         Function(
             "maximum",
@@ -122,10 +124,10 @@ FUNCTIONS: dict[str, Function] = {
             "NaN if either is, else a if a > b else b",
             _maximum,
             _maximum_of_elements,
-            "a != a || a > b ? a : b",
+            "const {real} y = a > b ? a : b;\n\nreturn a != a ? a : y;",
         ),
         Function(
-            "exp", ("x",), "e to the power x", math.exp, np.exp, "exp", 4, "isfinite(x) && !isfinite(y)", folds=True
+            "exp", ("x",), "e to the power x", math.exp, np.exp, "exp", 4, "x - x == 0.0 && y - y != 0.0", folds=True
         ),
         Function("log", ("x",), "natural logarithm", math.log, np.log, "log", 4, "x <= 0.0", folds=True),
         Function("tanh", ("x",), "hyperbolic tangent", math.tanh, np.tanh, "tanh", 4, folds=True),

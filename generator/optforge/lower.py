@@ -26,8 +26,9 @@ def lower(name: str, hyperparameters: tuple[tuple[str, float], ...], program: Pr
                 lifter.scalars.append(let)
                 lifter.known.setdefault(let.expr, let.ref)
             else:
-                element_lets.append(Let(let.name, let.id, lifter.lift(let.expr)))
-    stores = tuple((n, lifter.lift(expr)) for n, expr in changed if n not in scalar_states)
+                lifted = lifter.lift(let.expr, let.name)
+                element_lets += [*lifter.take_branches(), Let(let.name, let.id, lifted)]
+    stores = tuple((n, lifter.lift(expr, n)) for n, expr in changed if n not in scalar_states)
     state_stores = tuple((n, expr) for n, expr in changed if n in scalar_states)
 
     per_tensor = depending_on_state(lifter.scalars)
@@ -79,6 +80,9 @@ class Lifter:
 
     `scalars` holds the scalar bindings in the order of the text. A scalar inside a branch that may not be taken is
     lifted together with its condition, so that it is evaluated only where the author's text evaluates it.
+
+    The branches of a choice between elements get names as well, if they compute something: C compilers vectorise a
+    choice between two values, but not always one between two computations.
     """
 
     def __init__(self, rule: str, lets: dict[int, Let], taken: set[str]):
@@ -86,17 +90,42 @@ class Lifter:
         self.next_id = len(lets)
         self.scalars: list[Let] = []
         self.known: dict[Expr, Expr] = {}
+        self.branches: list[Let] = []
 
-    def lift(self, expr: Expr, guard: Expr | None = None) -> Expr:
-        """The element expression with nothing but names and constants for scalars."""
+    def lift(self, expr: Expr, name: str, guard: Expr | None = None) -> Expr:
+        """The element expression, which `name` is bound to, with nothing but names and constants for scalars."""
         if expr.type.uniform:
             return self.named(expr, guard)
         if expr.op == "select":
             condition, a, b = expr.args
             chosen = self.named(condition, guard)
-            a, b = self.lift(a, both(guard, chosen)), self.lift(b, both(guard, Expr("not", Type.CONDITION, (chosen,))))
-            return Expr("select", expr.type, (chosen, a, b))
-        return Expr(expr.op, expr.type, tuple(self.lift(arg, guard) for arg in expr.args), expr.value)
+            otherwise = Expr("not", Type.CONDITION, (chosen,))
+            a, b = self.lift(a, name, both(guard, chosen)), self.lift(b, name, both(guard, otherwise))
+            return Expr("select", expr.type, (chosen, self.branch(a, f"{name}_then"), self.branch(b, f"{name}_else")))
+        args = tuple(self.lift(arg, name, guard) for arg in expr.args)
+        if expr.op == "where":
+            args = (args[0], self.branch(args[1], f"{name}_then"), self.branch(args[2], f"{name}_else"))
+        return Expr(expr.op, expr.type, args, expr.value)
+
+    def branch(self, expr: Expr, name: str) -> Expr:
+        """A branch as a name, unless it is one or a constant already."""
+        if not expr.args or expr.op == "round":
+            return expr
+        let = self.bind(name, expr)
+        self.branches.append(let)
+        return let.ref
+
+    def take_branches(self) -> list[Let]:
+        """The bindings of branches since the last call."""
+        taken, self.branches = self.branches, []
+        return taken
+
+    def bind(self, name: str, expr: Expr) -> Let:
+        """A new binding, under a name of its own."""
+        let = Let(self.unused(name), self.next_id, expr)
+        self.next_id += 1
+        self.lets[let.id] = let
+        return let
 
     def named(self, expr: Expr, guard: Expr | None) -> Expr:
         """A scalar as a name, bound now where it has none."""
@@ -106,9 +135,7 @@ class Lifter:
         if guard is not None and may_raise(expr):
             expr = Expr("select", expr.type, (guard, expr, nothing(expr.type)))
         if expr not in self.known:
-            let = Let(self.unused(telling), self.next_id, expr)
-            self.next_id += 1
-            self.lets[let.id] = let
+            let = self.bind(telling, expr)
             self.scalars.append(let)
             self.known[expr] = let.ref
         return self.known[expr]

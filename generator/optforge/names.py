@@ -32,7 +32,11 @@ KEYWORDS = frozenset(
     # object-like macros of compilers and of the standard headers
     """linux unix i386 sun mips sparc vax hpux m68k NULL INFINITY NAN HUGE_VAL HUGE_VALF HUGE_VALL errno EDOM ERANGE
     EILSEQ EOF BUFSIZ stdin stdout stderr math_errhandling MATH_ERRNO MATH_ERREXCEPT DECIMAL_DIG I assert offsetof
-    NDEBUG va_arg isnan isinf isfinite isnormal signbit fpclassify
+    NDEBUG va_arg isnan isinf isfinite isnormal signbit fpclassify DOMAIN SING OVERFLOW UNDERFLOW PLOSS TLOSS HUGE
+    signgam
+    """
+    # object-like macros of <windows.h>
+    """near far small hyper interface IN OUT ERROR DELETE
     """.split()
 )
 MACROS = re.compile(

@@ -93,7 +93,7 @@ def define(node: ast.FunctionDef, text: Text, tree: ast.Module) -> Definition:
         and isinstance(body[0].value, ast.Constant)
         and isinstance(body[0].value.value, str)
     ):
-        doc = ast.get_docstring(node) or ""
+        doc = cleaned(body[0].value.value)
         body = body[1:]
     signature = Signature(node, aliases, reporter)
     check_return(node, body, [state.name for state in signature.state], reporter)
@@ -110,6 +110,16 @@ def define(node: ast.FunctionDef, text: Text, tree: ast.Module) -> Definition:
         signature.time,
         aliases,
     )
+
+
+def cleaned(docstring: str) -> str:
+    """A docstring without its indentation.
+
+    Versions of Python differ in what `inspect.cleandoc` takes for blanks, and the same text must give the same files.
+    """
+    first, *rest = docstring.expandtabs().split("\n")
+    margin = min((len(line) - len(line.lstrip(" ")) for line in rest if line.strip(" ")), default=0)
+    return "\n".join([first.lstrip(" "), *(line[margin:] for line in rest)]).strip(" \n")
 
 
 def nesting(node: ast.AST) -> tuple[int, ast.AST]:
