@@ -8,7 +8,7 @@ from collections.abc import Hashable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from . import helpers
-from .diagnostics import UsageError, nearest
+from .diagnostics import UsageError
 from .dtypes import DTYPES, F64, DType
 from .emit import Printer
 from .ir import Expr, Kernel, Let, State, Type
@@ -58,8 +58,7 @@ def render(
 def known_dtype(name: str) -> DType:
     """The dtype of this name."""
     if name not in DTYPES:
-        listed = f"; there are {', '.join(DTYPES)}"
-        raise UsageError(f"there is no dtype {name!r}{nearest(name, DTYPES) or listed}")
+        raise UsageError(f"there is no dtype {name!r} (there are {', '.join(DTYPES)})")
     return DTYPES[name]
 
 
