@@ -39,8 +39,11 @@
 #error "compile adadelta.c for arithmetic without excess precision: -msse2 -mfpmath=sse on 32-bit x86"
 #endif
 #if defined(__clang__)
+#if defined(__x86_64__) || (defined(__aarch64__) && __clang_major__ >= 16)
+#define adadelta_FLOAT_CONTROL
 #pragma float_control(push)
 #pragma float_control(precise, on)
+#endif
 #pragma STDC FP_CONTRACT OFF
 #elif defined(__GNUC__)
 #pragma GCC push_options
@@ -159,9 +162,6 @@ adadelta_INLINE void adadelta_elements_f32(const adadelta_scalars *s, size_t n, 
     const float eps = (float)s->eps;
     const float lr = (float)s->lr;
 
-#if defined(__clang__)
-#pragma clang loop vectorize(enable)
-#endif
     for (size_t i = 0; i < n; i++) {
         float p = p_[i];
         const float g = g_[i];
@@ -318,9 +318,6 @@ adadelta_INLINE void adadelta_elements_f64(const adadelta_scalars *s, size_t n, 
     const double eps = s->eps;
     const double lr = s->lr;
 
-#if defined(__clang__)
-#pragma clang loop vectorize(enable)
-#endif
     for (size_t i = 0; i < n; i++) {
         double p = p_[i];
         const double g = g_[i];
@@ -465,10 +462,8 @@ int adadelta_step_f64(const adadelta_hyper *h, uint64_t t, const adadelta_tensor
     return adadelta_step_threads_f64(h, t, tensors, count, 0);
 }
 
-#if defined(__clang__)
+#if defined(adadelta_FLOAT_CONTROL) || defined(_MSC_VER)
 #pragma float_control(pop)
-#elif defined(__GNUC__)
+#elif defined(__GNUC__) && !defined(__clang__)
 #pragma GCC pop_options
-#elif defined(_MSC_VER)
-#pragma float_control(pop)
 #endif

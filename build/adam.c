@@ -40,8 +40,11 @@
 #error "compile adam.c for arithmetic without excess precision: -msse2 -mfpmath=sse on 32-bit x86"
 #endif
 #if defined(__clang__)
+#if defined(__x86_64__) || (defined(__aarch64__) && __clang_major__ >= 16)
+#define adam_FLOAT_CONTROL
 #pragma float_control(push)
 #pragma float_control(precise, on)
+#endif
 #pragma STDC FP_CONTRACT OFF
 #elif defined(__GNUC__)
 #pragma GCC push_options
@@ -193,9 +196,6 @@ adam_INLINE void adam_elements_f32(const adam_scalars *s, size_t n, float *adam_
     const float one_minus_beta2_pow_t = (float)s->one_minus_beta2_pow_t;
     const float eps = (float)s->eps;
 
-#if defined(__clang__)
-#pragma clang loop vectorize(enable)
-#endif
     for (size_t i = 0; i < n; i++) {
         float p = p_[i];
         const float g = g_[i];
@@ -353,9 +353,6 @@ adam_INLINE void adam_elements_f64(const adam_scalars *s, size_t n, double *adam
     const double one_minus_beta2_pow_t = s->one_minus_beta2_pow_t;
     const double eps = s->eps;
 
-#if defined(__clang__)
-#pragma clang loop vectorize(enable)
-#endif
     for (size_t i = 0; i < n; i++) {
         double p = p_[i];
         const double g = g_[i];
@@ -497,10 +494,8 @@ int adam_step_f64(const adam_hyper *h, uint64_t t, const adam_tensor_f64 *tensor
     return adam_step_threads_f64(h, t, tensors, count, 0);
 }
 
-#if defined(__clang__)
+#if defined(adam_FLOAT_CONTROL) || defined(_MSC_VER)
 #pragma float_control(pop)
-#elif defined(__GNUC__)
+#elif defined(__GNUC__) && !defined(__clang__)
 #pragma GCC pop_options
-#elif defined(_MSC_VER)
-#pragma float_control(pop)
 #endif

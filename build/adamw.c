@@ -41,8 +41,11 @@
 #error "compile adamw.c for arithmetic without excess precision: -msse2 -mfpmath=sse on 32-bit x86"
 #endif
 #if defined(__clang__)
+#if defined(__x86_64__) || (defined(__aarch64__) && __clang_major__ >= 16)
+#define adamw_FLOAT_CONTROL
 #pragma float_control(push)
 #pragma float_control(precise, on)
+#endif
 #pragma STDC FP_CONTRACT OFF
 #elif defined(__GNUC__)
 #pragma GCC push_options
@@ -202,9 +205,6 @@ adamw_INLINE void adamw_elements_f32(const adamw_scalars *s, size_t n, float *ad
     const float one_minus_beta2_pow_t = (float)s->one_minus_beta2_pow_t;
     const float eps = (float)s->eps;
 
-#if defined(__clang__)
-#pragma clang loop vectorize(enable)
-#endif
     for (size_t i = 0; i < n; i++) {
         float p = p_[i];
         const float g = g_[i];
@@ -364,9 +364,6 @@ adamw_INLINE void adamw_elements_f64(const adamw_scalars *s, size_t n, double *a
     const double one_minus_beta2_pow_t = s->one_minus_beta2_pow_t;
     const double eps = s->eps;
 
-#if defined(__clang__)
-#pragma clang loop vectorize(enable)
-#endif
     for (size_t i = 0; i < n; i++) {
         double p = p_[i];
         const double g = g_[i];
@@ -510,10 +507,8 @@ int adamw_step_f64(const adamw_hyper *h, uint64_t t, const adamw_tensor_f64 *ten
     return adamw_step_threads_f64(h, t, tensors, count, 0);
 }
 
-#if defined(__clang__)
+#if defined(adamw_FLOAT_CONTROL) || defined(_MSC_VER)
 #pragma float_control(pop)
-#elif defined(__GNUC__)
+#elif defined(__GNUC__) && !defined(__clang__)
 #pragma GCC pop_options
-#elif defined(_MSC_VER)
-#pragma float_control(pop)
 #endif

@@ -36,8 +36,11 @@
 #error "compile rmsprop.c for arithmetic without excess precision: -msse2 -mfpmath=sse on 32-bit x86"
 #endif
 #if defined(__clang__)
+#if defined(__x86_64__) || (defined(__aarch64__) && __clang_major__ >= 16)
+#define rmsprop_FLOAT_CONTROL
 #pragma float_control(push)
 #pragma float_control(precise, on)
+#endif
 #pragma STDC FP_CONTRACT OFF
 #elif defined(__GNUC__)
 #pragma GCC push_options
@@ -155,9 +158,6 @@ rmsprop_INLINE void rmsprop_elements_f32(const rmsprop_scalars *s, size_t n, flo
     const float lr = (float)s->lr;
     const float eps = (float)s->eps;
 
-#if defined(__clang__)
-#pragma clang loop vectorize(enable)
-#endif
     for (size_t i = 0; i < n; i++) {
         float p = p_[i];
         const float g = g_[i];
@@ -307,9 +307,6 @@ rmsprop_INLINE void rmsprop_elements_f64(const rmsprop_scalars *s, size_t n, dou
     const double lr = s->lr;
     const double eps = s->eps;
 
-#if defined(__clang__)
-#pragma clang loop vectorize(enable)
-#endif
     for (size_t i = 0; i < n; i++) {
         double p = p_[i];
         const double g = g_[i];
@@ -448,10 +445,8 @@ int rmsprop_step_f64(const rmsprop_hyper *h, uint64_t t, const rmsprop_tensor_f6
     return rmsprop_step_threads_f64(h, t, tensors, count, 0);
 }
 
-#if defined(__clang__)
+#if defined(rmsprop_FLOAT_CONTROL) || defined(_MSC_VER)
 #pragma float_control(pop)
-#elif defined(__GNUC__)
+#elif defined(__GNUC__) && !defined(__clang__)
 #pragma GCC pop_options
-#elif defined(_MSC_VER)
-#pragma float_control(pop)
 #endif

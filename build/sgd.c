@@ -34,8 +34,11 @@
 #error "compile sgd.c for arithmetic without excess precision: -msse2 -mfpmath=sse on 32-bit x86"
 #endif
 #if defined(__clang__)
+#if defined(__x86_64__) || (defined(__aarch64__) && __clang_major__ >= 16)
+#define sgd_FLOAT_CONTROL
 #pragma float_control(push)
 #pragma float_control(precise, on)
+#endif
 #pragma STDC FP_CONTRACT OFF
 #elif defined(__GNUC__)
 #pragma GCC push_options
@@ -125,9 +128,6 @@ sgd_INLINE void sgd_elements_f32(const sgd_scalars *s, size_t n, float *sgd_REST
 {
     const float lr = (float)s->lr;
 
-#if defined(__clang__)
-#pragma clang loop vectorize(enable)
-#endif
     for (size_t i = 0; i < n; i++) {
         float p = p_[i];
         const float g = g_[i];
@@ -268,9 +268,6 @@ sgd_INLINE void sgd_elements_f64(const sgd_scalars *s, size_t n, double *sgd_RES
 {
     const double lr = s->lr;
 
-#if defined(__clang__)
-#pragma clang loop vectorize(enable)
-#endif
     for (size_t i = 0; i < n; i++) {
         double p = p_[i];
         const double g = g_[i];
@@ -403,10 +400,8 @@ int sgd_step_f64(const sgd_hyper *h, uint64_t t, const sgd_tensor_f64 *tensors, 
     return sgd_step_threads_f64(h, t, tensors, count, 0);
 }
 
-#if defined(__clang__)
+#if defined(sgd_FLOAT_CONTROL) || defined(_MSC_VER)
 #pragma float_control(pop)
-#elif defined(__GNUC__)
+#elif defined(__GNUC__) && !defined(__clang__)
 #pragma GCC pop_options
-#elif defined(_MSC_VER)
-#pragma float_control(pop)
 #endif

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import shutil
 import subprocess
 from pathlib import Path
@@ -13,10 +14,11 @@ import pytest
 import optforge as of
 from conftest import COMPILERS, require
 from native import STRICT
-from optforge import render, rule, scalar, sqrt, where
+from optforge import exp, log, maximum, minimum, render, rule, scalar, sign, sqrt, tanh, where
 from optforge.catalogue import emit, select
 from optforge.write import differences, write_all
 
+x86 = pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="looks for x86 instructions")
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -130,6 +132,23 @@ def noop(p, g):
 
 
 @rule
+def choosing(p, g, prev=0.0, step=0.01, *, t, lr=0.1, up=1.2, down=0.5, low=1e-6, high=50.0):
+    """Rprop, with a choice by a scalar."""
+    s = g * prev
+    step = where(s > 0, minimum(step * up, high), where(s < 0, maximum(step * down, low), step))
+    prev = where(s < 0, 0, g)
+    p = (p - sign(prev) * step) if t > 1 else (p - lr * g / (sqrt(abs(g)) + 1))
+    return p, prev, step
+
+
+@rule
+def transcendental(p, g, m=0.0, *, lr=0.1):
+    m = tanh(m) + exp(-abs(g)) * where(g > p, log(abs(g) + 1), m)
+    p = p - lr * m
+    return p, m
+
+
+@rule
 def bare(p, g, n=0.0):
     n = n + g
     p = p - n
@@ -145,9 +164,10 @@ def test_emitted_files_compile_alone_and_together(compiler: str, tmp_path: Path)
         list(write_all(tmp_path, of.rules[name].generate()))
     list(write_all(tmp_path, engine.generate()))
     list(write_all(tmp_path, engine.generate(prefix="other", signed=True)))
-    list(write_all(tmp_path, noop.generate()))
-    list(write_all(tmp_path, bare.generate()))
-    names = [*rules, "engine", "other", "noop", "bare"]
+    own = [noop, bare, choosing, transcendental]
+    for each in own:
+        list(write_all(tmp_path, each.generate()))
+    names = [*rules, "engine", "other", *(each.name for each in own)]
 
     def run(*arguments: str) -> None:
         answer = subprocess.run([path, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False)
@@ -210,6 +230,7 @@ def test_only_prefixed_symbols_are_visible(tmp_path: Path) -> None:
     ), needed
 
 
+@x86
 def test_no_contraction_where_the_machine_could(tmp_path: Path) -> None:
     """With FMA at hand the compiler does not fuse a multiplication with an addition."""
     for name in of.rules:
@@ -223,6 +244,7 @@ def test_no_contraction_where_the_machine_could(tmp_path: Path) -> None:
             assert "vfnmadd" not in assembly
 
 
+@x86
 def test_element_loops_are_vectorised_at_o2(tmp_path: Path) -> None:
     """Plain -O2, no other flag: packed square roots and divisions."""
     list(write_all(tmp_path, of.rules["adam"].generate()))
@@ -233,6 +255,17 @@ def test_element_loops_are_vectorised_at_o2(tmp_path: Path) -> None:
         assembly = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
         assert "sqrtps" in assembly
         assert "divpd" in assembly
+
+
+@x86
+@pytest.mark.parametrize("compiler", COMPILERS)
+def test_choices_are_vectorised_at_o2(compiler: str, tmp_path: Path) -> None:
+    """Also where, minimum, maximum, sign, and a choice by a scalar between computations."""
+    list(write_all(tmp_path, choosing.generate()))
+    command = [require(compiler), "-O2", "-S", "choosing.c", "-o", "-"]
+    assembly = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    assert "mulps" in assembly
+    assert "mulpd" in assembly
 
 
 def test_text_is_tidy() -> None:
