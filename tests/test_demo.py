@@ -33,6 +33,16 @@ def test_trajectories_are_bit_identical(tmp_path: Path) -> None:
     assert (tmp_path / "demo.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_changed_default_shows(tmp_path: Path) -> None:
+    """One default of an emitted kernel, changed by hand."""
+    files = of.rules["adagrad"].generate()
+    assert "h->eps = 1e-6;" in files["adagrad.c"]
+    files["adagrad.c"] = files["adagrad.c"].replace("h->eps = 1e-6;", "h->eps = 2e-6;")
+    list(write_all(tmp_path, files))
+    differs, _ = short_run(["adagrad"], tmp_path, kernels=tmp_path)
+    assert differs == [1]
+
+
 def test_a_changed_constant_shows(tmp_path: Path) -> None:
     """One constant of an emitted kernel, changed by hand."""
     files = of.rules["adagrad"].generate()

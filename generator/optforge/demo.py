@@ -19,6 +19,7 @@ from rich.text import Text
 
 from optforge import Optimizer
 from optforge.diagnostics import EnvironmentProblem
+from optforge.optimizer import named_rule
 from optforge.targets.c import CTarget
 
 Floats = npt.NDArray[np.float32]
@@ -181,7 +182,10 @@ def train(
     network, judge = Network(BATCH), Network(len(training.labels))
     parameters, reference_parameters = initial_parameters(seed), initial_parameters(seed)
     rate: dict[str, Any] = {"lr": LEARNING_RATES[rule]} if rule in LEARNING_RATES else {}
-    compiled = Optimizer(parameters, rule, target=target, **rate)
+    # Emitted files are taken as an engine takes them, with their own defaults.
+    known = named_rule(rule)
+    defaults = target(known, known.kernel()).defaults() if isinstance(target, CTarget) else {}
+    compiled = Optimizer(parameters, rule, target=target, **(defaults | rate))
     reference = Optimizer(reference_parameters, rule, target="numpy", **rate)
     both = list(zip(parameters, reference_parameters, strict=True))
 

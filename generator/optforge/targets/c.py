@@ -97,6 +97,7 @@ class Library:
 
     ffi: Any
     strerror: Any
+    hyper_init: Any
     steps: dict[str, Any]
     checks: dict[str, Any]
 
@@ -107,7 +108,7 @@ def load(path: Path, prefix: str) -> Library:
 
     ffi = cffi.FFI()
     arguments = "const void *hyper, uint64_t t, const void *tensors, size_t count"
-    declarations = [f"const char *{prefix}_strerror(int status);"]
+    declarations = [f"const char *{prefix}_strerror(int status);", f"void {prefix}_hyper_init(void *hyper);"]
     for suffix in DTYPES:
         declarations.append(f"int {prefix}_step_threads_{suffix}({arguments}, int threads);")
         declarations.append(f"int {prefix}_check_{suffix}({arguments});")
@@ -118,6 +119,7 @@ def load(path: Path, prefix: str) -> Library:
         return Library(
             ffi,
             getattr(loaded, f"{prefix}_strerror"),
+            getattr(loaded, f"{prefix}_hyper_init"),
             {suffix: getattr(loaded, f"{prefix}_step_threads_{suffix}") for suffix in DTYPES},
             {suffix: getattr(loaded, f"{prefix}_check_{suffix}") for suffix in DTYPES},
         )
@@ -147,6 +149,13 @@ class CEngine:
         else:
             files = render(rule, kernel, prefix=None if prefix == rule.name else prefix)
         self.library = load(library(files), prefix)
+
+    def defaults(self) -> dict[str, float]:
+        """The defaults of the hyperparameters as the compiled files have them."""
+        names = [name for name, _ in self.kernel.hyperparameters]
+        values = np.zeros(max(len(names), 1))
+        self.library.hyper_init(self.library.ffi.from_buffer(values))
+        return dict(zip(names, values.tolist(), strict=False))
 
     def plan(self, tensors: Sequence[Tensor], gradients: Sequence[Array]) -> Plan:
         """Prepare steps over these arrays."""
