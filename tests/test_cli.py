@@ -401,6 +401,7 @@ def test_a_file_is_read_and_not_executed(run: Run, tmp_path: Path) -> None:
 
 
 def test_debug_shows_a_traceback(run: Run) -> None:
+    assert run("generate", "adm", "--debug").err == run("--debug", "generate", "adm").err
     result = run("--debug", "generate", "adm")
     assert result.code == MISTAKE
     assert result.err.startswith("Traceback")

@@ -194,9 +194,12 @@ def main(arguments: list[str] | None = None) -> None:
         # A name or a formula that the terminal's encoding lacks is no reason to fail.
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    if "--debug" in given:  # behind a command it means the same
+        given = ["--debug", *(argument for argument in given if argument != "--debug")]
     with warnings.catch_warnings():
         warnings.showwarning = show_warning
-        sys.exit(guarded(lambda: app(arguments, prog_name="optforge")))
+        sys.exit(guarded(lambda: app(given, prog_name="optforge")))
 
 
 def show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
