@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from . import helpers
@@ -295,7 +295,7 @@ class Source:
         printer = Printer(F64, lambda e: scope.of[e], self.helper, f"&{failed}")
         lines = [f"const {self.c_type(let)} {scope.of[let.ref]} = {printer(let.expr)};" for let in lets]
         parameters = [f"{self.prefix}_scalars *{out}", *(f"double {scope.of[e]}" for e in states)]
-        arguments = ["&own", *(f"*x->{self.fields.of[e.value]}" for e in states if isinstance(e.value, Hashable))]
+        arguments = ["&own", *(f"*x->{self.fields.of[str(e.value)]}" for e in states)]
         return {
             "parameters": ", ".join(parameters),
             "arguments": ", ".join(arguments),
