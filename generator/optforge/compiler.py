@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -140,7 +140,7 @@ def library(files: Mapping[str, str]) -> Path:
         return private(compiler, files, key, problem)
 
 
-def digest(parts: Iterator[bytes]) -> str:
+def digest(parts: Iterable[bytes]) -> str:
     """SHA-256 over byte strings, each with its length."""
     total = hashlib.sha256()
     for part in parts:
@@ -181,7 +181,7 @@ def intact(target: Path, key: str) -> bool:
     """Whether the library is there, whole, and of this key."""
     try:
         seal = target.with_suffix(".sha256").read_text()
-        return seal == digest(iter([key.encode(), target.read_bytes()]))
+        return seal == digest([key.encode(), target.read_bytes()])
     except (OSError, UnicodeDecodeError):
         return False
 
@@ -189,7 +189,7 @@ def intact(target: Path, key: str) -> bool:
 def publish(built: Path, target: Path, key: str) -> None:
     """Move a library into the cache, and then its seal, each complete or not at all."""
     seal = built.with_suffix(".sha256")
-    seal.write_text(digest(iter([key.encode(), built.read_bytes()])))
+    seal.write_text(digest([key.encode(), built.read_bytes()]))
     for path, place in ((built, target), (seal, target.with_suffix(".sha256"))):
         with path.open("rb+") as file:
             os.fsync(file.fileno())

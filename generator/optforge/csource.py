@@ -90,9 +90,10 @@ class Source:
         self.helpers: dict[str, str] = {}
         self.let = {let.id: let for let in (*kernel.step_scalars, *kernel.tensor_scalars, *self.phase.lets)}
 
-        self.hyper = Names({f"{prefix}_{macro}" for macro in ("API", "INLINE", "RESTRICT", "H")})
+        macros = {f"{prefix}_{macro}" for macro in ("API", "INLINE", "RESTRICT", "H")}
+        self.hyper = Names(macros)
         self.hyper.enter((name, name) for name, _ in kernel.hyperparameters)
-        self.fields = Names({f"{prefix}_{macro}" for macro in ("API", "INLINE", "RESTRICT", "H")})
+        self.fields = Names(macros)
         self.fields.enter((name, name) for name in ["p", "g", *(state.name for state in kernel.state)])
         self.size = self.fields.own("n")
 
@@ -158,7 +159,7 @@ class Source:
             "helpers": list(self.helpers.values()),
             "roots": [
                 dtype
-                for dtype in dict.fromkeys([*self.dtypes])
+                for dtype in self.dtypes
                 if any(e.op == "sqrt" and not e.type.uniform for let in self.phase.lets for e in let.expr.walk())
             ],
         }
@@ -244,7 +245,7 @@ class Source:
         scope.enter((let.ref, let.name) for let in lets)
         hyper, steps, out, failed = (scope.own(name) for name in ("h", "step", "s", "failed"))
         printer = Printer(F64, lambda e: scope.of[e], self.helper, f"&{failed}")
-        lines = [f"const {self.c_type(let)} {scope.of[let.ref]} = {printer(let.expr)};" for let in lets]
+        lines = [f"const {self.c_type(let.expr)} {scope.of[let.ref]} = {printer(let.expr)};" for let in lets]
         asserted = [
             {"condition": printer(assertion.condition), "status": name}
             for assertion, (name, _) in zip(self.kernel.asserts, asserts, strict=True)
@@ -262,7 +263,7 @@ class Source:
             reads.append(f"(void){hyper};")
         struct = f"{self.prefix}_scalars"
         return {
-            "fields": [f"{self.c_type_of(e)} {self.scalars.of[e]}" for e in fields],
+            "fields": [f"{self.c_type(e)} {self.scalars.of[e]}" for e in fields],
             "hyper": hyper,
             "steps": steps,
             "failed": failed,
@@ -293,7 +294,7 @@ class Source:
         scope.enter((let.ref, let.name) for let in lets)
         out, failed = scope.own("s"), scope.own("failed")
         printer = Printer(F64, lambda e: scope.of[e], self.helper, f"&{failed}")
-        lines = [f"const {self.c_type(let)} {scope.of[let.ref]} = {printer(let.expr)};" for let in lets]
+        lines = [f"const {self.c_type(let.expr)} {scope.of[let.ref]} = {printer(let.expr)};" for let in lets]
         parameters = [f"{self.prefix}_scalars *{out}", *(f"double {scope.of[e]}" for e in states)]
         arguments = ["&own", *(f"*x->{self.fields.of[str(e.value)]}" for e in states)]
         return {
@@ -302,7 +303,7 @@ class Source:
             "failed": failed,
             "can_fail": any(f"&{failed}" in line for line in lines),
             "reads": [
-                f"const {self.c_type_of(e)} {scope.of[e]} = {out}->{self.scalars.of[e]};"
+                f"const {self.c_type(e)} {scope.of[e]} = {out}->{self.scalars.of[e]};"
                 for e in inputs
                 if e in self.early
             ],
@@ -311,13 +312,9 @@ class Source:
         }
 
     @staticmethod
-    def c_type(let: Let) -> str:
-        """The C type of a scalar binding."""
-        return "int" if let.expr.type is Type.CONDITION else "double"
-
-    def c_type_of(self, leaf: Expr) -> str:
-        """The C type of a scalar that is read."""
-        return "int" if leaf.type is Type.CONDITION else "double"
+    def c_type(scalar: Expr) -> str:
+        """The C type of a scalar."""
+        return "int" if scalar.type is Type.CONDITION else "double"
 
     # ── elements ────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from .dtypes import F64, DType
-from .functions import FUNCTIONS
+from .functions import FUNCTIONS, RAISES
 from .ir import Expr, Type
 
 # How tightly C binds, loosest first.
@@ -25,7 +25,6 @@ INFIX = {
     "and": ("&&", AND),
     "or": ("||", OR),
 }
-RAISES = frozenset({"div", "mod", "pow", *(f.name for f in FUNCTIONS.values() if f.raises)})
 
 
 class Printer:

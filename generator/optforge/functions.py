@@ -134,6 +134,9 @@ FUNCTIONS: dict[str, Function] = {
     )
 }
 
+# Operations on scalars that end a step with an error where Python would raise.
+RAISES = frozenset({"div", "mod", "pow", *(function.name for function in FUNCTIONS.values() if function.raises)})
+
 
 def where(mask: Any, a: Any, b: Any, dtype: Any = None) -> Any:
     """Choose `a` where the mask holds, `b` elsewhere, element by element.

@@ -104,7 +104,12 @@ class Rule:
     @functools.cached_property
     def function(self) -> Callable[..., Any]:
         """The rule as plain Python on NumPy arrays."""
-        return plain_python(self.definition, lambda given: {**self.settings(given)[0], **self.settings(given)[1]})
+
+        def settings(given: Mapping[str, object]) -> dict[str, Any]:
+            hyperparameters, options = self.settings(given)
+            return {**hyperparameters, **options}
+
+        return plain_python(self.definition, settings)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """`function(*args, **kwargs)`."""

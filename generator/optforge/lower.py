@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+from .functions import RAISES
 from .ir import Expr, Kernel, Let, Phase, Program, Type
 
 LONGEST_NAME = 40
@@ -161,7 +162,7 @@ def nothing(kind: Type) -> Expr:
 
 def may_raise(expr: Expr) -> bool:
     """Whether evaluating the scalar can end the step with an error."""
-    return any(e.op in ("div", "mod", "pow", "sqrt", "exp", "log") for e in expr.walk())
+    return any(e.op in RAISES for e in expr.walk())
 
 
 NUMBERS = {0.0: "zero", 0.5: "half", 1.0: "one", 2.0: "two", 3.0: "three", 4.0: "four", 10.0: "ten"}

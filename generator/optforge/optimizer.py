@@ -9,8 +9,9 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from . import rules, targets
+from . import targets
 from .arrays import Ranges, address, gradient, is_array, kind, parameter, pointer
+from .catalogue import BUILT_IN
 from .diagnostics import NotSupportedYet, UsageError, nearest
 from .functions import Array
 from .language import Rule, real
@@ -424,10 +425,10 @@ def named_rule(rule: Rule | str) -> Rule:
         return rule
     if not isinstance(rule, str):
         raise TypeError(f"a rule is made by @rule, or is the name of a built-in one, not {kind(rule)}")
-    if rule not in rules:  # type: ignore[operator]  # the package stands as a mapping
-        listed = f"; there are {', '.join(rules)}"  # type: ignore[arg-type]
-        raise UsageError(f"there is no rule {rule!r}{nearest(rule, rules) or listed}")  # type: ignore[arg-type]
-    return rules[rule]  # type: ignore[index,no-any-return]
+    if rule not in BUILT_IN:
+        listed = f"; there are {', '.join(BUILT_IN)}"
+        raise UsageError(f"there is no rule {rule!r}{nearest(rule, BUILT_IN) or listed}")
+    return BUILT_IN[rule]
 
 
 def structured(params: Any) -> Any:

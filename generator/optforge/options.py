@@ -34,8 +34,9 @@ def choices(definition: Definition) -> dict[str, tuple[bool | str, ...]]:
 def choose(definition: Definition, chosen: Mapping[str, object]) -> dict[str, bool | str]:
     """All options with the chosen values, checked."""
     options = dict(definition.options)
+    accepted = choices(definition) if chosen else {}
     for name, value in chosen.items():
-        allowed = choices(definition)[name]
+        allowed = accepted[name]
         if getattr(getattr(value, "dtype", None), "kind", "") == "b":  # NumPy's truth values
             value = bool(value)
         if type(value) is not type(options[name]) or value not in allowed:

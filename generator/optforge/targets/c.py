@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 __all__ = ["CEngine", "CTarget", "engine", "render"]
 
+ENDINGS = (".h", ".c")  # of the files that it emits
+
 forked = False  # OpenMP's threads do not survive a fork: a child runs its steps on one
 
 
