@@ -45,6 +45,9 @@ def branches(p, g, *, t, lr=0.1):
     rho = t - 4
     rate = lr * sqrt(rho) if rho > 0 else lr
     p = (p - rate * g / (rho % 3)) if rho > 0 else (p - rate * g)
+    # At the first step 1 / (t - 1) has no value, and nothing asks for it, however deep it stands.
+    p = ((p - lr * (1 / (t - 1)) * g) if t < 9 else (p + log(t - 1) * g)) if t > 1 else p
+    p = p if t == 1 else (p - lr / (t - 1) * g)
     return p
 
 
