@@ -28,6 +28,7 @@
 
 #include <float.h>
 #include <math.h>
+#include <string.h>
 #ifdef _OPENMP
 #include <omp.h>
 #endif
@@ -76,9 +77,22 @@ extern "C" double sqrt(double) noexcept __attribute__((const));
 #endif
 
 enum {
-    adam_BLOCK_SIZE = 32,      /* elements of a loop with a constant count, which vectorises at -O2 */
-    adam_LEAF_SIZE = 1024,     /* elements that stay on one thread */
+    adam_LANES = 32,           /* elements of a loop with a constant count, which vectorises at -O2 */
+    adam_LEAF = 1024,          /* elements that are added up lane by lane */
+    adam_CHUNK = 32768,        /* elements that stay on one thread: 32 leaves */
     adam_THREAD_SIZE = 65536   /* elements per thread below which waking another one does not pay */
+};
+
+enum { /* what the passes add up, each for every chunk, every tensor and all of them */
+    adam_SUM_scanned_grad_squares,
+    adam_SUM_scanned_grad_squares_nan,
+    adam_SUM_scanned_grad_squares_inf,
+    adam_SUM_grad_squares,
+    adam_SUM_param_squares,
+    adam_SUM_update_squares,
+    adam_SUM_grad_squares_nan,
+    adam_SUM_grad_squares_inf,
+    adam_SUMS
 };
 
 const char *adam_strerror(int status)
@@ -100,8 +114,16 @@ const char *adam_strerror(int status)
         return "a hyperparameter is NaN";
     case adam_ERROR_SCALAR:
         return "a scalar has no value: division by zero, overflow, root of a negative number";
+    case adam_ERROR_GRAD_SCALE:
+        return "grad_scale is not a positive number with a finite inverse";
+    case adam_ERROR_WORKSPACE:
+        return "the workspace is too small, or not aligned to doubles";
+    case adam_ERROR_PART:
+        return "a part is not in its tensor, or does not begin and end between chunks";
     case adam_ERROR_ASSERT:
         return "the hyperparameters break: 0 <= beta1 < 1 and 0 <= beta2 < 1 and eps > 0";
+    case adam_SKIPPED:
+        return "a gradient is NaN or infinite, so nothing was changed, and t does not advance";
     default:
         return "unknown status";
     }
@@ -114,6 +136,12 @@ void adam_hyper_init(adam_hyper *h)
     h->beta2 = 0.999;
     h->eps = 1e-6;
     h->lam = 0.99999999;
+}
+
+void adam_options_init(adam_options *o)
+{
+    memset(o, 0, sizeof *o);
+    o->grad_scale = 1.0;
 }
 
 /* The library's pow, which no compiler may fold or rewrite; failed where Python raises or turns complex. */
@@ -129,6 +157,7 @@ static double adam_power(double a, double b, int *failed)
 
 /* What is the same for every element, in double. */
 typedef struct adam_scalars {
+    double unscale;
     double beta1_t;
     double one_minus_beta1_t;
     double beta2;
@@ -140,7 +169,7 @@ typedef struct adam_scalars {
 } adam_scalars;
 
 /* Checks the hyperparameters and computes what depends on them and on t alone. */
-static int adam_begin_step(adam_scalars *s, const adam_hyper *h, uint64_t step)
+static int adam_begin_step(adam_scalars *s, const adam_hyper *h, uint64_t step, double unscale)
 {
     const double lr = h->lr;
     const double beta1 = h->beta1;
@@ -163,6 +192,7 @@ static int adam_begin_step(adam_scalars *s, const adam_hyper *h, uint64_t step)
     const double one_minus_beta1_pow_t = 1.0 - adam_power(beta1, t, &failed);
     const double one_minus_beta2_pow_t = 1.0 - adam_power(beta2, t, &failed);
 
+    s->unscale = unscale;
     s->beta1_t = beta1_t;
     s->one_minus_beta1_t = one_minus_beta1_t;
     s->beta2 = beta2;
@@ -174,19 +204,227 @@ static int adam_begin_step(adam_scalars *s, const adam_hyper *h, uint64_t step)
     return failed ? adam_ERROR_SCALAR : adam_OK;
 }
 
-/* Elements are dealt out to threads in leaves, so that one large tensor and many small ones are shared alike. */
-static uint64_t adam_leaves(size_t n)
+/* What is added up is added up in one fixed order, whatever threads there are: 32 lanes, leaf by leaf, chunk by chunk,
+ * and the sums of chunks and of tensors in the same way. */
+
+/* Folds 32 lanes into the sum of them. */
+static double adam_fold_sum(double *lanes)
 {
-    return n / adam_LEAF_SIZE + (n % adam_LEAF_SIZE != 0);
+    for (size_t j = 0; j < 16; j++)
+        lanes[j] = lanes[j] + lanes[j + 16];
+    for (size_t j = 0; j < 8; j++)
+        lanes[j] = lanes[j] + lanes[j + 8];
+    for (size_t j = 0; j < 4; j++)
+        lanes[j] = lanes[j] + lanes[j + 4];
+    for (size_t j = 0; j < 2; j++)
+        lanes[j] = lanes[j] + lanes[j + 2];
+    return lanes[0] + lanes[1];
+}
+
+/* The sum of the leaves of a chunk; those that are missing count 0. */
+static double adam_leaves_sum(double *leaves, size_t n)
+{
+    if (n <= 1)
+        return n == 1 ? leaves[0] : 0.0;
+    for (size_t j = n; j < adam_LANES; j++)
+        leaves[j] = 0.0;
+    return adam_fold_sum(leaves);
+}
+
+/* The sum of the sums of chunks, or of tensors: n values, or chunks of them where they are too many. */
+static double adam_many_sum(const double *values, size_t n, int chunked)
+{
+    const size_t stride = chunked ? adam_CHUNK : 1;
+    const size_t nodes = n / stride + (n % stride != 0);
+    double leaves[adam_LANES];
+
+    if (nodes > adam_CHUNK)
+        return adam_many_sum(values, n, 1);
+    for (size_t i = 0; i < nodes; i += adam_LEAF) {
+        const size_t stop = nodes - i < adam_LEAF ? nodes : i + adam_LEAF;
+        double lanes[adam_LANES] = {0.0};
+
+        for (size_t j = i; j < stop; j++) {
+            const size_t rest = n - j * stride;
+            const double value = chunked ? adam_many_sum(values + j * stride, rest < stride ? rest : stride, 0) : values[j];
+
+            lanes[j % adam_LANES] = lanes[j % adam_LANES] + value;
+        }
+        leaves[i / adam_LEAF] = adam_fold_sum(lanes);
+    }
+    return adam_leaves_sum(leaves, nodes / adam_LEAF + (nodes % adam_LEAF != 0));
+}
+
+static double adam_tree_sum(const double *values, size_t n)
+{
+    return n > 1 ? adam_many_sum(values, n, 0) : n == 1 ? values[0] : 0.0;
+}
+
+static size_t adam_chunks(uint64_t n)
+{
+    return (size_t)(n / adam_CHUNK + (n % adam_CHUNK != 0));
+}
+
+size_t adam_workspace_size(uint64_t elements, size_t count)
+{
+    const size_t chunks = (size_t)(elements / adam_CHUNK) + count;
+
+    return sizeof(double) * (3 + count + adam_SUMS * (1 + count + chunks));
+}
+
+/* Where the sums of a phase begin. */
+static size_t adam_first_sum(int phase)
+{
+    static const size_t firsts[] = {0, 3, 8};
+
+    return firsts[phase];
+}
+
+/* Where those begin that only statistics and skip_nonfinite ask for. */
+static size_t adam_first_observed(int phase)
+{
+    static const size_t firsts[] = {0, 3};
+
+    return firsts[phase];
+}
+
+double *adam_partials(void *workspace, int phase, size_t *number)
+{
+    double *const space = (double *)workspace;
+    const size_t tensors = (size_t)space[0], chunks = (size_t)space[1];
+
+    if (phase < 0 || phase >= adam_PHASES - 1) {
+        *number = 0;
+        return space;
+    }
+    *number = (adam_first_sum(phase + 1) - adam_first_sum(phase)) * chunks;
+    return space + 3 + tensors + adam_SUMS * (1 + tensors) + adam_first_sum(phase) * chunks;
+}
+
+/* Whether part k lies in its tensor, between chunks. */
+static int adam_check_part(const adam_whole *whole, size_t k, size_t n)
+{
+    const adam_part *part = &whole->parts[k];
+
+    if (part->tensor >= whole->count || part->begin % adam_CHUNK != 0)
+        return adam_ERROR_PART;
+    if (part->begin > whole->sizes[part->tensor] || n > whole->sizes[part->tensor] - part->begin)
+        return adam_ERROR_PART;
+    if (n % adam_CHUNK != 0 && part->begin + n != whole->sizes[part->tensor])
+        return adam_ERROR_PART;
+    return adam_OK;
+}
+
+/* Where share k of a number of elements begins. */
+static uint64_t adam_split(uint64_t all, uint64_t k, uint64_t parts)
+{
+    return all / parts * k + all % parts * k / parts;
+}
+
+/* The norms of one tensor, or of all, from the sums of squares. */
+static void adam_tell(adam_stats *stats, const double *sums, size_t stride, int skipped)
+{
+    stats->skipped = (uint64_t)skipped;
+    stats->update_norm = 0.0;
+    stats->max_update_ratio = 0.0;
+    if (skipped) {
+        stats->grad_norm = sqrt(sums[adam_SUM_scanned_grad_squares * stride]);
+        stats->nan = (uint64_t)sums[adam_SUM_scanned_grad_squares_nan * stride];
+        stats->inf = (uint64_t)sums[adam_SUM_scanned_grad_squares_inf * stride];
+        stats->clipped_grad_norm = stats->param_norm = NAN;
+        return;
+    }
+    stats->grad_norm = sqrt(sums[adam_SUM_grad_squares * stride]);
+    stats->nan = (uint64_t)sums[adam_SUM_grad_squares_nan * stride];
+    stats->inf = (uint64_t)sums[adam_SUM_grad_squares_inf * stride];
+    stats->clipped_grad_norm = sqrt(sums[adam_SUM_grad_squares * stride]);
+    stats->param_norm = sqrt(sums[adam_SUM_param_squares * stride]);
+    stats->update_norm = sqrt(sums[adam_SUM_update_squares * stride]);
+    if (stats->update_norm != 0.0)
+        stats->max_update_ratio = stats->update_norm / stats->param_norm;
 }
 
 /* ---- float ---- */
 
-/* The rule, for n neighbouring elements. */
-adam_INLINE void adam_elements_f32(const adam_scalars *s, size_t n, float *adam_RESTRICT p_,
-                                   const float *adam_RESTRICT g_, float *adam_RESTRICT m_,
-                                   float *adam_RESTRICT v_)
+/* A step under way. */
+typedef struct adam_work_f32 {
+    const adam_tensor_f32 *list;
+    size_t count;
+    uint64_t elements;
+    const adam_options *options;
+    int observe; /* whether statistics are wanted */
+    int skipped;
+    size_t tensors, chunks; /* whole ones, of which the list may have parts */
+    double *first;          /* the first chunk of each tensor among all chunks, and the end of the last */
+    double *totals, *tensor_sums, *sums; /* of all tensors, of each tensor, of each chunk */
+    adam_scalars s;
+} adam_work_f32;
+
+/* Counts NaN and infinity among gradients. */
+static void adam_count_f32(const adam_scalars *s, const float *g, size_t n, double *nan, double *inf)
 {
+    const float unscale = (float)s->unscale;
+
+    for (size_t i = 0; i < n; i++) {
+        const float x = g[i] * unscale;
+
+        *nan += x != x;
+        *inf += x == x && x - x != 0.0f;
+    }
+}
+
+/* Looks at gradients before anything is written, for n neighbouring elements; what it adds up goes into 32 lanes each. */
+adam_INLINE void adam_scan_f32(const adam_scalars *s, int observe, size_t n, const float *adam_RESTRICT g_,
+                               double *adam_RESTRICT scanned_grad_squares)
+{
+    const float unscale = (float)s->unscale;
+
+    for (size_t i = 0; i < n; i++) {
+        float g = g_[i];
+
+        g = g * unscale;
+        if (observe) scanned_grad_squares[i] += (double)g * (double)g;
+    }
+}
+
+/* Looks at gradients before anything is written, for elements [begin, end) of a tensor, one chunk at most. */
+adam_INLINE void adam_scan_chunk_f32(const adam_scalars *s, int observe, const adam_tensor_f32 *x,
+                                     size_t begin, size_t end, double *sums, size_t stride)
+{
+    size_t i = begin;
+    double leaves[3][adam_LANES];
+    size_t leaf = 0;
+
+    for (; i < end; leaf++) {
+        const size_t start = i;
+        const size_t stop = end - i < adam_LEAF ? end : i + adam_LEAF;
+        double lanes[1][adam_LANES] = {{0.0}};
+
+        for (; stop - i >= adam_LANES; i += adam_LANES)
+            adam_scan_f32(s, observe, adam_LANES, x->g + i, lanes[0]);
+        adam_scan_f32(s, observe, stop - i, x->g + i, lanes[0]);
+        i = stop;
+        if (observe) {
+            leaves[0][leaf] = adam_fold_sum(lanes[0]);
+            leaves[1][leaf] = leaves[2][leaf] = 0.0;
+            if (leaves[0][leaf] - leaves[0][leaf] != 0.0)
+                adam_count_f32(s, x->g + start, stop - start, &leaves[1][leaf], &leaves[2][leaf]);
+        }
+    }
+    if (observe) {
+        sums[0 * stride] = adam_leaves_sum(leaves[0], leaf);
+        sums[1 * stride] = adam_leaves_sum(leaves[1], leaf);
+        sums[2 * stride] = adam_leaves_sum(leaves[2], leaf);
+    }
+}
+
+/* The rule, for n neighbouring elements; what it adds up goes into 32 lanes each. */
+adam_INLINE void adam_elements_f32(const adam_scalars *s, int observe, size_t n, float *adam_RESTRICT p_,
+                                   const float *adam_RESTRICT g_, float *adam_RESTRICT m_,
+                                   float *adam_RESTRICT v_, double *adam_RESTRICT grad_squares,
+                                   double *adam_RESTRICT param_squares, double *adam_RESTRICT update_squares)
+{
+    const float unscale = (float)s->unscale;
     const float beta1_t = (float)s->beta1_t;
     const float one_minus_beta1_t = (float)s->one_minus_beta1_t;
     const float beta2 = (float)s->beta2;
@@ -198,13 +436,19 @@ adam_INLINE void adam_elements_f32(const adam_scalars *s, size_t n, float *adam_
 
     for (size_t i = 0; i < n; i++) {
         float p = p_[i];
-        const float g = g_[i];
+        float g = g_[i];
         float m = m_[i];
         float v = v_[i];
 
+        const float old_p = p;
+        g = g * unscale;
+        if (observe) grad_squares[i] += (double)g * (double)g;
         m = beta1_t * m + one_minus_beta1_t * g;
         v = beta2 * v + one_minus_beta2 * (g * g);
         p = p - lr * m / one_minus_beta1_pow_t / (sqrtf(v / one_minus_beta2_pow_t) + eps);
+        if (observe) param_squares[i] += (double)p * (double)p;
+        const float change = p - old_p;
+        if (observe) update_squares[i] += (double)change * (double)change;
 
         p_[i] = p;
         m_[i] = m;
@@ -212,34 +456,145 @@ adam_INLINE void adam_elements_f32(const adam_scalars *s, size_t n, float *adam_
     }
 }
 
-/* Elements [begin, end) of a tensor. */
-static void adam_range_f32(const adam_scalars *s, const adam_tensor_f32 *x, size_t begin, size_t end)
+/* The rule, for elements [begin, end) of a tensor, one chunk at most. */
+adam_INLINE void adam_elements_chunk_f32(const adam_scalars *s, int observe, int zero,
+                                         const adam_tensor_f32 *x, size_t begin, size_t end, double *sums,
+                                         size_t stride)
 {
     size_t i = begin;
+    double leaves[5][adam_LANES];
+    size_t leaf = 0;
 
-    for (; end - i >= adam_BLOCK_SIZE; i += adam_BLOCK_SIZE)
-        adam_elements_f32(s, adam_BLOCK_SIZE, x->p + i, x->g + i, x->m + i, x->v + i);
-    adam_elements_f32(s, end - i, x->p + i, x->g + i, x->m + i, x->v + i);
+    for (; i < end; leaf++) {
+        const size_t start = i;
+        const size_t stop = end - i < adam_LEAF ? end : i + adam_LEAF;
+        double lanes[3][adam_LANES] = {{0.0}};
+
+        for (; stop - i >= adam_LANES; i += adam_LANES)
+            adam_elements_f32(s, observe, adam_LANES, x->p + i, x->g + i, x->m + i, x->v + i, lanes[0],
+                              lanes[1], lanes[2]);
+        adam_elements_f32(s, observe, stop - i, x->p + i, x->g + i, x->m + i, x->v + i, lanes[0], lanes[1],
+                          lanes[2]);
+        i = stop;
+        if (observe) {
+            leaves[0][leaf] = adam_fold_sum(lanes[0]);
+            leaves[1][leaf] = adam_fold_sum(lanes[1]);
+            leaves[2][leaf] = adam_fold_sum(lanes[2]);
+            leaves[3][leaf] = leaves[4][leaf] = 0.0;
+            if (leaves[0][leaf] - leaves[0][leaf] != 0.0)
+                adam_count_f32(s, x->g + start, stop - start, &leaves[3][leaf], &leaves[4][leaf]);
+        }
+        if (zero)
+            memset((float *)x->g + start, 0, (stop - start) * sizeof(float));
+    }
+    if (observe) {
+        sums[0 * stride] = adam_leaves_sum(leaves[0], leaf);
+        sums[1 * stride] = adam_leaves_sum(leaves[1], leaf);
+        sums[2 * stride] = adam_leaves_sum(leaves[2], leaf);
+        sums[3 * stride] = adam_leaves_sum(leaves[3], leaf);
+        sums[4 * stride] = adam_leaves_sum(leaves[4], leaf);
+    }
 }
 
-/* Leaves [first, last) of all tensors together. */
-static void adam_share_f32(const adam_scalars *s, const adam_tensor_f32 *tensors, size_t count, uint64_t first,
-                           uint64_t last)
+/* One chunk of a phase; its sums go to sums[0], sums[stride] and so on. */
+static void adam_chunk_f32(const adam_work_f32 *w, const adam_scalars *s, int phase, const adam_tensor_f32 *x,
+                           size_t begin, size_t end, double *sums)
 {
-    uint64_t leaf = 0; /* the first of the tensor */
-
-    for (size_t k = 0; k < count && leaf < last; k++) {
-        const adam_tensor_f32 *x = &tensors[k];
-        const uint64_t leaves = adam_leaves(x->n);
-
-        if (leaf + leaves > first) {
-            const size_t begin = first > leaf ? (size_t)(first - leaf) * adam_LEAF_SIZE : 0;
-            const size_t end = last - leaf < leaves ? (size_t)(last - leaf) * adam_LEAF_SIZE : x->n;
-
-            adam_range_f32(s, x, begin, end);
-        }
-        leaf += leaves;
+    if (phase == 0) {
+        adam_scan_chunk_f32(s, 1, x, begin, end, sums, w->chunks);
     }
+    if (phase == 1) {
+        if (w->observe)
+            adam_elements_chunk_f32(s, 1, w->options->zero_grads, x, begin, end, sums, w->chunks);
+        else
+            adam_elements_chunk_f32(s, 0, w->options->zero_grads, x, begin, end, sums, w->chunks);
+    }
+}
+
+/* Thread k's share of a phase. Threads share elements, so that one large tensor and many small ones are dealt alike. */
+static void adam_share_f32(const adam_work_f32 *w, int phase, uint64_t k, uint64_t all)
+{
+    const uint64_t first = adam_split(w->elements, k, all), last = adam_split(w->elements, k + 1, all);
+    const adam_whole *parted = w->options->whole;
+    uint64_t offset = 0; /* of the tensor */
+
+    for (size_t j = 0; j < w->count && offset < last; offset += w->list[j++].n) {
+        const adam_tensor_f32 *x = &w->list[j];
+        const size_t n = x->n;
+        size_t begin = 0, end = n;
+
+        if (n == 0 || offset + n <= first)
+            continue;
+        if (offset < first)
+            begin = (size_t)(first - offset) / adam_CHUNK * adam_CHUNK;
+        if (last - offset < n)
+            end = (size_t)(last - offset) / adam_CHUNK * adam_CHUNK;
+        if (w->skipped) {
+            if (w->options->zero_grads && begin < end)
+                memset((float *)x->g + begin, 0, (end - begin) * sizeof(float));
+        } else if (begin < end) {
+            const size_t whole = parted != NULL ? parted->parts[j].tensor : j;
+            const size_t before = parted != NULL ? parted->parts[j].begin / adam_CHUNK : 0;
+            const size_t chunk = w->sums != NULL ? (size_t)w->first[whole] + before : 0;
+            const adam_scalars *s = &w->s;
+
+            for (size_t c = begin; c < end; c += adam_CHUNK)
+                adam_chunk_f32(w, s, phase, x, c, end - c < adam_CHUNK ? end : c + adam_CHUNK,
+                               w->sums != NULL ? w->sums + adam_first_sum(phase) * w->chunks + chunk + c / adam_CHUNK : NULL);
+        }
+    }
+}
+
+/* Computes what depends on the totals of all phases before one. */
+static void adam_know_f32(adam_work_f32 *w, int phase)
+{
+    if (phase == 1)
+        w->skipped = w->options->skip_nonfinite && w->totals[adam_SUM_scanned_grad_squares_nan] + w->totals[adam_SUM_scanned_grad_squares_inf] > 0.0;
+}
+
+/* The sums that a phase has made: from adam_first_sum(phase) to here. */
+static size_t adam_last_sum_f32(const adam_work_f32 *w, int phase)
+{
+    const int observed = w->observe || (phase == 0 && w->options->skip_nonfinite);
+
+    if (w->sums == NULL || w->skipped)
+        return 0;
+    return observed ? adam_first_sum(phase + 1) : adam_first_observed(phase);
+}
+
+/* Adds up what a phase left for the chunks of each tensor: thread k's share of the tensors. */
+static void adam_fold_tensors_f32(const adam_work_f32 *w, int phase, uint64_t k, uint64_t all)
+{
+    const size_t begin = (size_t)adam_split(w->tensors, k, all);
+    const size_t end = (size_t)adam_split(w->tensors, k + 1, all);
+    const size_t last = adam_last_sum_f32(w, phase);
+
+    for (size_t slot = adam_first_sum(phase); slot < last; slot++) {
+        double *own = w->tensor_sums + slot * w->tensors;
+        const double *sums = w->sums + slot * w->chunks;
+
+        for (size_t j = begin; j < end; j++) {
+            const size_t chunk = (size_t)w->first[j], number = (size_t)w->first[j + 1] - chunk;
+
+            own[j] = adam_tree_sum(sums + chunk, number);
+        }
+    }
+    if (w->options->tensor_stats != NULL && phase == adam_PHASES - 2 && !w->skipped)
+        for (size_t j = begin; j < end; j++)
+            adam_tell(&w->options->tensor_stats[j], w->tensor_sums + j, w->tensors, 0);
+}
+
+/* Adds up the tensors' sums behind a phase, and goes on from there. */
+static void adam_fold_all_f32(adam_work_f32 *w, int phase)
+{
+    const size_t last = adam_last_sum_f32(w, phase);
+
+    for (size_t slot = adam_first_sum(phase); slot < last; slot++) {
+        const double *own = w->tensor_sums + slot * w->tensors;
+
+        w->totals[slot] = adam_tree_sum(own, w->tensors);
+    }
+    adam_know_f32(w, phase + 1);
 }
 
 /* Whether a tensor's arrays are there, aligned, and apart from each other. */
@@ -266,25 +621,88 @@ static int adam_check_tensor_f32(const adam_tensor_f32 *x)
     return adam_OK;
 }
 
-/* All checks of a step; computes its scalars and its work. */
-static int adam_prepare_f32(adam_scalars *s, const adam_hyper *h, uint64_t t, const adam_tensor_f32 *tensors,
-                            size_t count, uint64_t *leaves, uint64_t *elements)
+/* Whether all arguments of a step are in order, but for the workspace; computes its first scalars. */
+static int adam_check_list_f32(adam_work_f32 *w, const adam_hyper *h, uint64_t t)
 {
+    const adam_options *o = w->options;
     int status;
 
-    if (h == NULL || (tensors == NULL && count > 0))
+    if (h == NULL || (w->list == NULL && w->count > 0))
         return adam_ERROR_NULL;
-    status = adam_begin_step(s, h, t);
-    *leaves = 0;
-    *elements = 0;
-    for (size_t k = 0; k < count && status == adam_OK; k++) {
-        const adam_tensor_f32 *x = &tensors[k];
+    if (!(o->grad_scale > 0.0 && 1.0 / o->grad_scale > 0.0 && 1.0 / o->grad_scale - 1.0 / o->grad_scale == 0.0))
+        return adam_ERROR_GRAD_SCALE;
+    if (o->whole != NULL && (o->whole->sizes == NULL || o->whole->parts == NULL))
+        return adam_ERROR_NULL;
+    status = adam_begin_step(&w->s, h, t, 1.0 / o->grad_scale);
+    w->elements = 0;
+    for (size_t k = 0; k < w->count && status == adam_OK; k++) {
+        const adam_tensor_f32 *x = &w->list[k];
 
-        status = adam_check_tensor_f32(x);
-        *leaves += adam_leaves(x->n);
-        *elements += x->n;
+        status = o->checked ? adam_OK : adam_check_tensor_f32(x);
+        if (status == adam_OK && o->whole != NULL)
+            status = adam_check_part(o->whole, k, x->n);
+        w->elements += x->n;
     }
     return status;
+}
+
+/* All checks of a step; lays out its workspace. */
+static int adam_prepare_f32(adam_work_f32 *w, const adam_hyper *h, uint64_t t)
+{
+    const adam_options *o = w->options;
+    const int status = adam_check_list_f32(w, h, t);
+    double *space = (double *)o->workspace;
+    uint64_t elements = 0, chunks = 0;
+
+    w->observe = o->stats != NULL || o->tensor_stats != NULL;
+    w->skipped = 0;
+    w->tensors = o->whole != NULL ? o->whole->count : w->count;
+    w->first = w->totals = w->tensor_sums = w->sums = NULL;
+    if (status != adam_OK || !(w->observe || o->skip_nonfinite))
+        return status;
+    if (space == NULL)
+        return adam_ERROR_NULL;
+    for (size_t k = 0; k < w->tensors; k++)
+        elements += o->whole != NULL ? o->whole->sizes[k] : w->list[k].n;
+    if ((uintptr_t)space % sizeof(double) != 0 || o->workspace_size < adam_workspace_size(elements,
+        w->tensors))
+        return adam_ERROR_WORKSPACE;
+    w->first = space + 2;
+    for (size_t k = 0; k < w->tensors; k++) {
+        w->first[k] = (double)chunks;
+        chunks += adam_chunks(o->whole != NULL ? o->whole->sizes[k] : w->list[k].n);
+    }
+    w->first[w->tensors] = (double)chunks;
+    w->chunks = (size_t)chunks;
+    space[0] = (double)w->tensors;
+    space[1] = (double)chunks;
+    w->totals = w->first + w->tensors + 1;
+    w->tensor_sums = w->totals + adam_SUMS;
+    w->sums = w->tensor_sums + adam_SUMS * w->tensors;
+    return adam_OK;
+}
+
+/* Tells the statistics, when all elements of all tensors are done. */
+static void adam_finish_f32(const adam_work_f32 *w)
+{
+    const adam_options *o = w->options;
+
+    if (o->tensor_stats != NULL && w->skipped)
+        for (size_t k = 0; k < w->tensors; k++)
+            adam_tell(&o->tensor_stats[k], w->tensor_sums + k, w->tensors, 1);
+    if (o->stats != NULL) {
+        double largest = 0.0;
+
+        for (size_t k = 0; k < w->tensors && largest == largest; k++) { /* NaN stays */
+            adam_stats own;
+
+            adam_tell(&own, w->tensor_sums + k, w->tensors, w->skipped);
+            if (!(own.max_update_ratio <= largest))
+                largest = own.max_update_ratio;
+        }
+        adam_tell(o->stats, w->totals, 1, w->skipped);
+        o->stats->max_update_ratio = largest;
+    }
 }
 
 void adam_state_init_f32(const adam_tensor_f32 *tensor)
@@ -297,53 +715,167 @@ void adam_state_init_f32(const adam_tensor_f32 *tensor)
 
 int adam_check_f32(const adam_hyper *h, uint64_t t, const adam_tensor_f32 *tensors, size_t count)
 {
-    adam_scalars s;
-    uint64_t leaves, elements;
+    adam_work_f32 w;
+    adam_options o;
 
-    return adam_prepare_f32(&s, h, t, tensors, count, &leaves, &elements);
+    adam_options_init(&o);
+    w.list = tensors;
+    w.count = count;
+    w.options = &o;
+    return adam_check_list_f32(&w, h, t);
 }
 
-int adam_step_threads_f32(const adam_hyper *h, uint64_t t, const adam_tensor_f32 *tensors, size_t count,
-                          int threads)
+int adam_phases_f32(const adam_hyper *h, uint64_t t, const adam_tensor_f32 *tensors, size_t count,
+                    const adam_options *options, int first, int last)
 {
-    adam_scalars s;
-    uint64_t leaves, elements;
-    const int status = adam_prepare_f32(&s, h, t, tensors, count, &leaves, &elements);
+    const int passes = last < adam_PHASES ? last : adam_PHASES - 1;
+    adam_work_f32 w;
+    int status, threads;
 
+    if (options == NULL)
+        return adam_ERROR_NULL;
+    w.list = tensors;
+    w.count = count;
+    w.options = options;
+    status = adam_prepare_f32(&w, h, t);
     if (status != adam_OK)
         return status;
+    for (int phase = 1; phase < first; phase++)
+        adam_know_f32(&w, phase);
+    if (first > 0) {
+        adam_fold_tensors_f32(&w, first - 1, 0, 1);
+        adam_fold_all_f32(&w, first - 1);
+    }
+    if (first == 0 && !options->skip_nonfinite)
+        first = 1;
+    threads = options->threads;
 #ifdef _OPENMP
     if (threads <= 0)
         threads = omp_get_max_threads();
-    if ((uint64_t)threads > 1 + elements / adam_THREAD_SIZE)
-        threads = (int)(1 + elements / adam_THREAD_SIZE);
+    if ((uint64_t)threads > 1 + w.elements / adam_THREAD_SIZE)
+        threads = (int)(1 + w.elements / adam_THREAD_SIZE);
     if (threads > 1) {
 #pragma omp parallel num_threads(threads)
-        {
-            const uint64_t k = (uint64_t)omp_get_thread_num();
-            const uint64_t all = (uint64_t)omp_get_num_threads();
+        for (int phase = first; phase < passes; phase++) {
+            const uint64_t k = (uint64_t)omp_get_thread_num(), all = (uint64_t)omp_get_num_threads();
 
-            adam_share_f32(&s, tensors, count, leaves * k / all, leaves * (k + 1) / all);
+            adam_share_f32(&w, phase, k, all);
+            if (w.sums != NULL) {
+#pragma omp barrier
+                adam_fold_tensors_f32(&w, phase, k, all);
+#pragma omp barrier
+#pragma omp single
+                adam_fold_all_f32(&w, phase);
+            }
         }
     } else
 #endif
-        adam_share_f32(&s, tensors, count, 0, leaves);
+        for (int phase = first; phase < passes; phase++) {
+            adam_share_f32(&w, phase, 0, 1);
+            adam_fold_tensors_f32(&w, phase, 0, 1);
+            adam_fold_all_f32(&w, phase);
+        }
     (void)threads;
-    return adam_OK;
+    if (last >= adam_PHASES)
+        adam_finish_f32(&w);
+    return w.skipped ? adam_SKIPPED : adam_OK;
+}
+
+int adam_step_with_f32(const adam_hyper *h, uint64_t t, const adam_tensor_f32 *tensors, size_t count,
+                       const adam_options *options)
+{
+    return adam_phases_f32(h, t, tensors, count, options, 0, adam_PHASES);
 }
 
 int adam_step_f32(const adam_hyper *h, uint64_t t, const adam_tensor_f32 *tensors, size_t count)
 {
-    return adam_step_threads_f32(h, t, tensors, count, 0);
+    adam_options o;
+
+    adam_options_init(&o);
+    return adam_step_with_f32(h, t, tensors, count, &o);
 }
 
 /* ---- double ---- */
 
-/* The rule, for n neighbouring elements. */
-adam_INLINE void adam_elements_f64(const adam_scalars *s, size_t n, double *adam_RESTRICT p_,
-                                   const double *adam_RESTRICT g_, double *adam_RESTRICT m_,
-                                   double *adam_RESTRICT v_)
+/* A step under way. */
+typedef struct adam_work_f64 {
+    const adam_tensor_f64 *list;
+    size_t count;
+    uint64_t elements;
+    const adam_options *options;
+    int observe; /* whether statistics are wanted */
+    int skipped;
+    size_t tensors, chunks; /* whole ones, of which the list may have parts */
+    double *first;          /* the first chunk of each tensor among all chunks, and the end of the last */
+    double *totals, *tensor_sums, *sums; /* of all tensors, of each tensor, of each chunk */
+    adam_scalars s;
+} adam_work_f64;
+
+/* Counts NaN and infinity among gradients. */
+static void adam_count_f64(const adam_scalars *s, const double *g, size_t n, double *nan, double *inf)
 {
+    const double unscale = s->unscale;
+
+    for (size_t i = 0; i < n; i++) {
+        const double x = g[i] * unscale;
+
+        *nan += x != x;
+        *inf += x == x && x - x != 0.0;
+    }
+}
+
+/* Looks at gradients before anything is written, for n neighbouring elements; what it adds up goes into 32 lanes each. */
+adam_INLINE void adam_scan_f64(const adam_scalars *s, int observe, size_t n, const double *adam_RESTRICT g_,
+                               double *adam_RESTRICT scanned_grad_squares)
+{
+    const double unscale = s->unscale;
+
+    for (size_t i = 0; i < n; i++) {
+        double g = g_[i];
+
+        g = g * unscale;
+        if (observe) scanned_grad_squares[i] += g * g;
+    }
+}
+
+/* Looks at gradients before anything is written, for elements [begin, end) of a tensor, one chunk at most. */
+adam_INLINE void adam_scan_chunk_f64(const adam_scalars *s, int observe, const adam_tensor_f64 *x,
+                                     size_t begin, size_t end, double *sums, size_t stride)
+{
+    size_t i = begin;
+    double leaves[3][adam_LANES];
+    size_t leaf = 0;
+
+    for (; i < end; leaf++) {
+        const size_t start = i;
+        const size_t stop = end - i < adam_LEAF ? end : i + adam_LEAF;
+        double lanes[1][adam_LANES] = {{0.0}};
+
+        for (; stop - i >= adam_LANES; i += adam_LANES)
+            adam_scan_f64(s, observe, adam_LANES, x->g + i, lanes[0]);
+        adam_scan_f64(s, observe, stop - i, x->g + i, lanes[0]);
+        i = stop;
+        if (observe) {
+            leaves[0][leaf] = adam_fold_sum(lanes[0]);
+            leaves[1][leaf] = leaves[2][leaf] = 0.0;
+            if (leaves[0][leaf] - leaves[0][leaf] != 0.0)
+                adam_count_f64(s, x->g + start, stop - start, &leaves[1][leaf], &leaves[2][leaf]);
+        }
+    }
+    if (observe) {
+        sums[0 * stride] = adam_leaves_sum(leaves[0], leaf);
+        sums[1 * stride] = adam_leaves_sum(leaves[1], leaf);
+        sums[2 * stride] = adam_leaves_sum(leaves[2], leaf);
+    }
+}
+
+/* The rule, for n neighbouring elements; what it adds up goes into 32 lanes each. */
+adam_INLINE void adam_elements_f64(const adam_scalars *s, int observe, size_t n, double *adam_RESTRICT p_,
+                                   const double *adam_RESTRICT g_, double *adam_RESTRICT m_,
+                                   double *adam_RESTRICT v_, double *adam_RESTRICT grad_squares,
+                                   double *adam_RESTRICT param_squares, double *adam_RESTRICT update_squares)
+{
+    const double unscale = s->unscale;
     const double beta1_t = s->beta1_t;
     const double one_minus_beta1_t = s->one_minus_beta1_t;
     const double beta2 = s->beta2;
@@ -355,13 +887,19 @@ adam_INLINE void adam_elements_f64(const adam_scalars *s, size_t n, double *adam
 
     for (size_t i = 0; i < n; i++) {
         double p = p_[i];
-        const double g = g_[i];
+        double g = g_[i];
         double m = m_[i];
         double v = v_[i];
 
+        const double old_p = p;
+        g = g * unscale;
+        if (observe) grad_squares[i] += g * g;
         m = beta1_t * m + one_minus_beta1_t * g;
         v = beta2 * v + one_minus_beta2 * (g * g);
         p = p - lr * m / one_minus_beta1_pow_t / (sqrt(v / one_minus_beta2_pow_t) + eps);
+        if (observe) param_squares[i] += p * p;
+        const double change = p - old_p;
+        if (observe) update_squares[i] += change * change;
 
         p_[i] = p;
         m_[i] = m;
@@ -369,34 +907,145 @@ adam_INLINE void adam_elements_f64(const adam_scalars *s, size_t n, double *adam
     }
 }
 
-/* Elements [begin, end) of a tensor. */
-static void adam_range_f64(const adam_scalars *s, const adam_tensor_f64 *x, size_t begin, size_t end)
+/* The rule, for elements [begin, end) of a tensor, one chunk at most. */
+adam_INLINE void adam_elements_chunk_f64(const adam_scalars *s, int observe, int zero,
+                                         const adam_tensor_f64 *x, size_t begin, size_t end, double *sums,
+                                         size_t stride)
 {
     size_t i = begin;
+    double leaves[5][adam_LANES];
+    size_t leaf = 0;
 
-    for (; end - i >= adam_BLOCK_SIZE; i += adam_BLOCK_SIZE)
-        adam_elements_f64(s, adam_BLOCK_SIZE, x->p + i, x->g + i, x->m + i, x->v + i);
-    adam_elements_f64(s, end - i, x->p + i, x->g + i, x->m + i, x->v + i);
+    for (; i < end; leaf++) {
+        const size_t start = i;
+        const size_t stop = end - i < adam_LEAF ? end : i + adam_LEAF;
+        double lanes[3][adam_LANES] = {{0.0}};
+
+        for (; stop - i >= adam_LANES; i += adam_LANES)
+            adam_elements_f64(s, observe, adam_LANES, x->p + i, x->g + i, x->m + i, x->v + i, lanes[0],
+                              lanes[1], lanes[2]);
+        adam_elements_f64(s, observe, stop - i, x->p + i, x->g + i, x->m + i, x->v + i, lanes[0], lanes[1],
+                          lanes[2]);
+        i = stop;
+        if (observe) {
+            leaves[0][leaf] = adam_fold_sum(lanes[0]);
+            leaves[1][leaf] = adam_fold_sum(lanes[1]);
+            leaves[2][leaf] = adam_fold_sum(lanes[2]);
+            leaves[3][leaf] = leaves[4][leaf] = 0.0;
+            if (leaves[0][leaf] - leaves[0][leaf] != 0.0)
+                adam_count_f64(s, x->g + start, stop - start, &leaves[3][leaf], &leaves[4][leaf]);
+        }
+        if (zero)
+            memset((double *)x->g + start, 0, (stop - start) * sizeof(double));
+    }
+    if (observe) {
+        sums[0 * stride] = adam_leaves_sum(leaves[0], leaf);
+        sums[1 * stride] = adam_leaves_sum(leaves[1], leaf);
+        sums[2 * stride] = adam_leaves_sum(leaves[2], leaf);
+        sums[3 * stride] = adam_leaves_sum(leaves[3], leaf);
+        sums[4 * stride] = adam_leaves_sum(leaves[4], leaf);
+    }
 }
 
-/* Leaves [first, last) of all tensors together. */
-static void adam_share_f64(const adam_scalars *s, const adam_tensor_f64 *tensors, size_t count, uint64_t first,
-                           uint64_t last)
+/* One chunk of a phase; its sums go to sums[0], sums[stride] and so on. */
+static void adam_chunk_f64(const adam_work_f64 *w, const adam_scalars *s, int phase, const adam_tensor_f64 *x,
+                           size_t begin, size_t end, double *sums)
 {
-    uint64_t leaf = 0; /* the first of the tensor */
-
-    for (size_t k = 0; k < count && leaf < last; k++) {
-        const adam_tensor_f64 *x = &tensors[k];
-        const uint64_t leaves = adam_leaves(x->n);
-
-        if (leaf + leaves > first) {
-            const size_t begin = first > leaf ? (size_t)(first - leaf) * adam_LEAF_SIZE : 0;
-            const size_t end = last - leaf < leaves ? (size_t)(last - leaf) * adam_LEAF_SIZE : x->n;
-
-            adam_range_f64(s, x, begin, end);
-        }
-        leaf += leaves;
+    if (phase == 0) {
+        adam_scan_chunk_f64(s, 1, x, begin, end, sums, w->chunks);
     }
+    if (phase == 1) {
+        if (w->observe)
+            adam_elements_chunk_f64(s, 1, w->options->zero_grads, x, begin, end, sums, w->chunks);
+        else
+            adam_elements_chunk_f64(s, 0, w->options->zero_grads, x, begin, end, sums, w->chunks);
+    }
+}
+
+/* Thread k's share of a phase. Threads share elements, so that one large tensor and many small ones are dealt alike. */
+static void adam_share_f64(const adam_work_f64 *w, int phase, uint64_t k, uint64_t all)
+{
+    const uint64_t first = adam_split(w->elements, k, all), last = adam_split(w->elements, k + 1, all);
+    const adam_whole *parted = w->options->whole;
+    uint64_t offset = 0; /* of the tensor */
+
+    for (size_t j = 0; j < w->count && offset < last; offset += w->list[j++].n) {
+        const adam_tensor_f64 *x = &w->list[j];
+        const size_t n = x->n;
+        size_t begin = 0, end = n;
+
+        if (n == 0 || offset + n <= first)
+            continue;
+        if (offset < first)
+            begin = (size_t)(first - offset) / adam_CHUNK * adam_CHUNK;
+        if (last - offset < n)
+            end = (size_t)(last - offset) / adam_CHUNK * adam_CHUNK;
+        if (w->skipped) {
+            if (w->options->zero_grads && begin < end)
+                memset((double *)x->g + begin, 0, (end - begin) * sizeof(double));
+        } else if (begin < end) {
+            const size_t whole = parted != NULL ? parted->parts[j].tensor : j;
+            const size_t before = parted != NULL ? parted->parts[j].begin / adam_CHUNK : 0;
+            const size_t chunk = w->sums != NULL ? (size_t)w->first[whole] + before : 0;
+            const adam_scalars *s = &w->s;
+
+            for (size_t c = begin; c < end; c += adam_CHUNK)
+                adam_chunk_f64(w, s, phase, x, c, end - c < adam_CHUNK ? end : c + adam_CHUNK,
+                               w->sums != NULL ? w->sums + adam_first_sum(phase) * w->chunks + chunk + c / adam_CHUNK : NULL);
+        }
+    }
+}
+
+/* Computes what depends on the totals of all phases before one. */
+static void adam_know_f64(adam_work_f64 *w, int phase)
+{
+    if (phase == 1)
+        w->skipped = w->options->skip_nonfinite && w->totals[adam_SUM_scanned_grad_squares_nan] + w->totals[adam_SUM_scanned_grad_squares_inf] > 0.0;
+}
+
+/* The sums that a phase has made: from adam_first_sum(phase) to here. */
+static size_t adam_last_sum_f64(const adam_work_f64 *w, int phase)
+{
+    const int observed = w->observe || (phase == 0 && w->options->skip_nonfinite);
+
+    if (w->sums == NULL || w->skipped)
+        return 0;
+    return observed ? adam_first_sum(phase + 1) : adam_first_observed(phase);
+}
+
+/* Adds up what a phase left for the chunks of each tensor: thread k's share of the tensors. */
+static void adam_fold_tensors_f64(const adam_work_f64 *w, int phase, uint64_t k, uint64_t all)
+{
+    const size_t begin = (size_t)adam_split(w->tensors, k, all);
+    const size_t end = (size_t)adam_split(w->tensors, k + 1, all);
+    const size_t last = adam_last_sum_f64(w, phase);
+
+    for (size_t slot = adam_first_sum(phase); slot < last; slot++) {
+        double *own = w->tensor_sums + slot * w->tensors;
+        const double *sums = w->sums + slot * w->chunks;
+
+        for (size_t j = begin; j < end; j++) {
+            const size_t chunk = (size_t)w->first[j], number = (size_t)w->first[j + 1] - chunk;
+
+            own[j] = adam_tree_sum(sums + chunk, number);
+        }
+    }
+    if (w->options->tensor_stats != NULL && phase == adam_PHASES - 2 && !w->skipped)
+        for (size_t j = begin; j < end; j++)
+            adam_tell(&w->options->tensor_stats[j], w->tensor_sums + j, w->tensors, 0);
+}
+
+/* Adds up the tensors' sums behind a phase, and goes on from there. */
+static void adam_fold_all_f64(adam_work_f64 *w, int phase)
+{
+    const size_t last = adam_last_sum_f64(w, phase);
+
+    for (size_t slot = adam_first_sum(phase); slot < last; slot++) {
+        const double *own = w->tensor_sums + slot * w->tensors;
+
+        w->totals[slot] = adam_tree_sum(own, w->tensors);
+    }
+    adam_know_f64(w, phase + 1);
 }
 
 /* Whether a tensor's arrays are there, aligned, and apart from each other. */
@@ -423,25 +1072,88 @@ static int adam_check_tensor_f64(const adam_tensor_f64 *x)
     return adam_OK;
 }
 
-/* All checks of a step; computes its scalars and its work. */
-static int adam_prepare_f64(adam_scalars *s, const adam_hyper *h, uint64_t t, const adam_tensor_f64 *tensors,
-                            size_t count, uint64_t *leaves, uint64_t *elements)
+/* Whether all arguments of a step are in order, but for the workspace; computes its first scalars. */
+static int adam_check_list_f64(adam_work_f64 *w, const adam_hyper *h, uint64_t t)
 {
+    const adam_options *o = w->options;
     int status;
 
-    if (h == NULL || (tensors == NULL && count > 0))
+    if (h == NULL || (w->list == NULL && w->count > 0))
         return adam_ERROR_NULL;
-    status = adam_begin_step(s, h, t);
-    *leaves = 0;
-    *elements = 0;
-    for (size_t k = 0; k < count && status == adam_OK; k++) {
-        const adam_tensor_f64 *x = &tensors[k];
+    if (!(o->grad_scale > 0.0 && 1.0 / o->grad_scale > 0.0 && 1.0 / o->grad_scale - 1.0 / o->grad_scale == 0.0))
+        return adam_ERROR_GRAD_SCALE;
+    if (o->whole != NULL && (o->whole->sizes == NULL || o->whole->parts == NULL))
+        return adam_ERROR_NULL;
+    status = adam_begin_step(&w->s, h, t, 1.0 / o->grad_scale);
+    w->elements = 0;
+    for (size_t k = 0; k < w->count && status == adam_OK; k++) {
+        const adam_tensor_f64 *x = &w->list[k];
 
-        status = adam_check_tensor_f64(x);
-        *leaves += adam_leaves(x->n);
-        *elements += x->n;
+        status = o->checked ? adam_OK : adam_check_tensor_f64(x);
+        if (status == adam_OK && o->whole != NULL)
+            status = adam_check_part(o->whole, k, x->n);
+        w->elements += x->n;
     }
     return status;
+}
+
+/* All checks of a step; lays out its workspace. */
+static int adam_prepare_f64(adam_work_f64 *w, const adam_hyper *h, uint64_t t)
+{
+    const adam_options *o = w->options;
+    const int status = adam_check_list_f64(w, h, t);
+    double *space = (double *)o->workspace;
+    uint64_t elements = 0, chunks = 0;
+
+    w->observe = o->stats != NULL || o->tensor_stats != NULL;
+    w->skipped = 0;
+    w->tensors = o->whole != NULL ? o->whole->count : w->count;
+    w->first = w->totals = w->tensor_sums = w->sums = NULL;
+    if (status != adam_OK || !(w->observe || o->skip_nonfinite))
+        return status;
+    if (space == NULL)
+        return adam_ERROR_NULL;
+    for (size_t k = 0; k < w->tensors; k++)
+        elements += o->whole != NULL ? o->whole->sizes[k] : w->list[k].n;
+    if ((uintptr_t)space % sizeof(double) != 0 || o->workspace_size < adam_workspace_size(elements,
+        w->tensors))
+        return adam_ERROR_WORKSPACE;
+    w->first = space + 2;
+    for (size_t k = 0; k < w->tensors; k++) {
+        w->first[k] = (double)chunks;
+        chunks += adam_chunks(o->whole != NULL ? o->whole->sizes[k] : w->list[k].n);
+    }
+    w->first[w->tensors] = (double)chunks;
+    w->chunks = (size_t)chunks;
+    space[0] = (double)w->tensors;
+    space[1] = (double)chunks;
+    w->totals = w->first + w->tensors + 1;
+    w->tensor_sums = w->totals + adam_SUMS;
+    w->sums = w->tensor_sums + adam_SUMS * w->tensors;
+    return adam_OK;
+}
+
+/* Tells the statistics, when all elements of all tensors are done. */
+static void adam_finish_f64(const adam_work_f64 *w)
+{
+    const adam_options *o = w->options;
+
+    if (o->tensor_stats != NULL && w->skipped)
+        for (size_t k = 0; k < w->tensors; k++)
+            adam_tell(&o->tensor_stats[k], w->tensor_sums + k, w->tensors, 1);
+    if (o->stats != NULL) {
+        double largest = 0.0;
+
+        for (size_t k = 0; k < w->tensors && largest == largest; k++) { /* NaN stays */
+            adam_stats own;
+
+            adam_tell(&own, w->tensor_sums + k, w->tensors, w->skipped);
+            if (!(own.max_update_ratio <= largest))
+                largest = own.max_update_ratio;
+        }
+        adam_tell(o->stats, w->totals, 1, w->skipped);
+        o->stats->max_update_ratio = largest;
+    }
 }
 
 void adam_state_init_f64(const adam_tensor_f64 *tensor)
@@ -454,44 +1166,84 @@ void adam_state_init_f64(const adam_tensor_f64 *tensor)
 
 int adam_check_f64(const adam_hyper *h, uint64_t t, const adam_tensor_f64 *tensors, size_t count)
 {
-    adam_scalars s;
-    uint64_t leaves, elements;
+    adam_work_f64 w;
+    adam_options o;
 
-    return adam_prepare_f64(&s, h, t, tensors, count, &leaves, &elements);
+    adam_options_init(&o);
+    w.list = tensors;
+    w.count = count;
+    w.options = &o;
+    return adam_check_list_f64(&w, h, t);
 }
 
-int adam_step_threads_f64(const adam_hyper *h, uint64_t t, const adam_tensor_f64 *tensors, size_t count,
-                          int threads)
+int adam_phases_f64(const adam_hyper *h, uint64_t t, const adam_tensor_f64 *tensors, size_t count,
+                    const adam_options *options, int first, int last)
 {
-    adam_scalars s;
-    uint64_t leaves, elements;
-    const int status = adam_prepare_f64(&s, h, t, tensors, count, &leaves, &elements);
+    const int passes = last < adam_PHASES ? last : adam_PHASES - 1;
+    adam_work_f64 w;
+    int status, threads;
 
+    if (options == NULL)
+        return adam_ERROR_NULL;
+    w.list = tensors;
+    w.count = count;
+    w.options = options;
+    status = adam_prepare_f64(&w, h, t);
     if (status != adam_OK)
         return status;
+    for (int phase = 1; phase < first; phase++)
+        adam_know_f64(&w, phase);
+    if (first > 0) {
+        adam_fold_tensors_f64(&w, first - 1, 0, 1);
+        adam_fold_all_f64(&w, first - 1);
+    }
+    if (first == 0 && !options->skip_nonfinite)
+        first = 1;
+    threads = options->threads;
 #ifdef _OPENMP
     if (threads <= 0)
         threads = omp_get_max_threads();
-    if ((uint64_t)threads > 1 + elements / adam_THREAD_SIZE)
-        threads = (int)(1 + elements / adam_THREAD_SIZE);
+    if ((uint64_t)threads > 1 + w.elements / adam_THREAD_SIZE)
+        threads = (int)(1 + w.elements / adam_THREAD_SIZE);
     if (threads > 1) {
 #pragma omp parallel num_threads(threads)
-        {
-            const uint64_t k = (uint64_t)omp_get_thread_num();
-            const uint64_t all = (uint64_t)omp_get_num_threads();
+        for (int phase = first; phase < passes; phase++) {
+            const uint64_t k = (uint64_t)omp_get_thread_num(), all = (uint64_t)omp_get_num_threads();
 
-            adam_share_f64(&s, tensors, count, leaves * k / all, leaves * (k + 1) / all);
+            adam_share_f64(&w, phase, k, all);
+            if (w.sums != NULL) {
+#pragma omp barrier
+                adam_fold_tensors_f64(&w, phase, k, all);
+#pragma omp barrier
+#pragma omp single
+                adam_fold_all_f64(&w, phase);
+            }
         }
     } else
 #endif
-        adam_share_f64(&s, tensors, count, 0, leaves);
+        for (int phase = first; phase < passes; phase++) {
+            adam_share_f64(&w, phase, 0, 1);
+            adam_fold_tensors_f64(&w, phase, 0, 1);
+            adam_fold_all_f64(&w, phase);
+        }
     (void)threads;
-    return adam_OK;
+    if (last >= adam_PHASES)
+        adam_finish_f64(&w);
+    return w.skipped ? adam_SKIPPED : adam_OK;
+}
+
+int adam_step_with_f64(const adam_hyper *h, uint64_t t, const adam_tensor_f64 *tensors, size_t count,
+                       const adam_options *options)
+{
+    return adam_phases_f64(h, t, tensors, count, options, 0, adam_PHASES);
 }
 
 int adam_step_f64(const adam_hyper *h, uint64_t t, const adam_tensor_f64 *tensors, size_t count)
 {
-    return adam_step_threads_f64(h, t, tensors, count, 0);
+    adam_options o;
+
+    adam_options_init(&o);
+    return adam_step_with_f64(h, t, tensors, count, &o);
 }
 
 #if defined(adam_FLOAT_CONTROL) || defined(_MSC_VER)

@@ -38,15 +38,19 @@ extern "C" {
 
 /* What a call returns. Anything but momentum_OK was found before the first write. */
 enum {
-    momentum_OK = 0,              /* done */
-    momentum_ERROR_NULL = 1,      /* a pointer is NULL */
-    momentum_ERROR_SIZE = 2,      /* a tensor has more elements than memory can hold */
-    momentum_ERROR_ALIGNMENT = 3, /* an array is not aligned to its elements */
-    momentum_ERROR_OVERLAP = 4,   /* two arrays of a tensor overlap */
-    momentum_ERROR_TIME = 5,      /* t counts the steps from 1 */
-    momentum_ERROR_NAN = 6,       /* a hyperparameter is NaN */
-    momentum_ERROR_SCALAR = 7,    /* a scalar has no value: division by zero, overflow, root of a negative number */
-    momentum_ERROR_ASSERT = 100   /* 0 <= momentum < 1 */
+    momentum_OK = 0,               /* done */
+    momentum_ERROR_NULL = 1,       /* a pointer is NULL */
+    momentum_ERROR_SIZE = 2,       /* a tensor has more elements than memory can hold */
+    momentum_ERROR_ALIGNMENT = 3,  /* an array is not aligned to its elements */
+    momentum_ERROR_OVERLAP = 4,    /* two arrays of a tensor overlap */
+    momentum_ERROR_TIME = 5,       /* t counts the steps from 1 */
+    momentum_ERROR_NAN = 6,        /* a hyperparameter is NaN */
+    momentum_ERROR_SCALAR = 7,     /* a scalar has no value: division by zero, overflow, root of a negative number */
+    momentum_ERROR_GRAD_SCALE = 8, /* grad_scale is not a positive number with a finite inverse */
+    momentum_ERROR_WORKSPACE = 9,  /* the workspace is too small, or not aligned to doubles */
+    momentum_ERROR_PART = 10,      /* a part is not in its tensor, or does not begin and end between chunks */
+    momentum_ERROR_ASSERT = 100,   /* 0 <= momentum < 1 */
+    momentum_SKIPPED = -1          /* a gradient is NaN or infinite, so nothing was changed, and t does not advance */
 };
 
 /* The text of a status; never NULL. */
@@ -62,6 +66,55 @@ typedef struct momentum_hyper {
 
 /* Fills in the defaults. */
 momentum_API void momentum_hyper_init(momentum_hyper *h);
+/* What a step tells of itself, over all tensors or one. Norms are Euclidean. */
+typedef struct momentum_stats {
+    double grad_norm;         /* of the gradients, unscaled, before any transform */
+    double clipped_grad_norm; /* of the gradients as the rule sees them; NaN after a skipped step */
+    double param_norm;        /* of the parameters after the step; NaN after a skipped step */
+    double update_norm;       /* of what the step added to the parameters */
+    double max_update_ratio;  /* the largest update_norm / param_norm of a tensor */
+    uint64_t nan, inf;        /* such elements of the unscaled gradients */
+    uint64_t skipped;         /* 1 where the step was skipped */
+} momentum_stats;
+
+/* Tensors of which a call has parts only, the others being elsewhere: in lists of another type, on other ranks. Part k,
+ * which tensor k of the list is, begins at element `begin` of its whole tensor; parts begin and end at multiples of 32768
+ * elements, or at the tensor's end. */
+typedef struct momentum_part {
+    size_t tensor, begin;
+} momentum_part;
+typedef struct momentum_whole {
+    size_t count;                  /* of whole tensors */
+    const size_t *sizes;           /* their numbers of elements */
+    const momentum_part *parts; /* one for each tensor of the list */
+} momentum_whole;
+
+/* How a step is done. What is 0 or NULL is not asked for. */
+typedef struct momentum_options {
+    double grad_scale;                   /* gradients are multiplied by 1 / grad_scale before anything sees them; 1 */
+    int skip_nonfinite;                  /* with a NaN or an infinity in any gradient nothing is changed */
+    int zero_grads;                      /* gradients are set to 0 behind the step, also behind a skipped one */
+    int threads;                         /* at most so many; 0 leaves their number to OpenMP. Small lists run on one */
+    int checked;                         /* this list was checked by an earlier call and has not changed */
+    void *workspace;                     /* for skip_nonfinite and statistics */
+    size_t workspace_size;               /* in bytes */
+    momentum_stats *stats;            /* filled in, over all tensors */
+    momentum_stats *tensor_stats;     /* filled in, one for each tensor */
+    const unsigned char *starting;       /* of each tensor: whether this is its first step; this rule does not ask */
+    const momentum_whole *whole;      /* where the list has parts of tensors */
+} momentum_options;
+
+/* Fills in the defaults: a plain step. */
+momentum_API void momentum_options_init(momentum_options *o);
+
+/* Bytes of workspace, aligned to doubles, for so many tensors (whole ones) with so many elements together. */
+momentum_API size_t momentum_workspace_size(uint64_t elements, size_t count);
+
+/* A step is momentum_PHASES phases, of which the last only finishes. Between phases k and k + 1 the sums that phase k
+ * left for each chunk can be added over ranks that have parts of the same tensors: each sum is 0 where the rank has not
+ * that chunk (set the workspace to 0 before a step), so that the result has the bits of a single rank's. */
+enum { momentum_PHASES = 3 };
+momentum_API double *momentum_partials(void *workspace, int phase, size_t *number);
 
 /* One tensor of float: n elements in each array. Its arrays must not overlap, and tensors of one call must
  * share no memory but gradients (which is not checked). With no elements the arrays may be NULL. */
@@ -77,12 +130,15 @@ momentum_API void momentum_state_init_f32(const momentum_tensor_f32 *tensor);
 
 /* One step over a list of tensors, in place. t counts the steps from 1. Reentrant; expects the default rounding mode
  * and subnormal numbers switched on, and may raise floating-point exception flags.
- * step_threads takes the largest number of threads to use, 0 for OpenMP's own; small lists run on one.
+ * step_with does it as the options say; phases does phases [first, last) of it, to be called in order.
  * check does everything but the step: momentum_OK means that the step with the same arguments will succeed. */
 momentum_API int momentum_step_f32(const momentum_hyper *h, uint64_t t, const momentum_tensor_f32 *tensors,
                                    size_t count);
-momentum_API int momentum_step_threads_f32(const momentum_hyper *h, uint64_t t,
-                                           const momentum_tensor_f32 *tensors, size_t count, int threads);
+momentum_API int momentum_step_with_f32(const momentum_hyper *h, uint64_t t,
+                                        const momentum_tensor_f32 *tensors, size_t count,
+                                        const momentum_options *options);
+momentum_API int momentum_phases_f32(const momentum_hyper *h, uint64_t t, const momentum_tensor_f32 *tensors,
+                                     size_t count, const momentum_options *options, int first, int last);
 momentum_API int momentum_check_f32(const momentum_hyper *h, uint64_t t, const momentum_tensor_f32 *tensors,
                                     size_t count);
 
@@ -100,12 +156,15 @@ momentum_API void momentum_state_init_f64(const momentum_tensor_f64 *tensor);
 
 /* One step over a list of tensors, in place. t counts the steps from 1. Reentrant; expects the default rounding mode
  * and subnormal numbers switched on, and may raise floating-point exception flags.
- * step_threads takes the largest number of threads to use, 0 for OpenMP's own; small lists run on one.
+ * step_with does it as the options say; phases does phases [first, last) of it, to be called in order.
  * check does everything but the step: momentum_OK means that the step with the same arguments will succeed. */
 momentum_API int momentum_step_f64(const momentum_hyper *h, uint64_t t, const momentum_tensor_f64 *tensors,
                                    size_t count);
-momentum_API int momentum_step_threads_f64(const momentum_hyper *h, uint64_t t,
-                                           const momentum_tensor_f64 *tensors, size_t count, int threads);
+momentum_API int momentum_step_with_f64(const momentum_hyper *h, uint64_t t,
+                                        const momentum_tensor_f64 *tensors, size_t count,
+                                        const momentum_options *options);
+momentum_API int momentum_phases_f64(const momentum_hyper *h, uint64_t t, const momentum_tensor_f64 *tensors,
+                                     size_t count, const momentum_options *options, int first, int last);
 momentum_API int momentum_check_f64(const momentum_hyper *h, uint64_t t, const momentum_tensor_f64 *tensors,
                                     size_t count);
 

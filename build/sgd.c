@@ -22,6 +22,7 @@
 
 #include <float.h>
 #include <math.h>
+#include <string.h>
 #ifdef _OPENMP
 #include <omp.h>
 #endif
@@ -61,9 +62,22 @@
 #endif
 
 enum {
-    sgd_BLOCK_SIZE = 32,      /* elements of a loop with a constant count, which vectorises at -O2 */
-    sgd_LEAF_SIZE = 1024,     /* elements that stay on one thread */
+    sgd_LANES = 32,           /* elements of a loop with a constant count, which vectorises at -O2 */
+    sgd_LEAF = 1024,          /* elements that are added up lane by lane */
+    sgd_CHUNK = 32768,        /* elements that stay on one thread: 32 leaves */
     sgd_THREAD_SIZE = 65536   /* elements per thread below which waking another one does not pay */
+};
+
+enum { /* what the passes add up, each for every chunk, every tensor and all of them */
+    sgd_SUM_scanned_grad_squares,
+    sgd_SUM_scanned_grad_squares_nan,
+    sgd_SUM_scanned_grad_squares_inf,
+    sgd_SUM_grad_squares,
+    sgd_SUM_param_squares,
+    sgd_SUM_update_squares,
+    sgd_SUM_grad_squares_nan,
+    sgd_SUM_grad_squares_inf,
+    sgd_SUMS
 };
 
 const char *sgd_strerror(int status)
@@ -85,6 +99,14 @@ const char *sgd_strerror(int status)
         return "a hyperparameter is NaN";
     case sgd_ERROR_SCALAR:
         return "a scalar has no value: division by zero, overflow, root of a negative number";
+    case sgd_ERROR_GRAD_SCALE:
+        return "grad_scale is not a positive number with a finite inverse";
+    case sgd_ERROR_WORKSPACE:
+        return "the workspace is too small, or not aligned to doubles";
+    case sgd_ERROR_PART:
+        return "a part is not in its tensor, or does not begin and end between chunks";
+    case sgd_SKIPPED:
+        return "a gradient is NaN or infinite, so nothing was changed, and t does not advance";
     default:
         return "unknown status";
     }
@@ -95,13 +117,20 @@ void sgd_hyper_init(sgd_hyper *h)
     h->lr = 0.01;
 }
 
+void sgd_options_init(sgd_options *o)
+{
+    memset(o, 0, sizeof *o);
+    o->grad_scale = 1.0;
+}
+
 /* What is the same for every element, in double. */
 typedef struct sgd_scalars {
+    double unscale;
     double lr;
 } sgd_scalars;
 
 /* Checks the hyperparameters and computes what depends on them and on t alone. */
-static int sgd_begin_step(sgd_scalars *s, const sgd_hyper *h, uint64_t step)
+static int sgd_begin_step(sgd_scalars *s, const sgd_hyper *h, uint64_t step, double unscale)
 {
     const double lr = h->lr;
 
@@ -110,62 +139,385 @@ static int sgd_begin_step(sgd_scalars *s, const sgd_hyper *h, uint64_t step)
     if (lr != lr)
         return sgd_ERROR_NAN;
 
+    s->unscale = unscale;
     s->lr = lr;
     return sgd_OK;
 }
 
-/* Elements are dealt out to threads in leaves, so that one large tensor and many small ones are shared alike. */
-static uint64_t sgd_leaves(size_t n)
+/* What is added up is added up in one fixed order, whatever threads there are: 32 lanes, leaf by leaf, chunk by chunk,
+ * and the sums of chunks and of tensors in the same way. */
+
+/* Folds 32 lanes into the sum of them. */
+static double sgd_fold_sum(double *lanes)
 {
-    return n / sgd_LEAF_SIZE + (n % sgd_LEAF_SIZE != 0);
+    for (size_t j = 0; j < 16; j++)
+        lanes[j] = lanes[j] + lanes[j + 16];
+    for (size_t j = 0; j < 8; j++)
+        lanes[j] = lanes[j] + lanes[j + 8];
+    for (size_t j = 0; j < 4; j++)
+        lanes[j] = lanes[j] + lanes[j + 4];
+    for (size_t j = 0; j < 2; j++)
+        lanes[j] = lanes[j] + lanes[j + 2];
+    return lanes[0] + lanes[1];
+}
+
+/* The sum of the leaves of a chunk; those that are missing count 0. */
+static double sgd_leaves_sum(double *leaves, size_t n)
+{
+    if (n <= 1)
+        return n == 1 ? leaves[0] : 0.0;
+    for (size_t j = n; j < sgd_LANES; j++)
+        leaves[j] = 0.0;
+    return sgd_fold_sum(leaves);
+}
+
+/* The sum of the sums of chunks, or of tensors: n values, or chunks of them where they are too many. */
+static double sgd_many_sum(const double *values, size_t n, int chunked)
+{
+    const size_t stride = chunked ? sgd_CHUNK : 1;
+    const size_t nodes = n / stride + (n % stride != 0);
+    double leaves[sgd_LANES];
+
+    if (nodes > sgd_CHUNK)
+        return sgd_many_sum(values, n, 1);
+    for (size_t i = 0; i < nodes; i += sgd_LEAF) {
+        const size_t stop = nodes - i < sgd_LEAF ? nodes : i + sgd_LEAF;
+        double lanes[sgd_LANES] = {0.0};
+
+        for (size_t j = i; j < stop; j++) {
+            const size_t rest = n - j * stride;
+            const double value = chunked ? sgd_many_sum(values + j * stride, rest < stride ? rest : stride, 0) : values[j];
+
+            lanes[j % sgd_LANES] = lanes[j % sgd_LANES] + value;
+        }
+        leaves[i / sgd_LEAF] = sgd_fold_sum(lanes);
+    }
+    return sgd_leaves_sum(leaves, nodes / sgd_LEAF + (nodes % sgd_LEAF != 0));
+}
+
+static double sgd_tree_sum(const double *values, size_t n)
+{
+    return n > 1 ? sgd_many_sum(values, n, 0) : n == 1 ? values[0] : 0.0;
+}
+
+static size_t sgd_chunks(uint64_t n)
+{
+    return (size_t)(n / sgd_CHUNK + (n % sgd_CHUNK != 0));
+}
+
+size_t sgd_workspace_size(uint64_t elements, size_t count)
+{
+    const size_t chunks = (size_t)(elements / sgd_CHUNK) + count;
+
+    return sizeof(double) * (3 + count + sgd_SUMS * (1 + count + chunks));
+}
+
+/* Where the sums of a phase begin. */
+static size_t sgd_first_sum(int phase)
+{
+    static const size_t firsts[] = {0, 3, 8};
+
+    return firsts[phase];
+}
+
+/* Where those begin that only statistics and skip_nonfinite ask for. */
+static size_t sgd_first_observed(int phase)
+{
+    static const size_t firsts[] = {0, 3};
+
+    return firsts[phase];
+}
+
+double *sgd_partials(void *workspace, int phase, size_t *number)
+{
+    double *const space = (double *)workspace;
+    const size_t tensors = (size_t)space[0], chunks = (size_t)space[1];
+
+    if (phase < 0 || phase >= sgd_PHASES - 1) {
+        *number = 0;
+        return space;
+    }
+    *number = (sgd_first_sum(phase + 1) - sgd_first_sum(phase)) * chunks;
+    return space + 3 + tensors + sgd_SUMS * (1 + tensors) + sgd_first_sum(phase) * chunks;
+}
+
+/* Whether part k lies in its tensor, between chunks. */
+static int sgd_check_part(const sgd_whole *whole, size_t k, size_t n)
+{
+    const sgd_part *part = &whole->parts[k];
+
+    if (part->tensor >= whole->count || part->begin % sgd_CHUNK != 0)
+        return sgd_ERROR_PART;
+    if (part->begin > whole->sizes[part->tensor] || n > whole->sizes[part->tensor] - part->begin)
+        return sgd_ERROR_PART;
+    if (n % sgd_CHUNK != 0 && part->begin + n != whole->sizes[part->tensor])
+        return sgd_ERROR_PART;
+    return sgd_OK;
+}
+
+/* Where share k of a number of elements begins. */
+static uint64_t sgd_split(uint64_t all, uint64_t k, uint64_t parts)
+{
+    return all / parts * k + all % parts * k / parts;
+}
+
+/* The norms of one tensor, or of all, from the sums of squares. */
+static void sgd_tell(sgd_stats *stats, const double *sums, size_t stride, int skipped)
+{
+    stats->skipped = (uint64_t)skipped;
+    stats->update_norm = 0.0;
+    stats->max_update_ratio = 0.0;
+    if (skipped) {
+        stats->grad_norm = sqrt(sums[sgd_SUM_scanned_grad_squares * stride]);
+        stats->nan = (uint64_t)sums[sgd_SUM_scanned_grad_squares_nan * stride];
+        stats->inf = (uint64_t)sums[sgd_SUM_scanned_grad_squares_inf * stride];
+        stats->clipped_grad_norm = stats->param_norm = NAN;
+        return;
+    }
+    stats->grad_norm = sqrt(sums[sgd_SUM_grad_squares * stride]);
+    stats->nan = (uint64_t)sums[sgd_SUM_grad_squares_nan * stride];
+    stats->inf = (uint64_t)sums[sgd_SUM_grad_squares_inf * stride];
+    stats->clipped_grad_norm = sqrt(sums[sgd_SUM_grad_squares * stride]);
+    stats->param_norm = sqrt(sums[sgd_SUM_param_squares * stride]);
+    stats->update_norm = sqrt(sums[sgd_SUM_update_squares * stride]);
+    if (stats->update_norm != 0.0)
+        stats->max_update_ratio = stats->update_norm / stats->param_norm;
 }
 
 /* ---- float ---- */
 
-/* The rule, for n neighbouring elements. */
-sgd_INLINE void sgd_elements_f32(const sgd_scalars *s, size_t n, float *sgd_RESTRICT p_,
-                                 const float *sgd_RESTRICT g_)
+/* A step under way. */
+typedef struct sgd_work_f32 {
+    const sgd_tensor_f32 *list;
+    size_t count;
+    uint64_t elements;
+    const sgd_options *options;
+    int observe; /* whether statistics are wanted */
+    int skipped;
+    size_t tensors, chunks; /* whole ones, of which the list may have parts */
+    double *first;          /* the first chunk of each tensor among all chunks, and the end of the last */
+    double *totals, *tensor_sums, *sums; /* of all tensors, of each tensor, of each chunk */
+    sgd_scalars s;
+} sgd_work_f32;
+
+/* Counts NaN and infinity among gradients. */
+static void sgd_count_f32(const sgd_scalars *s, const float *g, size_t n, double *nan, double *inf)
 {
+    const float unscale = (float)s->unscale;
+
+    for (size_t i = 0; i < n; i++) {
+        const float x = g[i] * unscale;
+
+        *nan += x != x;
+        *inf += x == x && x - x != 0.0f;
+    }
+}
+
+/* Looks at gradients before anything is written, for n neighbouring elements; what it adds up goes into 32 lanes each. */
+sgd_INLINE void sgd_scan_f32(const sgd_scalars *s, int observe, size_t n, const float *sgd_RESTRICT g_,
+                             double *sgd_RESTRICT scanned_grad_squares)
+{
+    const float unscale = (float)s->unscale;
+
+    for (size_t i = 0; i < n; i++) {
+        float g = g_[i];
+
+        g = g * unscale;
+        if (observe) scanned_grad_squares[i] += (double)g * (double)g;
+    }
+}
+
+/* Looks at gradients before anything is written, for elements [begin, end) of a tensor, one chunk at most. */
+sgd_INLINE void sgd_scan_chunk_f32(const sgd_scalars *s, int observe, const sgd_tensor_f32 *x, size_t begin,
+                                   size_t end, double *sums, size_t stride)
+{
+    size_t i = begin;
+    double leaves[3][sgd_LANES];
+    size_t leaf = 0;
+
+    for (; i < end; leaf++) {
+        const size_t start = i;
+        const size_t stop = end - i < sgd_LEAF ? end : i + sgd_LEAF;
+        double lanes[1][sgd_LANES] = {{0.0}};
+
+        for (; stop - i >= sgd_LANES; i += sgd_LANES)
+            sgd_scan_f32(s, observe, sgd_LANES, x->g + i, lanes[0]);
+        sgd_scan_f32(s, observe, stop - i, x->g + i, lanes[0]);
+        i = stop;
+        if (observe) {
+            leaves[0][leaf] = sgd_fold_sum(lanes[0]);
+            leaves[1][leaf] = leaves[2][leaf] = 0.0;
+            if (leaves[0][leaf] - leaves[0][leaf] != 0.0)
+                sgd_count_f32(s, x->g + start, stop - start, &leaves[1][leaf], &leaves[2][leaf]);
+        }
+    }
+    if (observe) {
+        sums[0 * stride] = sgd_leaves_sum(leaves[0], leaf);
+        sums[1 * stride] = sgd_leaves_sum(leaves[1], leaf);
+        sums[2 * stride] = sgd_leaves_sum(leaves[2], leaf);
+    }
+}
+
+/* The rule, for n neighbouring elements; what it adds up goes into 32 lanes each. */
+sgd_INLINE void sgd_elements_f32(const sgd_scalars *s, int observe, size_t n, float *sgd_RESTRICT p_,
+                                 const float *sgd_RESTRICT g_, double *sgd_RESTRICT grad_squares,
+                                 double *sgd_RESTRICT param_squares, double *sgd_RESTRICT update_squares)
+{
+    const float unscale = (float)s->unscale;
     const float lr = (float)s->lr;
 
     for (size_t i = 0; i < n; i++) {
         float p = p_[i];
-        const float g = g_[i];
+        float g = g_[i];
 
+        const float old_p = p;
+        g = g * unscale;
+        if (observe) grad_squares[i] += (double)g * (double)g;
         p = p - lr * g;
+        if (observe) param_squares[i] += (double)p * (double)p;
+        const float change = p - old_p;
+        if (observe) update_squares[i] += (double)change * (double)change;
 
         p_[i] = p;
     }
 }
 
-/* Elements [begin, end) of a tensor. */
-static void sgd_range_f32(const sgd_scalars *s, const sgd_tensor_f32 *x, size_t begin, size_t end)
+/* The rule, for elements [begin, end) of a tensor, one chunk at most. */
+sgd_INLINE void sgd_elements_chunk_f32(const sgd_scalars *s, int observe, int zero, const sgd_tensor_f32 *x,
+                                       size_t begin, size_t end, double *sums, size_t stride)
 {
     size_t i = begin;
+    double leaves[5][sgd_LANES];
+    size_t leaf = 0;
 
-    for (; end - i >= sgd_BLOCK_SIZE; i += sgd_BLOCK_SIZE)
-        sgd_elements_f32(s, sgd_BLOCK_SIZE, x->p + i, x->g + i);
-    sgd_elements_f32(s, end - i, x->p + i, x->g + i);
+    for (; i < end; leaf++) {
+        const size_t start = i;
+        const size_t stop = end - i < sgd_LEAF ? end : i + sgd_LEAF;
+        double lanes[3][sgd_LANES] = {{0.0}};
+
+        for (; stop - i >= sgd_LANES; i += sgd_LANES)
+            sgd_elements_f32(s, observe, sgd_LANES, x->p + i, x->g + i, lanes[0], lanes[1], lanes[2]);
+        sgd_elements_f32(s, observe, stop - i, x->p + i, x->g + i, lanes[0], lanes[1], lanes[2]);
+        i = stop;
+        if (observe) {
+            leaves[0][leaf] = sgd_fold_sum(lanes[0]);
+            leaves[1][leaf] = sgd_fold_sum(lanes[1]);
+            leaves[2][leaf] = sgd_fold_sum(lanes[2]);
+            leaves[3][leaf] = leaves[4][leaf] = 0.0;
+            if (leaves[0][leaf] - leaves[0][leaf] != 0.0)
+                sgd_count_f32(s, x->g + start, stop - start, &leaves[3][leaf], &leaves[4][leaf]);
+        }
+        if (zero)
+            memset((float *)x->g + start, 0, (stop - start) * sizeof(float));
+    }
+    if (observe) {
+        sums[0 * stride] = sgd_leaves_sum(leaves[0], leaf);
+        sums[1 * stride] = sgd_leaves_sum(leaves[1], leaf);
+        sums[2 * stride] = sgd_leaves_sum(leaves[2], leaf);
+        sums[3 * stride] = sgd_leaves_sum(leaves[3], leaf);
+        sums[4 * stride] = sgd_leaves_sum(leaves[4], leaf);
+    }
 }
 
-/* Leaves [first, last) of all tensors together. */
-static void sgd_share_f32(const sgd_scalars *s, const sgd_tensor_f32 *tensors, size_t count, uint64_t first,
-                          uint64_t last)
+/* One chunk of a phase; its sums go to sums[0], sums[stride] and so on. */
+static void sgd_chunk_f32(const sgd_work_f32 *w, const sgd_scalars *s, int phase, const sgd_tensor_f32 *x,
+                          size_t begin, size_t end, double *sums)
 {
-    uint64_t leaf = 0; /* the first of the tensor */
-
-    for (size_t k = 0; k < count && leaf < last; k++) {
-        const sgd_tensor_f32 *x = &tensors[k];
-        const uint64_t leaves = sgd_leaves(x->n);
-
-        if (leaf + leaves > first) {
-            const size_t begin = first > leaf ? (size_t)(first - leaf) * sgd_LEAF_SIZE : 0;
-            const size_t end = last - leaf < leaves ? (size_t)(last - leaf) * sgd_LEAF_SIZE : x->n;
-
-            sgd_range_f32(s, x, begin, end);
-        }
-        leaf += leaves;
+    if (phase == 0) {
+        sgd_scan_chunk_f32(s, 1, x, begin, end, sums, w->chunks);
     }
+    if (phase == 1) {
+        if (w->observe)
+            sgd_elements_chunk_f32(s, 1, w->options->zero_grads, x, begin, end, sums, w->chunks);
+        else
+            sgd_elements_chunk_f32(s, 0, w->options->zero_grads, x, begin, end, sums, w->chunks);
+    }
+}
+
+/* Thread k's share of a phase. Threads share elements, so that one large tensor and many small ones are dealt alike. */
+static void sgd_share_f32(const sgd_work_f32 *w, int phase, uint64_t k, uint64_t all)
+{
+    const uint64_t first = sgd_split(w->elements, k, all), last = sgd_split(w->elements, k + 1, all);
+    const sgd_whole *parted = w->options->whole;
+    uint64_t offset = 0; /* of the tensor */
+
+    for (size_t j = 0; j < w->count && offset < last; offset += w->list[j++].n) {
+        const sgd_tensor_f32 *x = &w->list[j];
+        const size_t n = x->n;
+        size_t begin = 0, end = n;
+
+        if (n == 0 || offset + n <= first)
+            continue;
+        if (offset < first)
+            begin = (size_t)(first - offset) / sgd_CHUNK * sgd_CHUNK;
+        if (last - offset < n)
+            end = (size_t)(last - offset) / sgd_CHUNK * sgd_CHUNK;
+        if (w->skipped) {
+            if (w->options->zero_grads && begin < end)
+                memset((float *)x->g + begin, 0, (end - begin) * sizeof(float));
+        } else if (begin < end) {
+            const size_t whole = parted != NULL ? parted->parts[j].tensor : j;
+            const size_t before = parted != NULL ? parted->parts[j].begin / sgd_CHUNK : 0;
+            const size_t chunk = w->sums != NULL ? (size_t)w->first[whole] + before : 0;
+            const sgd_scalars *s = &w->s;
+
+            for (size_t c = begin; c < end; c += sgd_CHUNK)
+                sgd_chunk_f32(w, s, phase, x, c, end - c < sgd_CHUNK ? end : c + sgd_CHUNK,
+                              w->sums != NULL ? w->sums + sgd_first_sum(phase) * w->chunks + chunk + c / sgd_CHUNK : NULL);
+        }
+    }
+}
+
+/* Computes what depends on the totals of all phases before one. */
+static void sgd_know_f32(sgd_work_f32 *w, int phase)
+{
+    if (phase == 1)
+        w->skipped = w->options->skip_nonfinite && w->totals[sgd_SUM_scanned_grad_squares_nan] + w->totals[sgd_SUM_scanned_grad_squares_inf] > 0.0;
+}
+
+/* The sums that a phase has made: from sgd_first_sum(phase) to here. */
+static size_t sgd_last_sum_f32(const sgd_work_f32 *w, int phase)
+{
+    const int observed = w->observe || (phase == 0 && w->options->skip_nonfinite);
+
+    if (w->sums == NULL || w->skipped)
+        return 0;
+    return observed ? sgd_first_sum(phase + 1) : sgd_first_observed(phase);
+}
+
+/* Adds up what a phase left for the chunks of each tensor: thread k's share of the tensors. */
+static void sgd_fold_tensors_f32(const sgd_work_f32 *w, int phase, uint64_t k, uint64_t all)
+{
+    const size_t begin = (size_t)sgd_split(w->tensors, k, all);
+    const size_t end = (size_t)sgd_split(w->tensors, k + 1, all);
+    const size_t last = sgd_last_sum_f32(w, phase);
+
+    for (size_t slot = sgd_first_sum(phase); slot < last; slot++) {
+        double *own = w->tensor_sums + slot * w->tensors;
+        const double *sums = w->sums + slot * w->chunks;
+
+        for (size_t j = begin; j < end; j++) {
+            const size_t chunk = (size_t)w->first[j], number = (size_t)w->first[j + 1] - chunk;
+
+            own[j] = sgd_tree_sum(sums + chunk, number);
+        }
+    }
+    if (w->options->tensor_stats != NULL && phase == sgd_PHASES - 2 && !w->skipped)
+        for (size_t j = begin; j < end; j++)
+            sgd_tell(&w->options->tensor_stats[j], w->tensor_sums + j, w->tensors, 0);
+}
+
+/* Adds up the tensors' sums behind a phase, and goes on from there. */
+static void sgd_fold_all_f32(sgd_work_f32 *w, int phase)
+{
+    const size_t last = sgd_last_sum_f32(w, phase);
+
+    for (size_t slot = sgd_first_sum(phase); slot < last; slot++) {
+        const double *own = w->tensor_sums + slot * w->tensors;
+
+        w->totals[slot] = sgd_tree_sum(own, w->tensors);
+    }
+    sgd_know_f32(w, phase + 1);
 }
 
 /* Whether a tensor's arrays are there, aligned, and apart from each other. */
@@ -192,25 +544,88 @@ static int sgd_check_tensor_f32(const sgd_tensor_f32 *x)
     return sgd_OK;
 }
 
-/* All checks of a step; computes its scalars and its work. */
-static int sgd_prepare_f32(sgd_scalars *s, const sgd_hyper *h, uint64_t t, const sgd_tensor_f32 *tensors,
-                           size_t count, uint64_t *leaves, uint64_t *elements)
+/* Whether all arguments of a step are in order, but for the workspace; computes its first scalars. */
+static int sgd_check_list_f32(sgd_work_f32 *w, const sgd_hyper *h, uint64_t t)
 {
+    const sgd_options *o = w->options;
     int status;
 
-    if (h == NULL || (tensors == NULL && count > 0))
+    if (h == NULL || (w->list == NULL && w->count > 0))
         return sgd_ERROR_NULL;
-    status = sgd_begin_step(s, h, t);
-    *leaves = 0;
-    *elements = 0;
-    for (size_t k = 0; k < count && status == sgd_OK; k++) {
-        const sgd_tensor_f32 *x = &tensors[k];
+    if (!(o->grad_scale > 0.0 && 1.0 / o->grad_scale > 0.0 && 1.0 / o->grad_scale - 1.0 / o->grad_scale == 0.0))
+        return sgd_ERROR_GRAD_SCALE;
+    if (o->whole != NULL && (o->whole->sizes == NULL || o->whole->parts == NULL))
+        return sgd_ERROR_NULL;
+    status = sgd_begin_step(&w->s, h, t, 1.0 / o->grad_scale);
+    w->elements = 0;
+    for (size_t k = 0; k < w->count && status == sgd_OK; k++) {
+        const sgd_tensor_f32 *x = &w->list[k];
 
-        status = sgd_check_tensor_f32(x);
-        *leaves += sgd_leaves(x->n);
-        *elements += x->n;
+        status = o->checked ? sgd_OK : sgd_check_tensor_f32(x);
+        if (status == sgd_OK && o->whole != NULL)
+            status = sgd_check_part(o->whole, k, x->n);
+        w->elements += x->n;
     }
     return status;
+}
+
+/* All checks of a step; lays out its workspace. */
+static int sgd_prepare_f32(sgd_work_f32 *w, const sgd_hyper *h, uint64_t t)
+{
+    const sgd_options *o = w->options;
+    const int status = sgd_check_list_f32(w, h, t);
+    double *space = (double *)o->workspace;
+    uint64_t elements = 0, chunks = 0;
+
+    w->observe = o->stats != NULL || o->tensor_stats != NULL;
+    w->skipped = 0;
+    w->tensors = o->whole != NULL ? o->whole->count : w->count;
+    w->first = w->totals = w->tensor_sums = w->sums = NULL;
+    if (status != sgd_OK || !(w->observe || o->skip_nonfinite))
+        return status;
+    if (space == NULL)
+        return sgd_ERROR_NULL;
+    for (size_t k = 0; k < w->tensors; k++)
+        elements += o->whole != NULL ? o->whole->sizes[k] : w->list[k].n;
+    if ((uintptr_t)space % sizeof(double) != 0 || o->workspace_size < sgd_workspace_size(elements,
+        w->tensors))
+        return sgd_ERROR_WORKSPACE;
+    w->first = space + 2;
+    for (size_t k = 0; k < w->tensors; k++) {
+        w->first[k] = (double)chunks;
+        chunks += sgd_chunks(o->whole != NULL ? o->whole->sizes[k] : w->list[k].n);
+    }
+    w->first[w->tensors] = (double)chunks;
+    w->chunks = (size_t)chunks;
+    space[0] = (double)w->tensors;
+    space[1] = (double)chunks;
+    w->totals = w->first + w->tensors + 1;
+    w->tensor_sums = w->totals + sgd_SUMS;
+    w->sums = w->tensor_sums + sgd_SUMS * w->tensors;
+    return sgd_OK;
+}
+
+/* Tells the statistics, when all elements of all tensors are done. */
+static void sgd_finish_f32(const sgd_work_f32 *w)
+{
+    const sgd_options *o = w->options;
+
+    if (o->tensor_stats != NULL && w->skipped)
+        for (size_t k = 0; k < w->tensors; k++)
+            sgd_tell(&o->tensor_stats[k], w->tensor_sums + k, w->tensors, 1);
+    if (o->stats != NULL) {
+        double largest = 0.0;
+
+        for (size_t k = 0; k < w->tensors && largest == largest; k++) { /* NaN stays */
+            sgd_stats own;
+
+            sgd_tell(&own, w->tensor_sums + k, w->tensors, w->skipped);
+            if (!(own.max_update_ratio <= largest))
+                largest = own.max_update_ratio;
+        }
+        sgd_tell(o->stats, w->totals, 1, w->skipped);
+        o->stats->max_update_ratio = largest;
+    }
 }
 
 void sgd_state_init_f32(const sgd_tensor_f32 *tensor)
@@ -220,92 +635,320 @@ void sgd_state_init_f32(const sgd_tensor_f32 *tensor)
 
 int sgd_check_f32(const sgd_hyper *h, uint64_t t, const sgd_tensor_f32 *tensors, size_t count)
 {
-    sgd_scalars s;
-    uint64_t leaves, elements;
+    sgd_work_f32 w;
+    sgd_options o;
 
-    return sgd_prepare_f32(&s, h, t, tensors, count, &leaves, &elements);
+    sgd_options_init(&o);
+    w.list = tensors;
+    w.count = count;
+    w.options = &o;
+    return sgd_check_list_f32(&w, h, t);
 }
 
-int sgd_step_threads_f32(const sgd_hyper *h, uint64_t t, const sgd_tensor_f32 *tensors, size_t count,
-                         int threads)
+int sgd_phases_f32(const sgd_hyper *h, uint64_t t, const sgd_tensor_f32 *tensors, size_t count,
+                   const sgd_options *options, int first, int last)
 {
-    sgd_scalars s;
-    uint64_t leaves, elements;
-    const int status = sgd_prepare_f32(&s, h, t, tensors, count, &leaves, &elements);
+    const int passes = last < sgd_PHASES ? last : sgd_PHASES - 1;
+    sgd_work_f32 w;
+    int status, threads;
 
+    if (options == NULL)
+        return sgd_ERROR_NULL;
+    w.list = tensors;
+    w.count = count;
+    w.options = options;
+    status = sgd_prepare_f32(&w, h, t);
     if (status != sgd_OK)
         return status;
+    for (int phase = 1; phase < first; phase++)
+        sgd_know_f32(&w, phase);
+    if (first > 0) {
+        sgd_fold_tensors_f32(&w, first - 1, 0, 1);
+        sgd_fold_all_f32(&w, first - 1);
+    }
+    if (first == 0 && !options->skip_nonfinite)
+        first = 1;
+    threads = options->threads;
 #ifdef _OPENMP
     if (threads <= 0)
         threads = omp_get_max_threads();
-    if ((uint64_t)threads > 1 + elements / sgd_THREAD_SIZE)
-        threads = (int)(1 + elements / sgd_THREAD_SIZE);
+    if ((uint64_t)threads > 1 + w.elements / sgd_THREAD_SIZE)
+        threads = (int)(1 + w.elements / sgd_THREAD_SIZE);
     if (threads > 1) {
 #pragma omp parallel num_threads(threads)
-        {
-            const uint64_t k = (uint64_t)omp_get_thread_num();
-            const uint64_t all = (uint64_t)omp_get_num_threads();
+        for (int phase = first; phase < passes; phase++) {
+            const uint64_t k = (uint64_t)omp_get_thread_num(), all = (uint64_t)omp_get_num_threads();
 
-            sgd_share_f32(&s, tensors, count, leaves * k / all, leaves * (k + 1) / all);
+            sgd_share_f32(&w, phase, k, all);
+            if (w.sums != NULL) {
+#pragma omp barrier
+                sgd_fold_tensors_f32(&w, phase, k, all);
+#pragma omp barrier
+#pragma omp single
+                sgd_fold_all_f32(&w, phase);
+            }
         }
     } else
 #endif
-        sgd_share_f32(&s, tensors, count, 0, leaves);
+        for (int phase = first; phase < passes; phase++) {
+            sgd_share_f32(&w, phase, 0, 1);
+            sgd_fold_tensors_f32(&w, phase, 0, 1);
+            sgd_fold_all_f32(&w, phase);
+        }
     (void)threads;
-    return sgd_OK;
+    if (last >= sgd_PHASES)
+        sgd_finish_f32(&w);
+    return w.skipped ? sgd_SKIPPED : sgd_OK;
+}
+
+int sgd_step_with_f32(const sgd_hyper *h, uint64_t t, const sgd_tensor_f32 *tensors, size_t count,
+                      const sgd_options *options)
+{
+    return sgd_phases_f32(h, t, tensors, count, options, 0, sgd_PHASES);
 }
 
 int sgd_step_f32(const sgd_hyper *h, uint64_t t, const sgd_tensor_f32 *tensors, size_t count)
 {
-    return sgd_step_threads_f32(h, t, tensors, count, 0);
+    sgd_options o;
+
+    sgd_options_init(&o);
+    return sgd_step_with_f32(h, t, tensors, count, &o);
 }
 
 /* ---- double ---- */
 
-/* The rule, for n neighbouring elements. */
-sgd_INLINE void sgd_elements_f64(const sgd_scalars *s, size_t n, double *sgd_RESTRICT p_,
-                                 const double *sgd_RESTRICT g_)
+/* A step under way. */
+typedef struct sgd_work_f64 {
+    const sgd_tensor_f64 *list;
+    size_t count;
+    uint64_t elements;
+    const sgd_options *options;
+    int observe; /* whether statistics are wanted */
+    int skipped;
+    size_t tensors, chunks; /* whole ones, of which the list may have parts */
+    double *first;          /* the first chunk of each tensor among all chunks, and the end of the last */
+    double *totals, *tensor_sums, *sums; /* of all tensors, of each tensor, of each chunk */
+    sgd_scalars s;
+} sgd_work_f64;
+
+/* Counts NaN and infinity among gradients. */
+static void sgd_count_f64(const sgd_scalars *s, const double *g, size_t n, double *nan, double *inf)
 {
+    const double unscale = s->unscale;
+
+    for (size_t i = 0; i < n; i++) {
+        const double x = g[i] * unscale;
+
+        *nan += x != x;
+        *inf += x == x && x - x != 0.0;
+    }
+}
+
+/* Looks at gradients before anything is written, for n neighbouring elements; what it adds up goes into 32 lanes each. */
+sgd_INLINE void sgd_scan_f64(const sgd_scalars *s, int observe, size_t n, const double *sgd_RESTRICT g_,
+                             double *sgd_RESTRICT scanned_grad_squares)
+{
+    const double unscale = s->unscale;
+
+    for (size_t i = 0; i < n; i++) {
+        double g = g_[i];
+
+        g = g * unscale;
+        if (observe) scanned_grad_squares[i] += g * g;
+    }
+}
+
+/* Looks at gradients before anything is written, for elements [begin, end) of a tensor, one chunk at most. */
+sgd_INLINE void sgd_scan_chunk_f64(const sgd_scalars *s, int observe, const sgd_tensor_f64 *x, size_t begin,
+                                   size_t end, double *sums, size_t stride)
+{
+    size_t i = begin;
+    double leaves[3][sgd_LANES];
+    size_t leaf = 0;
+
+    for (; i < end; leaf++) {
+        const size_t start = i;
+        const size_t stop = end - i < sgd_LEAF ? end : i + sgd_LEAF;
+        double lanes[1][sgd_LANES] = {{0.0}};
+
+        for (; stop - i >= sgd_LANES; i += sgd_LANES)
+            sgd_scan_f64(s, observe, sgd_LANES, x->g + i, lanes[0]);
+        sgd_scan_f64(s, observe, stop - i, x->g + i, lanes[0]);
+        i = stop;
+        if (observe) {
+            leaves[0][leaf] = sgd_fold_sum(lanes[0]);
+            leaves[1][leaf] = leaves[2][leaf] = 0.0;
+            if (leaves[0][leaf] - leaves[0][leaf] != 0.0)
+                sgd_count_f64(s, x->g + start, stop - start, &leaves[1][leaf], &leaves[2][leaf]);
+        }
+    }
+    if (observe) {
+        sums[0 * stride] = sgd_leaves_sum(leaves[0], leaf);
+        sums[1 * stride] = sgd_leaves_sum(leaves[1], leaf);
+        sums[2 * stride] = sgd_leaves_sum(leaves[2], leaf);
+    }
+}
+
+/* The rule, for n neighbouring elements; what it adds up goes into 32 lanes each. */
+sgd_INLINE void sgd_elements_f64(const sgd_scalars *s, int observe, size_t n, double *sgd_RESTRICT p_,
+                                 const double *sgd_RESTRICT g_, double *sgd_RESTRICT grad_squares,
+                                 double *sgd_RESTRICT param_squares, double *sgd_RESTRICT update_squares)
+{
+    const double unscale = s->unscale;
     const double lr = s->lr;
 
     for (size_t i = 0; i < n; i++) {
         double p = p_[i];
-        const double g = g_[i];
+        double g = g_[i];
 
+        const double old_p = p;
+        g = g * unscale;
+        if (observe) grad_squares[i] += g * g;
         p = p - lr * g;
+        if (observe) param_squares[i] += p * p;
+        const double change = p - old_p;
+        if (observe) update_squares[i] += change * change;
 
         p_[i] = p;
     }
 }
 
-/* Elements [begin, end) of a tensor. */
-static void sgd_range_f64(const sgd_scalars *s, const sgd_tensor_f64 *x, size_t begin, size_t end)
+/* The rule, for elements [begin, end) of a tensor, one chunk at most. */
+sgd_INLINE void sgd_elements_chunk_f64(const sgd_scalars *s, int observe, int zero, const sgd_tensor_f64 *x,
+                                       size_t begin, size_t end, double *sums, size_t stride)
 {
     size_t i = begin;
+    double leaves[5][sgd_LANES];
+    size_t leaf = 0;
 
-    for (; end - i >= sgd_BLOCK_SIZE; i += sgd_BLOCK_SIZE)
-        sgd_elements_f64(s, sgd_BLOCK_SIZE, x->p + i, x->g + i);
-    sgd_elements_f64(s, end - i, x->p + i, x->g + i);
+    for (; i < end; leaf++) {
+        const size_t start = i;
+        const size_t stop = end - i < sgd_LEAF ? end : i + sgd_LEAF;
+        double lanes[3][sgd_LANES] = {{0.0}};
+
+        for (; stop - i >= sgd_LANES; i += sgd_LANES)
+            sgd_elements_f64(s, observe, sgd_LANES, x->p + i, x->g + i, lanes[0], lanes[1], lanes[2]);
+        sgd_elements_f64(s, observe, stop - i, x->p + i, x->g + i, lanes[0], lanes[1], lanes[2]);
+        i = stop;
+        if (observe) {
+            leaves[0][leaf] = sgd_fold_sum(lanes[0]);
+            leaves[1][leaf] = sgd_fold_sum(lanes[1]);
+            leaves[2][leaf] = sgd_fold_sum(lanes[2]);
+            leaves[3][leaf] = leaves[4][leaf] = 0.0;
+            if (leaves[0][leaf] - leaves[0][leaf] != 0.0)
+                sgd_count_f64(s, x->g + start, stop - start, &leaves[3][leaf], &leaves[4][leaf]);
+        }
+        if (zero)
+            memset((double *)x->g + start, 0, (stop - start) * sizeof(double));
+    }
+    if (observe) {
+        sums[0 * stride] = sgd_leaves_sum(leaves[0], leaf);
+        sums[1 * stride] = sgd_leaves_sum(leaves[1], leaf);
+        sums[2 * stride] = sgd_leaves_sum(leaves[2], leaf);
+        sums[3 * stride] = sgd_leaves_sum(leaves[3], leaf);
+        sums[4 * stride] = sgd_leaves_sum(leaves[4], leaf);
+    }
 }
 
-/* Leaves [first, last) of all tensors together. */
-static void sgd_share_f64(const sgd_scalars *s, const sgd_tensor_f64 *tensors, size_t count, uint64_t first,
-                          uint64_t last)
+/* One chunk of a phase; its sums go to sums[0], sums[stride] and so on. */
+static void sgd_chunk_f64(const sgd_work_f64 *w, const sgd_scalars *s, int phase, const sgd_tensor_f64 *x,
+                          size_t begin, size_t end, double *sums)
 {
-    uint64_t leaf = 0; /* the first of the tensor */
-
-    for (size_t k = 0; k < count && leaf < last; k++) {
-        const sgd_tensor_f64 *x = &tensors[k];
-        const uint64_t leaves = sgd_leaves(x->n);
-
-        if (leaf + leaves > first) {
-            const size_t begin = first > leaf ? (size_t)(first - leaf) * sgd_LEAF_SIZE : 0;
-            const size_t end = last - leaf < leaves ? (size_t)(last - leaf) * sgd_LEAF_SIZE : x->n;
-
-            sgd_range_f64(s, x, begin, end);
-        }
-        leaf += leaves;
+    if (phase == 0) {
+        sgd_scan_chunk_f64(s, 1, x, begin, end, sums, w->chunks);
     }
+    if (phase == 1) {
+        if (w->observe)
+            sgd_elements_chunk_f64(s, 1, w->options->zero_grads, x, begin, end, sums, w->chunks);
+        else
+            sgd_elements_chunk_f64(s, 0, w->options->zero_grads, x, begin, end, sums, w->chunks);
+    }
+}
+
+/* Thread k's share of a phase. Threads share elements, so that one large tensor and many small ones are dealt alike. */
+static void sgd_share_f64(const sgd_work_f64 *w, int phase, uint64_t k, uint64_t all)
+{
+    const uint64_t first = sgd_split(w->elements, k, all), last = sgd_split(w->elements, k + 1, all);
+    const sgd_whole *parted = w->options->whole;
+    uint64_t offset = 0; /* of the tensor */
+
+    for (size_t j = 0; j < w->count && offset < last; offset += w->list[j++].n) {
+        const sgd_tensor_f64 *x = &w->list[j];
+        const size_t n = x->n;
+        size_t begin = 0, end = n;
+
+        if (n == 0 || offset + n <= first)
+            continue;
+        if (offset < first)
+            begin = (size_t)(first - offset) / sgd_CHUNK * sgd_CHUNK;
+        if (last - offset < n)
+            end = (size_t)(last - offset) / sgd_CHUNK * sgd_CHUNK;
+        if (w->skipped) {
+            if (w->options->zero_grads && begin < end)
+                memset((double *)x->g + begin, 0, (end - begin) * sizeof(double));
+        } else if (begin < end) {
+            const size_t whole = parted != NULL ? parted->parts[j].tensor : j;
+            const size_t before = parted != NULL ? parted->parts[j].begin / sgd_CHUNK : 0;
+            const size_t chunk = w->sums != NULL ? (size_t)w->first[whole] + before : 0;
+            const sgd_scalars *s = &w->s;
+
+            for (size_t c = begin; c < end; c += sgd_CHUNK)
+                sgd_chunk_f64(w, s, phase, x, c, end - c < sgd_CHUNK ? end : c + sgd_CHUNK,
+                              w->sums != NULL ? w->sums + sgd_first_sum(phase) * w->chunks + chunk + c / sgd_CHUNK : NULL);
+        }
+    }
+}
+
+/* Computes what depends on the totals of all phases before one. */
+static void sgd_know_f64(sgd_work_f64 *w, int phase)
+{
+    if (phase == 1)
+        w->skipped = w->options->skip_nonfinite && w->totals[sgd_SUM_scanned_grad_squares_nan] + w->totals[sgd_SUM_scanned_grad_squares_inf] > 0.0;
+}
+
+/* The sums that a phase has made: from sgd_first_sum(phase) to here. */
+static size_t sgd_last_sum_f64(const sgd_work_f64 *w, int phase)
+{
+    const int observed = w->observe || (phase == 0 && w->options->skip_nonfinite);
+
+    if (w->sums == NULL || w->skipped)
+        return 0;
+    return observed ? sgd_first_sum(phase + 1) : sgd_first_observed(phase);
+}
+
+/* Adds up what a phase left for the chunks of each tensor: thread k's share of the tensors. */
+static void sgd_fold_tensors_f64(const sgd_work_f64 *w, int phase, uint64_t k, uint64_t all)
+{
+    const size_t begin = (size_t)sgd_split(w->tensors, k, all);
+    const size_t end = (size_t)sgd_split(w->tensors, k + 1, all);
+    const size_t last = sgd_last_sum_f64(w, phase);
+
+    for (size_t slot = sgd_first_sum(phase); slot < last; slot++) {
+        double *own = w->tensor_sums + slot * w->tensors;
+        const double *sums = w->sums + slot * w->chunks;
+
+        for (size_t j = begin; j < end; j++) {
+            const size_t chunk = (size_t)w->first[j], number = (size_t)w->first[j + 1] - chunk;
+
+            own[j] = sgd_tree_sum(sums + chunk, number);
+        }
+    }
+    if (w->options->tensor_stats != NULL && phase == sgd_PHASES - 2 && !w->skipped)
+        for (size_t j = begin; j < end; j++)
+            sgd_tell(&w->options->tensor_stats[j], w->tensor_sums + j, w->tensors, 0);
+}
+
+/* Adds up the tensors' sums behind a phase, and goes on from there. */
+static void sgd_fold_all_f64(sgd_work_f64 *w, int phase)
+{
+    const size_t last = sgd_last_sum_f64(w, phase);
+
+    for (size_t slot = sgd_first_sum(phase); slot < last; slot++) {
+        const double *own = w->tensor_sums + slot * w->tensors;
+
+        w->totals[slot] = sgd_tree_sum(own, w->tensors);
+    }
+    sgd_know_f64(w, phase + 1);
 }
 
 /* Whether a tensor's arrays are there, aligned, and apart from each other. */
@@ -332,25 +975,88 @@ static int sgd_check_tensor_f64(const sgd_tensor_f64 *x)
     return sgd_OK;
 }
 
-/* All checks of a step; computes its scalars and its work. */
-static int sgd_prepare_f64(sgd_scalars *s, const sgd_hyper *h, uint64_t t, const sgd_tensor_f64 *tensors,
-                           size_t count, uint64_t *leaves, uint64_t *elements)
+/* Whether all arguments of a step are in order, but for the workspace; computes its first scalars. */
+static int sgd_check_list_f64(sgd_work_f64 *w, const sgd_hyper *h, uint64_t t)
 {
+    const sgd_options *o = w->options;
     int status;
 
-    if (h == NULL || (tensors == NULL && count > 0))
+    if (h == NULL || (w->list == NULL && w->count > 0))
         return sgd_ERROR_NULL;
-    status = sgd_begin_step(s, h, t);
-    *leaves = 0;
-    *elements = 0;
-    for (size_t k = 0; k < count && status == sgd_OK; k++) {
-        const sgd_tensor_f64 *x = &tensors[k];
+    if (!(o->grad_scale > 0.0 && 1.0 / o->grad_scale > 0.0 && 1.0 / o->grad_scale - 1.0 / o->grad_scale == 0.0))
+        return sgd_ERROR_GRAD_SCALE;
+    if (o->whole != NULL && (o->whole->sizes == NULL || o->whole->parts == NULL))
+        return sgd_ERROR_NULL;
+    status = sgd_begin_step(&w->s, h, t, 1.0 / o->grad_scale);
+    w->elements = 0;
+    for (size_t k = 0; k < w->count && status == sgd_OK; k++) {
+        const sgd_tensor_f64 *x = &w->list[k];
 
-        status = sgd_check_tensor_f64(x);
-        *leaves += sgd_leaves(x->n);
-        *elements += x->n;
+        status = o->checked ? sgd_OK : sgd_check_tensor_f64(x);
+        if (status == sgd_OK && o->whole != NULL)
+            status = sgd_check_part(o->whole, k, x->n);
+        w->elements += x->n;
     }
     return status;
+}
+
+/* All checks of a step; lays out its workspace. */
+static int sgd_prepare_f64(sgd_work_f64 *w, const sgd_hyper *h, uint64_t t)
+{
+    const sgd_options *o = w->options;
+    const int status = sgd_check_list_f64(w, h, t);
+    double *space = (double *)o->workspace;
+    uint64_t elements = 0, chunks = 0;
+
+    w->observe = o->stats != NULL || o->tensor_stats != NULL;
+    w->skipped = 0;
+    w->tensors = o->whole != NULL ? o->whole->count : w->count;
+    w->first = w->totals = w->tensor_sums = w->sums = NULL;
+    if (status != sgd_OK || !(w->observe || o->skip_nonfinite))
+        return status;
+    if (space == NULL)
+        return sgd_ERROR_NULL;
+    for (size_t k = 0; k < w->tensors; k++)
+        elements += o->whole != NULL ? o->whole->sizes[k] : w->list[k].n;
+    if ((uintptr_t)space % sizeof(double) != 0 || o->workspace_size < sgd_workspace_size(elements,
+        w->tensors))
+        return sgd_ERROR_WORKSPACE;
+    w->first = space + 2;
+    for (size_t k = 0; k < w->tensors; k++) {
+        w->first[k] = (double)chunks;
+        chunks += sgd_chunks(o->whole != NULL ? o->whole->sizes[k] : w->list[k].n);
+    }
+    w->first[w->tensors] = (double)chunks;
+    w->chunks = (size_t)chunks;
+    space[0] = (double)w->tensors;
+    space[1] = (double)chunks;
+    w->totals = w->first + w->tensors + 1;
+    w->tensor_sums = w->totals + sgd_SUMS;
+    w->sums = w->tensor_sums + sgd_SUMS * w->tensors;
+    return sgd_OK;
+}
+
+/* Tells the statistics, when all elements of all tensors are done. */
+static void sgd_finish_f64(const sgd_work_f64 *w)
+{
+    const sgd_options *o = w->options;
+
+    if (o->tensor_stats != NULL && w->skipped)
+        for (size_t k = 0; k < w->tensors; k++)
+            sgd_tell(&o->tensor_stats[k], w->tensor_sums + k, w->tensors, 1);
+    if (o->stats != NULL) {
+        double largest = 0.0;
+
+        for (size_t k = 0; k < w->tensors && largest == largest; k++) { /* NaN stays */
+            sgd_stats own;
+
+            sgd_tell(&own, w->tensor_sums + k, w->tensors, w->skipped);
+            if (!(own.max_update_ratio <= largest))
+                largest = own.max_update_ratio;
+        }
+        sgd_tell(o->stats, w->totals, 1, w->skipped);
+        o->stats->max_update_ratio = largest;
+    }
 }
 
 void sgd_state_init_f64(const sgd_tensor_f64 *tensor)
@@ -360,44 +1066,84 @@ void sgd_state_init_f64(const sgd_tensor_f64 *tensor)
 
 int sgd_check_f64(const sgd_hyper *h, uint64_t t, const sgd_tensor_f64 *tensors, size_t count)
 {
-    sgd_scalars s;
-    uint64_t leaves, elements;
+    sgd_work_f64 w;
+    sgd_options o;
 
-    return sgd_prepare_f64(&s, h, t, tensors, count, &leaves, &elements);
+    sgd_options_init(&o);
+    w.list = tensors;
+    w.count = count;
+    w.options = &o;
+    return sgd_check_list_f64(&w, h, t);
 }
 
-int sgd_step_threads_f64(const sgd_hyper *h, uint64_t t, const sgd_tensor_f64 *tensors, size_t count,
-                         int threads)
+int sgd_phases_f64(const sgd_hyper *h, uint64_t t, const sgd_tensor_f64 *tensors, size_t count,
+                   const sgd_options *options, int first, int last)
 {
-    sgd_scalars s;
-    uint64_t leaves, elements;
-    const int status = sgd_prepare_f64(&s, h, t, tensors, count, &leaves, &elements);
+    const int passes = last < sgd_PHASES ? last : sgd_PHASES - 1;
+    sgd_work_f64 w;
+    int status, threads;
 
+    if (options == NULL)
+        return sgd_ERROR_NULL;
+    w.list = tensors;
+    w.count = count;
+    w.options = options;
+    status = sgd_prepare_f64(&w, h, t);
     if (status != sgd_OK)
         return status;
+    for (int phase = 1; phase < first; phase++)
+        sgd_know_f64(&w, phase);
+    if (first > 0) {
+        sgd_fold_tensors_f64(&w, first - 1, 0, 1);
+        sgd_fold_all_f64(&w, first - 1);
+    }
+    if (first == 0 && !options->skip_nonfinite)
+        first = 1;
+    threads = options->threads;
 #ifdef _OPENMP
     if (threads <= 0)
         threads = omp_get_max_threads();
-    if ((uint64_t)threads > 1 + elements / sgd_THREAD_SIZE)
-        threads = (int)(1 + elements / sgd_THREAD_SIZE);
+    if ((uint64_t)threads > 1 + w.elements / sgd_THREAD_SIZE)
+        threads = (int)(1 + w.elements / sgd_THREAD_SIZE);
     if (threads > 1) {
 #pragma omp parallel num_threads(threads)
-        {
-            const uint64_t k = (uint64_t)omp_get_thread_num();
-            const uint64_t all = (uint64_t)omp_get_num_threads();
+        for (int phase = first; phase < passes; phase++) {
+            const uint64_t k = (uint64_t)omp_get_thread_num(), all = (uint64_t)omp_get_num_threads();
 
-            sgd_share_f64(&s, tensors, count, leaves * k / all, leaves * (k + 1) / all);
+            sgd_share_f64(&w, phase, k, all);
+            if (w.sums != NULL) {
+#pragma omp barrier
+                sgd_fold_tensors_f64(&w, phase, k, all);
+#pragma omp barrier
+#pragma omp single
+                sgd_fold_all_f64(&w, phase);
+            }
         }
     } else
 #endif
-        sgd_share_f64(&s, tensors, count, 0, leaves);
+        for (int phase = first; phase < passes; phase++) {
+            sgd_share_f64(&w, phase, 0, 1);
+            sgd_fold_tensors_f64(&w, phase, 0, 1);
+            sgd_fold_all_f64(&w, phase);
+        }
     (void)threads;
-    return sgd_OK;
+    if (last >= sgd_PHASES)
+        sgd_finish_f64(&w);
+    return w.skipped ? sgd_SKIPPED : sgd_OK;
+}
+
+int sgd_step_with_f64(const sgd_hyper *h, uint64_t t, const sgd_tensor_f64 *tensors, size_t count,
+                      const sgd_options *options)
+{
+    return sgd_phases_f64(h, t, tensors, count, options, 0, sgd_PHASES);
 }
 
 int sgd_step_f64(const sgd_hyper *h, uint64_t t, const sgd_tensor_f64 *tensors, size_t count)
 {
-    return sgd_step_threads_f64(h, t, tensors, count, 0);
+    sgd_options o;
+
+    sgd_options_init(&o);
+    return sgd_step_with_f64(h, t, tensors, count, &o);
 }
 
 #if defined(sgd_FLOAT_CONTROL) || defined(_MSC_VER)

@@ -6,6 +6,7 @@ import importlib
 from typing import Any
 
 from . import rules as rules
+from . import transforms as transforms
 
 __version__ = "0.1.0"
 
@@ -18,6 +19,8 @@ _HOMES = {
     "RuleError": "diagnostics",
     "rule": "language",
     "scalar": "language",
+    "Stats": "stats",
+    "Transform": "language",
     "transform": "language",
 }
 
@@ -30,13 +33,13 @@ def __getattr__(name: str) -> Any:
     else:
         words = {
             **importlib.import_module(".functions", __name__).IMPORTABLE,
-            **importlib.import_module(".language", __name__).TRANSFORMS,
+            **dict.fromkeys(importlib.import_module(".transforms", __name__)),
         }
         if name == "__all__":
-            return ["rules", *_HOMES, *words]
+            return ["rules", "transforms", *_HOMES, *words]
         if name not in words:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        value = words[name]
+        value = words[name] or getattr(transforms, name)
     globals()[name] = value
     return value
 

@@ -95,9 +95,11 @@ def parameter(array: Any, label: str) -> Array:
     return viewed
 
 
-def gradient(array: Any, label: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-    """A gradient's array, of the shape and dtype of its parameter."""
+def gradient(array: Any, label: str, shape: tuple[int, ...], dtype: np.dtype[Any], writes: bool = False) -> Array:
+    """A gradient's array, of the shape and dtype of its parameter, and writable where it is to be zeroed."""
     viewed = checked(array, label)
+    if writes and not viewed.flags.writeable:
+        raise ValueError(f"{label} is read-only, and zero_grads=True sets gradients to zero")
     if viewed.dtype != dtype:
         raise TypeError(f"{label} is {viewed.dtype}, its parameter {dtype}")
     if viewed.shape != shape:

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import cast
 
-from . import rules
+from . import rules, transforms
+from .compose import Composition, compose
 from .diagnostics import RuleError, UsageError, nearest
-from .language import Rule
+from .finding import parse_file
+from .language import Rule, Transform, rule_of
 from .scalars import check_hyperparameters
 
-BUILT_IN = cast("Mapping[str, Rule]", rules)  # the package stands as a mapping
+BUILT_IN = cast("Mapping[str, Rule]", rules)  # the packages stand as mappings
+TRANSFORMS = cast("Mapping[str, Transform]", transforms)
 TRUE, FALSE = ("true", "1", "yes", "on"), ("false", "0", "no", "off")
 
 
 def named(name: str) -> Rule:
-    """The rule that `adam` or `FILE.py:NAME` means.
+    """The rule that `adam`, `FILE.py:NAME` or a composition such as `clip_by_global_norm:adam` means.
 
     Raises
     ------
@@ -25,22 +30,46 @@ def named(name: str) -> Rule:
     UsageError
         There is none.
     """
-    path, colon, own = name.rpartition(":")
-    if colon and path.endswith(".py"):
-        if not own.isidentifier():
-            raise UsageError(f"{name!r}: {own!r} is not the name of a rule; write {path}:NAME")
-        return Rule.from_file(path, own)
-    if name in BUILT_IN:
-        rule = BUILT_IN[name]
+    parts = pieces(name)
+    if len(parts) == 1 and parts[0] in BUILT_IN:
+        rule = BUILT_IN[parts[0]]
         rule.definition  # noqa: B018 - errors appear here
         return rule
-    if name.endswith(".py"):
-        raise UsageError(f"{name!r} names a file; write {name}:NAME for the rule NAME in it")
-    if colon and not all(part.isidentifier() for part in path.split(":")):
-        raise UsageError(f"{name!r}: rules are read from files whose names end in .py")
+    found = [definition(part, last=k == len(parts)) for k, part in enumerate(parts, 1)]
+    for own, part in zip(found[:-1], parts, strict=False):
+        if own.last.kind == "rule":
+            raise UsageError(f"{name!r}: {part} is a rule, and a rule is last in a composition")
+    return rule_of(functools.reduce(compose, found), name)
+
+
+def pieces(name: str) -> list[str]:
+    """The parts of a composition: `FILE.py:NAME` is one of them."""
+    parts: list[str] = []
+    for word in name.split(":"):
+        if parts and parts[-1].endswith(".py"):
+            parts[-1] += f":{word}"
+        else:
+            parts.append(word)
+    return parts
+
+
+def definition(part: str, last: bool) -> Composition:
+    """One part of a composition."""
+    path, colon, own = part.rpartition(":")
     if colon:
-        raise UsageError(f"{name!r}: compositions of transforms and rules are not supported yet")
-    raise UsageError(f"there is no rule {name!r}{nearest(name, BUILT_IN) or '; `optforge list` shows the rules'}")
+        if not own.isidentifier():
+            raise UsageError(f"{part!r}: {own!r} is not the name of a rule; write {path}:NAME")
+        return parse_file(Path(path), own)
+    if part.endswith(".py"):
+        raise UsageError(f"{part!r} names a file; write {part}:NAME for the rule NAME in it")
+    for built_in in (BUILT_IN, TRANSFORMS):
+        if part in built_in:
+            return built_in[part].definition
+    if not part.isidentifier():
+        raise UsageError(f"{part!r}: rules are read from files whose names end in .py")
+    what = "rule" if last else "transform"
+    hint = nearest(part, [*BUILT_IN, *TRANSFORMS]) or "; `optforge list` shows the rules and transforms"
+    raise UsageError(f"there is no {what} {part!r}{hint}")
 
 
 def select(given: Sequence[str], every: bool) -> list[Rule]:

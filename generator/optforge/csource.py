@@ -8,11 +8,12 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from . import helpers
+from .celements import Elements, Sums
+from .cscalars import Scalars
 from .diagnostics import UsageError
 from .dtypes import DTYPES, F64, DType
-from .emit import Printer
-from .ir import Expr, Kernel, Let, State, Type
-from .names import CALLED, Names, claimed, spelled
+from .ir import Kernel, State
+from .names import Names, claimed, spelled
 from .render import c_string, comment, comment_text, fold, render_template
 
 if TYPE_CHECKING:
@@ -27,7 +28,11 @@ STATUSES = (
     ("ERROR_TIME", "t counts the steps from 1"),
     ("ERROR_NAN", "a hyperparameter is NaN"),
     ("ERROR_SCALAR", "a scalar has no value: division by zero, overflow, root of a negative number"),
+    ("ERROR_GRAD_SCALE", "grad_scale is not a positive number with a finite inverse"),
+    ("ERROR_WORKSPACE", "the workspace is too small, or not aligned to doubles"),
+    ("ERROR_PART", "a part is not in its tensor, or does not begin and end between chunks"),
 )
+SKIPPED = "a gradient is NaN or infinite, so nothing was changed, and t does not advance"
 BROKEN = "the hyperparameters break: "
 ASSERTS_FROM = 100  # status codes of the rule's own asserts
 
@@ -62,16 +67,6 @@ def known_dtype(name: str) -> DType:
     return DTYPES[name]
 
 
-def leaves(expressions: Iterable[Expr]) -> list[Expr]:
-    """The scalars that expressions read, each once, in order."""
-    found: dict[Expr, None] = {}
-    for expr in expressions:
-        for e in expr.walk():
-            if e.type.uniform and e.op in ("hyper", "time", "state", "ref"):
-                found[e] = None
-    return list(found)
-
-
 class Source:
     """What the templates show of one kernel."""
 
@@ -86,35 +81,13 @@ class Source:
     ):
         self.rule, self.kernel, self.dtypes, self.prefix = rule, kernel, dtypes, prefix
         self.given_prefix, self.settings = given_prefix, settings
-        (self.phase,) = kernel.phases
         self.helpers: dict[str, str] = {}
-        self.let = {let.id: let for let in (*kernel.step_scalars, *kernel.tensor_scalars, *self.phase.lets)}
-
         macros = {f"{prefix}_{macro}" for macro in ("API", "INLINE", "RESTRICT", "H")}
         self.hyper = Names(macros)
         self.hyper.enter((name, name) for name, _ in kernel.hyperparameters)
         self.fields = Names(macros)
         self.fields.enter((name, name) for name in ["p", "g", *(state.name for state in kernel.state)])
         self.size = self.fields.own("n")
-
-        # Scalars that cross from one emitted function to another.
-        in_elements = [*(let.expr for let in self.phase.lets), *(expr for _, expr in self.phase.stores)]
-        self.per_element = leaves(in_elements)
-        per_tensor = leaves(let.expr for let in kernel.tensor_scalars)
-        stored = leaves(expr for _, expr in kernel.state_stores)
-        late = {let.id for let in kernel.tensor_scalars}
-        crossing = dict.fromkeys([*self.per_element, *per_tensor, *stored])
-        self.early = [e for e in crossing if not (e.op == "state" or (e.op == "ref" and e.value in late))]
-        used_late = dict.fromkeys([*self.per_element, *stored])
-        self.late = [e for e in used_late if e not in self.early]
-        self.scalars = Names()
-        self.scalars.enter((e, self.spelled(e)) for e in [*self.early, *self.late])
-
-    def spelled(self, leaf: Expr) -> str:
-        """The author's name of a scalar."""
-        if leaf.op == "time":
-            return "t"
-        return self.let[leaf.value].name if isinstance(leaf.value, int) else str(leaf.value)
 
     def helper(self, role: str, kind: DType) -> str:
         """The name of an emitted function, which is emitted because it was asked for."""
@@ -127,15 +100,18 @@ class Source:
     def context(self) -> dict[str, Any]:
         """The variables of both templates."""
         asserts = self.assert_statuses()
-        dtypes = [self.per_dtype(dtype) for dtype in self.dtypes]
-        scalars = self.step_scalars(asserts)
-        tensor_scalars = self.tensor_scalars()
+        emitted = Scalars(self.kernel, self.prefix, self.hyper, self.fields, self.size, self.helper)
+        sums = Sums(self.kernel, self.helper)
+        dtypes = [self.per_dtype(dtype, emitted, sums) for dtype in self.dtypes]
+        scalars = emitted.context([name for name, _ in asserts])
         statuses = [(name, code, text) for code, (name, text) in enumerate(STATUSES)]
         statuses += [(name, ASSERTS_FROM + k, text) for k, (name, text) in enumerate(asserts)]
+        statuses.append(("SKIPPED", -1, SKIPPED))
         entries = [
             f"{self.prefix}_{name} = {code}{',' * (k < len(statuses))}" for k, (name, code, _) in enumerate(statuses, 1)
         ]
         widest = max(map(len, entries))
+        lets = [item.expr for phase in self.kernel.phases for item in phase.lets]
         return {
             "prefix": self.prefix,
             "comment": self.header_comment(),
@@ -153,16 +129,25 @@ class Source:
             "scalar_state_comment": " Scalar state is one double per tensor." if self.kernel.scalar_state else "",
             "init_comment": self.init_comment(),
             "init_parameter": f", const {self.prefix}_hyper *h" if self.init_needs_hyper() else "",
+            "starting": self.starting(),
+            "reduces": self.kernel.reduces,
+            "optional": self.kernel.phases[0].optional,
+            "workspace_parameter": ", void *workspace" if self.kernel.reduces else "",
+            "sums": sums.context(),
+            "phases": len(self.kernel.phases),
             "dtypes": dtypes,
             "scalars": scalars,
-            "tensor_scalars": tensor_scalars,
             "helpers": list(self.helpers.values()),
             "roots": [
                 dtype
                 for dtype in self.dtypes
-                if any(e.op == "sqrt" and not e.type.uniform for let in self.phase.lets for e in let.expr.walk())
+                if any(e.op == "sqrt" and not e.type.uniform for expr in lets for e in expr.walk())
             ],
         }
+
+    def starting(self) -> bool:
+        """Whether the kernel itself begins state that starts as the gradient."""
+        return any(s.initial == "g" for s in self.kernel.state)
 
     def header_comment(self) -> str:
         """The comment at the head of both files."""
@@ -193,6 +178,7 @@ class Source:
         lines += [f"Renamed for C: {', '.join(self.renamed())}."] if self.renamed() else []
         lines += [
             f"Memory traffic per element: {read} read, {written} written; in bytes: {traffic}.",
+            *self.passes(),
             "",
             f"Build:     cc -std=c99 -O2 -c {self.prefix}.c    (with -fopenmp a step runs on several threads)",
             f"Re-create: {' '.join(command)}",
@@ -201,6 +187,16 @@ class Source:
             "Generated by optforge. This file may be used, changed and distributed without restriction.",
         ]
         return comment(lines)
+
+    def passes(self) -> list[str]:
+        """What each pass over memory reads and writes, where there are several."""
+        usual = [phase for phase in self.kernel.phases if not phase.optional]
+        if len(usual) == 1:
+            return []
+        return [
+            f"    pass {k}: reads {' '.join(phase.loads)}, writes {' '.join(n for n, _ in phase.stores) or 'nothing'}"
+            for k, phase in enumerate(usual, 1)
+        ]
 
     def renamed(self) -> list[str]:
         """Fields of the structs that are not called as in the rule, or, for the size, as usual."""
@@ -233,156 +229,19 @@ class Source:
         texts = [a.text + (f" ({a.message})" if a.message else "") for a in asserts]
         return [(name, BROKEN + text) for name, text in zip(names, texts, strict=True)]
 
-    # ── scalars ─────────────────────────────────────────────────────────────────────────────────────────────────
-
-    def step_scalars(self, asserts: list[tuple[str, str]]) -> dict[str, Any]:
-        """The function that computes the scalars of a step."""
-        lets = self.kernel.step_scalars
-        fields = [*self.early, *self.late]
-        scope = Names(CALLED | {"NULL"}, self.prefix)
-        scope.enter((Expr("hyper", Type.SCALAR, value=name), name) for name, _ in self.kernel.hyperparameters)
-        scope.enter([(Expr("time", Type.SCALAR), "t")])
-        scope.enter((let.ref, let.name) for let in lets)
-        hyper, steps, out, failed = (scope.own(name) for name in ("h", "step", "s", "failed"))
-        printer = Printer(F64, lambda e: scope.of[e], self.helper, f"&{failed}")
-        lines = [f"const {self.c_type(let.expr)} {scope.of[let.ref]} = {printer(let.expr)};" for let in lets]
-        asserted = [
-            {"condition": printer(assertion.condition), "status": name}
-            for assertion, (name, _) in zip(self.kernel.asserts, asserts, strict=True)
-        ]
-        reads = [
-            f"const double {scope.of[Expr('hyper', Type.SCALAR, value=name)]} = {hyper}->{self.hyper.of[name]};"
-            for name, _ in self.kernel.hyperparameters
-        ]
-        known = [scope.of[Expr("hyper", Type.SCALAR, value=name)] for name, _ in self.kernel.hyperparameters]
-        nan = [f"{name} != {name}" for name in known]
-        time = Expr("time", Type.SCALAR)
-        if time in leaves(let.expr for let in lets) or time in self.early:
-            reads.append(f"const double {scope.of[time]} = (double){steps};")
-        if not reads:
-            reads.append(f"(void){hyper};")
-        struct = f"{self.prefix}_scalars"
-        return {
-            "fields": [f"{self.c_type(e)} {self.scalars.of[e]}" for e in fields],
-            "hyper": hyper,
-            "steps": steps,
-            "failed": failed,
-            "can_fail": any(f"&{failed}" in text for text in [*lines, *(a["condition"] for a in asserted)]),
-            "reads": reads,
-            "nan": " || ".join(nan),
-            "asserts": asserted,
-            "lines": lines,
-            "writes": [f"{out}->{self.scalars.of[e]} = {scope.of[e]};" for e in self.early],
-            "out": f"{struct} *{out}, " if fields else "",
-            "fill": f"{struct} *s, " if fields else "",
-            "in": f"const {struct} *s, " if fields else "",
-            "pass": "s, " if fields else "",
-            "address": "&s, " if fields else "",
-        }
-
-    def tensor_scalars(self) -> dict[str, Any] | None:
-        """The function that computes the scalars of a tensor; None where there are none."""
-        lets = self.kernel.tensor_scalars
-        if not self.late:
-            return None
-        states = [Expr("state", Type.SCALAR, value=state.name) for state in self.kernel.scalar_state]
-        inputs = leaves(let.expr for let in lets)
-        states = [state for state in states if state in [*inputs, *self.late]]
-        scope = Names(CALLED, self.prefix)
-        scope.enter((e, self.spelled(e)) for e in states)
-        scope.enter((e, self.spelled(e)) for e in inputs)
-        scope.enter((let.ref, let.name) for let in lets)
-        out, failed = scope.own("s"), scope.own("failed")
-        printer = Printer(F64, lambda e: scope.of[e], self.helper, f"&{failed}")
-        lines = [f"const {self.c_type(let.expr)} {scope.of[let.ref]} = {printer(let.expr)};" for let in lets]
-        parameters = [f"{self.prefix}_scalars *{out}", *(f"double {scope.of[e]}" for e in states)]
-        arguments = ["&own", *(f"*x->{self.fields.of[str(e.value)]}" for e in states)]
-        return {
-            "parameters": ", ".join(parameters),
-            "arguments": ", ".join(arguments),
-            "failed": failed,
-            "can_fail": any(f"&{failed}" in line for line in lines),
-            "reads": [
-                f"const {self.c_type(e)} {scope.of[e]} = {out}->{self.scalars.of[e]};"
-                for e in inputs
-                if e in self.early
-            ],
-            "lines": lines,
-            "writes": [f"{out}->{self.scalars.of[e]} = {scope.of[e]};" for e in self.late],
-        }
-
-    @staticmethod
-    def c_type(scalar: Expr) -> str:
-        """The C type of a scalar."""
-        return "int" if scalar.type is Type.CONDITION else "double"
-
     # ── elements ────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def per_dtype(self, dtype: DType) -> dict[str, Any]:
+    def per_dtype(self, dtype: DType, scalars: Scalars, sums: Sums) -> dict[str, Any]:
         """What the templates show once per dtype."""
-        phase, real = self.phase, dtype.c
-        arrays = [a for a in self.arrays() if a in phase.loads or a in dict(phase.stores)]
-        scope = Names(CALLED, self.prefix)
-        scope.enter((("element", name), name) for name in arrays)
-        scope.enter((self.variable(let), let.name) for let in phase.lets)
-        scope.enter((e, self.spelled(e)) for e in self.per_element)
-        index, count, s = (scope.own(name) for name in ("i", "n", "s"))
-        array = {name: scope.own(f"{scope.of['element', name]}_") for name in arrays}
-
-        def leaf(e: Expr) -> str:
-            if e.op == "load":
-                return scope.of["element", e.value]
-            if e.type.uniform:
-                return scope.of[e]
-            return scope.of[self.variable(self.let[e.value])] if isinstance(e.value, int) else ""
-
-        printer = Printer(dtype, leaf, self.helper)
-        bindings = [self.variable(let) for let in phase.lets]
-        loaded = [("element", name) for name in phase.loads]
-        loads = [
-            f"{'' if key in bindings else 'const '}{real} {scope.of[key]} = {array[key[1]]}[{index}];" for key in loaded
-        ]
-        lines = []
-        declared = set(loaded)
-        for let, variable in zip(phase.lets, bindings, strict=True):
-            value = printer(let.expr)
-            if value == scope.of[variable] and variable in declared:
-                continue  # x = x
-            kind = ""
-            if variable not in declared:
-                kind = "int " if let.expr.type is Type.MASK else f"{real} "
-                kind = f"const {kind}" if bindings.count(variable) == 1 else kind
-                declared.add(variable)
-            lines.append(f"{kind}{scope.of[variable]} = {value};")
-        stores = [f"{array[name]}[{index}] = {printer(expr)};" for name, expr in phase.stores]
-        written = dict(phase.stores)
-        parameters = [f"const {self.prefix}_scalars *{s}"] if self.early or self.late else []
-        parameters += [f"size_t {count}"]
-        parameters += [
-            f"{'' if name in written else 'const '}{real} *{self.prefix}_RESTRICT {array[name]}" for name in arrays
-        ]
-        passed = [f"x->{self.fields.of[name]} + i" for name in arrays]
-        first = ["s"] if self.early or self.late else []
-        scalars = []
-        for e in self.per_element:
-            cast = f"({real})" if e.type is Type.SCALAR and dtype is not F64 else ""
-            kind = real if e.type is Type.SCALAR else "int"
-            scalars.append(f"const {kind} {scope.of[e]} = {cast}{s}->{self.scalars.of[e]};")
-        if (self.early or self.late) and not scalars:
-            scalars.append(f"(void){s};")
+        elements = Elements(self.kernel, self.prefix, self.fields, dtype, scalars, self.helper)
         return {
-            "c": real,
+            "c": dtype.c,
             "suffix": dtype.suffix,
             "fields": self.tensor_fields(dtype),
-            "parameters": ", ".join(parameters),
-            "block_arguments": ", ".join([*first, f"{self.prefix}_BLOCK_SIZE", *passed]),
-            "rest_arguments": ", ".join([*first, "end - i", *passed]),
-            "scalars": scalars,
-            "index": index,
-            "count": count,
-            "loads": loads,
-            "lines": lines,
-            "stores": stores,
+            "phases": [elements.context(k, sums) for k in range(len(self.kernel.phases))],
+            "g": self.fields.of["g"],
+            "cast": "" if dtype is F64 else f"({dtype.c})",
+            "zero": dtype.constant(0.0),
             "arrays": ", ".join(f"x->{self.fields.of[name]}" for name in self.arrays()),
             "scalars_of_state": ", ".join(f"x->{self.fields.of[s.name]}" for s in self.kernel.scalar_state),
             "array_inits": self.array_inits(dtype),
@@ -390,18 +249,13 @@ class Source:
                 f"*tensor->{self.fields.of[s.name]} = {self.initial(s, F64)};" for s in self.kernel.scalar_state
             ],
             "state_stores": [
-                f"*x->{self.fields.of[name]} = {self.stored_scalar(expr)};" for name, expr in self.kernel.state_stores
+                f"*x->{self.fields.of[name]} = {scalars.stored(expr)};" for name, expr in self.kernel.state_stores
             ],
         }
 
     def arrays(self) -> list[str]:
         """All arrays of a tensor, in the order of the signature."""
         return ["p", "g", *(state.name for state in self.kernel.array_state)]
-
-    @staticmethod
-    def variable(let: Let) -> tuple[str, str]:
-        """The C variable of an element binding; bindings of one name share it."""
-        return ("mask" if let.expr.type is Type.MASK else "element", let.name)
 
     def tensor_fields(self, dtype: DType) -> list[str]:
         """Declarations of the arrays in the struct of a tensor."""
@@ -410,12 +264,6 @@ class Source:
         for state in self.kernel.state:
             fields.append(f"{'double' if state.name in scalar else dtype.c} *{self.fields.of[state.name]}")
         return fields
-
-    def stored_scalar(self, expr: Expr) -> str:
-        """The new value of a scalar state."""
-        if expr.op == "const":
-            return Printer.constant(expr, F64)[0]
-        return f"{'own' if self.late else 's'}.{self.scalars.of[expr]}"
 
     # ── initial state ───────────────────────────────────────────────────────────────────────────────────────────
 

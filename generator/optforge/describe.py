@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from .diagnostics import printable
 from .dtypes import DTYPES, F64
 from .emit import Printer
-from .ir import Expr, Kernel, Let
+from .ir import Expr, Kernel, Reduction
 from .language import Rule
 
 
@@ -30,8 +30,7 @@ def describe(rule: Rule, settings: Mapping[str, object]) -> str:
             ]
             or ["none"],
         ),
-        block("Computed once per step, in double", scalars(kernel, kernel.step_scalars)),
-        block("Computed once per tensor, in double", scalars(kernel, kernel.tensor_scalars)),
+        *(block(title, lines) for title, lines in computed(kernel)),
         block("Memory traffic per element", list(traffic(kernel))),
         f"Hash: {rule.hash}",
     ]
@@ -44,26 +43,60 @@ def block(title: str, lines: Iterable[str]) -> str:
     return "\n".join([f"{title}:", *listed]) if listed else ""
 
 
-def scalars(kernel: Kernel, lets: Iterable[Let]) -> list[str]:
-    """Scalar bindings as formulas."""
+def computed(kernel: Kernel) -> Iterable[tuple[str, list[str]]]:
+    """The groups of scalars, each with a title, as formulas."""
     taken = {state.name for state in kernel.scalar_state}
     names: dict[int, str] = {}
-    for let in (*kernel.step_scalars, *kernel.tensor_scalars):  # a name that is bound again is numbered
+    totals = {reduction.id: reduction for reduction in kernel.reductions}
+    for let in (let for group in kernel.scalars for let in group.lets):  # a name that is bound again is numbered
         versions = itertools.chain([let.name], (f"{let.name}_{k}" for k in itertools.count(2)))
         names[let.id] = next(name for name in versions if name not in taken)
         taken.add(names[let.id])
 
     def leaf(expr: Expr) -> str:
-        return "t" if expr.op == "time" else names[expr.value] if isinstance(expr.value, int) else str(expr.value)
+        if expr.op in ("sum", "total"):
+            over = "all tensors" if expr.op == "total" else "the tensor"
+            what = {"squares": "sum of squares", "sum": "sum", "max": "largest |x|"}[totals[expr.value].kind]  # type: ignore[index]
+            return f"[{what} of {reduced(kernel, totals[expr.value])} over {over}]"  # type: ignore[index]
+        if expr.op in ("time", "size"):
+            return {"time": "t", "size": "n"}[expr.op]
+        return names[expr.value] if isinstance(expr.value, int) else str(expr.value or expr.op)
 
-    printer = Printer(F64, leaf, lambda role, kind: role.removeprefix("scalar "))
-    return [f"{names[let.id]} = {printer(let.expr)}" for let in lets]
+    printer = Printer(F64, leaf, lambda role, kind: role.rpartition(" ")[2])
+    shift = 0 if kernel.phases[0].optional else 1
+    for group in kernel.scalars:
+        where = f" behind pass {group.phase - 1 + shift}" if group.phase else ""
+        lines = [f"{names[let.id]} = {printer(let.expr)}" for let in group.lets]
+        yield f"Computed once per {group.scope}{where}, in double", lines
+
+
+def reduced(kernel: Kernel, reduction: Reduction) -> str:
+    """What a reduction runs over."""
+    value = reduction.value
+    if value.op == "ref":
+        return next(let.name for phase in kernel.phases for let in phase.lets if let.id == value.value)
+    return str(value.value)
 
 
 def traffic(kernel: Kernel) -> Iterable[str]:
-    """What each phase reads and writes, and how many bytes that is."""
-    for k, phase in enumerate(kernel.phases, 1):
+    """What each pass reads, adds up and writes, and how many bytes that is."""
+    usual = [phase for phase in kernel.phases if not phase.optional]
+    for k, phase in enumerate(usual, 1):
         written = [name for name, _ in phase.stores]
-        moved = len(phase.loads) + len(written)
-        bytes_moved = ", ".join(f"{dtype.bytes * moved} bytes ({dtype.c})" for dtype in DTYPES.values())
-        yield f"phase {k}: reads {' '.join(phase.loads) or '-'}, writes {' '.join(written) or '-'}: {bytes_moved}"
+        moved = moved_bytes(len(phase.loads) + len(written))
+        summed = [f"{WORDS[r.kind]} of {reduced(kernel, r)}" for r in phase.reductions if not r.observed]
+        adds = f", adds up {' and '.join(summed)}" if summed else ""
+        yield f"phase {k}: reads {' '.join(phase.loads) or '-'}, writes {' '.join(written) or '-'}{adds}: {moved}"
+    if len(usual) > 1:
+        yield f"together: {moved_bytes(sum(kernel.moved))}"
+    if kernel.phases[0].optional:
+        yield f"with skip_nonfinite, before: reads g: {moved_bytes(1)}"
+    yield f"with zero_grads, in passing: writes g: {moved_bytes(1)}"
+
+
+WORDS = {"squares": "squares", "sum": "the elements", "max": "the largest"}
+
+
+def moved_bytes(elements: int) -> str:
+    """So many elements in bytes of each dtype."""
+    return ", ".join(f"{dtype.bytes * elements} bytes ({dtype.c})" for dtype in DTYPES.values())

@@ -1,10 +1,12 @@
-"""Definition to Program: choose the static options, give every expression its type, refuse what has none."""
+"""Composition to Program: choose the static options, give every expression its type, refuse what has none."""
 
 from __future__ import annotations
 
 import ast
 import unicodedata
+from collections.abc import Mapping, Set
 
+from .compose import Composition
 from .diagnostics import Reporter, nearest, printable
 from .functions import FUNCTIONS, IMPORTABLE, REDUCTIONS
 from .ir import Assert, Expr, Let, Program, Type
@@ -25,53 +27,93 @@ COMPARISONS: dict[type[ast.cmpop], str] = {
 }
 
 
-def check(definition: Definition) -> None:
-    """Raise RuleError with the errors of the rule under every choice of its options."""
-    reporter = Reporter(definition.text)
-    for options in configurations(definition):
-        Elaborator(definition, options, reporter).run()
-    reporter.check()
+def check(composition: Composition) -> None:
+    """Raise RuleError with the errors of the parts under every choice of their options."""
+    for part in composition.parts:
+        reporter = Reporter(part.text)
+        for options in configurations(Composition((part,))):
+            Elaborator(part, options, reporter, [], scope(part, {})).run()
+        reporter.check()
 
 
-def elaborate(definition: Definition, options: Options) -> Program:
-    """The rule under one choice of its options, which has been checked."""
-    reporter = Reporter(definition.text)
-    program = Elaborator(definition, options, reporter).run()
-    reporter.check()
-    return program
+def elaborate(composition: Composition, options: Options) -> Program:
+    """A rule with its transforms under one choice of their options, which have been checked."""
+    unscale = element(Expr("unscale", Type.SCALAR))
+    lets = [Let("g", 0, Expr("mul", Type.ELEMENT, (Expr("load", Type.ELEMENT, value="g"), unscale)))]
+    arrays = {"p": Expr("load", Type.ELEMENT, value="p"), "g": lets[0].ref}
+    seen = arrays["g"]
+    outputs: dict[str, Expr] = {}
+    asserts: list[Assert] = []
+    touched: set[str] = set()
+    for k, part in enumerate(composition.parts):
+        reporter = Reporter(part.text)
+        seen = arrays["g"]
+        others = {state.name for other in composition.parts if other is not part for state in other.state}
+        earlier = {name for other in composition.parts[:k] for name in other.locals}
+        taken = (others | earlier) - {"p", "g", *(state.name for state in part.state)}
+        elaborator = Elaborator(part, options, reporter, lets, scope(part, arrays), taken)
+        elaborator.run()
+        reporter.check()
+        arrays |= {name: elaborator.stored(name) for name in part.changes}
+        outputs |= {state.name: elaborator.stored(state.name) for state in part.state}
+        asserts += elaborator.asserts
+        touched |= elaborator.touched
+    stored = (("p", arrays["p"]), *((state.name, outputs[state.name]) for state in composition.state))
+    state = tuple(state for state in composition.state if state.name in touched)
+    return Program(tuple(lets), stored, tuple(asserts), state, lets[0].ref, seen)
+
+
+def scope(part: Definition, arrays: Mapping[str, Expr]) -> dict[str, Expr]:
+    """What the names of a part's parameters and state mean at its begin."""
+    names = {name: arrays.get(name, Expr("load", Type.ELEMENT, value=name)) for name in part.takes}
+    for state in part.state:
+        kind = (
+            Expr("state", Type.SCALAR, value=state.name)
+            if state.scalar
+            else Expr("load", Type.ELEMENT, value=state.name)
+        )
+        names[state.name] = kind
+    return names
 
 
 class Elaborator:
-    """One walk through a rule's body."""
+    """One walk through the body of a rule or a transform.
 
-    def __init__(self, definition: Definition, options: Options, reporter: Reporter):
-        self.definition, self.options, self.reporter = definition, options, reporter
-        self.fixed = {name: Expr("hyper", Type.SCALAR, value=name) for name in definition.hyperparameters}
+    `lets` is extended; `names` are the meanings of parameters and state. Locals that are in `taken`, by another part's
+    use, are told apart by the part's name.
+    """
+
+    def __init__(
+        self,
+        definition: Definition,
+        options: Options,
+        reporter: Reporter,
+        lets: list[Let],
+        names: dict[str, Expr],
+        taken: Set[str] = frozenset(),
+    ):
+        self.definition, self.reporter, self.lets, self.names = definition, reporter, lets, names
+        self.taken = taken
+        self.options = {name: options[name] for name in definition.options}
+        declared = [*definition.hyperparameters, *definition.borrowed]
+        self.fixed = {name: Expr("hyper", Type.SCALAR, value=name) for name in declared}
         if definition.time:
             self.fixed["t"] = Expr("time", Type.SCALAR)
         self.scalar_states = {state.name for state in definition.state if state.scalar}
-        self.arrays = {"p", "g", *(state.name for state in definition.state)} - self.scalar_states
-        self.names: dict[str, Expr] = {name: Expr("load", Type.ELEMENT, value=name) for name in self.arrays}
-        self.names |= {name: Expr("state", Type.SCALAR, value=name) for name in self.scalar_states}
-        self.bound_somewhere = {
-            node.id
-            for statement in definition.body
-            for node in ast.walk(statement)
-            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
-        }
+        self.bound_somewhere = set(definition.locals)
         self.touched: set[str] = set()
-        self.lets: list[Let] = []
         self.asserts: list[Assert] = []
         self.asserting = False
 
-    def run(self) -> Program:
-        """The typed program; errors are with the reporter."""
+    def run(self) -> None:
+        """Walk; errors are with the reporter."""
+        for state in self.definition.state:
+            if state.initial == "g" and not state.scalar and "g" in self.names:
+                begin = Expr("starting", Type.CONDITION)
+                self.let(state.name, Expr("select", Type.ELEMENT, (begin, self.names["g"], self.names[state.name])))
         self.block(self.definition.body[:-1])
-        outputs = []
-        for name in ["p", *(state.name for state in self.definition.state)]:
-            outputs.append((name, self.stored(name)))
-        touched = tuple(state for state in self.definition.state if state.name in self.touched)
-        return Program(tuple(self.lets), tuple(outputs), tuple(self.asserts), touched)
+        for name in (*self.definition.changes, *(state.name for state in self.definition.state)):
+            self.stored(name)
 
     def error(self, node: ast.AST, message: str, hint: str = "") -> Expr:
         """Record an error; its expression is poison, so that it is reported once."""
@@ -151,9 +193,18 @@ class Elaborator:
             self.names[name] = POISON
         else:
             self.touched.add(name)
-            let = Let(name, len(self.lets), expr)
-            self.lets.append(let)
-            self.names[name] = let.ref
+            self.let(name, expr)
+
+    def let(self, name: str, expr: Expr) -> None:
+        """Bind a name."""
+        own = name
+        if name in self.taken:
+            own = f"{self.definition.name}_{name}"
+            while own in self.taken or own in self.bound_somewhere:
+                own += "_"
+        let = Let(own, len(self.lets), expr)
+        self.lets.append(let)
+        self.names[name] = let.ref
 
     def check_assert(self, statement: ast.Assert) -> None:
         """`assert condition on hyperparameters`."""
@@ -456,11 +507,9 @@ class Elaborator:
             if isinstance(arg, ast.Starred):
                 return self.refuse(arg)
         name = known[name]
-        if name in REDUCTIONS:
-            return self.error(node, f"{name}(): reductions are not supported yet")
         if name == "where":
             return self.where(node)
-        function = FUNCTIONS[name]
+        function = REDUCTIONS[name] if name in REDUCTIONS else FUNCTIONS[name]
         if len(node.args) != len(function.parameters):
             expected = f"{name}({', '.join(function.parameters)})"
             return self.error(node, f"{expected} takes {len(function.parameters)} argument(s), not {len(node.args)}")
@@ -468,9 +517,18 @@ class Elaborator:
         for value, place in zip(args, node.args, strict=True):
             if value.type in (Type.MASK, Type.CONDITION):
                 return self.error(place, f"{an(value.type)} is not a number", MASK_HINT)
+        if name in REDUCTIONS:
+            return self.reduction(node, name, args[0])
         if all(arg.type is Type.SCALAR for arg in args):
             return combine(name, Type.SCALAR, *args)
         return combine(name, Type.ELEMENT, *map(element, args))
+
+    def reduction(self, node: ast.Call, name: str, value: Expr) -> Expr:
+        """A reduction of elements to a scalar."""
+        if value.type is Type.SCALAR:
+            hint = "abs(s) of a scalar s needs no reduction" if name in ("norm", "max_abs", "global_norm") else ""
+            return self.error(node.args[0], f"{name}() is over elements, and this is a scalar", hint)
+        return POISON if value is POISON else Expr("reduce", Type.SCALAR, (value,), name)
 
     def where(self, node: ast.Call) -> Expr:
         """`where(mask, a, b)`, with the elements' dtype."""
@@ -491,7 +549,7 @@ class Elaborator:
         return combine("where", Type.ELEMENT, mask, element(a), element(b))
 
 
-LISTED = ", ".join([*FUNCTIONS, "where"])
+LISTED = ", ".join([*FUNCTIONS, "where", *REDUCTIONS])
 INSTEAD_OF_FUNCTIONS = {
     "clip": "write minimum(maximum(x, low), high)",
     "clamp": "write minimum(maximum(x, low), high)",

@@ -27,6 +27,9 @@ INFIX = {
 }
 
 
+LEAVES = frozenset(("load", "ref", "hyper", "time", "unscale", "state", "starting", "size", "sum", "total"))
+
+
 class Printer:
     """Prints expressions of one dtype.
 
@@ -35,11 +38,12 @@ class Printer:
     dtype : DType
         Of the elements; scalars are printed as doubles.
     leaf : callable
-        The name of a `load`, `ref`, `hyper`, `time` or `state` expression.
+        The name of an expression without operands.
     helper : callable
         The name of an emitted function from its role and dtype; called for each that is needed.
     checked : str
-        Passed as the last argument to functions that note where Python would raise; empty where that is not noted.
+        Passed as the last argument to functions that note where Python would raise; empty where scalars have IEEE's
+        value.
     """
 
     def __init__(
@@ -63,7 +67,7 @@ class Printer:
         match expr.op:
             case "const":
                 return self.constant(expr, kind)
-            case "load" | "ref" | "hyper" | "time" | "state":
+            case op if op in LEAVES:
                 return self.leaf(expr), POSTFIX
             case "round":
                 scalar = args[0]
@@ -86,19 +90,19 @@ class Printer:
                     return f"{a} {symbol} {b}", binds
                 return f"{self(args[0], binds)} {symbol} {self(args[1], binds + 1)}", binds
             case op if op in FUNCTIONS and FUNCTIONS[op].library:
-                checks = expr.type is Type.SCALAR and (op in RAISES or FUNCTIONS[op].folds)
+                checks = expr.type is Type.SCALAR and (bool(self.checked and op in RAISES) or FUNCTIONS[op].folds)
                 if not checks:
                     return f"{FUNCTIONS[op].c}{kind.math}({', '.join(map(self, args))})", POSTFIX
         return self.called(expr.op, kind, args)
 
     def called(self, role: str, kind: DType, args: tuple[Expr, ...]) -> tuple[str, int]:
         """A call of an emitted function."""
-        scalar = args[0].type is Type.SCALAR
         passed = [self(arg) for arg in args]
-        if self.checked and scalar and role in RAISES:
-            passed.append(self.checked)
-        name = self.helper(f"scalar {role}" if scalar and (role in RAISES or self.folds(role)) else role, kind)
-        return f"{name}({', '.join(passed)})", POSTFIX
+        if args[0].type is Type.SCALAR and (role in RAISES or self.folds(role)):
+            role = f"scalar {role}" if self.checked else f"ieee {role}"
+            if self.checked and role.removeprefix("scalar ") in RAISES:
+                passed.append(self.checked)
+        return f"{self.helper(role, kind)}({', '.join(passed)})", POSTFIX
 
     @staticmethod
     def folds(role: str) -> bool:

@@ -1,4 +1,4 @@
-"""Find a rule in a file. The file is parsed and never executed."""
+"""Find rules, transforms and compositions of them in a file. The file is parsed and never executed."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import ast
 import warnings
 from pathlib import Path
 
+from .compose import Composition, compose
 from .diagnostics import Diagnostic, Reporter, RuleError, Text, UsageError, nearest
-from .module import bound, imports, is_rule, top_level
+from .literals import literal
+from .module import bound, imports, kind_of, packages, top_level
 from .parse import NESTING_HINT, Definition, define
 
 
@@ -48,8 +50,8 @@ def syntax(text: Text) -> ast.Module:
         raise RuleError([Diagnostic(line, 1, "nested too deeply", NESTING_HINT, text=text)]) from None
 
 
-def parse_file(path: Path, name: str) -> Definition:
-    """The rule of this name at the top level of a file.
+def parse_file(path: Path, name: str) -> Composition:
+    """The rule, transform or composition of this name at the top level of a file.
 
     Raises
     ------
@@ -59,37 +61,152 @@ def parse_file(path: Path, name: str) -> Definition:
         There is no such file, or no such rule in it.
     """
     text = read(path)
-    tree = syntax(text)
-    aliases = imports(tree)
-    found = None
-    for statement in top_level(tree.body):
-        if name in bound(statement):
-            found = statement
-    if found is None:
-        rules = [s.name for s in top_level(tree.body) if isinstance(s, ast.FunctionDef) and is_rule(s, aliases)]
-        there = f"; its rules are: {', '.join(rules)}" if rules else "; it holds no rules"
-        raise UsageError(f"{path} has no rule {name!r}{nearest(name, rules) or there}")
-    if not isinstance(found, ast.FunctionDef) or not is_rule(found, aliases):
-        reporter = Reporter(text)
-        what = "is not decorated with @rule" if isinstance(found, ast.FunctionDef) else "is not a rule"
-        reporter.error(found, f"{name!r} {what}", "a rule is a function under @rule (from optforge import rule)")
-        reporter.check()
-    assert isinstance(found, ast.FunctionDef)
-    return define(found, text, tree)
+    return Module(text, syntax(text)).named(name)
 
 
-def parse_function(text: Text, name: str, line: int) -> Definition:
-    """The rule whose function, or its first decorator, starts at this line."""
+A_RULE_IS = "a rule is a function under @rule (from optforge import rule)"
+
+
+class Module:
+    """A file's top level, in which names are looked up as far as they are rules or transforms."""
+
+    def __init__(self, text: Text, tree: ast.Module):
+        self.text, self.tree = text, tree
+        self.aliases, self.packages = imports(tree), packages(tree)
+        self.open: list[str] = []
+
+    def named(self, name: str) -> Composition:
+        """What a name is bound to.
+
+        Raises
+        ------
+        RuleError, UsageError
+            It is bound to something else, or not at all.
+        """
+        found = self.binding(name)
+        if found is None:
+            kinds = {
+                s.name: kind_of(s, self.aliases) for s in top_level(self.tree.body) if isinstance(s, ast.FunctionDef)
+            }
+            rules = [own for own, kind in kinds.items() if kind]
+            there = f"; its rules are: {', '.join(rules)}" if rules else "; it holds no rules"
+            raise UsageError(f"{self.text.file} has no rule {name!r}{nearest(name, rules) or there}")
+        if isinstance(found, ast.FunctionDef):
+            kind = kind_of(found, self.aliases)
+            if not kind:
+                raise self.refused(found, f"{name!r} is not decorated with @rule", A_RULE_IS)
+            return Composition((define(kind, found, self.text, self.tree),))
+        if isinstance(found, ast.Assign) and name not in self.open:
+            self.open.append(name)
+            composition = self.value(found.value, name)
+            self.open.remove(name)
+            return composition
+        raise self.refused(
+            found, f"{name!r} is not a rule", "a rule is a function under @rule (from optforge import rule)"
+        )
+
+    def binding(self, name: str) -> ast.stmt | None:
+        """The last statement that binds a name."""
+        return next((s for s in reversed([*top_level(self.tree.body)]) if name in bound(s)), None)
+
+    def refused(self, node: ast.AST, message: str, hint: str = "") -> RuleError:
+        """An error at a node."""
+        reporter = Reporter(self.text)
+        reporter.error(node, message, hint)
+        return RuleError(reporter.diagnostics.values())
+
+    def value(self, node: ast.expr, name: str) -> Composition:
+        """The rule, transform or composition that an expression stands for."""
+        match node:
+            case ast.BinOp(left=left, op=ast.RShift(), right=right):
+                first, second = self.value(left, name), self.value(right, name)
+                if first.last.kind == "rule":
+                    raise self.refused(left, "a rule is last in a composition", "write transform >> rule")
+                try:
+                    return compose(first, second)
+                except UsageError as problem:
+                    raise self.refused(node, str(problem)) from None
+            case ast.Call(func=function, args=[], keywords=keywords):
+                return self.configured(function, keywords, name)
+            case ast.Name(id=own) if isinstance(self.binding(own), (ast.FunctionDef, ast.Assign)):
+                return self.named(own)
+        path = self.dotted(node)
+        if path[:1] == ["rules"] and len(path) == 2:
+            found = builtin_rule(path[1])
+        else:
+            found = builtin_transform(path[0]) if len(path) == 1 else None
+        if found is None:
+            hint = (
+                "a composition is transform(setting=1.0) >> rule, of transforms and rules of this file or of optforge"
+            )
+            raise self.refused(node, f"{name!r} is not a rule, nor a composition of transforms and a rule", hint)
+        return found
+
+    def configured(self, function: ast.expr, keywords: list[ast.keyword], name: str) -> Composition:
+        """A transform with settings."""
+        from .settings import configure
+
+        transform = self.value(function, name)
+        given: dict[str, object] = {}
+        for keyword in keywords:
+            value = keyword.value
+            if keyword.arg is None:
+                raise self.refused(value, "settings are written out", "transform(setting=1.0)")
+            if isinstance(value, ast.Constant) and isinstance(value.value, (bool, str)):
+                given[keyword.arg] = value.value
+            else:
+                reporter = Reporter(self.text)
+                given[keyword.arg] = literal(value, reporter, f"the setting {keyword.arg!r}")
+                reporter.check()
+        try:
+            return configure(transform, given)
+        except (TypeError, ValueError) as problem:
+            raise self.refused(function, str(problem)) from None
+
+    def dotted(self, node: ast.expr) -> list[str]:
+        """A name of optforge, without the package's own name; empty for anything else."""
+        match node:
+            case ast.Name(id=name) if name in self.packages:
+                return [] if self.packages[name] == "optforge" else [self.packages[name]]
+            case ast.Attribute(value=value, attr=name):
+                return [*self.dotted(value), name] if self.known(value) else []
+            case ast.Subscript(value=value, slice=ast.Constant(value=str(name))):
+                return [*self.dotted(value), name]
+        return []
+
+    def known(self, node: ast.expr) -> bool:
+        """Whether an expression begins with a name imported from optforge."""
+        while isinstance(node, ast.Attribute):
+            node = node.value
+        return isinstance(node, ast.Name) and node.id in self.packages
+
+
+def builtin_rule(name: str) -> Composition | None:
+    """A built-in rule."""
+    from .catalogue import BUILT_IN
+
+    return BUILT_IN[name].definition if name in BUILT_IN else None
+
+
+def builtin_transform(name: str) -> Composition | None:
+    """A built-in transform."""
+    from .catalogue import TRANSFORMS
+
+    return TRANSFORMS[name].definition if name in TRANSFORMS else None
+
+
+def parse_function(kind: str, text: Text, name: str, line: int) -> Definition:
+    """The rule or transform whose function, or its first decorator, starts at this line."""
     tree = syntax(text)
     for node in ast.walk(tree):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)):
             first = min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", ()))])
             if first == line and getattr(node, "name", "<lambda>") == name:
                 if isinstance(node, ast.FunctionDef):
-                    return define(node, text, tree)
+                    return define(kind, node, text, tree)
                 reporter = Reporter(text)
-                reporter.error(node, f"{name!r} is not a plain function", "a rule is a `def` under @rule")
+                reporter.error(node, f"{name!r} is not a plain function", f"a {kind} is a `def` under @{kind}")
                 reporter.check()
-    message = f"the text of rule {name!r} is not here"
+    message = f"the text of {kind} {name!r} is not here"
     hint = "the file has changed since it was imported; start again"
     raise RuleError([Diagnostic(line, 1, message, hint, text=text)])

@@ -13,6 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from .reduced import IEEE, Reduced
+from .tree import tensor_total
+
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
@@ -62,6 +65,11 @@ class Function:
         """Apply to floats or arrays, as rules do when they run as plain Python."""
         if len(args) != len(self.parameters):
             raise TypeError(f"{self.name}() takes {len(self.parameters)} arguments, not {len(args)}")
+        arrays = any(isinstance(arg, np.ndarray) for arg in args)
+        if any(isinstance(arg, Reduced) for arg in args):
+            if not arrays:
+                return Reduced(ieee(self.name, *map(float, args)))
+            args = tuple(float(arg) if isinstance(arg, Reduced) else arg for arg in args)
         if not any(isinstance(arg, (np.ndarray, np.generic)) for arg in args):
             return self.scalar(*(float(arg) for arg in args))
         dtype = np.result_type(*args)
@@ -134,6 +142,18 @@ FUNCTIONS: dict[str, Function] = {
     )
 }
 
+
+def ieee(op: str, *values: float) -> float:
+    """An operation on scalars with IEEE's value where Python would raise."""
+    if op in FUNCTIONS:
+        try:
+            return FUNCTIONS[op].scalar(*values)
+        except (ValueError, OverflowError):
+            with np.errstate(all="ignore"):
+                return float(FUNCTIONS[op].element(*map(np.float64, values)))
+    return IEEE[op](*values)
+
+
 # Operations on scalars that end a step with an error where Python would raise.
 RAISES = frozenset({"div", "mod", "pow", *(function.name for function in FUNCTIONS.values() if function.raises)})
 
@@ -147,34 +167,61 @@ def where(mask: Any, a: Any, b: Any, dtype: Any = None) -> Any:
         raise TypeError("where() chooses between elements; for a scalar condition write: a if condition else b")
     if dtype is None:
         dtype = next((x.dtype for x in (a, b) if isinstance(x, np.ndarray)), None)
+    a, b = (float(x) if isinstance(x, Reduced) else x for x in (a, b))
     return np.where(mask, np.asarray(a, dtype), np.asarray(b, dtype))
 
 
-REDUCTIONS: dict[str, str] = {
-    "norm": "Euclidean norm over one tensor",
-    "sum": "sum over one tensor",
-    "mean": "mean over one tensor",
-    "max_abs": "largest absolute value of one tensor",
-    "global_norm": "Euclidean norm over all tensors of the optimizer",
-    "global_sum": "sum over all tensors of the optimizer",
+@dataclass(frozen=True)
+class Reduction:
+    """A function from the elements of a tensor, or of all tensors, to a scalar.
+
+    Attributes
+    ----------
+    doc : str
+        What it gives.
+    kind : str
+        What is added up: "squares", "sum", or "max" for the largest absolute value.
+    every : bool
+        Whether it runs over all tensors of the optimizer.
+    finish : str
+        What is done with the total: "sqrt", "mean" or nothing.
+    """
+
+    name: str
+    doc: str
+    kind: str
+    every: bool = False
+    finish: str = ""
+    parameters: tuple[str, ...] = ("x",)
+
+    def __call__(self, x: Any) -> Reduced:
+        """Apply to one array, as rules do when they run as plain Python: all tensors are that one."""
+        if not isinstance(x, np.ndarray):
+            raise TypeError(f"{self.name}() is over an array, not over {x!r}")
+        total = tensor_total(x, self.kind)
+        if self.finish == "mean":
+            return Reduced(IEEE["div"](total, float(x.size)))
+        return Reduced(math.sqrt(total) if self.finish else total)
+
+    def __repr__(self) -> str:
+        return f"<optforge reduction {self.name}(x)>"
+
+
+REDUCTIONS: dict[str, Reduction] = {
+    reduction.name: reduction
+    for reduction in (
+        Reduction("norm", "Euclidean norm over one tensor", "squares", finish="sqrt"),
+        Reduction("sum", "sum over one tensor", "sum"),
+        Reduction("mean", "mean over one tensor", "sum", finish="mean"),
+        Reduction("max_abs", "largest absolute value of one tensor", "max"),
+        Reduction("global_norm", "Euclidean norm over all tensors of the optimizer", "squares", True, "sqrt"),
+        Reduction("global_sum", "sum over all tensors of the optimizer", "sum", True),
+    )
 }
-
-
-def reduction(name: str) -> Callable[..., Any]:
-    """The importable name of a reduction, which rules cannot use yet."""
-    from .diagnostics import NotSupportedYet
-
-    def call(x: Any) -> Any:
-        raise NotSupportedYet(f"{name}(): reductions are not supported yet")
-
-    call.__name__ = call.__qualname__ = name
-    call.__doc__ = f"{REDUCTIONS[name][0].upper()}{REDUCTIONS[name][1:]} (not supported yet)."
-    return call
-
 
 # What rules import from the package.
 IMPORTABLE: dict[str, Callable[..., Any]] = {
     **FUNCTIONS,
     "where": where,
-    **{name: reduction(name) for name in REDUCTIONS},
+    **REDUCTIONS,
 }

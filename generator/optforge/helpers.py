@@ -5,7 +5,8 @@ from __future__ import annotations
 from .dtypes import DType
 from .functions import FUNCTIONS
 
-# role: parameters, comment, body lines. Roles that begin with "scalar" note where Python would raise.
+# role: parameters, comment, body lines. Roles that begin with "scalar" note where Python would raise, those that begin
+# with "ieee" are the same without.
 SCALARS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "scalar div": (
         "double a, double b, int *failed",
@@ -40,46 +41,68 @@ SCALARS: dict[str, tuple[str, str, tuple[str, ...]]] = {
         ),
     ),
 }
-WORDS = {"scalar div": "divide", "scalar mod": "modulo", "scalar pow": "power"}
+WORDS = {"div": "divide", "mod": "modulo", "pow": "power"}
 
 
 def name(role: str, kind: DType, prefix: str) -> str:
     """What the emitted function is called."""
-    word = WORDS.get(role, role.removeprefix("scalar "))
-    return f"{prefix}_{word}" if role.startswith("scalar ") else f"{prefix}_{word}_{kind.suffix}"
+    sort, _, own = role.rpartition(" ")
+    word = WORDS.get(own, own)
+    if sort:
+        return f"{prefix}_{'' if sort == 'scalar' else 'ieee_'}{word}"
+    return f"{prefix}_{word}_{kind.suffix}"
 
 
 def definition(role: str, kind: DType, prefix: str) -> str:
     """The text of the emitted function."""
     own = name(role, kind, prefix)
-    if role in SCALARS:
-        parameters, comment, body = SCALARS[role]
-        return function(f"static double {own}({parameters})", comment, body)
+    sort, _, word = role.rpartition(" ")
+    if sort and f"scalar {word}" in SCALARS:
+        parameters, comment, body = SCALARS[f"scalar {word}"]
+        if sort == "ieee":
+            parameters, comment, body = (
+                parameters.removesuffix(", int *failed"),
+                comment.partition(";")[0],
+                unchecked(body),
+            )
+        return function(f"static double {own}({parameters})", f"{comment.rstrip('.')}.", body)
     if role == "square":
         return function(f"{prefix}_INLINE {kind.c} {own}({kind.c} x)", "", ("return x * x;",))
-    row = FUNCTIONS[role.removeprefix("scalar ")]
-    if role.startswith("scalar "):
-        return function(*checked(row.name, own))
+    row = FUNCTIONS[word]
+    if sort:
+        return function(*checked(word, own, sort == "scalar"))
     parameters = ", ".join(f"{kind.c} {parameter}" for parameter in row.parameters)
     lines = row.c.format(real=kind.c, zero=kind.constant(0.0), one=kind.constant(1.0)).split("\n")
     return function(f"{prefix}_INLINE {kind.c} {own}({parameters})", f"{row.doc}.", tuple(lines))
 
 
-def checked(function_name: str, own: str) -> tuple[str, str, tuple[str, ...]]:
-    """A function of <math.h> on a scalar: not folded by compilers, and failed where Python raises."""
+def unchecked(body: tuple[str, ...]) -> tuple[str, ...]:
+    """The lines without those that note a failure."""
+    kept: list[str] = []
+    for line in body:
+        if "*failed = 1" in line:
+            kept.pop()  # its condition
+        else:
+            kept.append(line)
+    return tuple(kept)
+
+
+def checked(function_name: str, own: str, failing: bool) -> tuple[str, str, tuple[str, ...]]:
+    """A function of <math.h> on a scalar: not folded by compilers, and failed where Python raises, if that is noted."""
     row = FUNCTIONS[function_name]
+    raises = row.raises if failing else ""
     body = [f"const double y = {row.c}(x);", ""]
     comment = f"{row.doc}".capitalize()
     if row.folds:
         body = ["volatile double argument = x;", f"const double y = {row.c}(argument);", ""]
         comment += ", by the library's own function, which no compiler may fold"
-    if row.raises:
-        body += [f"if ({row.raises})", "    *failed = 1;"]
+    if raises:
+        body += [f"if ({raises})", "    *failed = 1;"]
         comment += "; failed where Python raises"
     return (
-        f"static double {own}(double x{', int *failed' if row.raises else ''})",
+        f"static double {own}(double x{', int *failed' if raises else ''})",
         f"{comment}.",
-        (*(body if row.raises else body[:-1]), "return y;"),
+        (*(body if raises else body[:-1]), "return y;"),
     )
 
 

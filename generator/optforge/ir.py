@@ -26,11 +26,14 @@ class Type(Enum):
 class Expr:
     """An operation on operands.
 
-    Leaves: `const` (value: float or bool), `hyper` (value: name), `time`, `state` (a scalar state, value: name),
-    `load` (an array's element, value: name), `ref` (value: the `id` of a Let).
-    Operations: `round` (scalar to element, the only way from one to the other), `neg add sub mul div mod square
-    pow`, `lt le gt ge eq ne`, `and or not`, `where` (a mask chooses, element by element), `select` (a condition
-    chooses for all elements; only the branch taken is evaluated), and the names of the function table.
+    Leaves: `const` (value: float or bool), `hyper` (value: name), `time`, `unscale` (1 / grad_scale), `state` (a scalar
+    state, value: name), `starting` (whether this is the tensor's first step), `size` (its number of elements), `sum`
+    and `total` (what a Reduction gives for one tensor and for all, value: its `id`), `load` (an array's element,
+    value: name), `ref` (value: the `id` of a Let).
+    Operations: `round` (scalar to element, the only way there), `reduce` (elements to a scalar, value: its function;
+    lowering makes a Reduction of it), `neg add sub mul div mod square pow`, `lt le gt ge eq ne`, `and or not`,
+    `where` (a mask chooses, element by element), `select` (a condition chooses for all elements; only the branch taken
+    is evaluated), and the names of the function table.
     """
 
     op: str
@@ -82,39 +85,89 @@ class Assert:
 
 @dataclass(frozen=True)
 class Program:
-    """A rule with its options chosen: bindings in the order of the text, and what each output ends as."""
+    """A rule with its transforms and its options chosen: bindings in order, and what each output ends as.
+
+    `unscaled` is the gradient as it comes in, `seen` the one that the rule sees behind its transforms.
+    """
 
     lets: tuple[Let, ...]
     outputs: tuple[tuple[str, Expr], ...]
     asserts: tuple[Assert, ...]
     state: tuple[State, ...]
+    unscaled: Expr
+    seen: Expr
+
+
+@dataclass(frozen=True, slots=True)
+class Reduction:
+    """A total of `value` over elements, added up by the summation tree.
+
+    `kind` is "squares" (squared in double), "sum" or "max" (of absolute values). One that is `observed` is asked for by
+    the statistics, or by the decision to skip a step, and by no formula. The one with `counts` counts NaN and infinity.
+    """
+
+    id: int
+    name: str
+    kind: str
+    value: Expr
+    observed: bool = False
+    counts: bool = False
 
 
 @dataclass(frozen=True)
 class Phase:
-    """One pass over memory: the arrays read, the bindings computed for every element, the arrays written."""
+    """One pass over memory: arrays read, what is computed for every element, in order, and arrays written.
+
+    An `optional` phase only looks at the gradients, where a step may be skipped and no other phase comes before the
+    first write.
+    """
 
     loads: tuple[str, ...]
-    lets: tuple[Let, ...]
+    body: tuple[Let | Reduction, ...]
     stores: tuple[tuple[str, Expr], ...]
+    optional: bool = False
+    zeroes: bool = False
+
+    @property
+    def lets(self) -> tuple[Let, ...]:
+        """The bindings of the body."""
+        return tuple(item for item in self.body if isinstance(item, Let))
+
+    @property
+    def reductions(self) -> tuple[Reduction, ...]:
+        """The totals that the phase adds up: first those that formulas need."""
+        found = [item for item in self.body if isinstance(item, Reduction)]
+        return tuple(sorted(found, key=lambda reduction: reduction.observed))
+
+
+@dataclass(frozen=True)
+class ScalarGroup:
+    """Scalar bindings that are computed together, before phase number `phase` (counted from 0).
+
+    Those of scope "step" are the same for all tensors; those of scope "tensor" depend on a tensor's own state or sums.
+    """
+
+    scope: str
+    phase: int
+    lets: tuple[Let, ...]
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """A rule ready for emission: what is computed per step, per tensor and per element.
+    """A rule ready for emission: scalars and passes over memory, in turn.
 
-    `step_scalars` depend on hyperparameters and time alone, `tensor_scalars` on scalar state as well; both are
-    doubles (or conditions). `state_stores` are the new values of the scalar state.
+    `scalars` come in the order of their computation. `state_stores` are the new values of the scalar state, known
+    behind the last phase. `statistics` gives the reductions (by id) of "grad", "clipped", "param" and "update".
     """
 
     name: str
     hyperparameters: tuple[tuple[str, float], ...]
     state: tuple[State, ...]
     asserts: tuple[Assert, ...]
-    step_scalars: tuple[Let, ...]
-    tensor_scalars: tuple[Let, ...]
+    scalars: tuple[ScalarGroup, ...]
     phases: tuple[Phase, ...]
     state_stores: tuple[tuple[str, Expr], ...]
+    statistics: tuple[tuple[str, int], ...]
 
     @property
     def array_state(self) -> tuple[State, ...]:
@@ -127,6 +180,17 @@ class Kernel:
         return tuple(state for state in self.state if state.scalar)
 
     @property
+    def reductions(self) -> tuple[Reduction, ...]:
+        """All totals, in the order of the phases."""
+        return tuple(reduction for phase in self.phases for reduction in phase.reductions)
+
+    @property
+    def reduces(self) -> bool:
+        """Whether a plain step needs a reduction."""
+        return any(not reduction.observed for reduction in self.reductions)
+
+    @property
     def moved(self) -> tuple[int, int]:
-        """Elements read and elements written per element of the parameter, all phases together."""
-        return sum(len(phase.loads) for phase in self.phases), sum(len(phase.stores) for phase in self.phases)
+        """Elements read and elements written per element of the parameter, in all phases of a plain step."""
+        usual = [phase for phase in self.phases if not phase.optional]
+        return sum(len(phase.loads) for phase in usual), sum(len(phase.stores) for phase in usual)

@@ -1,4 +1,4 @@
-"""The rule as users hold it: `@rule` on a function, its attributes, and the five calls that turn it into files."""
+"""Rules and transforms as users hold them: `@rule` and `@transform` on functions, and what is made of them."""
 
 from __future__ import annotations
 
@@ -7,64 +7,31 @@ import linecache
 import types
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from . import finding
-from .diagnostics import Diagnostic, NotSupportedYet, RuleError, Text, nearest
+from .compose import Composition, compose
+from .diagnostics import Diagnostic, RuleError, Text, UsageError
 from .elaborate import check, elaborate
 from .ir import Kernel
 from .lower import lower
-from .options import choices, choose
+from .options import choices
 from .parse import Definition
 from .plain import plain_python
+from .settings import configure, settings
 
 
-class Rule:
-    """An update rule.
+class Declared:
+    """What rules and transforms have in common: a text that declares state, hyperparameters and options."""
 
-    Made by `@rule` from a function, or by `Rule.from_file` from a file that is read and never executed. Its text is
-    compiled when something of it is first used; an error in it raises `RuleError` then.
+    kind = "rule"
 
-    Attributes
-    ----------
-    name : str
-        The function's name.
-    doc : str
-        Its docstring.
-    function : callable
-        The rule as plain Python on NumPy arrays: `function(p, g, *state, t=1, lr=0.1)` returns what the rule returns,
-        new arrays, a tuple where there is state. State left out starts as the signature says.
-    hyperparameters : Mapping[str, float]
-        Names with their defaults.
-    options : Mapping[str, bool | str]
-        Static options with their defaults.
-    state : Mapping[str, float | str]
-        Names with their initial values: a number, or "p", "g" or the name of a hyperparameter.
-    hash : str
-        SHA-256 over the parsed form; comments and layout do not change it.
-    """
-
-    def __init__(self, name: str, definition: Callable[[], Definition]):
+    def __init__(self, name: str, definition: Callable[[], Composition]):
         self.name = name
         self._define = definition
 
-    @classmethod
-    def from_file(cls, path: str | Path, name: str) -> Rule:
-        """The rule `name` of a Python file, which is parsed and not executed.
-
-        Raises
-        ------
-        RuleError
-            The text was refused.
-        UsageError
-            There is no such file, or no such rule in it.
-        """
-        rule = cls(name, lambda: finding.parse_file(Path(path), name))
-        rule.definition  # noqa: B018 - errors appear here
-        return rule
-
     @functools.cached_property
-    def definition(self) -> Definition:
+    def definition(self) -> Composition:
         """The checked text."""
         definition = self._define()
         check(definition)
@@ -97,9 +64,67 @@ class Rule:
 
     @property
     def origin(self) -> str:
-        """How the command line names the rule: a built-in name, or FILE.py:NAME without the directory."""
-        file = Path(self.definition.text.file)
-        return self.name if file.parent == Path(__file__).parent / "rules" else f"{file.name}:{self.name}"
+        """How the command line names it: built-in names, or FILE.py:NAME without the directory, with colons between."""
+        return ":".join(map(origin, self.definition.parts))
+
+    def __repr__(self) -> str:
+        return f"<optforge {self.kind} {self.name}>"
+
+    def settings(self, given: Mapping[str, object]) -> tuple[dict[str, float], dict[str, bool | str]]:
+        """All hyperparameters and options, with the given ones in place of the defaults.
+
+        Raises
+        ------
+        TypeError
+            A name is not the rule's, or a value is no number.
+        ValueError
+            NaN, or an option that takes other values.
+        """
+        return settings(self.definition, given)
+
+    def accepts(self, option: str) -> tuple[bool | str, ...]:
+        """The values that a static option takes."""
+        return choices(self.definition)[option]
+
+
+class Rule(Declared):
+    """An update rule, maybe with transforms before it.
+
+    Made by `@rule` from a function, by `transform >> rule`, or by `Rule.from_file` from a file that is read and never
+    executed. Its text is compiled when something of it is first used; an error in it raises `RuleError` then.
+
+    Attributes
+    ----------
+    name : str
+        The function's name; of a composition the names of its parts, `clip_by_global_norm_adam`.
+    doc : str
+        Its docstring.
+    function : callable
+        The rule as plain Python on NumPy arrays: `function(p, g, *state, t=1, lr=0.1)` returns what the rule returns,
+        new arrays, a tuple where there is state. State left out starts as the signature says. Reductions over all
+        tensors see this one.
+    hyperparameters : Mapping[str, float]
+        Names with their defaults.
+    options : Mapping[str, bool | str]
+        Static options with their defaults.
+    state : Mapping[str, float | str]
+        Names with their initial values: a number, or "p", "g" or the name of a hyperparameter.
+    hash : str
+        SHA-256 over the parsed form; comments and layout do not change it.
+    """
+
+    @classmethod
+    def from_file(cls, path: str | Path, name: str) -> Rule:
+        """The rule `name` of a Python file, which is parsed and not executed.
+
+        Raises
+        ------
+        RuleError
+            The text was refused.
+        UsageError
+            There is no such file, or no such rule in it.
+        """
+        return rule_of(finding.parse_file(Path(path), name), f"{path}:{name}")
 
     @functools.cached_property
     def function(self) -> Callable[..., Any]:
@@ -115,35 +140,8 @@ class Rule:
         """`function(*args, **kwargs)`."""
         return self.function(*args, **kwargs)
 
-    def __repr__(self) -> str:
-        return f"<optforge rule {self.name}>"
-
-    def settings(self, given: Mapping[str, object]) -> tuple[dict[str, float], dict[str, bool | str]]:
-        """All hyperparameters and options of the rule, with the given ones in place of the defaults.
-
-        Raises
-        ------
-        TypeError
-            A name is not the rule's, or a value is no number.
-        ValueError
-            NaN, or an option that takes other values.
-        """
-        definition = self.definition
-        known = [*definition.hyperparameters, *definition.options]
-        for name in given:
-            if name not in known:
-                listed = f"; it has {', '.join(known)}" if known else "; it has none"
-                raise TypeError(f"rule {self.name!r} has no hyperparameter {name!r}{nearest(name, known) or listed}")
-        options = choose(definition, {name: value for name, value in given.items() if name in definition.options})
-        hyperparameters = dict(definition.hyperparameters)
-        for name, value in given.items():
-            if name in hyperparameters:
-                hyperparameters[name] = real(name, value)
-        return hyperparameters, options
-
-    def accepts(self, option: str) -> tuple[bool | str, ...]:
-        """The values that a static option takes."""
-        return choices(self.definition)[option]
+    def __rshift__(self, other: object) -> NoReturn:
+        raise TypeError(f"{self.name} is a rule, and a rule is last in a composition: transform >> {self.name}")
 
     def kernel(self, /, **settings: object) -> Kernel:
         """The compiled form, with hyperparameter defaults and options replaced by `settings`."""
@@ -191,76 +189,104 @@ class Rule:
         """`generate`, for settings of any name."""
         from .targets import renderer
 
-        return renderer(target)(self, self.kernel(**settings), dtypes, prefix, settings)
+        every = {**self.definition.settings, **settings}
+        return renderer(target)(self, self.kernel(**every), dtypes, prefix, every)
 
 
-def real(name: str, value: object) -> float:
-    """A hyperparameter's value as a double; NaN is refused."""
-    try:
-        number = float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        later = "; schedules are not supported yet" if callable(value) else ""
-        raise TypeError(f"hyperparameter {name!r} is a number, not {value!r}{later}") from None
-    except OverflowError:
-        raise ValueError(f"hyperparameter {name!r} is beyond the range of a double") from None
-    if number != number:
-        raise ValueError(f"hyperparameter {name!r} is NaN")
-    return number
+class Transform(Declared):
+    """A change of the gradient, or of the parameter, before a rule sees it.
+
+    Made by `@transform` from a function. `transform(max_norm=1.0)` is the transform with another default or static
+    option; `transform >> rule` is a rule, whose one kernel does both, and `transform >> transform` a transform.
+
+    Attributes
+    ----------
+    name, doc, hyperparameters, options, state, hash
+        As of a `Rule`.
+    """
+
+    kind = "transform"
+
+    def __call__(self, /, *args: Any, **given: object) -> Transform:
+        """The transform with other defaults of hyperparameters, or other static options.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As of `Rule.settings`.
+        """
+        if args:
+            raise TypeError(f"transform {self.name} takes settings by name, such as {self.example()}, and no arrays")
+        made = configure(self.definition, given)
+        return Transform(self.name, lambda: made)
+
+    def example(self) -> str:
+        """A call of it."""
+        first = next(iter(self.hyperparameters.items()), ("name", 1.0))
+        return f"{self.name}({first[0]}={first[1]!r})"
+
+    def __rshift__(self, other: object) -> Any:
+        if not isinstance(other, (Rule, Transform)):
+            raise TypeError(f"behind a transform comes a transform or a rule, not {other!r}")
+        return type(other)(f"{self.name}_{other.name}", lambda: compose(self.definition, other.definition))
+
+
+def rule_of(composition: Composition, asked: str) -> Rule:
+    """A rule of what was found in a file or put together.
+
+    Raises
+    ------
+    UsageError
+        It is a transform.
+    """
+    if composition.last.kind != "rule":
+        raise UsageError(f"{asked!r} is a transform; a rule is needed behind it, as in {composition.name}:adam")
+    made = Rule(composition.name, lambda: composition)
+    made.definition  # noqa: B018 - errors appear here
+    return made
+
+
+def origin(part: Definition) -> str:
+    """How the command line names a rule or transform."""
+    file = Path(part.text.file)
+    built_in = file.parent.parent == Path(__file__).parent and file.parent.name in ("rules", "transforms")
+    return part.name if built_in else f"{file.name}:{part.name}"
 
 
 def rule(function: Callable[..., Any]) -> Rule:
     """Make an update rule of a function; never raises, errors appear when the rule is used."""
+    return Rule(*decorated("rule", function))
+
+
+def transform(function: Callable[..., Any]) -> Transform:
+    """Make a gradient transform of a function; never raises, errors appear when it is used."""
+    return Transform(*decorated("transform", function))
+
+
+def decorated(kind: str, function: Callable[..., Any]) -> tuple[str, Callable[[], Composition]]:
+    """Name and definition of a function under @rule or @transform."""
     name = str(getattr(function, "__name__", repr(function)))
     code = getattr(function, "__code__", None)
     if not isinstance(code, types.CodeType):
         text = Text("<unknown>", ())
-        return Rule(name, refused(text, 1, f"@rule stands on a function, not on {type(function).__name__} {name}"))
+        return name, refused(text, 1, f"@{kind} stands on a function, not on {type(function).__name__} {name}")
     # The text is taken now: later the file may be another one.
     lines = linecache.getlines(code.co_filename, getattr(function, "__globals__", None))
     text = Text(code.co_filename, tuple(line.rstrip("\r\n") for line in lines))
     if not lines:
-        message = f"the text of rule {name!r} cannot be found"
-        hint = "put the rule in a file; code run from a string keeps no text"
-        return Rule(name, refused(text, code.co_firstlineno, message, hint))
-    return Rule(name, lambda: finding.parse_function(text, name, code.co_firstlineno))
+        message = f"the text of {kind} {name!r} cannot be found"
+        hint = f"put the {kind} in a file; code run from a string keeps no text"
+        return name, refused(text, code.co_firstlineno, message, hint)
+    return name, lambda: Composition((finding.parse_function(kind, text, name, code.co_firstlineno),))
 
 
-def refused(text: Text, line: int, message: str, hint: str = "") -> Callable[[], Definition]:
+def refused(text: Text, line: int, message: str, hint: str = "") -> Callable[[], Composition]:
     """A definition that cannot be had."""
 
-    def define() -> Definition:
+    def define() -> Composition:
         raise RuleError([Diagnostic(line, 1, message, hint, text=text)])
 
     return define
-
-
-def transform(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Make a gradient transform of a function (not supported yet: using it raises)."""
-    return unsupported_transform(str(getattr(function, "__name__", function)), function.__doc__)
-
-
-def unsupported_transform(name: str, doc: str | None) -> Callable[..., Any]:
-    """A transform's name, importable, that says it is to come."""
-
-    def call(*args: Any, **kwargs: Any) -> Any:
-        raise NotSupportedYet(f"{name}: transforms are not supported yet")
-
-    call.__name__ = call.__qualname__ = name
-    call.__doc__ = doc
-    return call
-
-
-TRANSFORMS = {
-    name: unsupported_transform(name, f"{doc} (not supported yet).")
-    for name, doc in {
-        "add_weight_decay": "Add the decayed parameter to the gradient",
-        "centralize": "Take the mean from the gradient",
-        "clip_by_global_norm": "Bound the norm of all gradients together",
-        "clip_by_norm": "Bound the norm of each tensor's gradient",
-        "clip_by_value": "Bound each element of the gradient",
-        "decoupled_weight_decay": "Decay the parameter itself",
-    }.items()
-}
 
 
 class scalar:

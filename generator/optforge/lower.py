@@ -1,12 +1,13 @@
-"""Program to Kernel: drop what is dead, take scalars out of the element loop, order the passes over memory."""
+"""Program to Kernel: drop what is dead, take scalars and reductions out of the element expressions, plan the phases."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
 
-from .functions import RAISES
-from .ir import Expr, Kernel, Let, Phase, Program, Type
+from .functions import RAISES, REDUCTIONS
+from .ir import Expr, Kernel, Let, Program, Reduction, Type
+from .plan import Element, Planner
 
 LONGEST_NAME = 40
 
@@ -18,34 +19,44 @@ def lower(name: str, hyperparameters: tuple[tuple[str, float], ...], program: Pr
     present = {"p", *(state.name for state in program.state)}
     changed = [(n, expr) for n, expr in program.outputs if n in present and not unchanged(n, expr)]
 
-    live = reachable(lets, [expr for _, expr in changed])
+    live = reachable(lets, [expr for _, expr in changed] + [program.unscaled, program.seen])
     lifter = Lifter(name, lets, {*present, *dict(hyperparameters), *(let.name for let in program.lets)})
-    element_lets = []
     for let in program.lets:
         if let.id in live:
-            if let.expr.type.uniform:
-                lifter.scalars.append(let)
-                lifter.known.setdefault(let.expr, let.ref)
-            else:
-                lifted = lifter.lift(let.expr, let.name)
-                element_lets += [*lifter.take_branches(), Let(let.name, let.id, lifted)]
+            lifter.take(let)
     stores = tuple((n, lifter.lift(expr, n)) for n, expr in changed if n not in scalar_states)
     state_stores = tuple((n, expr) for n, expr in changed if n in scalar_states)
-
-    per_tensor = depending_on_state(lifter.scalars)
-    expressions = [let.expr for let in element_lets] + [expr for _, expr in stores]
-    read = {e.value for expr in expressions for e in expr.walk() if e.op == "load"}
-    loads = tuple(n for n in ["p", "g", *(state.name for state in program.state)] if n in read)
+    statistics = observe(lifter, program, dict(stores))
+    arrays = ("p", "g", *(state.name for state in program.state if not state.scalar))
+    planned = Planner(arrays, lifter.elements, lifter.scalars, lifter.order, stores).plan(statistics)
     return Kernel(
         name,
         hyperparameters,
         program.state,
         program.asserts,
-        tuple(let for let in lifter.scalars if let.id not in per_tensor),
-        tuple(let for let in lifter.scalars if let.id in per_tensor),
-        (Phase(loads, tuple(element_lets), stores),),
+        planned.scalars,
+        planned.phases,
         state_stores,
+        tuple((what, planned.shared.get(id, id)) for what, id in statistics.items()),
     )
+
+
+def observe(lifter: Lifter, program: Program, stores: dict[str, Expr]) -> dict[str, int]:
+    """Add what the statistics ask for to the elements; gives the reduction of each statistic.
+
+    The norms are of the gradient as it comes in and as the rule sees it, of the parameter behind the step, and of what
+    the step adds to it.
+    """
+    load = Expr("load", Type.ELEMENT, value="p")
+    seen = lifter.lift(program.seen, "g")
+    found = {"grad": lifter.observed("grad", lifter.lift(program.unscaled, "g"), counts=True)}
+    found["clipped"] = found["grad"] if seen == program.unscaled else lifter.observed("clipped", seen)
+    found["param"] = lifter.observed("param", stores.get("p", load))
+    if "p" in stores:
+        old = lifter.add_element(lifter.bind("old_p", load), 0)
+        change = lifter.add_element(lifter.bind("change", Expr("sub", Type.ELEMENT, (stores["p"], old.ref))))
+        found["update"] = lifter.observed("update", change.ref)
+    return found
 
 
 def unchanged(name: str, expr: Expr) -> bool:
@@ -66,21 +77,13 @@ def reachable(lets: dict[int, Let], roots: Iterable[Expr]) -> set[int]:
     return found
 
 
-def depending_on_state(scalars: list[Let]) -> set[int]:
-    """The ids of the scalars that scalar state enters."""
-    found: set[int] = set()
-    for let in scalars:
-        if any(e.op == "state" or (e.op == "ref" and e.value in found) for e in let.expr.walk()):
-            assert isinstance(let.id, int)
-            found.add(let.id)
-    return found
-
-
 class Lifter:
-    """Takes scalar computations out of element expressions and gives them names, equal ones the same.
+    """Takes scalar computations and reductions out of element expressions and gives them names, equal ones the same.
 
-    `scalars` holds the scalar bindings in the order of the text. A scalar inside a branch that may not be taken is
-    lifted together with its condition, so that it is evaluated only where the author's text evaluates it.
+    `elements` holds the element bindings and the reductions, `scalars` the scalar bindings, each in the order of the
+    text. A scalar inside a branch that may not be taken is lifted together with its condition, so that it is evaluated
+    only where the author's text evaluates it. What does not depend on a reduction is taken out of what does: it is
+    computed, and may end the step with an error, before anything is written.
 
     The branches of a choice between elements get names as well, if they compute something: C compilers vectorise a
     choice between two values, but not always one between two computations.
@@ -89,19 +92,51 @@ class Lifter:
     def __init__(self, rule: str, lets: dict[int, Let], taken: set[str]):
         self.lets, self.taken = lets, taken | {rule}
         self.next_id = len(lets)
+        self.elements: list[Element] = []
         self.scalars: list[Let] = []
+        self.order: list[Let] = []
         self.known: dict[Expr, Expr] = {}
-        self.branches: list[Let] = []
+        self.dependent: set[int] = set()
+        self.reductions: dict[tuple[str, Expr], int] = {}
+        self.next_reduction = 0
+
+    def take(self, let: Let) -> None:
+        """A binding of the program."""
+        if let.expr.type.uniform:
+            self.add_scalar(Let(let.name, let.id, self.scalar(let.expr, let.name)))
+        else:
+            self.add_element(Let(let.name, let.id, self.lift(let.expr, let.name)))
+
+    def add_element(self, let: Let, place: int | None = None) -> Let:
+        """An element binding whose expression is done."""
+        self.elements.insert(len(self.elements) if place is None else place, let)
+        self.order.append(let)
+        return let
+
+    def add_scalar(self, let: Let) -> None:
+        """A scalar binding whose expression is done."""
+        self.scalars.append(let)
+        self.order.append(let)
+        self.known.setdefault(let.expr, let.ref)
+        if self.depends(let.expr):
+            self.dependent.add(let.id)
+
+    def depends(self, expr: Expr) -> bool:
+        """Whether a reduction enters a scalar."""
+        return any(
+            e.op in ("sum", "total", "reduce") or (e.op == "ref" and e.value in self.dependent) for e in expr.walk()
+        )
+
+    # ── elements ────────────────────────────────────────────────────────────────────────────────────────────────
 
     def lift(self, expr: Expr, name: str, guard: Expr | None = None) -> Expr:
         """The element expression, which `name` is bound to, with nothing but names and constants for scalars."""
         if expr.type.uniform:
-            return self.named(expr, guard)
+            return self.named(expr, name, guard)
         if expr.op == "select":
             condition, a, b = expr.args
-            chosen = self.named(condition, guard)
-            otherwise = Expr("not", Type.CONDITION, (chosen,))
-            a, b = self.lift(a, name, both(guard, chosen)), self.lift(b, name, both(guard, otherwise))
+            chosen = self.named(condition, name, guard)
+            a, b = self.lift(a, name, both(guard, chosen)), self.lift(b, name, both(guard, negated(chosen)))
             return Expr("select", expr.type, (chosen, self.branch(a, f"{name}_then"), self.branch(b, f"{name}_else")))
         args = tuple(self.lift(arg, name, guard) for arg in expr.args)
         if expr.op == "where":
@@ -109,17 +144,10 @@ class Lifter:
         return Expr(expr.op, expr.type, args, expr.value)
 
     def branch(self, expr: Expr, name: str) -> Expr:
-        """A branch as a name, unless it is one or a constant already."""
+        """An element expression as a name, unless it is one or a constant already."""
         if not expr.args or expr.op == "round":
             return expr
-        let = self.bind(name, expr)
-        self.branches.append(let)
-        return let.ref
-
-    def take_branches(self) -> list[Let]:
-        """The bindings of branches since the last call."""
-        taken, self.branches = self.branches, []
-        return taken
+        return self.add_element(self.bind(name, expr)).ref
 
     def bind(self, name: str, expr: Expr) -> Let:
         """A new binding, under a name of its own."""
@@ -127,19 +155,6 @@ class Lifter:
         self.next_id += 1
         self.lets[let.id] = let
         return let
-
-    def named(self, expr: Expr, guard: Expr | None) -> Expr:
-        """A scalar as a name, bound now where it has none."""
-        if not expr.args:
-            return expr
-        telling = name_of(expr, self.lets)
-        if guard is not None and may_raise(expr):
-            expr = Expr("select", expr.type, (guard, expr, nothing(expr.type)))
-        if expr not in self.known:
-            let = self.bind(telling, expr)
-            self.scalars.append(let)
-            self.known[expr] = let.ref
-        return self.known[expr]
 
     def unused(self, name: str) -> str:
         """The name, numbered if the rule has it already."""
@@ -149,20 +164,90 @@ class Lifter:
         self.taken.add(candidate)
         return candidate
 
+    # ── scalars ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def named(self, expr: Expr, name: str, guard: Expr | None) -> Expr:
+        """A scalar as a name, bound now where it has none."""
+        if not expr.args and not self.depends(expr):
+            return expr
+        telling = name_of(expr, self.lets)
+        expr = self.scalar(expr, name, guard)
+        if guard is not None and self.may_raise(expr):
+            expr = Expr("select", expr.type, (guard, expr, nothing(expr.type)))
+        if expr.op != "ref" and expr not in self.known:
+            self.add_scalar(self.bind(telling, expr))
+        return self.known.get(expr, expr)
+
+    def scalar(self, expr: Expr, name: str, guard: Expr | None = None) -> Expr:
+        """The scalar, which `name` is bound to, with its reductions done and what does not depend on them taken out."""
+        return self.untangled(expr, name, guard, False) if self.depends(expr) else expr
+
+    def untangled(self, expr: Expr, name: str, guard: Expr | None, waits: bool) -> Expr:
+        """A part of such a scalar; `waits` says that a reduction decides whether it is evaluated at all."""
+        if not self.depends(expr):
+            # Where a reduction decides, nobody can know before the first write: the part stays, and never raises.
+            return expr if waits or not self.may_raise(expr) else self.named(expr, name, guard)
+        if expr.op == "reduce":
+            return self.reduce(expr, name)
+        args: list[Expr] = []
+        for k, arg in enumerate(expr.args):
+            inner, late = guard, waits
+            if k and expr.op in ("select", "and", "or"):
+                taken = args[0] if (expr.op, k) in (("and", 1), ("select", 1)) else negated(args[0])
+                inner, late = both(guard, taken), waits or self.depends(args[0])
+            args.append(self.untangled(arg, name, inner, late))
+        return Expr(expr.op, expr.type, tuple(args), expr.value)
+
+    def may_raise(self, expr: Expr) -> bool:
+        """Whether evaluating the scalar can end the step with an error."""
+        return any(e.op in RAISES for e in expr.walk()) and not self.depends(expr)
+
+    # ── reductions ──────────────────────────────────────────────────────────────────────────────────────────────
+
+    def reduce(self, expr: Expr, name: str) -> Expr:
+        """The scalar that a reduction gives, from its total."""
+        function = REDUCTIONS[str(expr.value)]
+        value = self.branch(self.lift(expr.args[0], f"{name}_of"), f"{name}_of")
+        key = (function.kind, value)
+        if key not in self.reductions:
+            spoken = say(value, self.lets) or f"{name}_of"
+            self.reductions[key] = self.add_reduction(self.unused(f"{spoken}_{function.kind}"), function.kind, value)
+        total = Expr("total" if function.every else "sum", Type.SCALAR, value=self.reductions[key])
+        match function.finish:
+            case "sqrt":
+                return Expr("sqrt", Type.SCALAR, (total,))
+            case "mean":
+                return Expr("div", Type.SCALAR, (total, Expr("size", Type.SCALAR)))
+        return total
+
+    def add_reduction(self, name: str, kind: str, value: Expr, observed: bool = False, counts: bool = False) -> int:
+        """A new reduction, behind what has been bound so far."""
+        made = Reduction(self.next_reduction, name, kind, value, observed, counts)
+        self.next_reduction += 1
+        # It stands behind its value, which a later binding of the same name replaces.
+        places = [k for k, item in enumerate(self.elements, 1) if isinstance(item, Let) and item.ref == value]
+        self.elements.insert(places[0] if places and observed else len(self.elements), made)
+        return made.id
+
+    def observed(self, what: str, value: Expr, counts: bool = False) -> int:
+        """A reduction for the statistics: a sum of squares."""
+        value = self.branch(value, f"{what}_of")
+        return self.add_reduction(self.unused(f"{what}_squares"), "squares", value, True, counts)
+
 
 def both(guard: Expr | None, condition: Expr) -> Expr:
     """The conjunction of two conditions, the first of which may be absent."""
     return condition if guard is None else Expr("and", Type.CONDITION, (guard, condition))
 
 
+def negated(condition: Expr) -> Expr:
+    """The opposite of a condition."""
+    return Expr("not", Type.CONDITION, (condition,))
+
+
 def nothing(kind: Type) -> Expr:
     """The value, never used, of a scalar whose branch is not taken."""
     return Expr("const", kind, value=0.0 if kind is Type.SCALAR else False)
-
-
-def may_raise(expr: Expr) -> bool:
-    """Whether evaluating the scalar can end the step with an error."""
-    return any(e.op in RAISES for e in expr.walk())
 
 
 NUMBERS = {0.0: "zero", 0.5: "half", 1.0: "one", 2.0: "two", 3.0: "three", 4.0: "four", 10.0: "ten"}
@@ -184,6 +269,11 @@ def say(expr: Expr, lets: dict[int, Let]) -> str | None:
             return name
         case Expr(op="time"):
             return "t"
+        case Expr(op="load", value=str(name)):
+            return name
+        case Expr(op="reduce", value=str(function)):
+            inner = say(expr.args[0], lets)
+            return inner and f"{function}_of_{inner}"
         case Expr(op="ref", value=int(id)):
             return lets[id].name
         case Expr(op="const", value=float(value)):

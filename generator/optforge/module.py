@@ -1,4 +1,4 @@
-"""The top level of a rule's file: what it binds, and which functions stand under @rule."""
+"""The top level of a rule's file: what it binds, and which functions stand under @rule and @transform."""
 
 from __future__ import annotations
 
@@ -46,16 +46,30 @@ def imports(tree: ast.Module) -> dict[str, str]:
     }
 
 
-def is_rule(node: ast.FunctionDef, aliases: Mapping[str, str]) -> bool:
-    """Whether the function stands under @rule."""
-    return any(names_rule(decorator, aliases) for decorator in node.decorator_list)
+def packages(tree: ast.Module) -> dict[str, str]:
+    """What the file's names stand for that come from optforge: the package itself, or what is imported from it."""
+    found: dict[str, str] = {}
+    for statement in ast.walk(tree):
+        if isinstance(statement, ast.Import):
+            found |= {n.asname or n.name: "optforge" for n in statement.names if n.name == "optforge"}
+        elif isinstance(statement, ast.ImportFrom) and statement.module == "optforge":
+            found |= {n.asname or n.name: n.name for n in statement.names}
+    return found
 
 
-def names_rule(decorator: ast.expr, aliases: Mapping[str, str]) -> bool:
-    """Whether a decorator is @rule, however the file names it."""
-    if isinstance(decorator, ast.Attribute):
-        return decorator.attr == "rule" and isinstance(decorator.value, ast.Name)
-    return isinstance(decorator, ast.Name) and aliases.get(decorator.id, decorator.id) == "rule"
+def kind_of(node: ast.FunctionDef, aliases: Mapping[str, str]) -> str:
+    """What a function is made into by its decorators: "rule", "transform" or nothing."""
+    return next(filter(None, (decorated(decorator, aliases) for decorator in node.decorator_list)), "")
+
+
+def decorated(decorator: ast.expr, aliases: Mapping[str, str]) -> str:
+    """What a decorator makes, however the file names it: "rule", "transform" or nothing."""
+    name = ""
+    if isinstance(decorator, ast.Attribute) and isinstance(decorator.value, ast.Name):
+        name = decorator.attr
+    elif isinstance(decorator, ast.Name):
+        name = aliases.get(decorator.id, decorator.id)
+    return name if name in ("rule", "transform") else ""
 
 
 def shadowed(node: ast.FunctionDef, tree: ast.Module, reporter: Reporter) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import types
 from collections.abc import Callable, Iterable, Mapping, Set
+from dataclasses import replace
 from operator import is_
 from typing import Any, NoReturn
 
@@ -14,11 +16,14 @@ from .arrays import Ranges, address, gradient, is_array, kind, parameter, pointe
 from .catalogue import BUILT_IN
 from .diagnostics import NotSupportedYet, UsageError, nearest
 from .functions import Array
-from .language import Rule, real
+from .language import Rule
+from .memory import allocate
 from .plain import initial
 from .resume import matching, noting, saved_hyperparameters, saved_state
 from .scalars import check_hyperparameters
-from .tensor import Tensor
+from .settings import real
+from .stats import RECORD, Stats
+from .tensor import How, Tensor
 
 MOST_THREADS = 1024  # more are never of use, and starting them can end the process
 
@@ -39,6 +44,11 @@ class Optimizer:
     threads : int, optional
         Largest number of threads of a step, which never changes its bits; OpenMP's own choice if left out. In a forked
         child it is 1.
+    skip_nonfinite : bool
+        Whether a step with a NaN or an infinity in any gradient, after unscaling, changes nothing: parameters, state
+        and `t` stay, and the statistics say so.
+    zero_grads : bool
+        Whether a step, a skipped one too, sets the gradients to zero when it is done with them, in the same pass.
     **settings
         Hyperparameters, and static options of the rule. Each is an attribute as well: `opt.lr = 1e-4` holds from the
         next step on.
@@ -50,6 +60,7 @@ class Optimizer:
     rule : Rule
     target : str
     threads : int or None
+    skip_nonfinite, zero_grads : bool
 
     Raises
     ------
@@ -76,6 +87,8 @@ class Optimizer:
     rule: Rule
     target: str | Callable[..., Any]
     threads: int | None
+    skip_nonfinite: bool
+    zero_grads: bool
 
     def __init__(
         self,
@@ -90,22 +103,25 @@ class Optimizer:
         **settings: Any,
     ):
         for name, value in (("skip_nonfinite", skip_nonfinite), ("zero_grads", zero_grads)):
-            if value:
-                raise NotSupportedYet(f"{name}=True is not supported yet")
+            if not isinstance(value, (bool, np.bool_)):
+                raise TypeError(f"{name} is True or False, not {value!r}")
         check_threads(threads)
         make = engine(target)
         self._set(rule=named_rule(rule), target=target, threads=threads, params=structured(params))
+        self._set(skip_nonfinite=bool(skip_nonfinite), zero_grads=bool(zero_grads))
         values, options = self.rule.settings(settings)
         # The kernel has the rule's own defaults, so that other hyperparameters need no other library.
         kernel = self.rule.kernel(**options)
         check_hyperparameters(kernel, values)
         most = min(threads or 0, MOST_THREADS)
-        self._set(_kernel=kernel, _options=options, _names=tuple(values), _t=0, _threads=most)
+        self._set(_kernel=kernel, _options=options, _names=tuple(values), _t=0)
+        self._set(_usual=How(most, 1.0, self.skip_nonfinite, self.zero_grads))
+        self._set(_how=self._usual)
         # A rule without hyperparameters still passes an address.
         self._set(_values=np.array([*values.values()] or [0.0], np.float64))
         self._set(_tensors=self._make_tensors(values))
         self._set(_ranges=self._occupied(), _engine=make(self.rule, kernel))
-        self._set(_plan=None, _kept=(), _watched=(), _starting=())
+        self._set(_plan=None, _kept=(), _watched=(), _starting=(), _places=())
         for name in (*values, *options):
             if name in self.__dict__ or hasattr(type(self), name):
                 raise UsageError(
@@ -119,21 +135,22 @@ class Optimizer:
 
     def _make_tensors(self, hyperparameters: Mapping[str, float]) -> list[Tensor]:
         """The tensors with their state allocated and, where it is a number, initialised."""
-        items = self.params.items() if isinstance(self.params, dict) else enumerate(self.params)
+        items = list(self.params.items() if isinstance(self.params, dict) else enumerate(self.params))
+        arrays = [parameter(owner, f"params[{key!r}]") for key, owner in items]
+        flats = [array.reshape(-1) for array in arrays]
+        names = [state.name for state in self._kernel.array_state]
         tensors = []
-        for key, owner in items:
-            array = parameter(owner, f"params[{key!r}]")
-            flat = array.reshape(-1)
-            tensor = Tensor(key, owner, array.shape, flat, {}, {}, {})
+        for (key, owner), array, flat, own in zip(items, arrays, flats, allocate(flats, len(names)), strict=True):
+            tensor = Tensor(key, owner, array.shape, flat, dict(zip(names, own, strict=True)), {}, {})
             tensor.place(flat)
             for state in self._kernel.state:
                 with np.errstate(all="ignore"):
-                    value = initial(state, flat, np.zeros_like(flat), hyperparameters)
-                if state.scalar:
-                    value = tensor.scalars[state.name] = np.array([value], np.float64)
-                else:
-                    tensor.arrays[state.name] = value
-                tensor.addresses[state.name] = address(value)
+                    if state.scalar:
+                        tensor.scalars[state.name] = np.array([initial(state, flat, flat, hyperparameters)], np.float64)
+                    elif state.initial not in (0.0, "g"):
+                        tensor.arrays[state.name][...] = initial(state, flat, flat, hyperparameters)
+                place = tensor.scalars if state.scalar else tensor.arrays
+                tensor.addresses[state.name] = address(place[state.name])
             tensors.append(tensor)
         return tensors
 
@@ -146,26 +163,32 @@ class Optimizer:
 
     # ── stepping ────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def step(self, grads: Any, *, grad_scale: float | None = None, stats: bool = False) -> None:
+    def step(self, grads: Any, *, grad_scale: float | None = None, stats: bool = False) -> Stats | None:
         """One step with these gradients.
 
         Parameters
         ----------
         grads : list, tuple or dict of arrays
             In the structure of `params`, each with the shape and dtype of its parameter, C-contiguous; None leaves
-            its tensor alone.
+            its tensor alone, and out of the norms. Where all are None nothing changes but `t`.
+        grad_scale : float, optional
+            The loss scale: gradients are multiplied by 1 / grad_scale, rounded to their dtype, before anything sees
+            them.
+        stats : bool
+            Whether to give statistics, which are taken in the passes that happen anyway.
+
+        Returns
+        -------
+        Stats or None
+            The statistics, if they were asked for.
 
         Raises
         ------
         TypeError, ValueError
-            A gradient does not fit; nothing was written, and `t` did not advance.
+            A gradient does not fit, or `grad_scale` is no positive number; nothing was written, and `t` stays.
         ScalarError
             A scalar of the rule has no value at this step, such as x/0; likewise.
         """
-        if grad_scale is not None:
-            raise NotSupportedYet("grad_scale is not supported yet")
-        if stats:
-            raise NotSupportedYet("stats=True is not supported yet")
         # The arrays of the last step again, which is usual, need no check: they were checked then, and are kept.
         plain = (type(grads) is list or type(grads) is tuple) and type(self.params) is not dict
         listed = grads if plain else self._in_order(grads)
@@ -177,11 +200,15 @@ class Optimizer:
             or (self._watched and any(ask() != at for ask, at in self._watched))
         ):
             self._prepare([*listed])
-        if self._starting:
-            self._first_step()
-        else:
-            self._plan.step(self._values, self._t + 1, self._threads)
-        object.__setattr__(self, "_t", self._t + 1)
+        how = self._how
+        if grad_scale is not None or stats:
+            scale = 1.0 if grad_scale is None else loss_scale(grad_scale)
+            records = np.zeros(len(self._places) + 1, RECORD) if stats else None
+            how = replace(how, grad_scale=scale, stats=records)
+        skipped = self._first_step(how) if self._starting else self._plan.step(self._values, self._t + 1, how)
+        if not skipped:
+            object.__setattr__(self, "_t", self._t + 1)
+        return Stats(how.stats, self._places, len(self._tensors)) if stats else None
 
     def _in_order(self, grads: Any) -> list[Any]:
         """The gradients as a list in the order of the tensors."""
@@ -204,20 +231,28 @@ class Optimizer:
         if len(grads) != len(self._tensors):
             raise ValueError(f"grads has {len(grads)} arrays, params has {len(self._tensors)}")
         watched = self._follow_parameters()
-        tensors, views = [], []
-        for tensor, given in zip(self._tensors, grads, strict=True):
+        places, views = [], []
+        for place, (tensor, given) in enumerate(zip(self._tensors, grads, strict=True)):
             if given is not None:
                 label = tensor.label.replace("params", "grads", 1)
-                view = gradient(given, label, tensor.shape, tensor.p.dtype).reshape(-1)
+                view = gradient(given, label, tensor.shape, tensor.p.dtype, writes=self.zero_grads).reshape(-1)
                 self._ranges.check_apart(view, label)
-                tensors.append(tensor)
+                places.append(place)
                 views.append(view)
                 moving = pointer(given)
                 if moving is not None:
                     watched.append(moving)
+        tensors = [self._tensors[place] for place in places]
+        if self.zero_grads:
+            Ranges(
+                (tensor.label.replace("params", "grads", 1), view) for tensor, view in zip(tensors, views, strict=True)
+            )
         starting = [(tensor, view) for tensor, view in zip(tensors, views, strict=True) if not tensor.started]
+        how = self._usual
+        if starting:
+            how = replace(how, starting=np.array([not tensor.started for tensor in tensors], np.uint8))
         self._set(_plan=self._engine.plan(tensors, views), _starting=starting, _watched=watched)
-        self._set(_kept=grads)
+        self._set(_kept=grads, _places=places, _how=how)
 
     def _follow_parameters(self) -> list[tuple[Callable[[], int], int]]:
         """Find the parameters that were given other memory; gives what tells where each of that kind is, and where."""
@@ -239,26 +274,32 @@ class Optimizer:
                     tensor.place(moved[tensor.label])
         return watched
 
-    def _first_step(self) -> None:
-        """A step that is the first of some tensors, whose state starts now; undone if the step fails."""
+    def _first_step(self, how: How) -> bool:
+        """A step that is the first of some tensors, whose state starts now; undone if the step fails or is skipped.
+
+        State that starts as the gradient is begun by the kernel, which knows the gradient as the rule sees it.
+        """
         hyperparameters = self._hyperparameters()
         before = []
         for tensor, view in self._starting:
             for state in self._kernel.state:
-                if isinstance(state.initial, str):
+                if isinstance(state.initial, str) and state.initial != "g":
                     own = tensor.scalars[state.name] if state.scalar else tensor.arrays[state.name]
                     before.append((own, own.copy()))
                     with np.errstate(all="ignore"):
                         own[...] = initial(state, tensor.p, view, hyperparameters)
+        skipped = True
         try:
-            self._plan.step(self._values, self._t + 1, self._threads)
-        except BaseException:
-            for own, old in before:
-                own[...] = old
-            raise
-        for tensor, _ in self._starting:
-            tensor.started = True
-        self._set(_starting=())
+            skipped = bool(self._plan.step(self._values, self._t + 1, how))
+        finally:
+            if skipped:
+                for own, old in before:
+                    own[...] = old
+        if not skipped:
+            for tensor, _ in self._starting:
+                tensor.started = True
+            self._set(_starting=[], _how=self._usual)
+        return skipped
 
     # ── reading and setting ─────────────────────────────────────────────────────────────────────────────────────
 
@@ -398,6 +439,19 @@ class Optimizer:
             tensor.started = bool(flag)
         self._values[: len(self._names)] = hyperparameters
         self._set(_t=t, _plan=None, _kept=())
+
+
+def loss_scale(value: Any) -> float:
+    """A loss scale: a positive number with a finite inverse."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"grad_scale is a number, not {value!r}") from None
+    except OverflowError:
+        number = math.inf
+    if not (number > 0 and math.isfinite(number) and math.isfinite(1 / number)):
+        raise ValueError(f"grad_scale is a positive number with a finite inverse, not {value!r}")
+    return number
 
 
 def check_threads(threads: Any) -> None:

@@ -11,23 +11,27 @@ from dataclasses import dataclass, field
 from .diagnostics import Reporter, Text
 from .ir import State
 from .literals import literal
-from .module import imports, names_rule, shadowed
+from .module import decorated, imports, shadowed
 
 # Names that the Optimizer uses itself.
 RESERVED = frozenset(
     "params rule target threads skip_nonfinite zero_grads step state state_dict load_state_dict save load stats".split()
 )
+ARRAYS = ("p", "g")
 DEEPEST_NESTING = 150
 NESTING_HINT = "give intermediate results names, a line each"
 
 
 @dataclass(frozen=True)
 class Definition:
-    """A rule as written: what its signature declares, and its body as syntax.
+    """A rule or a transform as written: what its signature declares, and its body as syntax.
 
-    `aliases` maps names that the file imports to the language's own names.
+    `kind` is "rule" or "transform". `takes` are those of p and g that are in the signature, `changes` those that it
+    returns; `borrowed` are the hyperparameters without a default, which a transform takes from its rule. `aliases` maps
+    names that the file imports to the language's own names.
     """
 
+    kind: str
     name: str
     doc: str
     text: Text
@@ -37,7 +41,15 @@ class Definition:
     hyperparameters: Mapping[str, float]
     options: Mapping[str, bool | str]
     time: bool
+    takes: tuple[str, ...] = ARRAYS
+    changes: tuple[str, ...] = ("p",)
+    borrowed: tuple[str, ...] = ()
     aliases: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def locals(self) -> tuple[str, ...]:
+        """The names that the body binds."""
+        return tuple({name: None for statement in self.body for n in ast.walk(statement) for name in stores(n)})
 
     @property
     def formulas(self) -> str:
@@ -73,8 +85,8 @@ def canonical(node: object, aliases: Mapping[str, str] = {}) -> str:
     return repr(node)
 
 
-def define(node: ast.FunctionDef, text: Text, tree: ast.Module) -> Definition:
-    """Check everything of a rule that does not depend on types, and gather what it declares."""
+def define(kind: str, node: ast.FunctionDef, text: Text, tree: ast.Module) -> Definition:
+    """Check everything of a rule or transform that does not depend on types, and gather what it declares."""
     reporter = Reporter(text)
     depth, deepest = nesting(node)
     if depth > DEEPEST_NESTING:
@@ -82,8 +94,8 @@ def define(node: ast.FunctionDef, text: Text, tree: ast.Module) -> Definition:
         reporter.check()
     aliases = imports(tree)
     for decorator in node.decorator_list:
-        if not names_rule(decorator, aliases):
-            reporter.error(decorator, "a rule has no decorator but @rule")
+        if decorated(decorator, aliases) != kind:
+            reporter.error(decorator, f"a {kind} has no decorator but @{kind}")
     shadowed(node, tree, reporter)
 
     body = list(node.body)
@@ -95,10 +107,11 @@ def define(node: ast.FunctionDef, text: Text, tree: ast.Module) -> Definition:
     ):
         doc = cleaned(body[0].value.value)
         body = body[1:]
-    signature = Signature(node, aliases, reporter)
-    check_return(node, body, [state.name for state in signature.state], reporter)
+    signature = Signature(kind, node, aliases, reporter)
+    changes = check_return(signature, body)
     reporter.check()
     return Definition(
+        kind,
         node.name,
         doc,
         text,
@@ -108,6 +121,9 @@ def define(node: ast.FunctionDef, text: Text, tree: ast.Module) -> Definition:
         signature.hyperparameters,
         signature.options,
         signature.time,
+        signature.takes,
+        changes,
+        tuple(signature.borrowed),
         aliases,
     )
 
@@ -139,8 +155,10 @@ def nesting(node: ast.AST) -> tuple[int, ast.AST]:
 class Signature:
     """What a signature declares: state, hyperparameters, options, time."""
 
-    def __init__(self, node: ast.FunctionDef, aliases: Mapping[str, str], reporter: Reporter):
-        self.node, self.aliases, self.reporter = node, aliases, reporter
+    def __init__(self, kind: str, node: ast.FunctionDef, aliases: Mapping[str, str], reporter: Reporter):
+        self.kind, self.node, self.aliases, self.reporter = kind, node, aliases, reporter
+        self.takes: tuple[str, ...] = ARRAYS
+        self.borrowed: list[str] = []
         self.state: list[State] = []
         self.hyperparameters: dict[str, float] = {}
         self.options: dict[str, bool | str] = {}
@@ -161,7 +179,7 @@ class Signature:
                 arguments.kwarg, f"**{arguments.kwarg.arg} is not part of the language", "name each hyperparameter"
             )
         if node.returns:
-            reporter.error(node.returns, "a rule has no return annotation", "drop the ->")
+            reporter.error(node.returns, f"a {kind} has no return annotation", "drop the ->")
         self._positional([*arguments.posonlyargs, *arguments.args], arguments.defaults)
         for arg, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True):
             self._keyword(arg, default)
@@ -171,25 +189,35 @@ class Signature:
             self._initial_name(state, default)
 
     def _positional(self, args: list[ast.arg], defaults: list[ast.expr]) -> None:
-        if [arg.arg for arg in args[:2]] != ["p", "g"]:
-            where = args[0] if args else self.node
+        names = [arg.arg for arg in args[:2]]
+        where = args[0] if args else self.node
+        if self.kind == "rule" and names != [*ARRAYS]:
             hint = "def name(p, g, state=0.0, *, lr=1e-3): p is the parameter, g its gradient"
             self.reporter.error(where, "a rule's first two parameters are p, g", hint)
             self.reporter.check()
-        for arg in args[:2]:
+        if self.kind == "transform":
+            self.takes = ARRAYS if names == [*ARRAYS] else tuple(names[:1])
+            if not self.takes or self.takes[0] not in ARRAYS:
+                hint = "def name(g, *, bound=1.0): p is the parameter, g its gradient"
+                self.reporter.error(where, "a transform's first parameters are p, g, or one of them", hint)
+                self.reporter.check()
+        taken = len(self.takes)
+        for arg in args[:taken]:
             if arg.annotation:
                 self.reporter.error(arg, f"{arg.arg!r} has no annotation", "only state may be annotated, as scalar")
         undefaulted = len(args) - len(defaults)
-        for arg in args[undefaulted:2]:
+        for arg in args[undefaulted:taken]:
             self.reporter.error(arg, f"{arg.arg!r} has no default")
-        for k, arg in enumerate(args[2:], 2):
+        for k, arg in enumerate(args[taken:], taken):
             if arg.arg == "t":
                 self.reporter.error(arg, "t is the step count", "list it behind the *: def name(p, g, *, t, lr=1e-3)")
+            elif arg.arg in ARRAYS:
+                self.reporter.error(arg, f"{arg.arg!r} comes first", "def name(p, g, state=0.0, *, lr)")
             elif k < undefaulted:
                 self.reporter.error(arg, f"state {arg.arg!r} needs its initial value", f"{arg.arg}=0.0")
             else:
                 self._state(arg, defaults[k - undefaulted])
-        if undefaulted < 2:
+        if undefaulted < taken:
             self.reporter.check()
 
     def _says_scalar(self, annotation: ast.expr) -> bool:
@@ -215,8 +243,8 @@ class Signature:
         """Check a state's initial value that is given by name, once all names are known."""
         if not isinstance(state.initial, str) or state.initial in self.hyperparameters:
             return
-        if state.initial not in ("p", "g"):
-            names = ["p", "g", *self.hyperparameters]
+        if state.initial not in self.takes:
+            names = [*self.takes, *self.hyperparameters]
             hint = f"a number, or one of {', '.join(map(repr, names))}"
             self.reporter.error(default, f"state {state.name!r} cannot start as {state.initial!r}", hint)
         elif state.scalar:
@@ -235,6 +263,8 @@ class Signature:
         elif arg.arg in RESERVED:
             hint = "the Optimizer uses this name itself; choose another"
             self.reporter.error(arg, f"{arg.arg!r} is reserved and cannot name a hyperparameter", hint)
+        elif default is None and self.kind == "transform":
+            self.borrowed.append(arg.arg)
         elif default is None:
             self.reporter.error(arg, f"hyperparameter {arg.arg!r} needs a default", f"{arg.arg}=1e-3")
         elif isinstance(default, ast.Constant) and isinstance(default.value, (bool, str)):
@@ -258,34 +288,44 @@ def returns(body: Iterable[ast.AST]) -> Iterator[ast.Return]:
             yield from returns(ast.iter_child_nodes(node))
 
 
-def check_return(node: ast.FunctionDef, body: list[ast.stmt], state: list[str], reporter: Reporter) -> None:
-    """One return, at the end, of p and every state in the order of the signature."""
-    expected = ", ".join(["p", *state])
-    hint = f"end the rule with: return {expected}"
+def check_return(signature: Signature, body: list[ast.stmt]) -> tuple[str, ...]:
+    """One return, at the end: of p and every state of a rule, of what a transform changes and its state.
+
+    Gives those of p and g that are returned.
+    """
+    node, reporter, kind = signature.node, signature.reporter, signature.kind
+    state = [state.name for state in signature.state]
+    possible = [["p", *state]]
+    if kind == "transform":
+        possible = [[*changed, *state] for changed in (("g",), ("p",), ARRAYS) if set(changed) <= set(signature.takes)]
+    expected = ", ".join(possible[-1] if kind == "rule" else possible[0])
+    hint = f"end the {kind} with: return {expected}"
     last = body[-1] if body else None
     for statement in returns(body):
         if statement in body and statement is not last:
             behind = body[body.index(statement) + 1]
             reporter.error(behind, "there is a statement behind the return", "remove what follows the return")
         elif statement is not last:
-            early = "bind p and the state in each branch, and return once, at the end"
-            reporter.error(statement, "a rule returns once, as its last statement", early)
+            early = "bind what is returned in each branch, and return once, at the end"
+            reporter.error(statement, f"a {kind} returns once, as its last statement", early)
     if not isinstance(last, ast.Return):
         if not reporter.diagnostics:
-            reporter.error(last or node, "the rule does not end with a return", hint)
-        return
+            reporter.error(last or node, f"the {kind} does not end with a return", hint)
+        return ()
     if last.value is None:
-        reporter.error(last, "the rule returns nothing", hint)
-        return
+        reporter.error(last, f"the {kind} returns nothing", hint)
+        return ()
     values = last.value.elts if isinstance(last.value, ast.Tuple) else [last.value]
     for value in values:
         if not isinstance(value, ast.Name):
-            reporter.error(value, "a rule returns names", f"bind the value before: p = …, then return {expected}")
-            return
+            reporter.error(value, f"a {kind} returns names", f"bind the value before: p = …, then return {expected}")
+            return ()
     returned = [value.id for value in values if isinstance(value, ast.Name)]
     missing = [name for name in state if name not in returned]
     if missing and not {name for s in body for n in ast.walk(s) for name in stores(n)} & set(missing):
         listed = ", ".join(missing)
         hint += f"; or, if {listed} are hyperparameters, put them behind a *: def {node.name}(p, g, …, *, {listed})"
-    if returned != ["p", *state]:
-        reporter.error(last, "a rule returns p and every state, in the order of the signature", hint)
+    if returned not in possible:
+        what = "p and every state" if kind == "rule" else "what it changes of p and g, and every state"
+        reporter.error(last, f"a {kind} returns {what}, in the order of the signature", hint)
+    return tuple(name for name in returned if name in ARRAYS)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from .compose import Composition
 from .functions import IMPORTABLE, where
 from .ir import State
 from .parse import Definition
@@ -50,49 +51,61 @@ def compiled(definition: Definition) -> types.CodeType:
     return next(constant for constant in code.co_consts if isinstance(constant, types.CodeType))
 
 
+def plain_part(part: Definition) -> Callable[..., dict[str, Any]]:
+    """A part as a function of names and values, which gives what the part returns by name."""
+    code = compiled(part)
+    taken = [*part.takes, *(state.name for state in part.state)]
+    keywords = [*part.hyperparameters, *part.borrowed, *part.options, *(["t"] if part.time else [])]
+    returned = [*part.changes, *(state.name for state in part.state)]
+
+    def call(known: Mapping[str, Any], dtype: Any) -> dict[str, Any]:
+        meanings = {**IMPORTABLE, "where": functools.partial(where, dtype=dtype)}
+        words = meanings | {alias: meanings[name] for alias, name in part.aliases.items() if name in meanings}
+        names = {**words, "square of": square, "__builtins__": {"AssertionError": AssertionError}}
+        run = types.FunctionType(code, names)
+        values = run(*(known[name] for name in taken), **{name: known[name] for name in keywords})
+        return dict(zip(returned, values if isinstance(values, tuple) else (values,), strict=True))
+
+    return call
+
+
 def plain_python(
-    definition: Definition, settings: Callable[[Mapping[str, Any]], Mapping[str, Any]]
+    composition: Composition, settings: Callable[[Mapping[str, Any]], Mapping[str, Any]]
 ) -> Callable[..., Any]:
     """`rule.function`: see `Rule`. `settings` completes and checks hyperparameters and options."""
-    code = compiled(definition)
-    names = [state.name for state in definition.state]
+    parts = [(part, plain_part(part)) for part in composition.parts]
+    names = [state.name for state in composition.state]
 
     def call(p: Any, g: Any, *state: Any, **keywords: Any) -> Any:
         p, g = np.atleast_1d(p), np.atleast_1d(g)
         if p.dtype != g.dtype:
             raise TypeError(f"the parameter is {p.dtype} and its gradient {g.dtype}")
         if len(state) > len(names):
-            raise TypeError(f"{definition.name}() has {len(names)} state(s) and was given {len(state)}")
+            raise TypeError(f"{composition.name}() has {len(names)} state(s) and was given {len(state)}")
         given = dict(zip(names, state, strict=False))
         given |= {name: keywords.pop(name) for name in names if name in keywords}
-        time = {"t": float(keywords.pop("t"))} if definition.time and "t" in keywords else {}
-        if definition.time and not time:
-            raise TypeError(f"{definition.name}() needs the step count: t=1")
-        chosen = settings(keywords)
-        for s in definition.state:
-            if s.name not in given:
-                given[s.name] = initial(s, p, g, chosen)
-            else:
-                given[s.name] = float(given[s.name]) if s.scalar else np.atleast_1d(given[s.name])
-
-        meanings = {**IMPORTABLE, "where": functools.partial(where, dtype=p.dtype)}
-        words = meanings | {alias: meanings[name] for alias, name in definition.aliases.items() if name in meanings}
-        run = types.FunctionType(
-            code, {**words, "square of": square, "__builtins__": {"AssertionError": AssertionError}}
-        )
+        time = {"t": float(keywords.pop("t"))} if composition.time and "t" in keywords else {}
+        if composition.time and not time:
+            raise TypeError(f"{composition.name}() needs the step count: t=1")
+        known: dict[str, Any] = {**settings(keywords), **time, "p": p, "g": g}
         with np.errstate(all="ignore"):
-            returned = run(p, g, *(given[name] for name in names), **chosen, **time)
-            values = returned if isinstance(returned, tuple) else (returned,)
-            scalars = (False, *(s.scalar for s in definition.state))
-            # A scalar bound to an array is rounded where it is stored.
-            stored = tuple(
-                value if scalar or isinstance(value, np.ndarray) else np.full_like(p, value)
-                for value, scalar in zip(values, scalars, strict=True)
-            )
-        return stored if definition.state else stored[0]
+            for part, run in parts:
+                for s in part.state:
+                    if s.name not in given:
+                        known[s.name] = initial(s, p, known["g"], known)
+                    else:
+                        known[s.name] = float(given[s.name]) if s.scalar else np.atleast_1d(given[s.name])
+                scalars = {s.name for s in part.state if s.scalar}
+                for name, value in run(known, p.dtype).items():
+                    # A scalar bound to an array is rounded where it is stored.
+                    whole = name in scalars or isinstance(value, np.ndarray)
+                    known[name] = value if whole else np.full_like(p, float(value))
+        numbers = {s.name for s in composition.state if s.scalar}
+        stored = tuple(float(known[name]) if name in numbers else known[name] for name in ("p", *names))
+        return stored if names else stored[0]
 
-    call.__name__ = call.__qualname__ = definition.name
-    call.__doc__ = definition.doc
+    call.__name__ = call.__qualname__ = composition.name
+    call.__doc__ = composition.doc
     return call
 
 

@@ -9,8 +9,8 @@ import numpy as np
 
 from .functions import Array
 from .ir import Kernel
-from .language import real
 from .scalars import check_hyperparameters
+from .settings import real
 from .tensor import Tensor
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from .diagnostics import ScalarError
-from .functions import FUNCTIONS
-from .ir import Expr, Kernel, Let
+from .functions import FUNCTIONS, ieee
+from .ir import Expr, Kernel, Let, ScalarGroup
 
 Value = float | bool
 
+COMPARISONS = frozenset(("lt", "le", "gt", "ge", "eq", "ne"))
 BINARY: dict[str, Callable[[float, float], Value]] = {
     "add": lambda a, b: a + b,
     "sub": lambda a, b: a - b,
@@ -35,28 +36,51 @@ class Scalars:
         The step count.
     state : Mapping[str, float]
         The scalar state of the tensor.
+    unscale : float
+        1 / grad_scale.
+    size : int
+        Elements of the tensor.
+    starting : bool
+        Whether this is the tensor's first step.
+
+    `sums` and `totals` (by id of the reduction) are filled in phase by phase.
     """
 
-    def __init__(self, hyperparameters: Mapping[str, float], t: int, state: Mapping[str, float] | None = None):
+    def __init__(
+        self,
+        hyperparameters: Mapping[str, float],
+        t: int,
+        state: Mapping[str, float] | None = None,
+        unscale: float = 1.0,
+        size: int = 0,
+        starting: bool = False,
+    ):
         self.hyperparameters, self.t, self.state = hyperparameters, t, state or {}
+        self.unscale, self.size, self.starting = unscale, size, starting
         self.values: dict[int, Value] = {}
+        self.sums: dict[int, float] = {}
+        self.totals: dict[int, float] = {}
+        self.reduced = False
 
-    def run(self, lets: tuple[Let, ...]) -> None:
-        """Evaluate bindings in order.
+    def run(self, group: ScalarGroup) -> None:
+        """Evaluate a group of bindings in order.
 
         Raises
         ------
         ScalarError
-            One has no value.
+            One has no value. (Those that depend on a reduction, computed behind a phase, have IEEE's value then.)
         """
-        for let in lets:
+        self.reduced = group.phase > 0
+        for let in group.lets:
             try:
                 self.values[let.id] = self(let.expr)
             except ScalarError as problem:
-                values = ", ".join(
-                    f"{name}={value!r}" for name, value in {**self.hyperparameters, **self.state}.items()
-                )
-                raise ScalarError(f"the scalar {let.name!r} has no value at t={self.t}: {problem} ({values})") from None
+                raise ScalarError(self.complaint(let, problem)) from None
+
+    def complaint(self, let: Let, problem: ScalarError) -> str:
+        """What is said of a scalar without a value."""
+        values = ", ".join(f"{name}={value!r}" for name, value in {**self.hyperparameters, **self.state}.items())
+        return f"the scalar {let.name!r} has no value at t={self.t}: {problem} ({values})"
 
     def __call__(self, expr: Expr) -> Value:
         """The value of an expression."""
@@ -71,6 +95,15 @@ class Scalars:
                 return self.state[str(expr.value)]
             case "time":
                 return float(self.t)
+            case "unscale":
+                return self.unscale
+            case "size":
+                return float(self.size)
+            case "starting":
+                return self.starting
+            case "sum" | "total":
+                assert isinstance(expr.value, int)
+                return (self.sums if expr.op == "sum" else self.totals)[expr.value]
             case "ref":
                 assert isinstance(expr.value, int)
                 return self.values[expr.value]
@@ -91,6 +124,8 @@ class Scalars:
 
     def compute(self, op: str, values: list[Value]) -> Value:
         """An operation that may have no value."""
+        if self.reduced and op not in COMPARISONS:
+            return ieee(op, *values)
         try:
             if op == "pow":
                 result = values[0] ** values[1]

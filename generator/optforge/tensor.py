@@ -40,18 +40,37 @@ class Tensor:
         """What messages call it."""
         return f"params[{self.key!r}]"
 
-    def scalars_at(self, kernel: Kernel, hyperparameters: Mapping[str, float], t: int) -> Scalars:
-        """The scalars of a kernel at one step.
+    def scalars_at(self, kernel: Kernel, hyperparameters: Mapping[str, float], t: int, unscale: float = 1.0) -> Scalars:
+        """The scalars of a kernel before the first phase of a step.
 
         Raises
         ------
         ScalarError
             One has no value.
         """
-        scalars = Scalars(hyperparameters, t, {name: float(value[0]) for name, value in self.scalars.items()})
-        scalars.run(kernel.step_scalars)
-        try:
-            scalars.run(kernel.tensor_scalars)
-        except ScalarError as problem:
-            raise ScalarError(f"{self.label}: {problem}") from None
+        state = {name: float(value[0]) for name, value in self.scalars.items()}
+        scalars = Scalars(hyperparameters, t, state, unscale, self.p.size, not self.started)
+        for group in kernel.scalars:
+            if group.phase == 0:
+                try:
+                    scalars.run(group)
+                except ScalarError as problem:
+                    where = f"{self.label}: " if group.scope == "tensor" else ""
+                    raise ScalarError(f"{where}{problem}") from None
         return scalars
+
+
+@dataclass
+class How:
+    """How a step is to be done, beside its hyperparameters.
+
+    `grad_scale` is what gradients are divided by; `starting` says of each tensor whether this is its first step, None
+    that it is of none. `stats` are records to fill in, one of all tensors and one of each, or None.
+    """
+
+    threads: int = 0
+    grad_scale: float = 1.0
+    skip_nonfinite: bool = False
+    zero_grads: bool = False
+    starting: Array | None = None
+    stats: Array | None = None

@@ -19,10 +19,10 @@ from ..dtypes import BY_NUMPY, DTYPES
 from ..functions import Array
 from ..ir import Kernel
 from ..scalars import check_hyperparameters
+from ..tensor import How, Tensor
 
 if TYPE_CHECKING:
     from ..language import Rule
-    from ..tensor import Tensor
 
 __all__ = ["CEngine", "CTarget", "engine", "render"]
 
@@ -40,80 +40,161 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
+OPTIONS = """
+typedef struct { size_t tensor, begin; } part;
+typedef struct { size_t count; const size_t *sizes; const part *parts; } whole;
+typedef struct {
+    double grad_scale;
+    int skip_nonfinite, zero_grads, threads, checked;
+    void *workspace; size_t workspace_size;
+    void *stats, *tensor_stats;
+    const unsigned char *starting;
+    const whole *whole;
+} options;
+"""
+SKIPPED = -1
+
+
 @dataclass(frozen=True)
 class Call:
-    """One call of the emitted functions: all tensors of a dtype."""
+    """One call of the emitted functions: all tensors of a dtype; `places` are their numbers among all."""
 
-    step: Any
-    check: Any
+    run: Any
     tensors: Any
     count: int
     rows: Array
+    places: Array
+    options: Any
 
 
-@dataclass(frozen=True)
 class Plan:
-    """A prepared step: pointers and sizes as the emitted functions take them."""
+    """A prepared step: pointers and sizes as the emitted functions take them.
 
-    ffi: Any
-    strerror: Any
-    kernel: Kernel
-    calls: tuple[Call, ...]
-    tensors: Sequence[Tensor]
-    gradients: Sequence[Array]  # kept alive with the plan
+    Parameters
+    ----------
+    library : Library
+    kernel : Kernel
+    tensors : sequence of Tensor
+    gradients : sequence of arrays
+        Kept alive with the plan.
+    """
 
-    def step(self, hyperparameters: Any, t: int, threads: int) -> None:
-        """One step in place, on up to so many threads; 0 leaves the number to OpenMP.
+    def __init__(self, library: Library, kernel: Kernel, tensors: Sequence[Tensor], gradients: Sequence[Array]):
+        self.library, self.kernel, self.tensors, self.gradients = library, kernel, tensors, gradients
+        ffi = library.ffi
+        grouped: dict[str, tuple[list[list[int]], list[int]]] = {}
+        for place, (tensor, gradient) in enumerate(zip(tensors, gradients, strict=True)):
+            row = [tensor.p.size, tensor.addresses["p"], address(gradient)]
+            row += [tensor.addresses[state.name] for state in kernel.state]
+            rows, places = grouped.setdefault(BY_NUMPY[tensor.p.dtype].suffix, ([], []))
+            rows.append(row)
+            places.append(place)
+        elements = sum(tensor.p.size for tensor in tensors)
+        size = library.workspace_size(elements, len(tensors)) if tensors else 8
+        self.workspace = np.zeros(size // 8 + 1)
+        # Lists of several dtypes are parts of one whole: their phases take turns, and share the sums.
+        self.sizes = np.array([tensor.p.size for tensor in tensors] or [0], np.uintp)
+        self.kept: list[Any] = []
+        self.calls = []
+        for suffix, (rows, places) in grouped.items():
+            table = np.array(rows, dtype=np.uintp)
+            options = ffi.new("options *")
+            options.grad_scale = 1.0
+            options.workspace = ffi.cast("void *", address(self.workspace))
+            options.workspace_size = self.workspace.nbytes
+            if len(grouped) > 1:
+                parts = np.array([[place, 0] for place in places], np.uintp)
+                whole = ffi.new("whole *")
+                whole.count = len(tensors)
+                whole.sizes = ffi.cast("size_t *", address(self.sizes))
+                whole.parts = ffi.cast("part *", address(parts))
+                options.whole = whole
+                self.kept += [parts, whole]
+            pointer = ffi.cast("const void *", address(table))
+            self.calls.append(Call(library.phases[suffix], pointer, len(rows), table, np.array(places), options))
+        self.last = How()
+
+    def step(self, hyperparameters: Any, t: int, how: How) -> bool:
+        """One step in place; whether it was skipped.
 
         Raises
         ------
         ScalarError
             A scalar of the rule has no value; nothing was written.
         """
-        if forked:
-            threads = 1
-        hyper = self.ffi.from_buffer(hyperparameters)
-        if len(self.calls) > 1:  # nothing may be written where a later call would be refused
+        hyper = self.library.ffi.from_buffer(hyperparameters)
+        if how is not self.last or forked:
+            self.set(how)
+        passes = self.library.passes
+        if len(self.calls) == 1:
+            (call,) = self.calls
+            status = call.run(hyper, t, call.tensors, call.count, call.options, 0, passes)
+            if status > 0:
+                self.explain(status, hyperparameters, t, how)
+            call.options.checked = 1
+            return bool(status == SKIPPED)
+        status = 0
+        self.workspace[...] = 0
+        for phase in range(passes):
             for call in self.calls:
-                self.check(call.check(hyper, t, call.tensors, call.count), hyperparameters, t)
-        for call in self.calls:
-            status = call.step(hyper, t, call.tensors, call.count, threads)
-            if status:
-                self.check(status, hyperparameters, t)
+                status = call.run(hyper, t, call.tensors, call.count, call.options, phase, phase + 1)
+                if status > 0:
+                    self.explain(status, hyperparameters, t, how)
+        return bool(status == SKIPPED)
 
-    def check(self, status: int, hyperparameters: Array, t: int) -> None:
+    def set(self, how: How) -> None:
+        """Prepare for steps that are done so."""
+        ffi = self.library.ffi
+        for call in self.calls:
+            own = call.options
+            own.threads = 1 if forked else how.threads
+            own.grad_scale = how.grad_scale
+            own.skip_nonfinite, own.zero_grads = how.skip_nonfinite, how.zero_grads
+            own.starting = own.stats = own.tensor_stats = ffi.NULL
+            if how.starting is not None:
+                starting = np.ascontiguousarray(how.starting[call.places], np.uint8)
+                own.starting = ffi.cast("unsigned char *", address(starting))
+                self.kept = [*self.kept[: 2 * len(self.calls)], starting]
+            if how.stats is not None:
+                own.stats = ffi.cast("void *", address(how.stats))
+                own.tensor_stats = ffi.cast("void *", address(how.stats) + how.stats.itemsize)
+        self.last = how
+
+    def explain(self, status: int, hyperparameters: Array, t: int, how: How) -> None:
         """Raise what a status says."""
-        if status == 0:
-            return
         named = dict(zip((name for name, _ in self.kernel.hyperparameters), hyperparameters.tolist(), strict=False))
         check_hyperparameters(self.kernel, named)
         for tensor in self.tensors:
-            tensor.scalars_at(self.kernel, named, t)
-        text = self.ffi.string(self.strerror(status)).decode()
+            tensor.scalars_at(self.kernel, named, t, 1 / how.grad_scale)
+        text = self.library.ffi.string(self.library.strerror(status)).decode()
         raise RuntimeError(f"rule {self.kernel.name!r}: {text} (status {status})")
 
 
 @dataclass(frozen=True)
 class Library:
-    """The emitted functions of a loaded library, by the suffix of their dtype."""
+    """The emitted functions of a loaded library; `phases` by the suffix of their dtype, `passes` their number."""
 
     ffi: Any
     strerror: Any
     hyper_init: Any
-    steps: dict[str, Any]
-    checks: dict[str, Any]
+    workspace_size: Any
+    phases: dict[str, Any]
+    passes: int
 
 
-def load(path: Path, prefix: str) -> Library:
+def load(path: Path, prefix: str, passes: int) -> Library:
     """A compiled library, whose functions begin with a prefix."""
     import cffi
 
     ffi = cffi.FFI()
-    arguments = "const void *hyper, uint64_t t, const void *tensors, size_t count"
-    declarations = [f"const char *{prefix}_strerror(int status);", f"void {prefix}_hyper_init(void *hyper);"]
-    for suffix in DTYPES:
-        declarations.append(f"int {prefix}_step_threads_{suffix}({arguments}, int threads);")
-        declarations.append(f"int {prefix}_check_{suffix}({arguments});")
+    arguments = "const void *hyper, uint64_t t, const void *tensors, size_t count, const options *options"
+    declarations = [
+        OPTIONS,
+        f"const char *{prefix}_strerror(int status);",
+        f"void {prefix}_hyper_init(void *hyper);",
+        f"size_t {prefix}_workspace_size(uint64_t elements, size_t count);",
+        *(f"int {prefix}_phases_{suffix}({arguments}, int first, int last);" for suffix in DTYPES),
+    ]
     ffi.cdef("\n".join(declarations))
     try:
         # Never unloaded, not even when the interpreter ends: OpenMP would go with it, from under its waiting threads.
@@ -122,8 +203,9 @@ def load(path: Path, prefix: str) -> Library:
             ffi,
             getattr(loaded, f"{prefix}_strerror"),
             getattr(loaded, f"{prefix}_hyper_init"),
-            {suffix: getattr(loaded, f"{prefix}_step_threads_{suffix}") for suffix in DTYPES},
-            {suffix: getattr(loaded, f"{prefix}_check_{suffix}") for suffix in DTYPES},
+            getattr(loaded, f"{prefix}_workspace_size"),
+            {suffix: getattr(loaded, f"{prefix}_phases_{suffix}") for suffix in DTYPES},
+            passes,
         )
     except (OSError, AttributeError) as problem:
         raise EnvironmentProblem(f"the compiled kernel {path} cannot be loaded: {problem}") from None
@@ -150,7 +232,7 @@ class CEngine:
             files = committed(kernels, prefix, rule, kernel)
         else:
             files = render(rule, kernel, prefix=None if prefix == rule.name else prefix)
-        self.library = load(library(files), prefix)
+        self.library = load(library(files), prefix, len(kernel.phases) + 1)
 
     def defaults(self) -> dict[str, float]:
         """The defaults of the hyperparameters as the compiled files have them."""
@@ -161,17 +243,7 @@ class CEngine:
 
     def plan(self, tensors: Sequence[Tensor], gradients: Sequence[Array]) -> Plan:
         """Prepare steps over these arrays."""
-        grouped: dict[str, list[list[int]]] = {}
-        for tensor, gradient in zip(tensors, gradients, strict=True):
-            row = [tensor.p.size, tensor.addresses["p"], address(gradient)]
-            row += [tensor.addresses[state.name] for state in self.kernel.state]
-            grouped.setdefault(BY_NUMPY[tensor.p.dtype].suffix, []).append(row)
-        own, calls = self.library, []
-        for suffix, rows in grouped.items():
-            table = np.array(rows, dtype=np.uintp)
-            pointer = own.ffi.cast("const void *", address(table))
-            calls.append(Call(own.steps[suffix], own.checks[suffix], pointer, len(rows), table))
-        return Plan(own.ffi, own.strerror, self.kernel, tuple(calls), tensors, gradients)
+        return Plan(self.library, self.kernel, tensors, gradients)
 
 
 def committed(directory: Path, prefix: str, rule: Rule, kernel: Kernel) -> dict[str, str]:

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..functions import FUNCTIONS, Array
-from ..ir import Expr, Kernel
+from ..ir import Expr, Kernel, Let, Phase, Reduction
 from ..scalars import Scalars
+from ..stats import fill
+from ..tree import tensor_total, total
 
 if TYPE_CHECKING:
     from ..language import Rule
-    from ..tensor import Tensor
+    from ..tensor import How, Tensor
 
 OPERATIONS: dict[str, Callable[..., Any]] = {
     "neg": np.negative,
@@ -62,19 +64,41 @@ class Elements:
         return OPERATIONS[expr.op](*map(self, args))
 
 
-def new_values(kernel: Kernel, arrays: Mapping[str, Array], scalars: Scalars) -> dict[str, Array]:
-    """What a step stores into the arrays of one tensor, computed without writing."""
-    elements = Elements(arrays, scalars)
-    stored: dict[str, Array] = {}
-    with np.errstate(all="ignore"):
-        for phase in kernel.phases:
-            for let in phase.lets:
-                elements.values[let.id] = elements(let.expr)
+class Walk:
+    """One step over one tensor, computed without writing: `memory` has what the arrays hold from phase to phase."""
+
+    def __init__(self, tensor: Tensor, gradient: Array, scalars: Scalars):
+        self.tensor, self.gradient, self.scalars = tensor, gradient, scalars
+        self.memory: dict[str, Array] = {"p": tensor.p, "g": gradient, **tensor.arrays}
+        self.stored: dict[str, Array] = {}
+        self.nan = self.inf = 0
+
+    def run(self, phase: Phase) -> None:
+        """One pass."""
+        elements = Elements(self.memory, self.scalars)
+        with np.errstate(all="ignore"):
+            for item in phase.body:
+                if isinstance(item, Let):
+                    elements.values[item.id] = elements(item.expr)
+                else:
+                    self.reduce(item, elements(item.value))
             for name, expr in phase.stores:
                 value = elements(expr)
                 # What was read may itself be what is stored elsewhere (the old parameter as state): keep its old value.
-                stored[name] = value.copy() if any(value is array for array in arrays.values()) else value
-    return stored
+                self.stored[name] = value.copy() if any(value is own for own in self.memory.values()) else value
+        self.memory |= self.stored
+
+    def reduce(self, reduction: Reduction, values: Any) -> None:
+        """A total over the tensor's elements."""
+        whole = np.broadcast_to(values, self.tensor.p.shape)
+        self.scalars.sums[reduction.id] = tensor_total(whole, reduction.kind)
+        if reduction.counts:
+            self.nan, self.inf = int(np.isnan(whole).sum()), int(np.isinf(whole).sum())
+
+    def write(self) -> None:
+        """Write what was computed."""
+        for name, values in self.stored.items():
+            np.copyto(self.tensor.p if name == "p" else self.tensor.arrays[name], values)
 
 
 @dataclass(frozen=True)
@@ -85,22 +109,59 @@ class Plan:
     tensors: Sequence[Tensor]
     gradients: Sequence[Array]
 
-    def step(self, hyperparameters: Array, t: int, threads: int) -> None:
-        """One step in place; `threads` is not used.
+    def step(self, hyperparameters: Array, t: int, how: How) -> bool:
+        """One step in place; whether it was skipped.
 
         Raises
         ------
         ScalarError
             A scalar has no value; nothing was written.
         """
-        named = dict(zip((name for name, _ in self.kernel.hyperparameters), hyperparameters.tolist(), strict=False))
-        every = [tensor.scalars_at(self.kernel, named, t) for tensor in self.tensors]
-        for tensor, gradient, scalars in zip(self.tensors, self.gradients, every, strict=True):
-            stored = new_values(self.kernel, {"p": tensor.p, "g": gradient, **tensor.arrays}, scalars)
-            for name, values in stored.items():
-                np.copyto(tensor.p if name == "p" else tensor.arrays[name], values)
-            for name, expr in self.kernel.state_stores:
-                tensor.scalars[name][0] = scalars(expr)
+        kernel = self.kernel
+        named = dict(zip((name for name, _ in kernel.hyperparameters), hyperparameters.tolist(), strict=False))
+        walks = [
+            Walk(tensor, gradient, tensor.scalars_at(kernel, named, t, 1 / how.grad_scale))
+            for tensor, gradient in zip(self.tensors, self.gradients, strict=True)
+        ]
+        skipped = False
+        for k, phase in enumerate(kernel.phases):
+            if not (phase.optional and not how.skip_nonfinite):
+                for walk in walks:
+                    walk.run(phase)
+            for reduction in phase.reductions:
+                totals = [walk.scalars.sums.get(reduction.id, 0.0) for walk in walks]
+                for walk in walks:
+                    walk.scalars.totals[reduction.id] = total(totals, reduction.kind)
+            if k == 0 and how.skip_nonfinite and any(walk.nan or walk.inf for walk in walks):
+                skipped = True
+                break
+            for walk in walks:
+                for group in kernel.scalars:
+                    if group.phase == k + 1:
+                        walk.scalars.run(group)
+        if not skipped:
+            for walk in walks:
+                walk.write()
+                for name, expr in kernel.state_stores:
+                    walk.tensor.scalars[name][0] = walk.scalars(expr)
+        if how.zero_grads:
+            for gradient in self.gradients:
+                gradient[...] = 0
+        if how.stats is not None:
+            self.tell(walks, how.stats, skipped)
+        return skipped
+
+    def tell(self, walks: Sequence[Walk], records: Array, skipped: bool) -> None:
+        """Fill in the statistics."""
+        wanted = dict(self.kernel.statistics)
+        if skipped:  # only the first phase has run
+            wanted["grad"] = next(r.id for r in self.kernel.phases[0].reductions if r.counts)
+            wanted = {"grad": wanted["grad"]}
+        sums = [{what: walk.scalars.sums[id] for what, id in wanted.items()} for walk in walks]
+        together = {what: total([own[what] for own in sums], "squares") for what in wanted}
+        counts = [(walk.nan, walk.inf) for walk in walks]
+        both = (sum(nan for nan, _ in counts), sum(inf for _, inf in counts))
+        fill(records, [together, *sums], [both, *counts], skipped)
 
 
 class NumpyEngine:

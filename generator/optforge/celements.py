@@ -1,0 +1,228 @@
+"""The passes over elements of a kernel in C, and what they add up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from .cscalars import Scalars, leaves
+from .dtypes import F64, DType
+from .emit import Printer
+from .ir import Kernel, Let, Reduction, Type
+from .names import CALLED, Names, spelled
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A total that a phase adds up, for each chunk, each tensor and all: of a reduction, or a count beside it."""
+
+    name: str
+    kind: str
+    phase: int
+    observed: bool
+
+
+class Sums:
+    """The totals of all phases, in order."""
+
+    def __init__(self, kernel: Kernel, helper: Callable[[str, DType], str]):
+        self.kernel = kernel
+        self.slots: list[Slot] = []
+        for k, phase in enumerate(kernel.phases):
+            for reduction in phase.reductions:
+                self.slots.append(Slot(spelled(reduction.name), reduction.kind, k, reduction.observed))
+            for reduction in phase.reductions:
+                if reduction.counts:
+                    for what in ("nan", "inf"):
+                        self.slots.append(Slot(self.counted(reduction, what), "sum", k, True))
+        self.largest = any(slot.kind == "max" for slot in self.slots)
+        self.maximum = helper("maximum", F64) if self.largest else ""
+
+    @staticmethod
+    def counted(reduction: Reduction, what: str) -> str:
+        """The name of the count beside a reduction."""
+        return f"{spelled(reduction.name)}_{what}"
+
+    def of_phase(self, k: int) -> list[Slot]:
+        """The totals of one phase."""
+        return [slot for slot in self.slots if slot.phase == k]
+
+    def context(self) -> dict[str, Any]:
+        """What the templates show."""
+        names = {reduction.id: reduction for reduction in self.kernel.reductions}
+        found = {what: names[id] for what, id in self.kernel.statistics}
+        deciding = next(r for r in self.kernel.phases[0].reductions if r.counts)
+        kinds = [{"name": "sum", "join": ("", " + ", ""), "text": "the sum"}]
+        if self.largest:
+            kinds.append({"name": "max", "join": (f"{self.maximum}(", ", ", ")"), "text": "the largest"})
+        firsts = [sum(slot.phase < k for slot in self.slots) for k in range(len(self.kernel.phases) + 1)]
+        plain = [sum(not slot.observed for slot in self.of_phase(k)) for k in range(len(self.kernel.phases))]
+        return {
+            "firsts_observed": [first + own for first, own in zip(firsts, plain, strict=False)],
+            "slots": [slot.name for slot in self.slots],
+            "kinds": kinds,
+            "firsts": firsts,
+            "largest": [slot.name for slot in self.slots if slot.kind == "max"],
+            "deciding": deciding.name,
+            "deciding_nan": self.counted(deciding, "nan"),
+            "deciding_inf": self.counted(deciding, "inf"),
+            "grad": found["grad"].name,
+            "nan": self.counted(found["grad"], "nan"),
+            "inf": self.counted(found["grad"], "inf"),
+            "clipped": found["clipped"].name,
+            "param": found["param"].name,
+            "changed": found["update"].name if "update" in found else "",
+        }
+
+
+class Elements:
+    """The functions of one dtype that run over neighbouring elements."""
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        prefix: str,
+        fields: Names,
+        dtype: DType,
+        scalars: Scalars,
+        helper: Callable[[str, DType], str],
+    ):
+        self.kernel, self.prefix, self.fields, self.dtype = kernel, prefix, fields, dtype
+        self.outside, self.helper = scalars, helper
+        self.let = {let.id: let for phase in kernel.phases for let in phase.lets}
+
+    @staticmethod
+    def variable(let: Let) -> tuple[str, str]:
+        """The C variable of a binding; bindings of one name share it."""
+        return ("mask" if let.expr.type is Type.MASK else "element", let.name)
+
+    def title(self, k: int) -> str:
+        """What the functions of a phase are called."""
+        usual = [number for number, phase in enumerate(self.kernel.phases) if not phase.optional]
+        if self.kernel.phases[k].optional:
+            return "scan"
+        return "elements" if len(usual) == 1 else f"pass_{usual.index(k) + 1}"
+
+    def context(self, k: int, sums: Sums) -> dict[str, Any]:
+        """What the templates show of phase k."""
+        phase, real = self.kernel.phases[k], self.dtype.c
+        written = dict(phase.stores)
+        arrays = [
+            name
+            for name in ("p", "g", *(state.name for state in self.kernel.array_state))
+            if name in phase.loads or name in written
+        ]
+        values = [item.expr if isinstance(item, Let) else item.value for item in phase.body]
+        read = leaves([*values, *(expr for _, expr in phase.stores)])
+        scope = Names(CALLED, self.prefix)
+        scope.enter((("element", name), name) for name in arrays)
+        scope.enter((self.variable(let), let.name) for let in phase.lets)
+        scope.enter((e, self.outside.spelled(e)) for e in read)
+        scope.enter((("lanes", reduction.id), reduction.name) for reduction in phase.reductions)
+        index, count, s, observe = (scope.own(name) for name in ("i", "n", "s", "observe"))
+        array = {name: scope.own(f"{scope.of['element', name]}_") for name in arrays}
+
+        def leaf(e: Any) -> str:
+            if e.op == "load":
+                return scope.of["element", e.value]
+            if e.type.uniform:
+                return scope.of[e]
+            return scope.of[self.variable(self.let[e.value])]
+
+        printer = Printer(self.dtype, leaf, self.helper)
+        bindings = [self.variable(let) for let in phase.lets]
+        declared = {("element", name) for name in phase.loads}
+        loads = []
+        for name in phase.loads:
+            rebound = any(
+                self.variable(let) == ("element", name) and printer(let.expr) != scope.of["element", name]
+                for let in phase.lets
+            )
+            loads.append(f"{'' if rebound else 'const '}{real} {scope.of['element', name]} = {array[name]}[{index}];")
+        lines = []
+        for item in phase.body:
+            if isinstance(item, Reduction):
+                lines.append(self.added(item, printer(item.value), f"{scope.of['lanes', item.id]}[{index}]", observe))
+                continue
+            variable, value = self.variable(item), printer(item.expr)
+            if value == scope.of[variable] and variable in declared:
+                continue  # x = x
+            kind = ""
+            if variable not in declared:
+                kind = "int " if item.expr.type is Type.MASK else f"{real} "
+                kind = f"const {kind}" if bindings.count(variable) == 1 else kind
+                declared.add(variable)
+            lines.append(f"{kind}{scope.of[variable]} = {value};")
+        stores = [f"{array[name]}[{index}] = {printer(expr)};" for name, expr in phase.stores]
+        scalars = []
+        for e in read:
+            cast = f"({real})" if e.type is Type.SCALAR and self.dtype is not F64 else ""
+            kind = real if e.type is Type.SCALAR else "int"
+            scalars.append(f"const {kind} {scope.of[e]} = {cast}{s}->{self.outside.fields.of[e]};")
+        if not read:
+            scalars.append(f"(void){s};")
+        slots = sums.of_phase(k)
+        observed = any(slot.observed for slot in slots)
+        asks = any(reduction.observed for reduction in phase.reductions)
+        parameters = [f"const {self.prefix}_scalars *{s}", *([f"int {observe}"] if asks else []), f"size_t {count}"]
+        parameters += [
+            f"{'' if name in written else 'const '}{real} *{self.prefix}_RESTRICT {array[name]}" for name in arrays
+        ]
+        parameters += [
+            f"double *{self.prefix}_RESTRICT {scope.of['lanes', reduction.id]}" for reduction in phase.reductions
+        ]
+        passed = [f"x->{self.fields.of[name]} + i" for name in arrays]
+        passed += [f"lanes[{number}]" for number in range(len(phase.reductions))]
+        first = ["s", *(["observe"] if asks else [])]
+        counting = next((number for number, own in enumerate(phase.reductions) if own.counts), None)
+        kinds = [slot.kind if slot.kind == "max" else "sum" for slot in slots]
+        return {
+            "number": k,
+            "title": self.title(k),
+            "comment": self.comment(k),
+            "optional": phase.optional,
+            "parameters": ", ".join(parameters),
+            "block_arguments": ", ".join([*first, f"{self.prefix}_LANES", *passed]),
+            "rest_arguments": ", ".join([*first, "stop - i", *passed]),
+            "scalars": scalars,
+            "index": index,
+            "count": count,
+            "loads": loads,
+            "lines": lines,
+            "stores": stores,
+            "touches": bool(arrays),
+            "zeroes": phase.zeroes,
+            "observed": observed,
+            "slots": [
+                {"number": number, "kind": kind, "observed": slot.observed, "lanes": number < len(phase.reductions)}
+                for number, (slot, kind) in enumerate(zip(slots, kinds, strict=True))
+            ],
+            "lanes": len(phase.reductions),
+            "counting": counting,
+            "nan": len(phase.reductions),
+            "inf": len(phase.reductions) + 1,
+            "unscale": self.outside.fields.of[next(e for e in self.outside.crossing if e.op == "unscale")],
+        }
+
+    def comment(self, k: int) -> str:
+        """What a phase does."""
+        phase = self.kernel.phases[k]
+        if phase.optional:
+            return "Looks at gradients before anything is written"
+        usual = [own for own in self.kernel.phases if not own.optional]
+        if len(usual) == 1:
+            return "The rule"
+        return f"Pass {usual.index(phase) + 1} of {len(usual)}"
+
+    def added(self, reduction: Reduction, value: str, lane: str, observe: str) -> str:
+        """The line that adds an element to its lane."""
+        wide = value if self.dtype is F64 else f"(double){value}"
+        match reduction.kind:
+            case "squares":
+                line = f"{lane} += {wide} * {wide};"
+            case "sum":
+                line = f"{lane} += {wide};"
+            case _:
+                line = f"{lane} = {self.helper('maximum', F64)}({lane}, fabs({wide}));"
+        return f"if ({observe}) {line}" if reduction.observed else line

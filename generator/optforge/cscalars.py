@@ -1,0 +1,187 @@
+"""The scalars of a kernel in C: a struct of those that cross from one function to another, and what computes them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from .dtypes import F64, DType
+from .emit import LEAVES, Printer
+from .ir import Expr, Kernel, Let, ScalarGroup, Type
+from .names import CALLED, Names
+
+Key = tuple[int, bool]  # before which phase, and whether per tensor
+
+
+def leaves(expressions: Iterable[Expr]) -> list[Expr]:
+    """The scalars that expressions read, each once, in order."""
+    found: dict[Expr, None] = {}
+    for expr in expressions:
+        for e in expr.walk():
+            if e.type.uniform and e.op in LEAVES:
+                found[e] = None
+    return list(found)
+
+
+def c_type(scalar: Expr) -> str:
+    """The C type of a scalar."""
+    return "int" if scalar.type is Type.CONDITION else "double"
+
+
+class Scalars:
+    """Where each scalar is computed, and under which name it crosses to where it is read."""
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        prefix: str,
+        hyper: Names,
+        fields: Names,
+        size: str,
+        helper: Callable[[str, DType], str],
+    ):
+        self.kernel, self.prefix, self.hyper, self.tensor, self.size = kernel, prefix, hyper, fields, size
+        self.helper = helper
+        self.lets: dict[int, Let] = {let.id: let for group in kernel.scalars for let in group.lets}
+        self.reductions = {reduction.id: reduction for reduction in kernel.reductions}
+        self.place: dict[Expr, Key] = {
+            let.ref: (group.phase, group.scope == "tensor") for group in kernel.scalars for let in group.lets
+        }
+        crossing = dict.fromkeys([Expr("unscale", Type.SCALAR), *leaves(expr for _, expr in kernel.state_stores)])
+        for phase in kernel.phases:
+            values = [item.expr if isinstance(item, Let) else item.value for item in phase.body]
+            crossing |= dict.fromkeys(leaves([*values, *(expr for _, expr in phase.stores)]))
+        for group in kernel.scalars:
+            own = (group.phase, group.scope == "tensor")
+            read = leaves(let.expr for let in group.lets)
+            crossing |= dict.fromkeys(e for e in read if self.made(e) != own)
+        crossing = {e: None for e in crossing if e.op not in ("sum", "total")}
+        self.crossing = sorted(crossing, key=self.made)
+        self.fields = Names()
+        self.fields.enter((e, self.spelled(e)) for e in self.crossing)
+
+    def made(self, leaf: Expr) -> Key:
+        """Where a scalar is made: before which phase, and whether per tensor."""
+        return self.place.get(leaf, (0, leaf.op in ("state", "starting", "size")))
+
+    def spelled(self, leaf: Expr) -> str:
+        """The author's name of a scalar, or the usual one."""
+        if leaf.op in ("sum", "total"):
+            return self.reductions[leaf.value].name  # type: ignore[index]
+        if leaf.op in ("time", "unscale", "starting", "size"):
+            return {"time": "t"}.get(leaf.op, leaf.op)
+        return self.lets[leaf.value].name if isinstance(leaf.value, int) else str(leaf.value)
+
+    @property
+    def per_tensor(self) -> bool:
+        """Whether any scalar that crosses depends on the tensor."""
+        return any(tensor for _, tensor in map(self.made, self.crossing))
+
+    def stored(self, expr: Expr) -> str:
+        """The new value of a scalar state."""
+        if expr.op == "const":
+            return Printer.constant(expr, F64)[0]
+        return f"own.{self.fields.of[expr]}"
+
+    # ── the functions ───────────────────────────────────────────────────────────────────────────────────────────
+
+    def context(self, asserts: list[str]) -> dict[str, Any]:
+        """What the templates show."""
+        groups = {(group.phase, group.scope == "tensor"): group for group in self.kernel.scalars}
+        tensor_zero = (0, True)
+        if any(self.made(e) == tensor_zero for e in self.crossing):
+            groups.setdefault(tensor_zero, ScalarGroup("tensor", 0, ()))
+        later = [group for key, group in sorted(groups.items()) if key not in ((0, False), tensor_zero)]
+        return {
+            "fields": [f"{c_type(e)} {self.fields.of[e]}" for e in self.crossing],
+            "begin": self.begin_step(groups.get((0, False), ScalarGroup("step", 0, ())), asserts),
+            "tensor": self.function(groups[tensor_zero]) if tensor_zero in groups else None,
+            "step_later": [self.function(group) for group in later if group.scope == "step"],
+            "tensor_later": [self.function(group) for group in later if group.scope == "tensor"],
+            "per_tensor": self.per_tensor,
+        }
+
+    def begin_step(self, group: ScalarGroup, asserts: list[str]) -> dict[str, Any]:
+        """The function that computes the scalars of a step that depend on no reduction."""
+        scope = Names(CALLED | {"NULL"}, self.prefix)
+        hypers = [Expr("hyper", Type.SCALAR, value=name) for name, _ in self.kernel.hyperparameters]
+        time, unscale = Expr("time", Type.SCALAR), Expr("unscale", Type.SCALAR)
+        scope.enter((e, str(e.value)) for e in hypers)
+        scope.enter([(time, "t")])
+        scope.enter((let.ref, let.name) for let in group.lets)
+        scope.enter([(unscale, "unscale")])
+        hyper, steps, out, failed = (scope.own(name) for name in ("h", "step", "s", "failed"))
+        printer = Printer(F64, lambda e: scope.of[e], self.helper, f"&{failed}")
+        lines = [f"const {c_type(let.expr)} {scope.of[let.ref]} = {printer(let.expr)};" for let in group.lets]
+        asserted = [
+            {"condition": printer(assertion.condition), "status": name}
+            for assertion, name in zip(self.kernel.asserts, asserts, strict=True)
+        ]
+        reads = [f"const double {scope.of[e]} = {hyper}->{self.hyper.of[e.value]};" for e in hypers]
+        written = [e for e in self.crossing if self.made(e) == (0, False)]
+        if time in leaves(let.expr for let in group.lets) or time in written:
+            reads.append(f"const double {scope.of[time]} = (double){steps};")
+        if not hypers:
+            reads.append(f"(void){hyper};")
+        return {
+            "hyper": hyper,
+            "steps": steps,
+            "unscale": scope.of[unscale],
+            "out": out,
+            "failed": failed,
+            "can_fail": any(f"&{failed}" in text for text in [*lines, *(a["condition"] for a in asserted)]),
+            "reads": reads,
+            "nan": " || ".join(f"{scope.of[e]} != {scope.of[e]}" for e in hypers),
+            "asserts": asserted,
+            "lines": lines,
+            "writes": [f"{out}->{self.fields.of[e]} = {scope.of[e]};" for e in written],
+        }
+
+    def function(self, group: ScalarGroup) -> dict[str, Any]:
+        """A function that computes a group of scalars: of a tensor, or behind a phase."""
+        key = (group.phase, group.scope == "tensor")
+        read = leaves(let.expr for let in group.lets)
+        written = [e for e in self.crossing if self.made(e) == key]
+        given = [e for e in dict.fromkeys([*read, *written]) if e.op in ("sum", "total")]
+        if key == (0, True):
+            sources = [Expr("state", Type.SCALAR, value=state.name) for state in self.kernel.scalar_state]
+            sources += [Expr("starting", Type.CONDITION), Expr("size", Type.SCALAR)]
+            given = [e for e in sources if e in [*read, *written]]
+        scope = Names(CALLED, self.prefix)
+        scope.enter((e, self.spelled(e)) for e in [*given, *read])
+        scope.enter((let.ref, let.name) for let in group.lets)
+        out, failed = scope.own("s"), scope.own("failed")
+        checked = "" if group.phase else f"&{failed}"
+        printer = Printer(F64, lambda e: scope.of[e], self.helper, checked)
+        lines = [f"const {c_type(let.expr)} {scope.of[let.ref]} = {printer(let.expr)};" for let in group.lets]
+        inside = {*given, *(let.ref for let in group.lets)}
+        return {
+            "phase": group.phase,
+            "parameters": ", ".join([f"{self.prefix}_scalars *{out}", *(f"{c_type(e)} {scope.of[e]}" for e in given)]),
+            "arguments": "".join(f", {self.argument(e)}" for e in given),
+            "failed": failed,
+            "can_fail": bool(checked) and any(checked in line for line in lines),
+            "reads": [
+                f"const {c_type(e)} {scope.of[e]} = {out}->{self.fields.of[e]};" for e in read if e not in inside
+            ],
+            "lines": lines,
+            "writes": [f"{out}->{self.fields.of[e]} = {scope.of[e]};" for e in written],
+        }
+
+    def argument(self, source: Expr) -> str:
+        """What is passed for a scalar that comes from outside, by a caller that has a tensor `x`, number `whole`."""
+        match source.op:
+            case "state":
+                return f"*x->{self.tensor.of[source.value]}"
+            case "starting":
+                return "starting"
+            case "size":
+                return "size"
+            case "sum":
+                return f"w->tensor_sums[{self.slot(source)} * w->tensors + whole]"
+        return f"w->totals[{self.slot(source)}]"
+
+    def slot(self, source: Expr) -> str:
+        """The enumerator of a reduction's sums."""
+        assert isinstance(source.value, int)
+        return f"{self.prefix}_SUM_{self.reductions[source.value].name}"

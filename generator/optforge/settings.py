@@ -1,0 +1,55 @@
+"""Hyperparameters and static options as they are given, checked against what a rule declares."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from .compose import Composition
+from .diagnostics import nearest
+from .options import choose
+
+
+def settings(composition: Composition, given: Mapping[str, object]) -> tuple[dict[str, float], dict[str, bool | str]]:
+    """All hyperparameters and options, with the given ones in place of the defaults.
+
+    Raises
+    ------
+    TypeError
+        A name is not the rule's, or a value is no number.
+    ValueError
+        NaN, or an option that takes other values.
+    """
+    known = [*composition.hyperparameters, *composition.options]
+    for name in given:
+        if name not in known:
+            listed = f"; it has {', '.join(known)}" if known else "; it has none"
+            what = f"{composition.last.kind} {composition.name!r}"
+            raise TypeError(f"{what} has no hyperparameter {name!r}{nearest(name, known) or listed}")
+    options = choose(composition, {name: value for name, value in given.items() if name in composition.options})
+    hyperparameters = dict(composition.hyperparameters)
+    for name, value in given.items():
+        if name in hyperparameters:
+            hyperparameters[name] = real(name, value)
+    return hyperparameters, options
+
+
+def configure(composition: Composition, given: Mapping[str, object]) -> Composition:
+    """The composition with other defaults and options; errors as of `settings`."""
+    hyperparameters, options = settings(composition, given)
+    every = {**hyperparameters, **options}
+    return replace(composition, settings={**composition.settings, **{name: every[name] for name in given}})
+
+
+def real(name: str, value: object) -> float:
+    """A hyperparameter's value as a double; NaN is refused."""
+    try:
+        number = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        later = "; schedules are not supported yet" if callable(value) else ""
+        raise TypeError(f"hyperparameter {name!r} is a number, not {value!r}{later}") from None
+    except OverflowError:
+        raise ValueError(f"hyperparameter {name!r} is beyond the range of a double") from None
+    if number != number:
+        raise ValueError(f"hyperparameter {name!r} is NaN")
+    return number
