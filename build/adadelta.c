@@ -78,7 +78,6 @@ extern "C" double sqrt(double) noexcept __attribute__((const));
 enum {
     adadelta_LANES = 32,           /* elements of a loop with a constant count, which vectorises at -O2 */
     adadelta_LEAF = 1024,          /* elements that are added up lane by lane */
-    adadelta_CHUNK = 32768,        /* elements that stay on one thread: 32 leaves */
     adadelta_THREAD_SIZE = 65536   /* elements per thread below which waking another one does not pay */
 };
 
@@ -215,8 +214,8 @@ static double adadelta_many_sum(const double *values, size_t n, int chunked)
         double lanes[adadelta_LANES] = {0.0};
 
         for (size_t j = i; j < stop; j++) {
-            const size_t rest = n - j * stride;
-            const double value = chunked ? adadelta_many_sum(values + j * stride, rest < stride ? rest : stride, 0) : values[j];
+            const size_t rest = n - j * stride, own = rest < stride ? rest : stride;
+            const double value = chunked ? adadelta_many_sum(values + j * stride, own, 0) : values[j];
 
             lanes[j % adadelta_LANES] = lanes[j % adadelta_LANES] + value;
         }
@@ -261,12 +260,13 @@ static size_t adadelta_first_observed(int phase)
 double *adadelta_partials(void *workspace, int phase, size_t *number)
 {
     double *const space = (double *)workspace;
-    const size_t tensors = (size_t)space[0], chunks = (size_t)space[1];
+    size_t tensors, chunks;
 
-    if (phase < 0 || phase >= adadelta_PHASES - 1) {
-        *number = 0;
+    *number = 0;
+    if (space == NULL || phase < 0 || phase >= adadelta_PHASES - 1)
         return space;
-    }
+    tensors = (size_t)space[0];
+    chunks = (size_t)space[1];
     *number = (adadelta_first_sum(phase + 1) - adadelta_first_sum(phase)) * chunks;
     return space + 3 + tensors + adadelta_SUMS * (1 + tensors) + adadelta_first_sum(phase) * chunks;
 }
@@ -485,7 +485,8 @@ static void adadelta_chunk_f32(const adadelta_work_f32 *w, const adadelta_scalar
 /* Thread k's share of a phase. Threads share elements, so that one large tensor and many small ones are dealt alike. */
 static void adadelta_share_f32(const adadelta_work_f32 *w, int phase, uint64_t k, uint64_t all)
 {
-    const uint64_t first = adadelta_split(w->elements, k, all), last = adadelta_split(w->elements, k + 1, all);
+    const uint64_t first = adadelta_split(w->elements, k, all);
+    const uint64_t last = adadelta_split(w->elements, k + 1, all);
     const adadelta_whole *parted = w->options->whole;
     uint64_t offset = 0; /* of the tensor */
 
@@ -509,9 +510,12 @@ static void adadelta_share_f32(const adadelta_work_f32 *w, int phase, uint64_t k
             const size_t chunk = w->sums != NULL ? (size_t)w->first[whole] + before : 0;
             const adadelta_scalars *s = &w->s;
 
-            for (size_t c = begin; c < end; c += adadelta_CHUNK)
-                adadelta_chunk_f32(w, s, phase, x, c, end - c < adadelta_CHUNK ? end : c + adadelta_CHUNK,
-                                   w->sums != NULL ? w->sums + adadelta_first_sum(phase) * w->chunks + chunk + c / adadelta_CHUNK : NULL);
+            for (size_t c = begin; c < end; c += adadelta_CHUNK) {
+                const size_t stop = end - c < adadelta_CHUNK ? end : c + adadelta_CHUNK;
+                const size_t place = adadelta_first_sum(phase) * w->chunks + chunk + c / adadelta_CHUNK;
+
+                adadelta_chunk_f32(w, s, phase, x, c, stop, w->sums != NULL ? w->sums + place : NULL);
+            }
         }
     }
 }
@@ -519,8 +523,9 @@ static void adadelta_share_f32(const adadelta_work_f32 *w, int phase, uint64_t k
 /* Computes what depends on the totals of all phases before one. */
 static void adadelta_know_f32(adadelta_work_f32 *w, int phase)
 {
-    if (phase == 1)
-        w->skipped = w->options->skip_nonfinite && w->totals[adadelta_SUM_scanned_grad_squares_nan] + w->totals[adadelta_SUM_scanned_grad_squares_inf] > 0.0;
+    if (phase == 1 && w->options->skip_nonfinite)
+        w->skipped = w->totals[adadelta_SUM_scanned_grad_squares_nan] > 0.0 ||
+                     w->totals[adadelta_SUM_scanned_grad_squares_inf] > 0.0;
 }
 
 /* The sums that a phase has made: from adadelta_first_sum(phase) to here. */
@@ -622,7 +627,7 @@ static int adadelta_prepare_f32(adadelta_work_f32 *w, const adadelta_hyper *h, u
 {
     const adadelta_options *o = w->options;
     const int status = adadelta_check_list_f32(w, h, t);
-    double *space = (double *)o->workspace;
+    double *const space = (double *)o->workspace;
     uint64_t elements = 0, chunks = 0;
 
     w->observe = o->stats != NULL || o->tensor_stats != NULL;
@@ -749,7 +754,7 @@ int adadelta_phases_f32(const adadelta_hyper *h, uint64_t t, const adadelta_tens
     (void)threads;
     if (last >= adadelta_PHASES)
         adadelta_finish_f32(&w);
-    return w.skipped ? adadelta_SKIPPED : adadelta_OK;
+    return w.skipped && last >= adadelta_PHASES ? adadelta_SKIPPED : adadelta_OK;
 }
 
 int adadelta_step_with_f32(const adadelta_hyper *h, uint64_t t, const adadelta_tensor_f32 *tensors,
@@ -938,7 +943,8 @@ static void adadelta_chunk_f64(const adadelta_work_f64 *w, const adadelta_scalar
 /* Thread k's share of a phase. Threads share elements, so that one large tensor and many small ones are dealt alike. */
 static void adadelta_share_f64(const adadelta_work_f64 *w, int phase, uint64_t k, uint64_t all)
 {
-    const uint64_t first = adadelta_split(w->elements, k, all), last = adadelta_split(w->elements, k + 1, all);
+    const uint64_t first = adadelta_split(w->elements, k, all);
+    const uint64_t last = adadelta_split(w->elements, k + 1, all);
     const adadelta_whole *parted = w->options->whole;
     uint64_t offset = 0; /* of the tensor */
 
@@ -962,9 +968,12 @@ static void adadelta_share_f64(const adadelta_work_f64 *w, int phase, uint64_t k
             const size_t chunk = w->sums != NULL ? (size_t)w->first[whole] + before : 0;
             const adadelta_scalars *s = &w->s;
 
-            for (size_t c = begin; c < end; c += adadelta_CHUNK)
-                adadelta_chunk_f64(w, s, phase, x, c, end - c < adadelta_CHUNK ? end : c + adadelta_CHUNK,
-                                   w->sums != NULL ? w->sums + adadelta_first_sum(phase) * w->chunks + chunk + c / adadelta_CHUNK : NULL);
+            for (size_t c = begin; c < end; c += adadelta_CHUNK) {
+                const size_t stop = end - c < adadelta_CHUNK ? end : c + adadelta_CHUNK;
+                const size_t place = adadelta_first_sum(phase) * w->chunks + chunk + c / adadelta_CHUNK;
+
+                adadelta_chunk_f64(w, s, phase, x, c, stop, w->sums != NULL ? w->sums + place : NULL);
+            }
         }
     }
 }
@@ -972,8 +981,9 @@ static void adadelta_share_f64(const adadelta_work_f64 *w, int phase, uint64_t k
 /* Computes what depends on the totals of all phases before one. */
 static void adadelta_know_f64(adadelta_work_f64 *w, int phase)
 {
-    if (phase == 1)
-        w->skipped = w->options->skip_nonfinite && w->totals[adadelta_SUM_scanned_grad_squares_nan] + w->totals[adadelta_SUM_scanned_grad_squares_inf] > 0.0;
+    if (phase == 1 && w->options->skip_nonfinite)
+        w->skipped = w->totals[adadelta_SUM_scanned_grad_squares_nan] > 0.0 ||
+                     w->totals[adadelta_SUM_scanned_grad_squares_inf] > 0.0;
 }
 
 /* The sums that a phase has made: from adadelta_first_sum(phase) to here. */
@@ -1075,7 +1085,7 @@ static int adadelta_prepare_f64(adadelta_work_f64 *w, const adadelta_hyper *h, u
 {
     const adadelta_options *o = w->options;
     const int status = adadelta_check_list_f64(w, h, t);
-    double *space = (double *)o->workspace;
+    double *const space = (double *)o->workspace;
     uint64_t elements = 0, chunks = 0;
 
     w->observe = o->stats != NULL || o->tensor_stats != NULL;
@@ -1202,7 +1212,7 @@ int adadelta_phases_f64(const adadelta_hyper *h, uint64_t t, const adadelta_tens
     (void)threads;
     if (last >= adadelta_PHASES)
         adadelta_finish_f64(&w);
-    return w.skipped ? adadelta_SKIPPED : adadelta_OK;
+    return w.skipped && last >= adadelta_PHASES ? adadelta_SKIPPED : adadelta_OK;
 }
 
 int adadelta_step_with_f64(const adadelta_hyper *h, uint64_t t, const adadelta_tensor_f64 *tensors,

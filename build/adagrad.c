@@ -76,7 +76,6 @@ extern "C" double sqrt(double) noexcept __attribute__((const));
 enum {
     adagrad_LANES = 32,           /* elements of a loop with a constant count, which vectorises at -O2 */
     adagrad_LEAF = 1024,          /* elements that are added up lane by lane */
-    adagrad_CHUNK = 32768,        /* elements that stay on one thread: 32 leaves */
     adagrad_THREAD_SIZE = 65536   /* elements per thread below which waking another one does not pay */
 };
 
@@ -205,8 +204,8 @@ static double adagrad_many_sum(const double *values, size_t n, int chunked)
         double lanes[adagrad_LANES] = {0.0};
 
         for (size_t j = i; j < stop; j++) {
-            const size_t rest = n - j * stride;
-            const double value = chunked ? adagrad_many_sum(values + j * stride, rest < stride ? rest : stride, 0) : values[j];
+            const size_t rest = n - j * stride, own = rest < stride ? rest : stride;
+            const double value = chunked ? adagrad_many_sum(values + j * stride, own, 0) : values[j];
 
             lanes[j % adagrad_LANES] = lanes[j % adagrad_LANES] + value;
         }
@@ -251,12 +250,13 @@ static size_t adagrad_first_observed(int phase)
 double *adagrad_partials(void *workspace, int phase, size_t *number)
 {
     double *const space = (double *)workspace;
-    const size_t tensors = (size_t)space[0], chunks = (size_t)space[1];
+    size_t tensors, chunks;
 
-    if (phase < 0 || phase >= adagrad_PHASES - 1) {
-        *number = 0;
+    *number = 0;
+    if (space == NULL || phase < 0 || phase >= adagrad_PHASES - 1)
         return space;
-    }
+    tensors = (size_t)space[0];
+    chunks = (size_t)space[1];
     *number = (adagrad_first_sum(phase + 1) - adagrad_first_sum(phase)) * chunks;
     return space + 3 + tensors + adagrad_SUMS * (1 + tensors) + adagrad_first_sum(phase) * chunks;
 }
@@ -467,7 +467,8 @@ static void adagrad_chunk_f32(const adagrad_work_f32 *w, const adagrad_scalars *
 /* Thread k's share of a phase. Threads share elements, so that one large tensor and many small ones are dealt alike. */
 static void adagrad_share_f32(const adagrad_work_f32 *w, int phase, uint64_t k, uint64_t all)
 {
-    const uint64_t first = adagrad_split(w->elements, k, all), last = adagrad_split(w->elements, k + 1, all);
+    const uint64_t first = adagrad_split(w->elements, k, all);
+    const uint64_t last = adagrad_split(w->elements, k + 1, all);
     const adagrad_whole *parted = w->options->whole;
     uint64_t offset = 0; /* of the tensor */
 
@@ -491,9 +492,12 @@ static void adagrad_share_f32(const adagrad_work_f32 *w, int phase, uint64_t k, 
             const size_t chunk = w->sums != NULL ? (size_t)w->first[whole] + before : 0;
             const adagrad_scalars *s = &w->s;
 
-            for (size_t c = begin; c < end; c += adagrad_CHUNK)
-                adagrad_chunk_f32(w, s, phase, x, c, end - c < adagrad_CHUNK ? end : c + adagrad_CHUNK,
-                                  w->sums != NULL ? w->sums + adagrad_first_sum(phase) * w->chunks + chunk + c / adagrad_CHUNK : NULL);
+            for (size_t c = begin; c < end; c += adagrad_CHUNK) {
+                const size_t stop = end - c < adagrad_CHUNK ? end : c + adagrad_CHUNK;
+                const size_t place = adagrad_first_sum(phase) * w->chunks + chunk + c / adagrad_CHUNK;
+
+                adagrad_chunk_f32(w, s, phase, x, c, stop, w->sums != NULL ? w->sums + place : NULL);
+            }
         }
     }
 }
@@ -501,8 +505,9 @@ static void adagrad_share_f32(const adagrad_work_f32 *w, int phase, uint64_t k, 
 /* Computes what depends on the totals of all phases before one. */
 static void adagrad_know_f32(adagrad_work_f32 *w, int phase)
 {
-    if (phase == 1)
-        w->skipped = w->options->skip_nonfinite && w->totals[adagrad_SUM_scanned_grad_squares_nan] + w->totals[adagrad_SUM_scanned_grad_squares_inf] > 0.0;
+    if (phase == 1 && w->options->skip_nonfinite)
+        w->skipped = w->totals[adagrad_SUM_scanned_grad_squares_nan] > 0.0 ||
+                     w->totals[adagrad_SUM_scanned_grad_squares_inf] > 0.0;
 }
 
 /* The sums that a phase has made: from adagrad_first_sum(phase) to here. */
@@ -604,7 +609,7 @@ static int adagrad_prepare_f32(adagrad_work_f32 *w, const adagrad_hyper *h, uint
 {
     const adagrad_options *o = w->options;
     const int status = adagrad_check_list_f32(w, h, t);
-    double *space = (double *)o->workspace;
+    double *const space = (double *)o->workspace;
     uint64_t elements = 0, chunks = 0;
 
     w->observe = o->stats != NULL || o->tensor_stats != NULL;
@@ -730,7 +735,7 @@ int adagrad_phases_f32(const adagrad_hyper *h, uint64_t t, const adagrad_tensor_
     (void)threads;
     if (last >= adagrad_PHASES)
         adagrad_finish_f32(&w);
-    return w.skipped ? adagrad_SKIPPED : adagrad_OK;
+    return w.skipped && last >= adagrad_PHASES ? adagrad_SKIPPED : adagrad_OK;
 }
 
 int adagrad_step_with_f32(const adagrad_hyper *h, uint64_t t, const adagrad_tensor_f32 *tensors, size_t count,
@@ -910,7 +915,8 @@ static void adagrad_chunk_f64(const adagrad_work_f64 *w, const adagrad_scalars *
 /* Thread k's share of a phase. Threads share elements, so that one large tensor and many small ones are dealt alike. */
 static void adagrad_share_f64(const adagrad_work_f64 *w, int phase, uint64_t k, uint64_t all)
 {
-    const uint64_t first = adagrad_split(w->elements, k, all), last = adagrad_split(w->elements, k + 1, all);
+    const uint64_t first = adagrad_split(w->elements, k, all);
+    const uint64_t last = adagrad_split(w->elements, k + 1, all);
     const adagrad_whole *parted = w->options->whole;
     uint64_t offset = 0; /* of the tensor */
 
@@ -934,9 +940,12 @@ static void adagrad_share_f64(const adagrad_work_f64 *w, int phase, uint64_t k, 
             const size_t chunk = w->sums != NULL ? (size_t)w->first[whole] + before : 0;
             const adagrad_scalars *s = &w->s;
 
-            for (size_t c = begin; c < end; c += adagrad_CHUNK)
-                adagrad_chunk_f64(w, s, phase, x, c, end - c < adagrad_CHUNK ? end : c + adagrad_CHUNK,
-                                  w->sums != NULL ? w->sums + adagrad_first_sum(phase) * w->chunks + chunk + c / adagrad_CHUNK : NULL);
+            for (size_t c = begin; c < end; c += adagrad_CHUNK) {
+                const size_t stop = end - c < adagrad_CHUNK ? end : c + adagrad_CHUNK;
+                const size_t place = adagrad_first_sum(phase) * w->chunks + chunk + c / adagrad_CHUNK;
+
+                adagrad_chunk_f64(w, s, phase, x, c, stop, w->sums != NULL ? w->sums + place : NULL);
+            }
         }
     }
 }
@@ -944,8 +953,9 @@ static void adagrad_share_f64(const adagrad_work_f64 *w, int phase, uint64_t k, 
 /* Computes what depends on the totals of all phases before one. */
 static void adagrad_know_f64(adagrad_work_f64 *w, int phase)
 {
-    if (phase == 1)
-        w->skipped = w->options->skip_nonfinite && w->totals[adagrad_SUM_scanned_grad_squares_nan] + w->totals[adagrad_SUM_scanned_grad_squares_inf] > 0.0;
+    if (phase == 1 && w->options->skip_nonfinite)
+        w->skipped = w->totals[adagrad_SUM_scanned_grad_squares_nan] > 0.0 ||
+                     w->totals[adagrad_SUM_scanned_grad_squares_inf] > 0.0;
 }
 
 /* The sums that a phase has made: from adagrad_first_sum(phase) to here. */
@@ -1047,7 +1057,7 @@ static int adagrad_prepare_f64(adagrad_work_f64 *w, const adagrad_hyper *h, uint
 {
     const adagrad_options *o = w->options;
     const int status = adagrad_check_list_f64(w, h, t);
-    double *space = (double *)o->workspace;
+    double *const space = (double *)o->workspace;
     uint64_t elements = 0, chunks = 0;
 
     w->observe = o->stats != NULL || o->tensor_stats != NULL;
@@ -1173,7 +1183,7 @@ int adagrad_phases_f64(const adagrad_hyper *h, uint64_t t, const adagrad_tensor_
     (void)threads;
     if (last >= adagrad_PHASES)
         adagrad_finish_f64(&w);
-    return w.skipped ? adagrad_SKIPPED : adagrad_OK;
+    return w.skipped && last >= adagrad_PHASES ? adagrad_SKIPPED : adagrad_OK;
 }
 
 int adagrad_step_with_f64(const adagrad_hyper *h, uint64_t t, const adagrad_tensor_f64 *tensors, size_t count,

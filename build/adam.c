@@ -79,7 +79,6 @@ extern "C" double sqrt(double) noexcept __attribute__((const));
 enum {
     adam_LANES = 32,           /* elements of a loop with a constant count, which vectorises at -O2 */
     adam_LEAF = 1024,          /* elements that are added up lane by lane */
-    adam_CHUNK = 32768,        /* elements that stay on one thread: 32 leaves */
     adam_THREAD_SIZE = 65536   /* elements per thread below which waking another one does not pay */
 };
 
@@ -245,8 +244,8 @@ static double adam_many_sum(const double *values, size_t n, int chunked)
         double lanes[adam_LANES] = {0.0};
 
         for (size_t j = i; j < stop; j++) {
-            const size_t rest = n - j * stride;
-            const double value = chunked ? adam_many_sum(values + j * stride, rest < stride ? rest : stride, 0) : values[j];
+            const size_t rest = n - j * stride, own = rest < stride ? rest : stride;
+            const double value = chunked ? adam_many_sum(values + j * stride, own, 0) : values[j];
 
             lanes[j % adam_LANES] = lanes[j % adam_LANES] + value;
         }
@@ -291,12 +290,13 @@ static size_t adam_first_observed(int phase)
 double *adam_partials(void *workspace, int phase, size_t *number)
 {
     double *const space = (double *)workspace;
-    const size_t tensors = (size_t)space[0], chunks = (size_t)space[1];
+    size_t tensors, chunks;
 
-    if (phase < 0 || phase >= adam_PHASES - 1) {
-        *number = 0;
+    *number = 0;
+    if (space == NULL || phase < 0 || phase >= adam_PHASES - 1)
         return space;
-    }
+    tensors = (size_t)space[0];
+    chunks = (size_t)space[1];
     *number = (adam_first_sum(phase + 1) - adam_first_sum(phase)) * chunks;
     return space + 3 + tensors + adam_SUMS * (1 + tensors) + adam_first_sum(phase) * chunks;
 }
@@ -514,7 +514,8 @@ static void adam_chunk_f32(const adam_work_f32 *w, const adam_scalars *s, int ph
 /* Thread k's share of a phase. Threads share elements, so that one large tensor and many small ones are dealt alike. */
 static void adam_share_f32(const adam_work_f32 *w, int phase, uint64_t k, uint64_t all)
 {
-    const uint64_t first = adam_split(w->elements, k, all), last = adam_split(w->elements, k + 1, all);
+    const uint64_t first = adam_split(w->elements, k, all);
+    const uint64_t last = adam_split(w->elements, k + 1, all);
     const adam_whole *parted = w->options->whole;
     uint64_t offset = 0; /* of the tensor */
 
@@ -538,9 +539,12 @@ static void adam_share_f32(const adam_work_f32 *w, int phase, uint64_t k, uint64
             const size_t chunk = w->sums != NULL ? (size_t)w->first[whole] + before : 0;
             const adam_scalars *s = &w->s;
 
-            for (size_t c = begin; c < end; c += adam_CHUNK)
-                adam_chunk_f32(w, s, phase, x, c, end - c < adam_CHUNK ? end : c + adam_CHUNK,
-                               w->sums != NULL ? w->sums + adam_first_sum(phase) * w->chunks + chunk + c / adam_CHUNK : NULL);
+            for (size_t c = begin; c < end; c += adam_CHUNK) {
+                const size_t stop = end - c < adam_CHUNK ? end : c + adam_CHUNK;
+                const size_t place = adam_first_sum(phase) * w->chunks + chunk + c / adam_CHUNK;
+
+                adam_chunk_f32(w, s, phase, x, c, stop, w->sums != NULL ? w->sums + place : NULL);
+            }
         }
     }
 }
@@ -548,8 +552,9 @@ static void adam_share_f32(const adam_work_f32 *w, int phase, uint64_t k, uint64
 /* Computes what depends on the totals of all phases before one. */
 static void adam_know_f32(adam_work_f32 *w, int phase)
 {
-    if (phase == 1)
-        w->skipped = w->options->skip_nonfinite && w->totals[adam_SUM_scanned_grad_squares_nan] + w->totals[adam_SUM_scanned_grad_squares_inf] > 0.0;
+    if (phase == 1 && w->options->skip_nonfinite)
+        w->skipped = w->totals[adam_SUM_scanned_grad_squares_nan] > 0.0 ||
+                     w->totals[adam_SUM_scanned_grad_squares_inf] > 0.0;
 }
 
 /* The sums that a phase has made: from adam_first_sum(phase) to here. */
@@ -651,7 +656,7 @@ static int adam_prepare_f32(adam_work_f32 *w, const adam_hyper *h, uint64_t t)
 {
     const adam_options *o = w->options;
     const int status = adam_check_list_f32(w, h, t);
-    double *space = (double *)o->workspace;
+    double *const space = (double *)o->workspace;
     uint64_t elements = 0, chunks = 0;
 
     w->observe = o->stats != NULL || o->tensor_stats != NULL;
@@ -778,7 +783,7 @@ int adam_phases_f32(const adam_hyper *h, uint64_t t, const adam_tensor_f32 *tens
     (void)threads;
     if (last >= adam_PHASES)
         adam_finish_f32(&w);
-    return w.skipped ? adam_SKIPPED : adam_OK;
+    return w.skipped && last >= adam_PHASES ? adam_SKIPPED : adam_OK;
 }
 
 int adam_step_with_f32(const adam_hyper *h, uint64_t t, const adam_tensor_f32 *tensors, size_t count,
@@ -965,7 +970,8 @@ static void adam_chunk_f64(const adam_work_f64 *w, const adam_scalars *s, int ph
 /* Thread k's share of a phase. Threads share elements, so that one large tensor and many small ones are dealt alike. */
 static void adam_share_f64(const adam_work_f64 *w, int phase, uint64_t k, uint64_t all)
 {
-    const uint64_t first = adam_split(w->elements, k, all), last = adam_split(w->elements, k + 1, all);
+    const uint64_t first = adam_split(w->elements, k, all);
+    const uint64_t last = adam_split(w->elements, k + 1, all);
     const adam_whole *parted = w->options->whole;
     uint64_t offset = 0; /* of the tensor */
 
@@ -989,9 +995,12 @@ static void adam_share_f64(const adam_work_f64 *w, int phase, uint64_t k, uint64
             const size_t chunk = w->sums != NULL ? (size_t)w->first[whole] + before : 0;
             const adam_scalars *s = &w->s;
 
-            for (size_t c = begin; c < end; c += adam_CHUNK)
-                adam_chunk_f64(w, s, phase, x, c, end - c < adam_CHUNK ? end : c + adam_CHUNK,
-                               w->sums != NULL ? w->sums + adam_first_sum(phase) * w->chunks + chunk + c / adam_CHUNK : NULL);
+            for (size_t c = begin; c < end; c += adam_CHUNK) {
+                const size_t stop = end - c < adam_CHUNK ? end : c + adam_CHUNK;
+                const size_t place = adam_first_sum(phase) * w->chunks + chunk + c / adam_CHUNK;
+
+                adam_chunk_f64(w, s, phase, x, c, stop, w->sums != NULL ? w->sums + place : NULL);
+            }
         }
     }
 }
@@ -999,8 +1008,9 @@ static void adam_share_f64(const adam_work_f64 *w, int phase, uint64_t k, uint64
 /* Computes what depends on the totals of all phases before one. */
 static void adam_know_f64(adam_work_f64 *w, int phase)
 {
-    if (phase == 1)
-        w->skipped = w->options->skip_nonfinite && w->totals[adam_SUM_scanned_grad_squares_nan] + w->totals[adam_SUM_scanned_grad_squares_inf] > 0.0;
+    if (phase == 1 && w->options->skip_nonfinite)
+        w->skipped = w->totals[adam_SUM_scanned_grad_squares_nan] > 0.0 ||
+                     w->totals[adam_SUM_scanned_grad_squares_inf] > 0.0;
 }
 
 /* The sums that a phase has made: from adam_first_sum(phase) to here. */
@@ -1102,7 +1112,7 @@ static int adam_prepare_f64(adam_work_f64 *w, const adam_hyper *h, uint64_t t)
 {
     const adam_options *o = w->options;
     const int status = adam_check_list_f64(w, h, t);
-    double *space = (double *)o->workspace;
+    double *const space = (double *)o->workspace;
     uint64_t elements = 0, chunks = 0;
 
     w->observe = o->stats != NULL || o->tensor_stats != NULL;
@@ -1229,7 +1239,7 @@ int adam_phases_f64(const adam_hyper *h, uint64_t t, const adam_tensor_f64 *tens
     (void)threads;
     if (last >= adam_PHASES)
         adam_finish_f64(&w);
-    return w.skipped ? adam_SKIPPED : adam_OK;
+    return w.skipped && last >= adam_PHASES ? adam_SKIPPED : adam_OK;
 }
 
 int adam_step_with_f64(const adam_hyper *h, uint64_t t, const adam_tensor_f64 *tensors, size_t count,

@@ -80,7 +80,6 @@ extern "C" double sqrt(double) noexcept __attribute__((const));
 enum {
     adamw_LANES = 32,           /* elements of a loop with a constant count, which vectorises at -O2 */
     adamw_LEAF = 1024,          /* elements that are added up lane by lane */
-    adamw_CHUNK = 32768,        /* elements that stay on one thread: 32 leaves */
     adamw_THREAD_SIZE = 65536   /* elements per thread below which waking another one does not pay */
 };
 
@@ -254,8 +253,8 @@ static double adamw_many_sum(const double *values, size_t n, int chunked)
         double lanes[adamw_LANES] = {0.0};
 
         for (size_t j = i; j < stop; j++) {
-            const size_t rest = n - j * stride;
-            const double value = chunked ? adamw_many_sum(values + j * stride, rest < stride ? rest : stride, 0) : values[j];
+            const size_t rest = n - j * stride, own = rest < stride ? rest : stride;
+            const double value = chunked ? adamw_many_sum(values + j * stride, own, 0) : values[j];
 
             lanes[j % adamw_LANES] = lanes[j % adamw_LANES] + value;
         }
@@ -300,12 +299,13 @@ static size_t adamw_first_observed(int phase)
 double *adamw_partials(void *workspace, int phase, size_t *number)
 {
     double *const space = (double *)workspace;
-    const size_t tensors = (size_t)space[0], chunks = (size_t)space[1];
+    size_t tensors, chunks;
 
-    if (phase < 0 || phase >= adamw_PHASES - 1) {
-        *number = 0;
+    *number = 0;
+    if (space == NULL || phase < 0 || phase >= adamw_PHASES - 1)
         return space;
-    }
+    tensors = (size_t)space[0];
+    chunks = (size_t)space[1];
     *number = (adamw_first_sum(phase + 1) - adamw_first_sum(phase)) * chunks;
     return space + 3 + tensors + adamw_SUMS * (1 + tensors) + adamw_first_sum(phase) * chunks;
 }
@@ -525,7 +525,8 @@ static void adamw_chunk_f32(const adamw_work_f32 *w, const adamw_scalars *s, int
 /* Thread k's share of a phase. Threads share elements, so that one large tensor and many small ones are dealt alike. */
 static void adamw_share_f32(const adamw_work_f32 *w, int phase, uint64_t k, uint64_t all)
 {
-    const uint64_t first = adamw_split(w->elements, k, all), last = adamw_split(w->elements, k + 1, all);
+    const uint64_t first = adamw_split(w->elements, k, all);
+    const uint64_t last = adamw_split(w->elements, k + 1, all);
     const adamw_whole *parted = w->options->whole;
     uint64_t offset = 0; /* of the tensor */
 
@@ -549,9 +550,12 @@ static void adamw_share_f32(const adamw_work_f32 *w, int phase, uint64_t k, uint
             const size_t chunk = w->sums != NULL ? (size_t)w->first[whole] + before : 0;
             const adamw_scalars *s = &w->s;
 
-            for (size_t c = begin; c < end; c += adamw_CHUNK)
-                adamw_chunk_f32(w, s, phase, x, c, end - c < adamw_CHUNK ? end : c + adamw_CHUNK,
-                                w->sums != NULL ? w->sums + adamw_first_sum(phase) * w->chunks + chunk + c / adamw_CHUNK : NULL);
+            for (size_t c = begin; c < end; c += adamw_CHUNK) {
+                const size_t stop = end - c < adamw_CHUNK ? end : c + adamw_CHUNK;
+                const size_t place = adamw_first_sum(phase) * w->chunks + chunk + c / adamw_CHUNK;
+
+                adamw_chunk_f32(w, s, phase, x, c, stop, w->sums != NULL ? w->sums + place : NULL);
+            }
         }
     }
 }
@@ -559,8 +563,9 @@ static void adamw_share_f32(const adamw_work_f32 *w, int phase, uint64_t k, uint
 /* Computes what depends on the totals of all phases before one. */
 static void adamw_know_f32(adamw_work_f32 *w, int phase)
 {
-    if (phase == 1)
-        w->skipped = w->options->skip_nonfinite && w->totals[adamw_SUM_scanned_grad_squares_nan] + w->totals[adamw_SUM_scanned_grad_squares_inf] > 0.0;
+    if (phase == 1 && w->options->skip_nonfinite)
+        w->skipped = w->totals[adamw_SUM_scanned_grad_squares_nan] > 0.0 ||
+                     w->totals[adamw_SUM_scanned_grad_squares_inf] > 0.0;
 }
 
 /* The sums that a phase has made: from adamw_first_sum(phase) to here. */
@@ -662,7 +667,7 @@ static int adamw_prepare_f32(adamw_work_f32 *w, const adamw_hyper *h, uint64_t t
 {
     const adamw_options *o = w->options;
     const int status = adamw_check_list_f32(w, h, t);
-    double *space = (double *)o->workspace;
+    double *const space = (double *)o->workspace;
     uint64_t elements = 0, chunks = 0;
 
     w->observe = o->stats != NULL || o->tensor_stats != NULL;
@@ -789,7 +794,7 @@ int adamw_phases_f32(const adamw_hyper *h, uint64_t t, const adamw_tensor_f32 *t
     (void)threads;
     if (last >= adamw_PHASES)
         adamw_finish_f32(&w);
-    return w.skipped ? adamw_SKIPPED : adamw_OK;
+    return w.skipped && last >= adamw_PHASES ? adamw_SKIPPED : adamw_OK;
 }
 
 int adamw_step_with_f32(const adamw_hyper *h, uint64_t t, const adamw_tensor_f32 *tensors, size_t count,
@@ -978,7 +983,8 @@ static void adamw_chunk_f64(const adamw_work_f64 *w, const adamw_scalars *s, int
 /* Thread k's share of a phase. Threads share elements, so that one large tensor and many small ones are dealt alike. */
 static void adamw_share_f64(const adamw_work_f64 *w, int phase, uint64_t k, uint64_t all)
 {
-    const uint64_t first = adamw_split(w->elements, k, all), last = adamw_split(w->elements, k + 1, all);
+    const uint64_t first = adamw_split(w->elements, k, all);
+    const uint64_t last = adamw_split(w->elements, k + 1, all);
     const adamw_whole *parted = w->options->whole;
     uint64_t offset = 0; /* of the tensor */
 
@@ -1002,9 +1008,12 @@ static void adamw_share_f64(const adamw_work_f64 *w, int phase, uint64_t k, uint
             const size_t chunk = w->sums != NULL ? (size_t)w->first[whole] + before : 0;
             const adamw_scalars *s = &w->s;
 
-            for (size_t c = begin; c < end; c += adamw_CHUNK)
-                adamw_chunk_f64(w, s, phase, x, c, end - c < adamw_CHUNK ? end : c + adamw_CHUNK,
-                                w->sums != NULL ? w->sums + adamw_first_sum(phase) * w->chunks + chunk + c / adamw_CHUNK : NULL);
+            for (size_t c = begin; c < end; c += adamw_CHUNK) {
+                const size_t stop = end - c < adamw_CHUNK ? end : c + adamw_CHUNK;
+                const size_t place = adamw_first_sum(phase) * w->chunks + chunk + c / adamw_CHUNK;
+
+                adamw_chunk_f64(w, s, phase, x, c, stop, w->sums != NULL ? w->sums + place : NULL);
+            }
         }
     }
 }
@@ -1012,8 +1021,9 @@ static void adamw_share_f64(const adamw_work_f64 *w, int phase, uint64_t k, uint
 /* Computes what depends on the totals of all phases before one. */
 static void adamw_know_f64(adamw_work_f64 *w, int phase)
 {
-    if (phase == 1)
-        w->skipped = w->options->skip_nonfinite && w->totals[adamw_SUM_scanned_grad_squares_nan] + w->totals[adamw_SUM_scanned_grad_squares_inf] > 0.0;
+    if (phase == 1 && w->options->skip_nonfinite)
+        w->skipped = w->totals[adamw_SUM_scanned_grad_squares_nan] > 0.0 ||
+                     w->totals[adamw_SUM_scanned_grad_squares_inf] > 0.0;
 }
 
 /* The sums that a phase has made: from adamw_first_sum(phase) to here. */
@@ -1115,7 +1125,7 @@ static int adamw_prepare_f64(adamw_work_f64 *w, const adamw_hyper *h, uint64_t t
 {
     const adamw_options *o = w->options;
     const int status = adamw_check_list_f64(w, h, t);
-    double *space = (double *)o->workspace;
+    double *const space = (double *)o->workspace;
     uint64_t elements = 0, chunks = 0;
 
     w->observe = o->stats != NULL || o->tensor_stats != NULL;
@@ -1242,7 +1252,7 @@ int adamw_phases_f64(const adamw_hyper *h, uint64_t t, const adamw_tensor_f64 *t
     (void)threads;
     if (last >= adamw_PHASES)
         adamw_finish_f64(&w);
-    return w.skipped ? adamw_SKIPPED : adamw_OK;
+    return w.skipped && last >= adamw_PHASES ? adamw_SKIPPED : adamw_OK;
 }
 
 int adamw_step_with_f64(const adamw_hyper *h, uint64_t t, const adamw_tensor_f64 *tensors, size_t count,

@@ -85,7 +85,6 @@ extern "C" double sqrt(double) noexcept __attribute__((const));
 enum {
     lamb_LANES = 32,           /* elements of a loop with a constant count, which vectorises at -O2 */
     lamb_LEAF = 1024,          /* elements that are added up lane by lane */
-    lamb_CHUNK = 32768,        /* elements that stay on one thread: 32 leaves */
     lamb_THREAD_SIZE = 65536   /* elements per thread below which waking another one does not pay */
 };
 
@@ -268,8 +267,8 @@ static double lamb_many_sum(const double *values, size_t n, int chunked)
         double lanes[lamb_LANES] = {0.0};
 
         for (size_t j = i; j < stop; j++) {
-            const size_t rest = n - j * stride;
-            const double value = chunked ? lamb_many_sum(values + j * stride, rest < stride ? rest : stride, 0) : values[j];
+            const size_t rest = n - j * stride, own = rest < stride ? rest : stride;
+            const double value = chunked ? lamb_many_sum(values + j * stride, own, 0) : values[j];
 
             lanes[j % lamb_LANES] = lanes[j % lamb_LANES] + value;
         }
@@ -314,12 +313,13 @@ static size_t lamb_first_observed(int phase)
 double *lamb_partials(void *workspace, int phase, size_t *number)
 {
     double *const space = (double *)workspace;
-    const size_t tensors = (size_t)space[0], chunks = (size_t)space[1];
+    size_t tensors, chunks;
 
-    if (phase < 0 || phase >= lamb_PHASES - 1) {
-        *number = 0;
+    *number = 0;
+    if (space == NULL || phase < 0 || phase >= lamb_PHASES - 1)
         return space;
-    }
+    tensors = (size_t)space[0];
+    chunks = (size_t)space[1];
     *number = (lamb_first_sum(phase + 1) - lamb_first_sum(phase)) * chunks;
     return space + 3 + tensors + lamb_SUMS * (1 + tensors) + lamb_first_sum(phase) * chunks;
 }
@@ -612,7 +612,8 @@ static lamb_scalars lamb_own_f32(const lamb_work_f32 *w, size_t k, int phase)
 /* Thread k's share of a phase. Threads share elements, so that one large tensor and many small ones are dealt alike. */
 static void lamb_share_f32(const lamb_work_f32 *w, int phase, uint64_t k, uint64_t all)
 {
-    const uint64_t first = lamb_split(w->elements, k, all), last = lamb_split(w->elements, k + 1, all);
+    const uint64_t first = lamb_split(w->elements, k, all);
+    const uint64_t last = lamb_split(w->elements, k + 1, all);
     const lamb_whole *parted = w->options->whole;
     uint64_t offset = 0; /* of the tensor */
 
@@ -637,9 +638,12 @@ static void lamb_share_f32(const lamb_work_f32 *w, int phase, uint64_t k, uint64
             const lamb_scalars own = lamb_own_f32(w, j, phase);
             const lamb_scalars *s = &own;
 
-            for (size_t c = begin; c < end; c += lamb_CHUNK)
-                lamb_chunk_f32(w, s, phase, x, c, end - c < lamb_CHUNK ? end : c + lamb_CHUNK,
-                               w->sums != NULL ? w->sums + lamb_first_sum(phase) * w->chunks + chunk + c / lamb_CHUNK : NULL);
+            for (size_t c = begin; c < end; c += lamb_CHUNK) {
+                const size_t stop = end - c < lamb_CHUNK ? end : c + lamb_CHUNK;
+                const size_t place = lamb_first_sum(phase) * w->chunks + chunk + c / lamb_CHUNK;
+
+                lamb_chunk_f32(w, s, phase, x, c, stop, w->sums != NULL ? w->sums + place : NULL);
+            }
         }
     }
 }
@@ -647,8 +651,9 @@ static void lamb_share_f32(const lamb_work_f32 *w, int phase, uint64_t k, uint64
 /* Computes what depends on the totals of all phases before one. */
 static void lamb_know_f32(lamb_work_f32 *w, int phase)
 {
-    if (phase == 1)
-        w->skipped = w->options->skip_nonfinite && w->totals[lamb_SUM_scanned_grad_squares_nan] + w->totals[lamb_SUM_scanned_grad_squares_inf] > 0.0;
+    if (phase == 1 && w->options->skip_nonfinite)
+        w->skipped = w->totals[lamb_SUM_scanned_grad_squares_nan] > 0.0 ||
+                     w->totals[lamb_SUM_scanned_grad_squares_inf] > 0.0;
 }
 
 /* The sums that a phase has made: from lamb_first_sum(phase) to here. */
@@ -750,7 +755,7 @@ static int lamb_prepare_f32(lamb_work_f32 *w, const lamb_hyper *h, uint64_t t)
 {
     const lamb_options *o = w->options;
     const int status = lamb_check_list_f32(w, h, t);
-    double *space = (double *)o->workspace;
+    double *const space = (double *)o->workspace;
     uint64_t elements = 0, chunks = 0;
 
     w->observe = o->stats != NULL || o->tensor_stats != NULL;
@@ -877,7 +882,7 @@ int lamb_phases_f32(const lamb_hyper *h, uint64_t t, const lamb_tensor_f32 *tens
     (void)threads;
     if (last >= lamb_PHASES)
         lamb_finish_f32(&w);
-    return w.skipped ? lamb_SKIPPED : lamb_OK;
+    return w.skipped && last >= lamb_PHASES ? lamb_SKIPPED : lamb_OK;
 }
 
 int lamb_step_with_f32(const lamb_hyper *h, uint64_t t, const lamb_tensor_f32 *tensors, size_t count,
@@ -1142,7 +1147,8 @@ static lamb_scalars lamb_own_f64(const lamb_work_f64 *w, size_t k, int phase)
 /* Thread k's share of a phase. Threads share elements, so that one large tensor and many small ones are dealt alike. */
 static void lamb_share_f64(const lamb_work_f64 *w, int phase, uint64_t k, uint64_t all)
 {
-    const uint64_t first = lamb_split(w->elements, k, all), last = lamb_split(w->elements, k + 1, all);
+    const uint64_t first = lamb_split(w->elements, k, all);
+    const uint64_t last = lamb_split(w->elements, k + 1, all);
     const lamb_whole *parted = w->options->whole;
     uint64_t offset = 0; /* of the tensor */
 
@@ -1167,9 +1173,12 @@ static void lamb_share_f64(const lamb_work_f64 *w, int phase, uint64_t k, uint64
             const lamb_scalars own = lamb_own_f64(w, j, phase);
             const lamb_scalars *s = &own;
 
-            for (size_t c = begin; c < end; c += lamb_CHUNK)
-                lamb_chunk_f64(w, s, phase, x, c, end - c < lamb_CHUNK ? end : c + lamb_CHUNK,
-                               w->sums != NULL ? w->sums + lamb_first_sum(phase) * w->chunks + chunk + c / lamb_CHUNK : NULL);
+            for (size_t c = begin; c < end; c += lamb_CHUNK) {
+                const size_t stop = end - c < lamb_CHUNK ? end : c + lamb_CHUNK;
+                const size_t place = lamb_first_sum(phase) * w->chunks + chunk + c / lamb_CHUNK;
+
+                lamb_chunk_f64(w, s, phase, x, c, stop, w->sums != NULL ? w->sums + place : NULL);
+            }
         }
     }
 }
@@ -1177,8 +1186,9 @@ static void lamb_share_f64(const lamb_work_f64 *w, int phase, uint64_t k, uint64
 /* Computes what depends on the totals of all phases before one. */
 static void lamb_know_f64(lamb_work_f64 *w, int phase)
 {
-    if (phase == 1)
-        w->skipped = w->options->skip_nonfinite && w->totals[lamb_SUM_scanned_grad_squares_nan] + w->totals[lamb_SUM_scanned_grad_squares_inf] > 0.0;
+    if (phase == 1 && w->options->skip_nonfinite)
+        w->skipped = w->totals[lamb_SUM_scanned_grad_squares_nan] > 0.0 ||
+                     w->totals[lamb_SUM_scanned_grad_squares_inf] > 0.0;
 }
 
 /* The sums that a phase has made: from lamb_first_sum(phase) to here. */
@@ -1280,7 +1290,7 @@ static int lamb_prepare_f64(lamb_work_f64 *w, const lamb_hyper *h, uint64_t t)
 {
     const lamb_options *o = w->options;
     const int status = lamb_check_list_f64(w, h, t);
-    double *space = (double *)o->workspace;
+    double *const space = (double *)o->workspace;
     uint64_t elements = 0, chunks = 0;
 
     w->observe = o->stats != NULL || o->tensor_stats != NULL;
@@ -1407,7 +1417,7 @@ int lamb_phases_f64(const lamb_hyper *h, uint64_t t, const lamb_tensor_f64 *tens
     (void)threads;
     if (last >= lamb_PHASES)
         lamb_finish_f64(&w);
-    return w.skipped ? lamb_SKIPPED : lamb_OK;
+    return w.skipped && last >= lamb_PHASES ? lamb_SKIPPED : lamb_OK;
 }
 
 int lamb_step_with_f64(const lamb_hyper *h, uint64_t t, const lamb_tensor_f64 *tensors, size_t count,

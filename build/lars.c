@@ -73,7 +73,6 @@
 enum {
     lars_LANES = 32,           /* elements of a loop with a constant count, which vectorises at -O2 */
     lars_LEAF = 1024,          /* elements that are added up lane by lane */
-    lars_CHUNK = 32768,        /* elements that stay on one thread: 32 leaves */
     lars_THREAD_SIZE = 65536   /* elements per thread below which waking another one does not pay */
 };
 
@@ -224,8 +223,8 @@ static double lars_many_sum(const double *values, size_t n, int chunked)
         double lanes[lars_LANES] = {0.0};
 
         for (size_t j = i; j < stop; j++) {
-            const size_t rest = n - j * stride;
-            const double value = chunked ? lars_many_sum(values + j * stride, rest < stride ? rest : stride, 0) : values[j];
+            const size_t rest = n - j * stride, own = rest < stride ? rest : stride;
+            const double value = chunked ? lars_many_sum(values + j * stride, own, 0) : values[j];
 
             lanes[j % lars_LANES] = lanes[j % lars_LANES] + value;
         }
@@ -270,12 +269,13 @@ static size_t lars_first_observed(int phase)
 double *lars_partials(void *workspace, int phase, size_t *number)
 {
     double *const space = (double *)workspace;
-    const size_t tensors = (size_t)space[0], chunks = (size_t)space[1];
+    size_t tensors, chunks;
 
-    if (phase < 0 || phase >= lars_PHASES - 1) {
-        *number = 0;
+    *number = 0;
+    if (space == NULL || phase < 0 || phase >= lars_PHASES - 1)
         return space;
-    }
+    tensors = (size_t)space[0];
+    chunks = (size_t)space[1];
     *number = (lars_first_sum(phase + 1) - lars_first_sum(phase)) * chunks;
     return space + 3 + tensors + lars_SUMS * (1 + tensors) + lars_first_sum(phase) * chunks;
 }
@@ -500,7 +500,8 @@ static lars_scalars lars_own_f32(const lars_work_f32 *w, size_t k, int phase)
 /* Thread k's share of a phase. Threads share elements, so that one large tensor and many small ones are dealt alike. */
 static void lars_share_f32(const lars_work_f32 *w, int phase, uint64_t k, uint64_t all)
 {
-    const uint64_t first = lars_split(w->elements, k, all), last = lars_split(w->elements, k + 1, all);
+    const uint64_t first = lars_split(w->elements, k, all);
+    const uint64_t last = lars_split(w->elements, k + 1, all);
     const lars_whole *parted = w->options->whole;
     uint64_t offset = 0; /* of the tensor */
 
@@ -525,9 +526,12 @@ static void lars_share_f32(const lars_work_f32 *w, int phase, uint64_t k, uint64
             const lars_scalars own = lars_own_f32(w, j, phase);
             const lars_scalars *s = &own;
 
-            for (size_t c = begin; c < end; c += lars_CHUNK)
-                lars_chunk_f32(w, s, phase, x, c, end - c < lars_CHUNK ? end : c + lars_CHUNK,
-                               w->sums != NULL ? w->sums + lars_first_sum(phase) * w->chunks + chunk + c / lars_CHUNK : NULL);
+            for (size_t c = begin; c < end; c += lars_CHUNK) {
+                const size_t stop = end - c < lars_CHUNK ? end : c + lars_CHUNK;
+                const size_t place = lars_first_sum(phase) * w->chunks + chunk + c / lars_CHUNK;
+
+                lars_chunk_f32(w, s, phase, x, c, stop, w->sums != NULL ? w->sums + place : NULL);
+            }
         }
     }
 }
@@ -535,8 +539,9 @@ static void lars_share_f32(const lars_work_f32 *w, int phase, uint64_t k, uint64
 /* Computes what depends on the totals of all phases before one. */
 static void lars_know_f32(lars_work_f32 *w, int phase)
 {
-    if (phase == 1)
-        w->skipped = w->options->skip_nonfinite && w->totals[lars_SUM_g_squares_nan] + w->totals[lars_SUM_g_squares_inf] > 0.0;
+    if (phase == 1 && w->options->skip_nonfinite)
+        w->skipped = w->totals[lars_SUM_g_squares_nan] > 0.0 ||
+                     w->totals[lars_SUM_g_squares_inf] > 0.0;
 }
 
 /* The sums that a phase has made: from lars_first_sum(phase) to here. */
@@ -638,7 +643,7 @@ static int lars_prepare_f32(lars_work_f32 *w, const lars_hyper *h, uint64_t t)
 {
     const lars_options *o = w->options;
     const int status = lars_check_list_f32(w, h, t);
-    double *space = (double *)o->workspace;
+    double *const space = (double *)o->workspace;
     uint64_t elements = 0, chunks = 0;
 
     w->observe = o->stats != NULL || o->tensor_stats != NULL;
@@ -762,7 +767,7 @@ int lars_phases_f32(const lars_hyper *h, uint64_t t, const lars_tensor_f32 *tens
     (void)threads;
     if (last >= lars_PHASES)
         lars_finish_f32(&w);
-    return w.skipped ? lars_SKIPPED : lars_OK;
+    return w.skipped && last >= lars_PHASES ? lars_SKIPPED : lars_OK;
 }
 
 int lars_step_with_f32(const lars_hyper *h, uint64_t t, const lars_tensor_f32 *tensors, size_t count,
@@ -959,7 +964,8 @@ static lars_scalars lars_own_f64(const lars_work_f64 *w, size_t k, int phase)
 /* Thread k's share of a phase. Threads share elements, so that one large tensor and many small ones are dealt alike. */
 static void lars_share_f64(const lars_work_f64 *w, int phase, uint64_t k, uint64_t all)
 {
-    const uint64_t first = lars_split(w->elements, k, all), last = lars_split(w->elements, k + 1, all);
+    const uint64_t first = lars_split(w->elements, k, all);
+    const uint64_t last = lars_split(w->elements, k + 1, all);
     const lars_whole *parted = w->options->whole;
     uint64_t offset = 0; /* of the tensor */
 
@@ -984,9 +990,12 @@ static void lars_share_f64(const lars_work_f64 *w, int phase, uint64_t k, uint64
             const lars_scalars own = lars_own_f64(w, j, phase);
             const lars_scalars *s = &own;
 
-            for (size_t c = begin; c < end; c += lars_CHUNK)
-                lars_chunk_f64(w, s, phase, x, c, end - c < lars_CHUNK ? end : c + lars_CHUNK,
-                               w->sums != NULL ? w->sums + lars_first_sum(phase) * w->chunks + chunk + c / lars_CHUNK : NULL);
+            for (size_t c = begin; c < end; c += lars_CHUNK) {
+                const size_t stop = end - c < lars_CHUNK ? end : c + lars_CHUNK;
+                const size_t place = lars_first_sum(phase) * w->chunks + chunk + c / lars_CHUNK;
+
+                lars_chunk_f64(w, s, phase, x, c, stop, w->sums != NULL ? w->sums + place : NULL);
+            }
         }
     }
 }
@@ -994,8 +1003,9 @@ static void lars_share_f64(const lars_work_f64 *w, int phase, uint64_t k, uint64
 /* Computes what depends on the totals of all phases before one. */
 static void lars_know_f64(lars_work_f64 *w, int phase)
 {
-    if (phase == 1)
-        w->skipped = w->options->skip_nonfinite && w->totals[lars_SUM_g_squares_nan] + w->totals[lars_SUM_g_squares_inf] > 0.0;
+    if (phase == 1 && w->options->skip_nonfinite)
+        w->skipped = w->totals[lars_SUM_g_squares_nan] > 0.0 ||
+                     w->totals[lars_SUM_g_squares_inf] > 0.0;
 }
 
 /* The sums that a phase has made: from lars_first_sum(phase) to here. */
@@ -1097,7 +1107,7 @@ static int lars_prepare_f64(lars_work_f64 *w, const lars_hyper *h, uint64_t t)
 {
     const lars_options *o = w->options;
     const int status = lars_check_list_f64(w, h, t);
-    double *space = (double *)o->workspace;
+    double *const space = (double *)o->workspace;
     uint64_t elements = 0, chunks = 0;
 
     w->observe = o->stats != NULL || o->tensor_stats != NULL;
@@ -1221,7 +1231,7 @@ int lars_phases_f64(const lars_hyper *h, uint64_t t, const lars_tensor_f64 *tens
     (void)threads;
     if (last >= lars_PHASES)
         lars_finish_f64(&w);
-    return w.skipped ? lars_SKIPPED : lars_OK;
+    return w.skipped && last >= lars_PHASES ? lars_SKIPPED : lars_OK;
 }
 
 int lars_step_with_f64(const lars_hyper *h, uint64_t t, const lars_tensor_f64 *tensors, size_t count,

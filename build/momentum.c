@@ -68,7 +68,6 @@
 enum {
     momentum_LANES = 32,           /* elements of a loop with a constant count, which vectorises at -O2 */
     momentum_LEAF = 1024,          /* elements that are added up lane by lane */
-    momentum_CHUNK = 32768,        /* elements that stay on one thread: 32 leaves */
     momentum_THREAD_SIZE = 65536   /* elements per thread below which waking another one does not pay */
 };
 
@@ -197,8 +196,8 @@ static double momentum_many_sum(const double *values, size_t n, int chunked)
         double lanes[momentum_LANES] = {0.0};
 
         for (size_t j = i; j < stop; j++) {
-            const size_t rest = n - j * stride;
-            const double value = chunked ? momentum_many_sum(values + j * stride, rest < stride ? rest : stride, 0) : values[j];
+            const size_t rest = n - j * stride, own = rest < stride ? rest : stride;
+            const double value = chunked ? momentum_many_sum(values + j * stride, own, 0) : values[j];
 
             lanes[j % momentum_LANES] = lanes[j % momentum_LANES] + value;
         }
@@ -243,12 +242,13 @@ static size_t momentum_first_observed(int phase)
 double *momentum_partials(void *workspace, int phase, size_t *number)
 {
     double *const space = (double *)workspace;
-    const size_t tensors = (size_t)space[0], chunks = (size_t)space[1];
+    size_t tensors, chunks;
 
-    if (phase < 0 || phase >= momentum_PHASES - 1) {
-        *number = 0;
+    *number = 0;
+    if (space == NULL || phase < 0 || phase >= momentum_PHASES - 1)
         return space;
-    }
+    tensors = (size_t)space[0];
+    chunks = (size_t)space[1];
     *number = (momentum_first_sum(phase + 1) - momentum_first_sum(phase)) * chunks;
     return space + 3 + tensors + momentum_SUMS * (1 + tensors) + momentum_first_sum(phase) * chunks;
 }
@@ -461,7 +461,8 @@ static void momentum_chunk_f32(const momentum_work_f32 *w, const momentum_scalar
 /* Thread k's share of a phase. Threads share elements, so that one large tensor and many small ones are dealt alike. */
 static void momentum_share_f32(const momentum_work_f32 *w, int phase, uint64_t k, uint64_t all)
 {
-    const uint64_t first = momentum_split(w->elements, k, all), last = momentum_split(w->elements, k + 1, all);
+    const uint64_t first = momentum_split(w->elements, k, all);
+    const uint64_t last = momentum_split(w->elements, k + 1, all);
     const momentum_whole *parted = w->options->whole;
     uint64_t offset = 0; /* of the tensor */
 
@@ -485,9 +486,12 @@ static void momentum_share_f32(const momentum_work_f32 *w, int phase, uint64_t k
             const size_t chunk = w->sums != NULL ? (size_t)w->first[whole] + before : 0;
             const momentum_scalars *s = &w->s;
 
-            for (size_t c = begin; c < end; c += momentum_CHUNK)
-                momentum_chunk_f32(w, s, phase, x, c, end - c < momentum_CHUNK ? end : c + momentum_CHUNK,
-                                   w->sums != NULL ? w->sums + momentum_first_sum(phase) * w->chunks + chunk + c / momentum_CHUNK : NULL);
+            for (size_t c = begin; c < end; c += momentum_CHUNK) {
+                const size_t stop = end - c < momentum_CHUNK ? end : c + momentum_CHUNK;
+                const size_t place = momentum_first_sum(phase) * w->chunks + chunk + c / momentum_CHUNK;
+
+                momentum_chunk_f32(w, s, phase, x, c, stop, w->sums != NULL ? w->sums + place : NULL);
+            }
         }
     }
 }
@@ -495,8 +499,9 @@ static void momentum_share_f32(const momentum_work_f32 *w, int phase, uint64_t k
 /* Computes what depends on the totals of all phases before one. */
 static void momentum_know_f32(momentum_work_f32 *w, int phase)
 {
-    if (phase == 1)
-        w->skipped = w->options->skip_nonfinite && w->totals[momentum_SUM_scanned_grad_squares_nan] + w->totals[momentum_SUM_scanned_grad_squares_inf] > 0.0;
+    if (phase == 1 && w->options->skip_nonfinite)
+        w->skipped = w->totals[momentum_SUM_scanned_grad_squares_nan] > 0.0 ||
+                     w->totals[momentum_SUM_scanned_grad_squares_inf] > 0.0;
 }
 
 /* The sums that a phase has made: from momentum_first_sum(phase) to here. */
@@ -598,7 +603,7 @@ static int momentum_prepare_f32(momentum_work_f32 *w, const momentum_hyper *h, u
 {
     const momentum_options *o = w->options;
     const int status = momentum_check_list_f32(w, h, t);
-    double *space = (double *)o->workspace;
+    double *const space = (double *)o->workspace;
     uint64_t elements = 0, chunks = 0;
 
     w->observe = o->stats != NULL || o->tensor_stats != NULL;
@@ -724,7 +729,7 @@ int momentum_phases_f32(const momentum_hyper *h, uint64_t t, const momentum_tens
     (void)threads;
     if (last >= momentum_PHASES)
         momentum_finish_f32(&w);
-    return w.skipped ? momentum_SKIPPED : momentum_OK;
+    return w.skipped && last >= momentum_PHASES ? momentum_SKIPPED : momentum_OK;
 }
 
 int momentum_step_with_f32(const momentum_hyper *h, uint64_t t, const momentum_tensor_f32 *tensors,
@@ -907,7 +912,8 @@ static void momentum_chunk_f64(const momentum_work_f64 *w, const momentum_scalar
 /* Thread k's share of a phase. Threads share elements, so that one large tensor and many small ones are dealt alike. */
 static void momentum_share_f64(const momentum_work_f64 *w, int phase, uint64_t k, uint64_t all)
 {
-    const uint64_t first = momentum_split(w->elements, k, all), last = momentum_split(w->elements, k + 1, all);
+    const uint64_t first = momentum_split(w->elements, k, all);
+    const uint64_t last = momentum_split(w->elements, k + 1, all);
     const momentum_whole *parted = w->options->whole;
     uint64_t offset = 0; /* of the tensor */
 
@@ -931,9 +937,12 @@ static void momentum_share_f64(const momentum_work_f64 *w, int phase, uint64_t k
             const size_t chunk = w->sums != NULL ? (size_t)w->first[whole] + before : 0;
             const momentum_scalars *s = &w->s;
 
-            for (size_t c = begin; c < end; c += momentum_CHUNK)
-                momentum_chunk_f64(w, s, phase, x, c, end - c < momentum_CHUNK ? end : c + momentum_CHUNK,
-                                   w->sums != NULL ? w->sums + momentum_first_sum(phase) * w->chunks + chunk + c / momentum_CHUNK : NULL);
+            for (size_t c = begin; c < end; c += momentum_CHUNK) {
+                const size_t stop = end - c < momentum_CHUNK ? end : c + momentum_CHUNK;
+                const size_t place = momentum_first_sum(phase) * w->chunks + chunk + c / momentum_CHUNK;
+
+                momentum_chunk_f64(w, s, phase, x, c, stop, w->sums != NULL ? w->sums + place : NULL);
+            }
         }
     }
 }
@@ -941,8 +950,9 @@ static void momentum_share_f64(const momentum_work_f64 *w, int phase, uint64_t k
 /* Computes what depends on the totals of all phases before one. */
 static void momentum_know_f64(momentum_work_f64 *w, int phase)
 {
-    if (phase == 1)
-        w->skipped = w->options->skip_nonfinite && w->totals[momentum_SUM_scanned_grad_squares_nan] + w->totals[momentum_SUM_scanned_grad_squares_inf] > 0.0;
+    if (phase == 1 && w->options->skip_nonfinite)
+        w->skipped = w->totals[momentum_SUM_scanned_grad_squares_nan] > 0.0 ||
+                     w->totals[momentum_SUM_scanned_grad_squares_inf] > 0.0;
 }
 
 /* The sums that a phase has made: from momentum_first_sum(phase) to here. */
@@ -1044,7 +1054,7 @@ static int momentum_prepare_f64(momentum_work_f64 *w, const momentum_hyper *h, u
 {
     const momentum_options *o = w->options;
     const int status = momentum_check_list_f64(w, h, t);
-    double *space = (double *)o->workspace;
+    double *const space = (double *)o->workspace;
     uint64_t elements = 0, chunks = 0;
 
     w->observe = o->stats != NULL || o->tensor_stats != NULL;
@@ -1170,7 +1180,7 @@ int momentum_phases_f64(const momentum_hyper *h, uint64_t t, const momentum_tens
     (void)threads;
     if (last >= momentum_PHASES)
         momentum_finish_f64(&w);
-    return w.skipped ? momentum_SKIPPED : momentum_OK;
+    return w.skipped && last >= momentum_PHASES ? momentum_SKIPPED : momentum_OK;
 }
 
 int momentum_step_with_f64(const momentum_hyper *h, uint64_t t, const momentum_tensor_f64 *tensors,

@@ -69,7 +69,6 @@
 enum {
     nesterov_LANES = 32,           /* elements of a loop with a constant count, which vectorises at -O2 */
     nesterov_LEAF = 1024,          /* elements that are added up lane by lane */
-    nesterov_CHUNK = 32768,        /* elements that stay on one thread: 32 leaves */
     nesterov_THREAD_SIZE = 65536   /* elements per thread below which waking another one does not pay */
 };
 
@@ -198,8 +197,8 @@ static double nesterov_many_sum(const double *values, size_t n, int chunked)
         double lanes[nesterov_LANES] = {0.0};
 
         for (size_t j = i; j < stop; j++) {
-            const size_t rest = n - j * stride;
-            const double value = chunked ? nesterov_many_sum(values + j * stride, rest < stride ? rest : stride, 0) : values[j];
+            const size_t rest = n - j * stride, own = rest < stride ? rest : stride;
+            const double value = chunked ? nesterov_many_sum(values + j * stride, own, 0) : values[j];
 
             lanes[j % nesterov_LANES] = lanes[j % nesterov_LANES] + value;
         }
@@ -244,12 +243,13 @@ static size_t nesterov_first_observed(int phase)
 double *nesterov_partials(void *workspace, int phase, size_t *number)
 {
     double *const space = (double *)workspace;
-    const size_t tensors = (size_t)space[0], chunks = (size_t)space[1];
+    size_t tensors, chunks;
 
-    if (phase < 0 || phase >= nesterov_PHASES - 1) {
-        *number = 0;
+    *number = 0;
+    if (space == NULL || phase < 0 || phase >= nesterov_PHASES - 1)
         return space;
-    }
+    tensors = (size_t)space[0];
+    chunks = (size_t)space[1];
     *number = (nesterov_first_sum(phase + 1) - nesterov_first_sum(phase)) * chunks;
     return space + 3 + tensors + nesterov_SUMS * (1 + tensors) + nesterov_first_sum(phase) * chunks;
 }
@@ -462,7 +462,8 @@ static void nesterov_chunk_f32(const nesterov_work_f32 *w, const nesterov_scalar
 /* Thread k's share of a phase. Threads share elements, so that one large tensor and many small ones are dealt alike. */
 static void nesterov_share_f32(const nesterov_work_f32 *w, int phase, uint64_t k, uint64_t all)
 {
-    const uint64_t first = nesterov_split(w->elements, k, all), last = nesterov_split(w->elements, k + 1, all);
+    const uint64_t first = nesterov_split(w->elements, k, all);
+    const uint64_t last = nesterov_split(w->elements, k + 1, all);
     const nesterov_whole *parted = w->options->whole;
     uint64_t offset = 0; /* of the tensor */
 
@@ -486,9 +487,12 @@ static void nesterov_share_f32(const nesterov_work_f32 *w, int phase, uint64_t k
             const size_t chunk = w->sums != NULL ? (size_t)w->first[whole] + before : 0;
             const nesterov_scalars *s = &w->s;
 
-            for (size_t c = begin; c < end; c += nesterov_CHUNK)
-                nesterov_chunk_f32(w, s, phase, x, c, end - c < nesterov_CHUNK ? end : c + nesterov_CHUNK,
-                                   w->sums != NULL ? w->sums + nesterov_first_sum(phase) * w->chunks + chunk + c / nesterov_CHUNK : NULL);
+            for (size_t c = begin; c < end; c += nesterov_CHUNK) {
+                const size_t stop = end - c < nesterov_CHUNK ? end : c + nesterov_CHUNK;
+                const size_t place = nesterov_first_sum(phase) * w->chunks + chunk + c / nesterov_CHUNK;
+
+                nesterov_chunk_f32(w, s, phase, x, c, stop, w->sums != NULL ? w->sums + place : NULL);
+            }
         }
     }
 }
@@ -496,8 +500,9 @@ static void nesterov_share_f32(const nesterov_work_f32 *w, int phase, uint64_t k
 /* Computes what depends on the totals of all phases before one. */
 static void nesterov_know_f32(nesterov_work_f32 *w, int phase)
 {
-    if (phase == 1)
-        w->skipped = w->options->skip_nonfinite && w->totals[nesterov_SUM_scanned_grad_squares_nan] + w->totals[nesterov_SUM_scanned_grad_squares_inf] > 0.0;
+    if (phase == 1 && w->options->skip_nonfinite)
+        w->skipped = w->totals[nesterov_SUM_scanned_grad_squares_nan] > 0.0 ||
+                     w->totals[nesterov_SUM_scanned_grad_squares_inf] > 0.0;
 }
 
 /* The sums that a phase has made: from nesterov_first_sum(phase) to here. */
@@ -599,7 +604,7 @@ static int nesterov_prepare_f32(nesterov_work_f32 *w, const nesterov_hyper *h, u
 {
     const nesterov_options *o = w->options;
     const int status = nesterov_check_list_f32(w, h, t);
-    double *space = (double *)o->workspace;
+    double *const space = (double *)o->workspace;
     uint64_t elements = 0, chunks = 0;
 
     w->observe = o->stats != NULL || o->tensor_stats != NULL;
@@ -725,7 +730,7 @@ int nesterov_phases_f32(const nesterov_hyper *h, uint64_t t, const nesterov_tens
     (void)threads;
     if (last >= nesterov_PHASES)
         nesterov_finish_f32(&w);
-    return w.skipped ? nesterov_SKIPPED : nesterov_OK;
+    return w.skipped && last >= nesterov_PHASES ? nesterov_SKIPPED : nesterov_OK;
 }
 
 int nesterov_step_with_f32(const nesterov_hyper *h, uint64_t t, const nesterov_tensor_f32 *tensors,
@@ -908,7 +913,8 @@ static void nesterov_chunk_f64(const nesterov_work_f64 *w, const nesterov_scalar
 /* Thread k's share of a phase. Threads share elements, so that one large tensor and many small ones are dealt alike. */
 static void nesterov_share_f64(const nesterov_work_f64 *w, int phase, uint64_t k, uint64_t all)
 {
-    const uint64_t first = nesterov_split(w->elements, k, all), last = nesterov_split(w->elements, k + 1, all);
+    const uint64_t first = nesterov_split(w->elements, k, all);
+    const uint64_t last = nesterov_split(w->elements, k + 1, all);
     const nesterov_whole *parted = w->options->whole;
     uint64_t offset = 0; /* of the tensor */
 
@@ -932,9 +938,12 @@ static void nesterov_share_f64(const nesterov_work_f64 *w, int phase, uint64_t k
             const size_t chunk = w->sums != NULL ? (size_t)w->first[whole] + before : 0;
             const nesterov_scalars *s = &w->s;
 
-            for (size_t c = begin; c < end; c += nesterov_CHUNK)
-                nesterov_chunk_f64(w, s, phase, x, c, end - c < nesterov_CHUNK ? end : c + nesterov_CHUNK,
-                                   w->sums != NULL ? w->sums + nesterov_first_sum(phase) * w->chunks + chunk + c / nesterov_CHUNK : NULL);
+            for (size_t c = begin; c < end; c += nesterov_CHUNK) {
+                const size_t stop = end - c < nesterov_CHUNK ? end : c + nesterov_CHUNK;
+                const size_t place = nesterov_first_sum(phase) * w->chunks + chunk + c / nesterov_CHUNK;
+
+                nesterov_chunk_f64(w, s, phase, x, c, stop, w->sums != NULL ? w->sums + place : NULL);
+            }
         }
     }
 }
@@ -942,8 +951,9 @@ static void nesterov_share_f64(const nesterov_work_f64 *w, int phase, uint64_t k
 /* Computes what depends on the totals of all phases before one. */
 static void nesterov_know_f64(nesterov_work_f64 *w, int phase)
 {
-    if (phase == 1)
-        w->skipped = w->options->skip_nonfinite && w->totals[nesterov_SUM_scanned_grad_squares_nan] + w->totals[nesterov_SUM_scanned_grad_squares_inf] > 0.0;
+    if (phase == 1 && w->options->skip_nonfinite)
+        w->skipped = w->totals[nesterov_SUM_scanned_grad_squares_nan] > 0.0 ||
+                     w->totals[nesterov_SUM_scanned_grad_squares_inf] > 0.0;
 }
 
 /* The sums that a phase has made: from nesterov_first_sum(phase) to here. */
@@ -1045,7 +1055,7 @@ static int nesterov_prepare_f64(nesterov_work_f64 *w, const nesterov_hyper *h, u
 {
     const nesterov_options *o = w->options;
     const int status = nesterov_check_list_f64(w, h, t);
-    double *space = (double *)o->workspace;
+    double *const space = (double *)o->workspace;
     uint64_t elements = 0, chunks = 0;
 
     w->observe = o->stats != NULL || o->tensor_stats != NULL;
@@ -1171,7 +1181,7 @@ int nesterov_phases_f64(const nesterov_hyper *h, uint64_t t, const nesterov_tens
     (void)threads;
     if (last >= nesterov_PHASES)
         nesterov_finish_f64(&w);
-    return w.skipped ? nesterov_SKIPPED : nesterov_OK;
+    return w.skipped && last >= nesterov_PHASES ? nesterov_SKIPPED : nesterov_OK;
 }
 
 int nesterov_step_with_f64(const nesterov_hyper *h, uint64_t t, const nesterov_tensor_f64 *tensors,

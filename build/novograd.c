@@ -72,7 +72,6 @@
 enum {
     novograd_LANES = 32,           /* elements of a loop with a constant count, which vectorises at -O2 */
     novograd_LEAF = 1024,          /* elements that are added up lane by lane */
-    novograd_CHUNK = 32768,        /* elements that stay on one thread: 32 leaves */
     novograd_THREAD_SIZE = 65536   /* elements per thread below which waking another one does not pay */
 };
 
@@ -236,8 +235,8 @@ static double novograd_many_sum(const double *values, size_t n, int chunked)
         double lanes[novograd_LANES] = {0.0};
 
         for (size_t j = i; j < stop; j++) {
-            const size_t rest = n - j * stride;
-            const double value = chunked ? novograd_many_sum(values + j * stride, rest < stride ? rest : stride, 0) : values[j];
+            const size_t rest = n - j * stride, own = rest < stride ? rest : stride;
+            const double value = chunked ? novograd_many_sum(values + j * stride, own, 0) : values[j];
 
             lanes[j % novograd_LANES] = lanes[j % novograd_LANES] + value;
         }
@@ -282,12 +281,13 @@ static size_t novograd_first_observed(int phase)
 double *novograd_partials(void *workspace, int phase, size_t *number)
 {
     double *const space = (double *)workspace;
-    const size_t tensors = (size_t)space[0], chunks = (size_t)space[1];
+    size_t tensors, chunks;
 
-    if (phase < 0 || phase >= novograd_PHASES - 1) {
-        *number = 0;
+    *number = 0;
+    if (space == NULL || phase < 0 || phase >= novograd_PHASES - 1)
         return space;
-    }
+    tensors = (size_t)space[0];
+    chunks = (size_t)space[1];
     *number = (novograd_first_sum(phase + 1) - novograd_first_sum(phase)) * chunks;
     return space + 3 + tensors + novograd_SUMS * (1 + tensors) + novograd_first_sum(phase) * chunks;
 }
@@ -512,7 +512,8 @@ static novograd_scalars novograd_own_f32(const novograd_work_f32 *w, size_t k, i
 /* Thread k's share of a phase. Threads share elements, so that one large tensor and many small ones are dealt alike. */
 static void novograd_share_f32(const novograd_work_f32 *w, int phase, uint64_t k, uint64_t all)
 {
-    const uint64_t first = novograd_split(w->elements, k, all), last = novograd_split(w->elements, k + 1, all);
+    const uint64_t first = novograd_split(w->elements, k, all);
+    const uint64_t last = novograd_split(w->elements, k + 1, all);
     const novograd_whole *parted = w->options->whole;
     uint64_t offset = 0; /* of the tensor */
 
@@ -537,9 +538,12 @@ static void novograd_share_f32(const novograd_work_f32 *w, int phase, uint64_t k
             const novograd_scalars own = novograd_own_f32(w, j, phase);
             const novograd_scalars *s = &own;
 
-            for (size_t c = begin; c < end; c += novograd_CHUNK)
-                novograd_chunk_f32(w, s, phase, x, c, end - c < novograd_CHUNK ? end : c + novograd_CHUNK,
-                                   w->sums != NULL ? w->sums + novograd_first_sum(phase) * w->chunks + chunk + c / novograd_CHUNK : NULL);
+            for (size_t c = begin; c < end; c += novograd_CHUNK) {
+                const size_t stop = end - c < novograd_CHUNK ? end : c + novograd_CHUNK;
+                const size_t place = novograd_first_sum(phase) * w->chunks + chunk + c / novograd_CHUNK;
+
+                novograd_chunk_f32(w, s, phase, x, c, stop, w->sums != NULL ? w->sums + place : NULL);
+            }
         }
     }
 }
@@ -547,8 +551,9 @@ static void novograd_share_f32(const novograd_work_f32 *w, int phase, uint64_t k
 /* Computes what depends on the totals of all phases before one. */
 static void novograd_know_f32(novograd_work_f32 *w, int phase)
 {
-    if (phase == 1)
-        w->skipped = w->options->skip_nonfinite && w->totals[novograd_SUM_g_squares_nan] + w->totals[novograd_SUM_g_squares_inf] > 0.0;
+    if (phase == 1 && w->options->skip_nonfinite)
+        w->skipped = w->totals[novograd_SUM_g_squares_nan] > 0.0 ||
+                     w->totals[novograd_SUM_g_squares_inf] > 0.0;
 }
 
 /* The sums that a phase has made: from novograd_first_sum(phase) to here. */
@@ -674,7 +679,7 @@ static int novograd_prepare_f32(novograd_work_f32 *w, const novograd_hyper *h, u
 {
     const novograd_options *o = w->options;
     const int status = novograd_check_list_f32(w, h, t);
-    double *space = (double *)o->workspace;
+    double *const space = (double *)o->workspace;
     uint64_t elements = 0, chunks = 0;
 
     w->observe = o->stats != NULL || o->tensor_stats != NULL;
@@ -805,7 +810,7 @@ int novograd_phases_f32(const novograd_hyper *h, uint64_t t, const novograd_tens
     (void)threads;
     if (last >= novograd_PHASES)
         novograd_finish_f32(&w);
-    return w.skipped ? novograd_SKIPPED : novograd_OK;
+    return w.skipped && last >= novograd_PHASES ? novograd_SKIPPED : novograd_OK;
 }
 
 int novograd_step_with_f32(const novograd_hyper *h, uint64_t t, const novograd_tensor_f32 *tensors,
@@ -1002,7 +1007,8 @@ static novograd_scalars novograd_own_f64(const novograd_work_f64 *w, size_t k, i
 /* Thread k's share of a phase. Threads share elements, so that one large tensor and many small ones are dealt alike. */
 static void novograd_share_f64(const novograd_work_f64 *w, int phase, uint64_t k, uint64_t all)
 {
-    const uint64_t first = novograd_split(w->elements, k, all), last = novograd_split(w->elements, k + 1, all);
+    const uint64_t first = novograd_split(w->elements, k, all);
+    const uint64_t last = novograd_split(w->elements, k + 1, all);
     const novograd_whole *parted = w->options->whole;
     uint64_t offset = 0; /* of the tensor */
 
@@ -1027,9 +1033,12 @@ static void novograd_share_f64(const novograd_work_f64 *w, int phase, uint64_t k
             const novograd_scalars own = novograd_own_f64(w, j, phase);
             const novograd_scalars *s = &own;
 
-            for (size_t c = begin; c < end; c += novograd_CHUNK)
-                novograd_chunk_f64(w, s, phase, x, c, end - c < novograd_CHUNK ? end : c + novograd_CHUNK,
-                                   w->sums != NULL ? w->sums + novograd_first_sum(phase) * w->chunks + chunk + c / novograd_CHUNK : NULL);
+            for (size_t c = begin; c < end; c += novograd_CHUNK) {
+                const size_t stop = end - c < novograd_CHUNK ? end : c + novograd_CHUNK;
+                const size_t place = novograd_first_sum(phase) * w->chunks + chunk + c / novograd_CHUNK;
+
+                novograd_chunk_f64(w, s, phase, x, c, stop, w->sums != NULL ? w->sums + place : NULL);
+            }
         }
     }
 }
@@ -1037,8 +1046,9 @@ static void novograd_share_f64(const novograd_work_f64 *w, int phase, uint64_t k
 /* Computes what depends on the totals of all phases before one. */
 static void novograd_know_f64(novograd_work_f64 *w, int phase)
 {
-    if (phase == 1)
-        w->skipped = w->options->skip_nonfinite && w->totals[novograd_SUM_g_squares_nan] + w->totals[novograd_SUM_g_squares_inf] > 0.0;
+    if (phase == 1 && w->options->skip_nonfinite)
+        w->skipped = w->totals[novograd_SUM_g_squares_nan] > 0.0 ||
+                     w->totals[novograd_SUM_g_squares_inf] > 0.0;
 }
 
 /* The sums that a phase has made: from novograd_first_sum(phase) to here. */
@@ -1164,7 +1174,7 @@ static int novograd_prepare_f64(novograd_work_f64 *w, const novograd_hyper *h, u
 {
     const novograd_options *o = w->options;
     const int status = novograd_check_list_f64(w, h, t);
-    double *space = (double *)o->workspace;
+    double *const space = (double *)o->workspace;
     uint64_t elements = 0, chunks = 0;
 
     w->observe = o->stats != NULL || o->tensor_stats != NULL;
@@ -1295,7 +1305,7 @@ int novograd_phases_f64(const novograd_hyper *h, uint64_t t, const novograd_tens
     (void)threads;
     if (last >= novograd_PHASES)
         novograd_finish_f64(&w);
-    return w.skipped ? novograd_SKIPPED : novograd_OK;
+    return w.skipped && last >= novograd_PHASES ? novograd_SKIPPED : novograd_OK;
 }
 
 int novograd_step_with_f64(const novograd_hyper *h, uint64_t t, const novograd_tensor_f64 *tensors,

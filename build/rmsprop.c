@@ -75,7 +75,6 @@ extern "C" double sqrt(double) noexcept __attribute__((const));
 enum {
     rmsprop_LANES = 32,           /* elements of a loop with a constant count, which vectorises at -O2 */
     rmsprop_LEAF = 1024,          /* elements that are added up lane by lane */
-    rmsprop_CHUNK = 32768,        /* elements that stay on one thread: 32 leaves */
     rmsprop_THREAD_SIZE = 65536   /* elements per thread below which waking another one does not pay */
 };
 
@@ -212,8 +211,8 @@ static double rmsprop_many_sum(const double *values, size_t n, int chunked)
         double lanes[rmsprop_LANES] = {0.0};
 
         for (size_t j = i; j < stop; j++) {
-            const size_t rest = n - j * stride;
-            const double value = chunked ? rmsprop_many_sum(values + j * stride, rest < stride ? rest : stride, 0) : values[j];
+            const size_t rest = n - j * stride, own = rest < stride ? rest : stride;
+            const double value = chunked ? rmsprop_many_sum(values + j * stride, own, 0) : values[j];
 
             lanes[j % rmsprop_LANES] = lanes[j % rmsprop_LANES] + value;
         }
@@ -258,12 +257,13 @@ static size_t rmsprop_first_observed(int phase)
 double *rmsprop_partials(void *workspace, int phase, size_t *number)
 {
     double *const space = (double *)workspace;
-    const size_t tensors = (size_t)space[0], chunks = (size_t)space[1];
+    size_t tensors, chunks;
 
-    if (phase < 0 || phase >= rmsprop_PHASES - 1) {
-        *number = 0;
+    *number = 0;
+    if (space == NULL || phase < 0 || phase >= rmsprop_PHASES - 1)
         return space;
-    }
+    tensors = (size_t)space[0];
+    chunks = (size_t)space[1];
     *number = (rmsprop_first_sum(phase + 1) - rmsprop_first_sum(phase)) * chunks;
     return space + 3 + tensors + rmsprop_SUMS * (1 + tensors) + rmsprop_first_sum(phase) * chunks;
 }
@@ -476,7 +476,8 @@ static void rmsprop_chunk_f32(const rmsprop_work_f32 *w, const rmsprop_scalars *
 /* Thread k's share of a phase. Threads share elements, so that one large tensor and many small ones are dealt alike. */
 static void rmsprop_share_f32(const rmsprop_work_f32 *w, int phase, uint64_t k, uint64_t all)
 {
-    const uint64_t first = rmsprop_split(w->elements, k, all), last = rmsprop_split(w->elements, k + 1, all);
+    const uint64_t first = rmsprop_split(w->elements, k, all);
+    const uint64_t last = rmsprop_split(w->elements, k + 1, all);
     const rmsprop_whole *parted = w->options->whole;
     uint64_t offset = 0; /* of the tensor */
 
@@ -500,9 +501,12 @@ static void rmsprop_share_f32(const rmsprop_work_f32 *w, int phase, uint64_t k, 
             const size_t chunk = w->sums != NULL ? (size_t)w->first[whole] + before : 0;
             const rmsprop_scalars *s = &w->s;
 
-            for (size_t c = begin; c < end; c += rmsprop_CHUNK)
-                rmsprop_chunk_f32(w, s, phase, x, c, end - c < rmsprop_CHUNK ? end : c + rmsprop_CHUNK,
-                                  w->sums != NULL ? w->sums + rmsprop_first_sum(phase) * w->chunks + chunk + c / rmsprop_CHUNK : NULL);
+            for (size_t c = begin; c < end; c += rmsprop_CHUNK) {
+                const size_t stop = end - c < rmsprop_CHUNK ? end : c + rmsprop_CHUNK;
+                const size_t place = rmsprop_first_sum(phase) * w->chunks + chunk + c / rmsprop_CHUNK;
+
+                rmsprop_chunk_f32(w, s, phase, x, c, stop, w->sums != NULL ? w->sums + place : NULL);
+            }
         }
     }
 }
@@ -510,8 +514,9 @@ static void rmsprop_share_f32(const rmsprop_work_f32 *w, int phase, uint64_t k, 
 /* Computes what depends on the totals of all phases before one. */
 static void rmsprop_know_f32(rmsprop_work_f32 *w, int phase)
 {
-    if (phase == 1)
-        w->skipped = w->options->skip_nonfinite && w->totals[rmsprop_SUM_scanned_grad_squares_nan] + w->totals[rmsprop_SUM_scanned_grad_squares_inf] > 0.0;
+    if (phase == 1 && w->options->skip_nonfinite)
+        w->skipped = w->totals[rmsprop_SUM_scanned_grad_squares_nan] > 0.0 ||
+                     w->totals[rmsprop_SUM_scanned_grad_squares_inf] > 0.0;
 }
 
 /* The sums that a phase has made: from rmsprop_first_sum(phase) to here. */
@@ -613,7 +618,7 @@ static int rmsprop_prepare_f32(rmsprop_work_f32 *w, const rmsprop_hyper *h, uint
 {
     const rmsprop_options *o = w->options;
     const int status = rmsprop_check_list_f32(w, h, t);
-    double *space = (double *)o->workspace;
+    double *const space = (double *)o->workspace;
     uint64_t elements = 0, chunks = 0;
 
     w->observe = o->stats != NULL || o->tensor_stats != NULL;
@@ -739,7 +744,7 @@ int rmsprop_phases_f32(const rmsprop_hyper *h, uint64_t t, const rmsprop_tensor_
     (void)threads;
     if (last >= rmsprop_PHASES)
         rmsprop_finish_f32(&w);
-    return w.skipped ? rmsprop_SKIPPED : rmsprop_OK;
+    return w.skipped && last >= rmsprop_PHASES ? rmsprop_SKIPPED : rmsprop_OK;
 }
 
 int rmsprop_step_with_f32(const rmsprop_hyper *h, uint64_t t, const rmsprop_tensor_f32 *tensors, size_t count,
@@ -921,7 +926,8 @@ static void rmsprop_chunk_f64(const rmsprop_work_f64 *w, const rmsprop_scalars *
 /* Thread k's share of a phase. Threads share elements, so that one large tensor and many small ones are dealt alike. */
 static void rmsprop_share_f64(const rmsprop_work_f64 *w, int phase, uint64_t k, uint64_t all)
 {
-    const uint64_t first = rmsprop_split(w->elements, k, all), last = rmsprop_split(w->elements, k + 1, all);
+    const uint64_t first = rmsprop_split(w->elements, k, all);
+    const uint64_t last = rmsprop_split(w->elements, k + 1, all);
     const rmsprop_whole *parted = w->options->whole;
     uint64_t offset = 0; /* of the tensor */
 
@@ -945,9 +951,12 @@ static void rmsprop_share_f64(const rmsprop_work_f64 *w, int phase, uint64_t k, 
             const size_t chunk = w->sums != NULL ? (size_t)w->first[whole] + before : 0;
             const rmsprop_scalars *s = &w->s;
 
-            for (size_t c = begin; c < end; c += rmsprop_CHUNK)
-                rmsprop_chunk_f64(w, s, phase, x, c, end - c < rmsprop_CHUNK ? end : c + rmsprop_CHUNK,
-                                  w->sums != NULL ? w->sums + rmsprop_first_sum(phase) * w->chunks + chunk + c / rmsprop_CHUNK : NULL);
+            for (size_t c = begin; c < end; c += rmsprop_CHUNK) {
+                const size_t stop = end - c < rmsprop_CHUNK ? end : c + rmsprop_CHUNK;
+                const size_t place = rmsprop_first_sum(phase) * w->chunks + chunk + c / rmsprop_CHUNK;
+
+                rmsprop_chunk_f64(w, s, phase, x, c, stop, w->sums != NULL ? w->sums + place : NULL);
+            }
         }
     }
 }
@@ -955,8 +964,9 @@ static void rmsprop_share_f64(const rmsprop_work_f64 *w, int phase, uint64_t k, 
 /* Computes what depends on the totals of all phases before one. */
 static void rmsprop_know_f64(rmsprop_work_f64 *w, int phase)
 {
-    if (phase == 1)
-        w->skipped = w->options->skip_nonfinite && w->totals[rmsprop_SUM_scanned_grad_squares_nan] + w->totals[rmsprop_SUM_scanned_grad_squares_inf] > 0.0;
+    if (phase == 1 && w->options->skip_nonfinite)
+        w->skipped = w->totals[rmsprop_SUM_scanned_grad_squares_nan] > 0.0 ||
+                     w->totals[rmsprop_SUM_scanned_grad_squares_inf] > 0.0;
 }
 
 /* The sums that a phase has made: from rmsprop_first_sum(phase) to here. */
@@ -1058,7 +1068,7 @@ static int rmsprop_prepare_f64(rmsprop_work_f64 *w, const rmsprop_hyper *h, uint
 {
     const rmsprop_options *o = w->options;
     const int status = rmsprop_check_list_f64(w, h, t);
-    double *space = (double *)o->workspace;
+    double *const space = (double *)o->workspace;
     uint64_t elements = 0, chunks = 0;
 
     w->observe = o->stats != NULL || o->tensor_stats != NULL;
@@ -1184,7 +1194,7 @@ int rmsprop_phases_f64(const rmsprop_hyper *h, uint64_t t, const rmsprop_tensor_
     (void)threads;
     if (last >= rmsprop_PHASES)
         rmsprop_finish_f64(&w);
-    return w.skipped ? rmsprop_SKIPPED : rmsprop_OK;
+    return w.skipped && last >= rmsprop_PHASES ? rmsprop_SKIPPED : rmsprop_OK;
 }
 
 int rmsprop_step_with_f64(const rmsprop_hyper *h, uint64_t t, const rmsprop_tensor_f64 *tensors, size_t count,

@@ -77,8 +77,9 @@ typedef struct rmsprop_stats {
 } rmsprop_stats;
 
 /* Tensors of which a call has parts only, the others being elsewhere: in lists of another type, on other ranks. Part k,
- * which tensor k of the list is, begins at element `begin` of its whole tensor; parts begin and end at multiples of 32768
- * elements, or at the tensor's end. */
+ * which tensor k of the list is, begins at element `begin` of its whole tensor; parts begin and end at multiples of
+ * rmsprop_CHUNK elements, or at the tensor's end. */
+enum { rmsprop_CHUNK = 32768 };
 typedef struct rmsprop_part {
     size_t tensor, begin;
 } rmsprop_part;
@@ -92,13 +93,13 @@ typedef struct rmsprop_whole {
 typedef struct rmsprop_options {
     double grad_scale;                   /* gradients are multiplied by 1 / grad_scale before anything sees them; 1 */
     int skip_nonfinite;                  /* with a NaN or an infinity in any gradient nothing is changed */
-    int zero_grads;                      /* gradients are set to 0 behind the step, also behind a skipped one */
+    int zero_grads;                      /* g, which must not be const then, is set to 0, also by a skipped step */
     int threads;                         /* at most so many; 0 leaves their number to OpenMP. Small lists run on one */
     int checked;                         /* this list was checked by an earlier call and has not changed */
     void *workspace;                     /* for skip_nonfinite and statistics */
     size_t workspace_size;               /* in bytes */
     rmsprop_stats *stats;            /* filled in, over all tensors */
-    rmsprop_stats *tensor_stats;     /* filled in, one for each tensor */
+    rmsprop_stats *tensor_stats;     /* filled in, one for each tensor, each whole tensor where there are parts */
     const unsigned char *starting;       /* of each tensor: whether this is its first step; this rule does not ask */
     const rmsprop_whole *whole;      /* where the list has parts of tensors */
 } rmsprop_options;
@@ -109,9 +110,11 @@ rmsprop_API void rmsprop_options_init(rmsprop_options *o);
 /* Bytes of workspace, aligned to doubles, for so many tensors (whole ones) with so many elements together. */
 rmsprop_API size_t rmsprop_workspace_size(uint64_t elements, size_t count);
 
-/* A step is rmsprop_PHASES phases, of which the last only finishes. Between phases k and k + 1 the sums that phase k
- * left for each chunk can be added over ranks that have parts of the same tensors: each sum is 0 where the rank has not
- * that chunk (set the workspace to 0 before a step), so that the result has the bits of a single rank's. */
+/* A step is rmsprop_PHASES phases, of which the last only finishes, and tells whether the step was skipped. Between
+ * phases k and k + 1 the sums that phase k left for each chunk can be added over ranks that have parts of the same
+ * tensors: a sum is 0 where a rank has not that chunk, so that the result has the bits of a single rank's. For this the
+ * workspace must be set to 0 before every step, and all ranks must ask for the same options and do all phases.
+ * partials gives those sums and their number, once phase k has run with this workspace. */
 enum { rmsprop_PHASES = 3 };
 rmsprop_API double *rmsprop_partials(void *workspace, int phase, size_t *number);
 

@@ -64,7 +64,6 @@
 enum {
     sgd_LANES = 32,           /* elements of a loop with a constant count, which vectorises at -O2 */
     sgd_LEAF = 1024,          /* elements that are added up lane by lane */
-    sgd_CHUNK = 32768,        /* elements that stay on one thread: 32 leaves */
     sgd_THREAD_SIZE = 65536   /* elements per thread below which waking another one does not pay */
 };
 
@@ -185,8 +184,8 @@ static double sgd_many_sum(const double *values, size_t n, int chunked)
         double lanes[sgd_LANES] = {0.0};
 
         for (size_t j = i; j < stop; j++) {
-            const size_t rest = n - j * stride;
-            const double value = chunked ? sgd_many_sum(values + j * stride, rest < stride ? rest : stride, 0) : values[j];
+            const size_t rest = n - j * stride, own = rest < stride ? rest : stride;
+            const double value = chunked ? sgd_many_sum(values + j * stride, own, 0) : values[j];
 
             lanes[j % sgd_LANES] = lanes[j % sgd_LANES] + value;
         }
@@ -231,12 +230,13 @@ static size_t sgd_first_observed(int phase)
 double *sgd_partials(void *workspace, int phase, size_t *number)
 {
     double *const space = (double *)workspace;
-    const size_t tensors = (size_t)space[0], chunks = (size_t)space[1];
+    size_t tensors, chunks;
 
-    if (phase < 0 || phase >= sgd_PHASES - 1) {
-        *number = 0;
+    *number = 0;
+    if (space == NULL || phase < 0 || phase >= sgd_PHASES - 1)
         return space;
-    }
+    tensors = (size_t)space[0];
+    chunks = (size_t)space[1];
     *number = (sgd_first_sum(phase + 1) - sgd_first_sum(phase)) * chunks;
     return space + 3 + tensors + sgd_SUMS * (1 + tensors) + sgd_first_sum(phase) * chunks;
 }
@@ -437,7 +437,8 @@ static void sgd_chunk_f32(const sgd_work_f32 *w, const sgd_scalars *s, int phase
 /* Thread k's share of a phase. Threads share elements, so that one large tensor and many small ones are dealt alike. */
 static void sgd_share_f32(const sgd_work_f32 *w, int phase, uint64_t k, uint64_t all)
 {
-    const uint64_t first = sgd_split(w->elements, k, all), last = sgd_split(w->elements, k + 1, all);
+    const uint64_t first = sgd_split(w->elements, k, all);
+    const uint64_t last = sgd_split(w->elements, k + 1, all);
     const sgd_whole *parted = w->options->whole;
     uint64_t offset = 0; /* of the tensor */
 
@@ -461,9 +462,12 @@ static void sgd_share_f32(const sgd_work_f32 *w, int phase, uint64_t k, uint64_t
             const size_t chunk = w->sums != NULL ? (size_t)w->first[whole] + before : 0;
             const sgd_scalars *s = &w->s;
 
-            for (size_t c = begin; c < end; c += sgd_CHUNK)
-                sgd_chunk_f32(w, s, phase, x, c, end - c < sgd_CHUNK ? end : c + sgd_CHUNK,
-                              w->sums != NULL ? w->sums + sgd_first_sum(phase) * w->chunks + chunk + c / sgd_CHUNK : NULL);
+            for (size_t c = begin; c < end; c += sgd_CHUNK) {
+                const size_t stop = end - c < sgd_CHUNK ? end : c + sgd_CHUNK;
+                const size_t place = sgd_first_sum(phase) * w->chunks + chunk + c / sgd_CHUNK;
+
+                sgd_chunk_f32(w, s, phase, x, c, stop, w->sums != NULL ? w->sums + place : NULL);
+            }
         }
     }
 }
@@ -471,8 +475,9 @@ static void sgd_share_f32(const sgd_work_f32 *w, int phase, uint64_t k, uint64_t
 /* Computes what depends on the totals of all phases before one. */
 static void sgd_know_f32(sgd_work_f32 *w, int phase)
 {
-    if (phase == 1)
-        w->skipped = w->options->skip_nonfinite && w->totals[sgd_SUM_scanned_grad_squares_nan] + w->totals[sgd_SUM_scanned_grad_squares_inf] > 0.0;
+    if (phase == 1 && w->options->skip_nonfinite)
+        w->skipped = w->totals[sgd_SUM_scanned_grad_squares_nan] > 0.0 ||
+                     w->totals[sgd_SUM_scanned_grad_squares_inf] > 0.0;
 }
 
 /* The sums that a phase has made: from sgd_first_sum(phase) to here. */
@@ -574,7 +579,7 @@ static int sgd_prepare_f32(sgd_work_f32 *w, const sgd_hyper *h, uint64_t t)
 {
     const sgd_options *o = w->options;
     const int status = sgd_check_list_f32(w, h, t);
-    double *space = (double *)o->workspace;
+    double *const space = (double *)o->workspace;
     uint64_t elements = 0, chunks = 0;
 
     w->observe = o->stats != NULL || o->tensor_stats != NULL;
@@ -698,7 +703,7 @@ int sgd_phases_f32(const sgd_hyper *h, uint64_t t, const sgd_tensor_f32 *tensors
     (void)threads;
     if (last >= sgd_PHASES)
         sgd_finish_f32(&w);
-    return w.skipped ? sgd_SKIPPED : sgd_OK;
+    return w.skipped && last >= sgd_PHASES ? sgd_SKIPPED : sgd_OK;
 }
 
 int sgd_step_with_f32(const sgd_hyper *h, uint64_t t, const sgd_tensor_f32 *tensors, size_t count,
@@ -868,7 +873,8 @@ static void sgd_chunk_f64(const sgd_work_f64 *w, const sgd_scalars *s, int phase
 /* Thread k's share of a phase. Threads share elements, so that one large tensor and many small ones are dealt alike. */
 static void sgd_share_f64(const sgd_work_f64 *w, int phase, uint64_t k, uint64_t all)
 {
-    const uint64_t first = sgd_split(w->elements, k, all), last = sgd_split(w->elements, k + 1, all);
+    const uint64_t first = sgd_split(w->elements, k, all);
+    const uint64_t last = sgd_split(w->elements, k + 1, all);
     const sgd_whole *parted = w->options->whole;
     uint64_t offset = 0; /* of the tensor */
 
@@ -892,9 +898,12 @@ static void sgd_share_f64(const sgd_work_f64 *w, int phase, uint64_t k, uint64_t
             const size_t chunk = w->sums != NULL ? (size_t)w->first[whole] + before : 0;
             const sgd_scalars *s = &w->s;
 
-            for (size_t c = begin; c < end; c += sgd_CHUNK)
-                sgd_chunk_f64(w, s, phase, x, c, end - c < sgd_CHUNK ? end : c + sgd_CHUNK,
-                              w->sums != NULL ? w->sums + sgd_first_sum(phase) * w->chunks + chunk + c / sgd_CHUNK : NULL);
+            for (size_t c = begin; c < end; c += sgd_CHUNK) {
+                const size_t stop = end - c < sgd_CHUNK ? end : c + sgd_CHUNK;
+                const size_t place = sgd_first_sum(phase) * w->chunks + chunk + c / sgd_CHUNK;
+
+                sgd_chunk_f64(w, s, phase, x, c, stop, w->sums != NULL ? w->sums + place : NULL);
+            }
         }
     }
 }
@@ -902,8 +911,9 @@ static void sgd_share_f64(const sgd_work_f64 *w, int phase, uint64_t k, uint64_t
 /* Computes what depends on the totals of all phases before one. */
 static void sgd_know_f64(sgd_work_f64 *w, int phase)
 {
-    if (phase == 1)
-        w->skipped = w->options->skip_nonfinite && w->totals[sgd_SUM_scanned_grad_squares_nan] + w->totals[sgd_SUM_scanned_grad_squares_inf] > 0.0;
+    if (phase == 1 && w->options->skip_nonfinite)
+        w->skipped = w->totals[sgd_SUM_scanned_grad_squares_nan] > 0.0 ||
+                     w->totals[sgd_SUM_scanned_grad_squares_inf] > 0.0;
 }
 
 /* The sums that a phase has made: from sgd_first_sum(phase) to here. */
@@ -1005,7 +1015,7 @@ static int sgd_prepare_f64(sgd_work_f64 *w, const sgd_hyper *h, uint64_t t)
 {
     const sgd_options *o = w->options;
     const int status = sgd_check_list_f64(w, h, t);
-    double *space = (double *)o->workspace;
+    double *const space = (double *)o->workspace;
     uint64_t elements = 0, chunks = 0;
 
     w->observe = o->stats != NULL || o->tensor_stats != NULL;
@@ -1129,7 +1139,7 @@ int sgd_phases_f64(const sgd_hyper *h, uint64_t t, const sgd_tensor_f64 *tensors
     (void)threads;
     if (last >= sgd_PHASES)
         sgd_finish_f64(&w);
-    return w.skipped ? sgd_SKIPPED : sgd_OK;
+    return w.skipped && last >= sgd_PHASES ? sgd_SKIPPED : sgd_OK;
 }
 
 int sgd_step_with_f64(const sgd_hyper *h, uint64_t t, const sgd_tensor_f64 *tensors, size_t count,

@@ -78,10 +78,33 @@ class Library:
         return table
 
     def step(self, hyper: Any, t: int, arrays: Sequence[Mapping[str, np.ndarray]], threads: int | None = None) -> int:
-        """One step; its status."""
+        """One step; its status. What a rule without reductions is given for a workspace it does not take."""
         suffix = {4: "f32", 8: "f64"}[arrays[0]["p"].itemsize] if arrays else "f32"
         table = self.tensors(arrays)
+        size = self.call("workspace_size", ctypes.c_size_t)
+        elements = sum(own["p"].size for own in arrays)
+        workspace = (ctypes.c_double * (size(ctypes.c_uint64(elements), ctypes.c_size_t(len(arrays))) // 8))()
         arguments = [ctypes.byref(hyper), ctypes.c_uint64(t), table, ctypes.c_size_t(len(arrays))]
         if threads is None:
-            return int(self.call(f"step_{suffix}")(*arguments))
-        return int(self.call(f"step_threads_{suffix}")(*arguments, ctypes.c_int(threads)))
+            return int(self.call(f"step_{suffix}")(*arguments, workspace))
+        options = Options(grad_scale=1.0, threads=threads, workspace_size=ctypes.sizeof(workspace))
+        options.workspace = ctypes.cast(workspace, ctypes.c_void_p)
+        return int(self.call(f"step_with_{suffix}")(*arguments, ctypes.byref(options)))
+
+
+class Options(ctypes.Structure):
+    """NAME_options."""
+
+    _fields_ = (
+        ("grad_scale", ctypes.c_double),
+        ("skip_nonfinite", ctypes.c_int),
+        ("zero_grads", ctypes.c_int),
+        ("threads", ctypes.c_int),
+        ("checked", ctypes.c_int),
+        ("workspace", ctypes.c_void_p),
+        ("workspace_size", ctypes.c_size_t),
+        ("stats", ctypes.c_void_p),
+        ("tensor_stats", ctypes.c_void_p),
+        ("starting", ctypes.c_void_p),
+        ("whole", ctypes.c_void_p),
+    )

@@ -9,7 +9,7 @@ import pytest
 
 import optforge as of
 from data import DTYPES, SIZES, Guarded, gradients, same, special_pairs
-from oracles import names, oracle
+from oracles import begin, names, oracle
 
 RULES = names()
 CASES = [(name, k) for name in RULES for k in range(len(oracle(name).SETTINGS) + 1)]
@@ -32,7 +32,7 @@ def test_declarations_are_the_published_ones(name: str) -> None:
 
 def start(name: str, arrays: list[Any]) -> list[dict[str, Any]]:
     """The oracle's state for parameters."""
-    return [{s: np.full_like(p, value) for s, value in oracle(name).STATE.items()} for p in arrays]
+    return [begin(name, p) for p in arrays]
 
 
 @pytest.mark.parametrize("target", ["c", "numpy"])
@@ -93,7 +93,7 @@ def test_threads_do_not_change_bits(name: str, dtype: Any) -> None:
         optimizer = of.Optimizer(params, name, threads=threads, **settings(name, 0))
         for gradient in grads:
             optimizer.step(gradient)
-        results.append([*params, *(array for s in optimizer.state.values() for array in s)])
+        results.append([*params, *(np.asarray(value) for s in optimizer.state.values() for value in s)])
     for other in results[1:]:
         assert all(same(a, b) for a, b in zip(results[0], other, strict=True))
 
@@ -108,7 +108,7 @@ def test_plain_python_equals_the_reference(name: str, dtype: Any) -> None:
     p = rng.standard_normal(300).astype(dtype)
     live = p.copy()
     optimizer = of.Optimizer([live], rule, target="numpy", **hyper)
-    state = [np.full_like(p, value) for value in oracle(name).STATE.values()]
+    state = [*begin(name, p).values()]
     time = {"t": 0.0} if rule.definition.time else {}
     for t in range(1, 4):
         g = gradients(rng, 300, dtype)

@@ -121,8 +121,9 @@ def test_show(run: Run, name: str) -> None:
     assert rule.hash in result.out
     for hyperparameter, default in rule.hyperparameters.items():
         assert f"\n    {hyperparameter} = {default!r}\n" in result.out
-    for state in rule.state:
-        assert f"\n    {state}: one value per element, starts as 0.0\n" in result.out
+    for state in rule.definition.state:
+        kind = "one double per tensor" if state.scalar else "one value per element"
+        assert f"\n    {state.name}: {kind}, starts as 0.0\n" in result.out
     assert textwrap.indent(rule.definition.formulas, "    ") in result.out
     assert not re.search(r" \n|\n\n\n", result.out)
 
@@ -302,7 +303,10 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "a file with an empty name": (["mine.py:"], ["mine.py:NAME"]),
     "a file with a wrong name": (["mine.py:a b"], ["'a b'"]),
     "another kind of file": (["rules/mine.txt:mine"], [".py"]),
-    "a composition": (["clip_by_global_norm:adam"], ["not supported yet"]),
+    "a composition behind a rule": (["adam:clip_by_global_norm"], ["adam is a rule", "last in a composition"]),
+    "a transform alone": (["clip_by_norm"], ["is a transform", "clip_by_norm:adam"]),
+    "an unknown transform": (["clip_by_nrm:adam"], ["there is no transform 'clip_by_nrm'", "'clip_by_norm'"]),
+    "a name that means two things": (["add_weight_decay:adamw"], ["both have 'weight_decay'"]),
     "two rules of one name": (["adam", "twin.py:adam"], ["'adam'", "--prefix"]),
     "unknown target": (["adam", "--target", "fortran"], ["'fortran'", " c"]),
     "a target without files": (["adam", "--target", "numpy"], ["'numpy'", "no files"]),

@@ -14,7 +14,7 @@ import optforge as of
 from conftest import COMPILERS, require
 from data import DTYPES, Guarded, gradients, same, special_pairs
 from native import Library, compile_shared
-from oracles import names, oracle
+from oracles import begin, names, oracle
 
 FLAGS = {
     "O0": ("-O0",),
@@ -52,15 +52,17 @@ def check(library: Library, name: str, dtype: Any, hyper: dict[str, float]) -> N
     rng = np.random.default_rng(3)
     edges, edge_gradients = special_pairs(dtype)
     sizes = [*SIZES, edges.size]
-    names_of_arrays = ["p", "g", *oracle(name).STATE]
+    scalars = getattr(oracle(name), "SCALAR_STATE", ())
+    names_of_arrays = ["p", "g", *(state for state in oracle(name).STATE if state not in scalars)]
     memory = {array: Guarded(sizes, dtype, offset=k) for k, array in enumerate(names_of_arrays)}
     tensors = [{array: memory[array].arrays[k] for array in names_of_arrays} for k in range(len(sizes))]
     for tensor in tensors:
         tensor["p"][:] = rng.standard_normal(tensor["p"].size)
+        tensor |= {state: np.zeros(1) for state in scalars}
         for state, value in oracle(name).STATE.items():
             tensor[state][:] = value
     tensors[-1]["p"][:] = edges
-    expected = [(tensor["p"].copy(), {s: tensor[s].copy() for s in oracle(name).STATE}) for tensor in tensors]
+    expected = [(tensor["p"].copy(), begin(name, tensor["p"])) for tensor in tensors]
     struct = library.hyper(**hyper)
     for t in range(1, 4):
         for tensor in tensors[:-1]:
@@ -71,7 +73,8 @@ def check(library: Library, name: str, dtype: Any, hyper: dict[str, float]) -> N
             p, state = expected[k]
             expected[k] = oracle(name).step(p, tensor["g"], state, t, **hyper)
             assert same(tensor["p"], expected[k][0]), f"p of size {sizes[k]}, step {t}"
-            assert all(same(tensor[s], values) for s, values in expected[k][1].items()), f"state of size {sizes[k]}"
+            for s, values in expected[k][1].items():
+                assert same(tensor[s][0] if s in scalars else tensor[s], values), f"{s} of size {sizes[k]}"
     assert all(own.intact() for own in memory.values())
 
 

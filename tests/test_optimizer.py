@@ -350,9 +350,9 @@ def test_other_hyperparameters_need_no_other_library(cache: Path) -> None:
 def test_the_same_arrays_again_are_not_checked_again(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
 
-    def spy(given: Any, label: str, *rest: Any) -> Any:
+    def spy(given: Any, label: str, *rest: Any, **more: Any) -> Any:
         seen.append(label)
-        return real(given, label, *rest)
+        return real(given, label, *rest, **more)
 
     real = optimizer.gradient
     monkeypatch.setattr(optimizer, "gradient", spy)

@@ -15,7 +15,7 @@ import pytest
 
 import optforge as of
 from optforge import Optimizer, RuleError, rule, scalar
-from optforge.diagnostics import NotSupportedYet, ScalarError, UsageError
+from optforge.diagnostics import ScalarError, UsageError
 from optimizing import (
     SETTINGS,
     TARGETS,
@@ -220,17 +220,21 @@ def test_a_rule_that_was_refused() -> None:
 
 
 @pytest.mark.parametrize("name", ["skip_nonfinite", "zero_grads"])
-def test_what_is_not_there_yet_at_construction(name: str) -> None:
-    with refused(NotSupportedYet, f"^{name}=True is not supported yet$"):
-        Optimizer(small(1), nadam, target="numpy", **{name: True})
-    Optimizer(small(1), nadam, target="numpy", **{name: False})
+@pytest.mark.parametrize("value", [None, 1, "yes"])
+def test_switches_are_truth_values(name: str, value: object) -> None:
+    with refused(TypeError, f"^{name} is True or False, not {value!r}$"):
+        Optimizer(small(1), nadam, target="numpy", **{name: value})
 
 
-def test_what_is_not_there_yet_at_a_step(trained: Optimizer) -> None:
-    with refused(NotSupportedYet, "^grad_scale is not supported yet$", trained):
-        trained.step(small(2), grad_scale=2.0)
-    with refused(NotSupportedYet, "^stats=True is not supported yet$", trained):
-        trained.step(small(2), stats=True)
+@pytest.mark.parametrize("value", [0, -1.0, float("nan"), float("inf"), 1e-320, 10**400])
+def test_a_loss_scale_is_positive_with_a_finite_inverse(value: float, trained: Optimizer) -> None:
+    with refused(ValueError, "^grad_scale is a positive number with a finite inverse, not ", trained):
+        trained.step(small(2), grad_scale=value)
+
+
+def test_a_loss_scale_is_a_number(trained: Optimizer) -> None:
+    with refused(TypeError, "^grad_scale is a number, not 'x'$", trained):
+        trained.step(small(2), grad_scale="x")
 
 
 def test_a_hyperparameter_that_no_assert_can_judge() -> None:

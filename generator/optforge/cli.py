@@ -19,7 +19,8 @@ from .diagnostics import EnvironmentProblem, OptforgeError, RuleError
 HELP = """Turn optimizer update rules into fused C kernels.
 
 RULE is the name of a built-in rule (see `optforge list`) or FILE.py:NAME, a rule in a file of yours. The file is read
-and never executed, so a file that you did not write is safe to give.
+and never executed, so a file that you did not write is safe to give. Transforms stand before a rule, with colons:
+clip_by_global_norm:adam.
 
 Exit codes: 0 done; 1 a check found a difference; 2 a mistake in what was asked or in a rule; 3 something is missing on
 this machine (a compiler, disk space, an optional package); 130 interrupted.
@@ -76,8 +77,11 @@ def common(
 
 @app.command("list", short_help="List the built-in rules.")
 def list_rules() -> None:
-    """List the built-in rules: name, state, bytes that a step moves per float32 element, and what each is."""
-    from .catalogue import BUILT_IN
+    """List the built-in rules: name, state, bytes that a step moves per float32 element, and what each is.
+
+    Behind them come the transforms, which stand before a rule: clip_by_global_norm:adam.
+    """
+    from .catalogue import BUILT_IN, TRANSFORMS
     from .dtypes import F32
 
     rows = [("RULE", "STATE", "BYTES", "")]
@@ -85,9 +89,14 @@ def list_rules() -> None:
         rule = BUILT_IN[name]
         bytes_moved = F32.bytes * sum(rule.kernel().moved)
         rows.append((name, " ".join(rule.state) or "-", str(bytes_moved), rule.doc.partition("\n")[0]))
+    widest = max(map(len, TRANSFORMS))
+    transforms = [f"{name.ljust(widest)}  {TRANSFORMS[name].doc.partition(chr(10))[0]}" for name in TRANSFORMS]
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     for row in rows:
         say("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]).rstrip())
+    say("\nTRANSFORM, before a rule")
+    for line in transforms:
+        say(line)
 
 
 @app.command(short_help="Show one rule.")

@@ -96,7 +96,7 @@ class Module:
             if not kind:
                 raise self.refused(found, f"{name!r} is not decorated with @rule", A_RULE_IS)
             return Composition((define(kind, found, self.text, self.tree),))
-        if isinstance(found, ast.Assign) and name not in self.open:
+        if isinstance(found, (ast.Assign, ast.AnnAssign)) and found.value is not None and name not in self.open:
             self.open.append(name)
             composition = self.value(found.value, name)
             self.open.remove(name)
@@ -128,12 +128,13 @@ class Module:
                     raise self.refused(node, str(problem)) from None
             case ast.Call(func=function, args=[], keywords=keywords):
                 return self.configured(function, keywords, name)
-            case ast.Name(id=own) if isinstance(self.binding(own), (ast.FunctionDef, ast.Assign)):
+            case ast.Name(id=own) if isinstance(self.binding(own), (ast.FunctionDef, ast.Assign, ast.AnnAssign)):
                 return self.named(own)
         path = self.dotted(node)
         if path[:1] == ["rules"] and len(path) == 2:
             found = builtin_rule(path[1])
         else:
+            path = path[1:] if path[:1] == ["transforms"] else path
             found = builtin_transform(path[0]) if len(path) == 1 else None
         if found is None:
             hint = (
@@ -147,6 +148,8 @@ class Module:
         from .settings import configure
 
         transform = self.value(function, name)
+        if transform.last.kind == "rule":
+            raise self.refused(function, "a rule takes no settings here", "give them to the Optimizer, or with --set")
         given: dict[str, object] = {}
         for keyword in keywords:
             value = keyword.value
@@ -167,7 +170,7 @@ class Module:
         """A name of optforge, without the package's own name; empty for anything else."""
         match node:
             case ast.Name(id=name) if name in self.packages:
-                return [] if self.packages[name] == "optforge" else [self.packages[name]]
+                return self.packages[name].split(".")[1:]
             case ast.Attribute(value=value, attr=name):
                 return [*self.dotted(value), name] if self.known(value) else []
             case ast.Subscript(value=value, slice=ast.Constant(value=str(name))):

@@ -240,7 +240,7 @@ def rule_of(composition: Composition, asked: str) -> Rule:
         It is a transform.
     """
     if composition.last.kind != "rule":
-        raise UsageError(f"{asked!r} is a transform; a rule is needed behind it, as in {composition.name}:adam")
+        raise UsageError(f"{asked!r} is a transform; a rule is needed behind it, as in {asked}:adam")
     made = Rule(composition.name, lambda: composition)
     made.definition  # noqa: B018 - errors appear here
     return made

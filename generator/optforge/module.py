@@ -46,14 +46,17 @@ def imports(tree: ast.Module) -> dict[str, str]:
     }
 
 
+HOMES = ("optforge", "optforge.rules", "optforge.transforms")
+
+
 def packages(tree: ast.Module) -> dict[str, str]:
     """What the file's names stand for that come from optforge: the package itself, or what is imported from it."""
     found: dict[str, str] = {}
     for statement in ast.walk(tree):
         if isinstance(statement, ast.Import):
             found |= {n.asname or n.name: "optforge" for n in statement.names if n.name == "optforge"}
-        elif isinstance(statement, ast.ImportFrom) and statement.module == "optforge":
-            found |= {n.asname or n.name: n.name for n in statement.names}
+        elif isinstance(statement, ast.ImportFrom) and statement.module in HOMES:
+            found |= {n.asname or n.name: f"{statement.module}.{n.name}" for n in statement.names}
     return found
 
 

@@ -87,11 +87,12 @@ class Planner:
 
     def plan(self, statistics: Mapping[str, int]) -> Planned:
         """The best plan, with the observed reductions put where they cost least."""
+        watched = [r.value for r in self.reductions.values() if r.observed]
         first: dict[int, int] = {}
         for reduction in self.needed:
             first[reduction.id] = self.earliest(reduction.value, first)
         number = 1 + max(
-            [0, *first.values(), *(self.earliest(value, first) for _, value in self.stores)],
+            [0, *first.values(), *(self.earliest(value, first) for value in [*dict(self.stores).values(), *watched])],
         )
         best = min(self.candidates(first, number), key=lambda candidate: candidate[0])
         _, phase_of, stored_in = best
@@ -110,6 +111,7 @@ class Planner:
         self, first: Mapping[int, int], number: int
     ) -> Iterator[tuple[tuple[int, ...], dict[int, int], dict[str, int]]]:
         """The plans that can be carried out: cost, phase of each reduction, phase of each store."""
+        watched = [r.value for r in self.reductions.values() if r.observed]
         free = number ** (len(self.needed) + len(self.stores))
         for chosen in itertools.product(*([first[r.id], *range(first[r.id] + 1, number)] for r in self.needed)):
             phase_of = dict(zip((r.id for r in self.needed), chosen, strict=True))
@@ -123,12 +125,17 @@ class Planner:
             for stored in itertools.product(*possible):
                 stored_in = dict(zip((name for name, _ in self.stores), stored, strict=True))
                 slices = [self.slice(self.roots(k, phase_of, stored_in), k, stored_in) for k in range(number)]
-                if None not in slices:
+                if None not in slices and all(self.places(value, phase_of, stored_in, number) for value in watched):
                     moved = sum(len(own.loads) for own in slices if own) + len(stored)
                     # Of equal plans the one that writes late is best: reading alone can be given up without a loss.
                     yield (moved, -sum(stored), -sum(chosen)), phase_of, stored_in
             if free > MOST_PLANS:
                 return
+
+    def places(self, value: Expr, phase_of: Mapping[int, int], stored_in: Mapping[str, int], number: int) -> list[int]:
+        """The phases that can compute a value."""
+        possible = range(self.earliest(value, phase_of), number)
+        return [k for k in possible if self.slice([value], k, stored_in) is not None]
 
     def roots(self, k: int, phase_of: Mapping[int, int], stored_in: Mapping[str, int]) -> list[Expr]:
         """What phase k is there for."""

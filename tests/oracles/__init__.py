@@ -5,7 +5,8 @@ Each module in this folder holds one rule: `STATE`, `HYPERPARAMETERS`, `SETTINGS
 
 What every oracle does alike:
 
-* an expression of hyperparameters and `t` alone is a Python float, rounded once, by `dtype(...)`, where an array joins;
+* an expression of hyperparameters, `t` and norms alone is a Python float, rounded once, by `dtype(...)`, where an array
+  joins;
 * every elementwise operation is one NumPy call on operands of the array's own dtype, so it rounds to that dtype;
 * a power of a scalar is `math.pow`; a square is a product;
 * inputs are only read: `step` returns new arrays.
@@ -14,6 +15,9 @@ What every oracle does alike:
 from importlib import import_module
 from pkgutil import iter_modules
 from types import ModuleType
+from typing import Any
+
+import numpy as np
 
 
 def names() -> list[str]:
@@ -26,3 +30,9 @@ def oracle(name: str) -> ModuleType:
     if name not in names():
         raise LookupError(f"no oracle is called {name!r}; there are: {', '.join(names())}")
     return import_module(f"{__name__}.{name}")
+
+
+def begin(name: str, p: Any) -> dict[str, Any]:
+    """Return the state of the rule called `name` before its first step: arrays like `p`, or floats (`SCALAR_STATE`)."""
+    scalars = getattr(oracle(name), "SCALAR_STATE", ())
+    return {s: value if s in scalars else np.full_like(p, value) for s, value in oracle(name).STATE.items()}

@@ -156,8 +156,8 @@ class Plan:
                 own.starting = ffi.cast("unsigned char *", address(starting))
                 self.kept = [*self.kept[: 2 * len(self.calls)], starting]
             if how.stats is not None:
-                own.stats = ffi.cast("void *", address(how.stats))
-                own.tensor_stats = ffi.cast("void *", address(how.stats) + how.stats.itemsize)
+                records = ffi.cast("char *", ffi.from_buffer(how.stats))
+                own.stats, own.tensor_stats = records, records + how.stats.itemsize
         self.last = how
 
     def explain(self, status: int, hyperparameters: Array, t: int, how: How) -> None:

@@ -1,0 +1,574 @@
+"""Phases, norms and counts of emitted C through ctypes: every compiler, flag, number of threads, and split of tensors."""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import math
+import platform
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import optforge as of
+from conftest import COMPILERS, require
+from data import Guarded, same
+from native import Library, compile_shared
+from optforge import global_norm, global_sum, max_abs, mean, norm, scalar, sum
+from oracles import _phase, _transforms, _tree, oracle
+from stepping import agree, spread
+
+CPU = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+FLAGS: dict[str, tuple[str, ...]] = {"O0": ("-O0",), "O2": ("-O2",), "native": ("-O3", "-march=native")}
+if platform.machine() == "x86_64":
+    FLAGS |= {flag: ("-O3", f"-m{flag}") for flag in ("avx2", "avx512f") if flag in CPU.split()}
+NORMS = ("grad_norm", "clipped_grad_norm", "param_norm", "update_norm", "max_update_ratio")
+CHUNK = 32768
+SIZES = (70_001, 1, 0, CHUNK, 1025, CHUNK + 33, 3 * CHUNK, 31)
+
+
+@of.rule
+def gathering(p, g, m=0.0, seen: scalar = 0.0, *, lr=0.1):
+    """Every reduction, one of them over what others entered."""
+    centred = g - mean(g)
+    scaled = centred / (1 + max_abs(p) + norm(centred))
+    m = m + scaled * (1 + 0.001 * sum(abs(p)))
+    seen = seen + max_abs(m) + 1e-3 * global_sum(scaled * p)
+    p = p - lr * m / (1 + global_norm(m))
+    return p, m, seen
+
+
+LAMB = of.clip_by_global_norm(max_norm=21.0) >> of.rules.lamb
+KERNELS: dict[str, of.Rule] = {
+    "lamb": LAMB,
+    "novograd": of.clip_by_norm >> of.rules.novograd,
+    "adam": of.rules.adam,
+    "gathering": gathering,
+}
+
+COMPILED = [("lamb", flags) for flags in FLAGS] + [("gathering", flags) for flags in ("O0", "native")]
+
+
+class Part(ctypes.Structure):
+    _fields_ = (("tensor", ctypes.c_size_t), ("begin", ctypes.c_size_t))
+
+
+class Whole(ctypes.Structure):
+    _fields_ = (("count", ctypes.c_size_t), ("sizes", ctypes.c_void_p), ("parts", ctypes.c_void_p))
+
+
+class Stats(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_double) for name in NORMS),
+        *((name, ctypes.c_uint64) for name in ("nan", "inf", "skipped")),
+    )
+
+
+class Options(ctypes.Structure):
+    _fields_ = (
+        ("grad_scale", ctypes.c_double),
+        *((name, ctypes.c_int) for name in ("skip_nonfinite", "zero_grads", "threads", "checked")),
+        ("workspace", ctypes.c_void_p),
+        ("workspace_size", ctypes.c_size_t),
+        *((name, ctypes.c_void_p) for name in ("stats", "tensor_stats", "starting", "whole")),
+    )
+
+
+Arrays = Mapping[str, Any]
+
+
+class Kernel(Library):
+    """The functions of an emitted rule, with options."""
+
+    def __init__(self, path: Path, rule: of.Rule, prefix: str):
+        scalars = [state.name for state in rule.kernel().state if state.scalar]
+        super().__init__(path, prefix, list(rule.hyperparameters), list(rule.state), scalars)
+        self.phases = len(rule.kernel().phases) + 1
+
+    def workspace(self, sizes: Sequence[int]) -> Any:
+        """Exactly as much workspace as tensors of these sizes need, between guards, and all 0."""
+        elements = ctypes.c_uint64(int(np.sum(sizes, dtype=np.int64)))
+        size = self.call("workspace_size", ctypes.c_size_t)(elements, ctypes.c_size_t(len(sizes)))
+        guarded = Guarded([size // 8], np.float64)
+        guarded.arrays[0][:] = 0
+        return guarded
+
+    def options(self, workspace: Any = None, **values: Any) -> Options:
+        """Options with the defaults of the library."""
+        options = Options()
+        self.call("options_init", None)(ctypes.byref(options))
+        assert bytes(options)[8:] == bytes(ctypes.sizeof(Options) - 8)
+        assert options.grad_scale == 1.0
+        if workspace is not None:
+            options.workspace, options.workspace_size = workspace.ctypes.data, workspace.nbytes
+        for name, value in values.items():
+            setattr(options, name, value)
+        return options
+
+    def run(
+        self, t: int, arrays: Sequence[Arrays], options: Any, phases: tuple[int, int] | None = None, **hyper: float
+    ) -> int:
+        """A step with options, or some of its phases; its status."""
+        itemsize = next((own["p"].itemsize for own in arrays), 4)
+        suffix = {4: "f32", 8: "f64"}[itemsize]
+        arguments = [ctypes.byref(self.hyper(**hyper)), ctypes.c_uint64(t), self.tensors(arrays)]
+        arguments += [ctypes.c_size_t(len(arrays)), None if options is None else ctypes.byref(options)]
+        if phases is None:
+            return int(self.call(f"step_with_{suffix}")(*arguments))
+        return int(self.call(f"phases_{suffix}")(*arguments, *map(ctypes.c_int, phases)))
+
+    def partials(self, workspace: Any, phase: int) -> Any:
+        """The sums of a phase, live."""
+        number = ctypes.c_size_t()
+        function = self.call("partials", ctypes.c_void_p)
+        address = function(ctypes.c_void_p(workspace.ctypes.data), ctypes.c_int(phase), ctypes.byref(number))
+        first = (address - workspace.ctypes.data) // 8
+        assert 0 <= first <= first + number.value <= workspace.size
+        return workspace[first : first + number.value]
+
+    def text(self, status: int) -> str:
+        """What a status means."""
+        return str(self.call("strerror", ctypes.c_char_p)(status).decode())
+
+
+class Told:
+    """Statistics as `agree` reads them."""
+
+    def __init__(self, whole: Stats, tensors: Any):
+        self.whole = whole
+        names = [name for name, _ in Stats._fields_]
+        self.per_tensor = {name: np.array([getattr(own, name) for own in tensors]) for name in names}
+
+    def __getitem__(self, name: str) -> Any:
+        return getattr(self.whole, name)
+
+
+def build(rule: of.Rule, directory: Path, compiler: str, flags: Sequence[str], dtypes: str | None = None) -> Kernel:
+    return Kernel(compile_shared(rule.generate(prefix="k", dtypes=dtypes), directory, compiler, flags), rule, "k")
+
+
+class Kernels:
+    """Kernels by name, compiler and flags, which are compiled while tests are already running."""
+
+    def __init__(self, pool: ThreadPoolExecutor, directory: Path):
+        wanted = [(name, "gcc", "openmp") for name in KERNELS]
+        wanted += [(name, compiler, flags) for (name, flags), compiler in itertools.product(COMPILED, COMPILERS)]
+        self.directory = directory
+        self.made = {case: pool.submit(self.make, *case) for case in wanted if shutil.which(case[1])}
+
+    def make(self, name: str, compiler: str, flags: str) -> Kernel:
+        chosen = ("-O2", "-fopenmp") if flags == "openmp" else FLAGS[flags]
+        dtypes = None if flags in ("openmp", "native") else "f32"
+        return build(KERNELS[name], self.directory / f"{name}-{compiler}-{flags}", compiler, chosen, dtypes)
+
+    def __getitem__(self, case: tuple[str, str, str]) -> Kernel:
+        return self.made[case].result()
+
+
+@pytest.fixture(scope="module")
+def kernels(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kernels]:
+    pool = ThreadPoolExecutor(2)
+    yield Kernels(pool, tmp_path_factory.mktemp("kernels"))
+    pool.shutdown(cancel_futures=True)
+
+
+class Run:
+    """Arrays of a kernel, between guards, and what two steps of the reference make of them."""
+
+    def __init__(self, name: str, dtype: Any, sizes: Sequence[int] = SIZES, **how: Any):
+        self.name, self.dtype, self.sizes, self.how = name, dtype, sizes, how
+        rng = np.random.default_rng(11)
+        self.rule = KERNELS[name]
+        self.first = [rng.standard_normal(n).astype(dtype) for n in sizes]
+        self.grads = [[spread(rng, n, dtype) for n in sizes] for _ in range(2)]
+        params = [p.copy() for p in self.first]
+        opt = of.Optimizer(params, self.rule, target="numpy", **how)
+        self.expected = []
+        for grads in self.grads:
+            told = opt.step([g.copy() for g in grads], grad_scale=2.5, stats=True)
+            state = {s: [np.array(x, ndmin=1) for x in tree] for s, tree in opt.state.items()}
+            self.expected.append(({"p": [p.copy() for p in params], **bits_of(state)}, told))
+
+    def arrays(self) -> tuple[list[dict[str, Any]], dict[str, Guarded]]:
+        """Tensors at the begin."""
+        scalars = {s.name for s in self.rule.kernel().state if s.scalar}
+        memory = {}
+        for k, name in enumerate(("p", "g", *self.rule.state)):
+            own = name in scalars
+            memory[name] = Guarded(
+                [1] * len(self.sizes) if own else self.sizes, np.float64 if own else self.dtype, offset=k
+            )
+        tensors = [{name: memory[name].arrays[k] for name in memory} for k in range(len(self.sizes))]
+        for tensor, p in zip(tensors, self.first, strict=True):
+            tensor["p"][:] = p
+            for name, value in self.rule.state.items():
+                tensor[name][:] = value
+        return tensors, memory
+
+    def check(self, step: int, tensors: Sequence[Arrays], where: str = "") -> None:
+        """The arrays behind a step."""
+        for name, values in self.expected[step][0].items():
+            for k, own in enumerate(values):
+                assert same(tensors[k][name], own), f"{name} of size {self.sizes[k]}, step {step}: {where}"
+
+    def told(self, step: int, told: Told) -> None:
+        """The statistics of a step."""
+        expected = self.expected[step][1]
+        for name, _ in Stats._fields_:
+            assert same(float(told[name]), float(expected[name])), f"{name}: {told[name]} and {expected[name]}"
+            own, other = told.per_tensor[name], expected.per_tensor[name]
+            assert same(own.astype(np.float64), other.astype(np.float64)), name
+
+
+def bits_of(state: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    return {name: [x.copy() for x in tree] for name, tree in state.items()}
+
+
+_runs: dict[Any, Run] = {}
+
+
+def run_of(name: str, dtype: Any, **how: Any) -> Run:
+    """The reference's run, computed once."""
+    key = name, dtype, tuple(how.items())
+    if key not in _runs:
+        _runs[key] = Run(name, dtype, **how)
+    return _runs[key]
+
+
+def one_rank(kernel: Kernel, run: Run, **how: Any) -> None:
+    """Both steps in one call each."""
+    tensors, memory = run.arrays()
+    workspace = kernel.workspace(run.sizes)
+    workspace.arrays[0][:] = np.nan  # what it holds does not matter
+    whole, each = Stats(), (Stats * len(run.sizes))()
+    for step in range(2):
+        for tensor, g in zip(tensors, run.grads[step], strict=True):
+            tensor["g"][:] = g
+        options = kernel.options(workspace.arrays[0], grad_scale=2.5, stats=ctypes.addressof(whole), **how)
+        options.tensor_stats = ctypes.addressof(each)
+        assert kernel.run(step + 1, tensors, options) == 0
+        run.check(step, tensors)
+        run.told(step, Told(whole, each))
+    assert workspace.intact()
+    assert all(own.intact() for own in memory.values())
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 7])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("name", KERNELS)
+def test_threads_tell_the_same(name: str, dtype: Any, threads: int, kernels: Kernels) -> None:
+    require("gcc")
+    one_rank(kernels[name, "gcc", "openmp"], run_of(name, dtype), threads=threads, skip_nonfinite=threads % 2)
+
+
+def test_the_reference_is_the_oracle() -> None:
+    """What this file compares with is what oracles say: of LAMB behind a clipping."""
+    run = run_of("lamb", np.float32)
+    params, states = run.first, [{s: np.zeros_like(p) for s in ("m", "v")} for p in run.first]
+    chain = [(_transforms.clip_by_global_norm, {"max_norm": 21.0})]
+    for step, grads in enumerate(run.grads):
+        made = _phase.phase(params, grads, states, step + 1, oracle("lamb"), chain, {}, grad_scale=2.5)
+        params, states = made.params, made.states
+        agree(run.expected[step][1], made.stats)
+        run.check(step, [{"p": p, **state} for p, state in zip(params, states, strict=True)])
+
+
+# ── parts on several ranks ──────────────────────────────────────────────────────────────────────────────────────────
+
+# For each rank its parts: the tensor, and the range of its chunks.
+SPLITS: dict[str, list[list[tuple[int, int, int]]]] = {
+    "two": [
+        [(0, 0, 1), (1, 0, 1), (5, 0, 2), (6, 1, 3)],
+        [(0, 1, 3), (2, 0, 0), (3, 0, 1), (4, 0, 1), (6, 0, 1), (7, 0, 1)],
+    ],
+    "three": [
+        [(6, 2, 3), (0, 2, 3)],
+        [(5, 1, 2), (0, 1, 2), (1, 0, 1), (6, 1, 2)],
+        [(7, 0, 1), (5, 0, 1), (4, 0, 1), (3, 0, 1), (2, 0, 0), (0, 0, 1), (6, 0, 1)],
+    ],
+    "an idle one": [[], [(k, 0, 3) for k in range(8)]],
+    "one in pieces": [
+        [(0, 2, 3), (6, 0, 2), (1, 0, 1), (0, 0, 2), (2, 0, 0), (6, 2, 3), (3, 0, 1), (4, 0, 1), (5, 0, 2), (7, 0, 1)]
+    ],
+}
+
+
+class Rank:
+    """One rank: its own arrays of its parts, its own workspace."""
+
+    def __init__(self, kernel: Kernel, run: Run, parts: Sequence[tuple[int, int, int]], **how: Any):
+        self.kernel, self.run = kernel, run
+        self.scalars = {s.name for s in run.rule.kernel().state if s.scalar}
+        whole, _ = run.arrays()
+        self.spans = [(k, first * CHUNK, min(last * CHUNK, run.sizes[k])) for k, first, last in parts]
+        self.tensors = [
+            {name: (array if name in self.scalars else array[begin:end]).copy() for name, array in whole[k].items()}
+            for k, begin, end in self.spans
+        ]
+        self.workspace = kernel.workspace(run.sizes)
+        self.sizes = (ctypes.c_size_t * len(run.sizes))(*run.sizes)
+        self.parts = (Part * max(len(parts), 1))(*((k, begin) for k, begin, _ in self.spans))
+        self.whole = Whole(len(run.sizes), ctypes.addressof(self.sizes), ctypes.addressof(self.parts))
+        self.stats, self.each = Stats(), (Stats * len(run.sizes))()
+        self.options = kernel.options(
+            self.workspace.arrays[0],
+            grad_scale=2.5,
+            whole=ctypes.addressof(self.whole),
+            stats=ctypes.addressof(self.stats),
+            tensor_stats=ctypes.addressof(self.each),
+            **how,
+        )
+
+    def begin(self, grads: Sequence[Any]) -> None:
+        self.workspace.arrays[0][:] = 0
+        for tensor, (k, begin, end) in zip(self.tensors, self.spans, strict=True):
+            tensor["g"][:] = grads[k][begin:end]
+
+    def phase(self, t: int, phase: int) -> int:
+        suffix = "f32" if self.run.dtype is np.float32 else "f64"
+        arguments = [ctypes.byref(self.kernel.hyper()), ctypes.c_uint64(t), self.kernel.tensors(self.tensors)]
+        arguments += [ctypes.c_size_t(len(self.tensors)), ctypes.byref(self.options)]
+        function = self.kernel.call(f"phases_{suffix}")
+        return int(function(*arguments, ctypes.c_int(phase), ctypes.c_int(phase + 1)))
+
+    def partials(self, phase: int) -> Any:
+        return self.kernel.partials(self.workspace.arrays[0], phase)
+
+
+def step_of(ranks: Sequence[Rank], t: int) -> set[int]:
+    """One step of all ranks, phase by phase, their sums added in between; what the last phase returned."""
+    last = ranks[0].kernel.phases - 1
+    for phase in range(last + 1):
+        statuses = {rank.phase(t, phase) for rank in ranks}
+        if phase < last:
+            everywhere = np.sum([rank.partials(phase) for rank in ranks], axis=0)
+            for rank in ranks:
+                rank.partials(phase)[:] = everywhere
+    return statuses
+
+
+def together(ranks: Sequence[Rank], run: Run) -> list[dict[str, Any]]:
+    """Whole tensors from the parts; scalar state, of which every rank has its own, must agree."""
+    whole, _ = run.arrays()
+    for rank in ranks:
+        for tensor, (k, begin, end) in zip(rank.tensors, rank.spans, strict=True):
+            for name, array in tensor.items():
+                if name in rank.scalars:
+                    seen = whole[k].setdefault(f"{name} seen", array)
+                    assert same(seen, array)
+                    whole[k][name][:] = array
+                else:
+                    whole[k][name][begin:end] = array
+    return whole
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("name", KERNELS)
+def test_ranks_have_the_bits_of_one(name: str, split: str, dtype: Any, kernels: Kernels) -> None:
+    """Tensors split between chunks, the sums added as an all-reduce adds them."""
+    require("gcc")
+    kernel, run = kernels[name, "gcc", "openmp"], run_of(name, dtype)
+    skip = int(split != "two")
+    ranks = [Rank(kernel, run, parts, skip_nonfinite=skip, threads=1 + k % 2) for k, parts in enumerate(SPLITS[split])]
+    for step in range(2):
+        for rank in ranks:
+            rank.begin(run.grads[step])
+        assert step_of(ranks, step + 1) == {0}
+        run.check(step, together(ranks, run), split)
+        for rank in ranks:
+            run.told(step, Told(rank.stats, rank.each))
+    assert all(rank.workspace.intact() for rank in ranks)
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_one_rank_s_nan_skips_the_step_of_all(name: str, kernels: Kernels) -> None:
+    require("gcc")
+    kernel, run = kernels[name, "gcc", "openmp"], run_of(name, np.float32)
+    ranks = [Rank(kernel, run, parts, skip_nonfinite=1, zero_grads=1) for parts in SPLITS["three"]]
+    before = together(ranks, run)
+    grads = [g.copy() for g in run.grads[0]]
+    grads[0][70_000] = np.inf
+    grads[6][-1] = np.nan
+    for rank in ranks:
+        rank.begin(grads)
+    assert step_of(ranks, 1) == {-1}
+    after = together(ranks, run)
+    for k, tensor in enumerate(after):
+        assert not tensor["g"].any()
+        assert all(same(array, before[k][n]) for n, array in tensor.items() if n != "g")
+    for rank in ranks:
+        assert (rank.stats.skipped, rank.stats.nan, rank.stats.inf) == (1, 1, 1)
+        assert [own.nan + own.inf for own in rank.each] == [1, 0, 0, 0, 0, 0, 1, 0]
+        rank.begin(run.grads[0])
+    assert step_of(ranks, 1) == {0}
+    for rank in ranks:
+        assert not any(tensor["g"].any() for tensor in rank.tensors)
+    for tensor in (behind := together(ranks, run)):
+        tensor.pop("g")
+    run.check(0, behind)
+
+
+def test_more_tensors_than_a_chunk_has_elements(kernels: Kernels) -> None:
+    """Their sums are added up in chunks as well."""
+    require("gcc")
+    kernel, count = kernels["adam", "gcc", "openmp"], CHUNK + 1500
+    arrays = {name: np.zeros(count) for name in ("p", "g", "m", "v")}
+    arrays["g"][:] = np.random.default_rng(0).standard_normal(count)
+    table = np.empty((count, 5), np.uintp)
+    table[:, 0] = 1
+    for k, own in enumerate(arrays.values(), 1):
+        table[:, k] = own.ctypes.data + 8 * np.arange(count, dtype=np.uintp)
+    workspace, stats = kernel.workspace([1] * count), Stats()
+    options = kernel.options(workspace.arrays[0], stats=ctypes.addressof(stats))
+    pointer = ctypes.c_void_p(table.ctypes.data)
+    arguments = [ctypes.byref(kernel.hyper()), ctypes.c_uint64(1), pointer, ctypes.c_size_t(count)]
+    assert kernel.call("step_with_f64")(*arguments, ctypes.byref(options)) == 0
+    for name, norm_of in (("g", stats.grad_norm), ("p", stats.param_norm)):
+        assert same(norm_of, math.sqrt(_tree.tree_sum(arrays[name] * arrays[name])))
+    assert workspace.intact()
+
+
+# ── statuses ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def small(kernels: Kernels) -> tuple[Kernel, list[dict[str, Any]]]:
+    """The kernel of clipped LAMB, and two tensors."""
+    require("gcc")
+    tensors = [{name: np.ones(n, np.float32) for name in ("p", "g", "m", "v")} for n in (CHUNK + 5, 3)]
+    return kernels["lamb", "gcc", "openmp"], tensors
+
+
+def unchanged(
+    kernel: Kernel, tensors: list[dict[str, Any]], options: Any, phases: tuple[int, int] | None = None
+) -> str:
+    """The text of a status of a step that changes nothing."""
+    before = [{name: array.copy() for name, array in tensor.items()} for tensor in tensors]
+    status = kernel.run(1, tensors, options, phases)
+    for tensor, old in zip(tensors, before, strict=True):
+        assert all(same(array, old[name]) for name, array in tensor.items())
+    return kernel.text(status)
+
+
+def test_statuses_of_options(small: Any) -> None:
+    kernel, tensors = small
+    workspace = kernel.workspace([CHUNK + 5, 3]).arrays[0]
+    for value in (0.0, -1.0, np.nan, np.inf, -np.inf, 1e-320):
+        said = unchanged(kernel, tensors, kernel.options(workspace, grad_scale=value))
+        assert said == "grad_scale is not a positive number with a finite inverse"
+    assert unchanged(kernel, tensors, None) == "a pointer is NULL"
+    assert unchanged(kernel, tensors, kernel.options()) == "a pointer is NULL"
+    short = "the workspace is too small, or not aligned to doubles"
+    assert unchanged(kernel, tensors, kernel.options(workspace, workspace_size=workspace.nbytes - 1)) == short
+    askew = kernel.options(workspace)
+    askew.workspace += 4
+    assert unchanged(kernel, tensors, askew) == short
+    tensors[0]["g"][CHUNK] = np.nan
+    said = unchanged(kernel, tensors, kernel.options(workspace, skip_nonfinite=1))
+    assert said == "a gradient is NaN or infinite, so nothing was changed, and t does not advance"
+    assert kernel.run(1, tensors, kernel.options(workspace, skip_nonfinite=1)) == -1
+    tensors[0]["g"][CHUNK] = 1.0
+    assert kernel.run(1, tensors, kernel.options(workspace, skip_nonfinite=1)) == 0
+    assert (tensors[0]["p"] != 1).all()
+
+
+@pytest.mark.parametrize(
+    ("size", "parts"),
+    {
+        "no such tensor": (CHUNK + 5, [(2, 0), (1, 0)]),
+        "it begins inside a chunk": (CHUNK + 6, [(0, 1), (1, 0)]),
+        "it ends behind the tensor": (CHUNK + 5, [(0, CHUNK), (1, 0)]),
+        "it begins behind the tensor": (CHUNK + 5, [(0, 0), (1, CHUNK)]),
+        "it ends inside a chunk": (CHUNK + 6, [(0, 0), (1, 0)]),
+    }.values(),
+)
+def test_statuses_of_parts(size: int, parts: Any, small: Any) -> None:
+    kernel, tensors = small
+    sizes, table = (ctypes.c_size_t * 2)(size, 3), (Part * 2)(*parts)
+    whole = Whole(2, ctypes.addressof(sizes), ctypes.addressof(table))
+    options = kernel.options(kernel.workspace([size, 3]).arrays[0], whole=ctypes.addressof(whole))
+    said = unchanged(kernel, tensors, options)
+    assert said == "a part is not in its tensor, or does not begin and end between chunks"
+    whole.parts = None
+    assert unchanged(kernel, tensors, options) == "a pointer is NULL"
+
+
+def test_partials_outside_of_the_phases(small: Any) -> None:
+    kernel, tensors = small
+    workspace = kernel.workspace([CHUNK + 5, 3]).arrays[0]
+    assert kernel.run(1, tensors, kernel.options(workspace)) == 0
+    assert [kernel.partials(workspace, phase).size > 0 for phase in range(-1, kernel.phases + 1)] == [
+        False,
+        *([True] * (kernel.phases - 1)),
+        False,
+        False,
+    ]
+
+
+def test_a_plain_step_takes_the_workspace_alone(small: Any) -> None:
+    """`step` is `step_with` and the defaults; `check` sees that the same arguments will do."""
+    kernel, tensors = small
+    own = [{name: array.copy() for name, array in tensor.items()} for tensor in tensors]
+    workspace = kernel.workspace([CHUNK + 5, 3]).arrays[0]
+    arguments = [ctypes.byref(kernel.hyper()), ctypes.c_uint64(1), kernel.tensors(own), ctypes.c_size_t(2)]
+    assert kernel.call("check_f32")(*arguments) == 0
+    assert same(own[0]["p"], tensors[0]["p"])
+    assert kernel.text(kernel.call("step_f32")(*arguments, None)) == "a pointer is NULL"
+    assert kernel.call("step_f32")(*arguments, ctypes.c_void_p(workspace.ctypes.data)) == 0
+    assert kernel.run(1, tensors, kernel.options(workspace)) == 0
+    for a, b in zip(own, tensors, strict=True):
+        assert all(same(a[name], b[name]) for name in ("p", "m", "v"))
+
+
+def test_a_rule_without_reductions_needs_no_workspace(kernels: Kernels) -> None:
+    require("gcc")
+    kernel = kernels["adam", "gcc", "openmp"]
+    tensors = [{name: np.zeros(40) for name in ("p", "g", "m", "v")}]
+    tensors[0]["g"][:] = 1.0
+    assert kernel.run(1, tensors, kernel.options(zero_grads=1)) == 0
+    assert (tensors[0]["p"] < 0).all()
+    assert not tensors[0]["g"].any()
+    stats = Stats()
+    assert unchanged(kernel, tensors, kernel.options(skip_nonfinite=1)) == "a pointer is NULL"
+    assert unchanged(kernel, tensors, kernel.options(stats=ctypes.addressof(stats))) == "a pointer is NULL"
+
+
+def test_the_first_step_begins_state(tmp_path: Path) -> None:
+    """State that starts as the gradient is begun by a step that is told so, tensor by tensor."""
+
+    @of.rule
+    def begun(p, g, first="g", *, lr=1.0):
+        p = p - lr * first
+        return p, first
+
+    kernel = build(of.clip_by_norm >> begun, tmp_path, require("gcc"), ("-O1",))
+    tensors = [{"p": np.zeros(3), "g": np.full(3, 5.0), "first": np.full(3, 7.0)} for _ in range(2)]
+    starting = np.array([1, 0], np.uint8)
+    workspace = kernel.workspace([3, 3]).arrays[0]
+    assert kernel.run(1, tensors, kernel.options(workspace, starting=starting.ctypes.data), max_norm=75.0**0.5 / 5) == 0
+    assert [np.round(tensor["first"], 12).tolist() for tensor in tensors] == [[1.0] * 3, [7.0] * 3]
+    assert [np.round(tensor["p"], 12).tolist() for tensor in tensors] == [[-1.0] * 3, [-7.0] * 3]
+
+
+def test_phases_are_those_of_the_kernel() -> None:
+    """Clipped LAMB: the norm of all gradients, the moments with the norms of a tensor, the parameter."""
+    stores = [[name for name, _ in phase.stores] for phase in LAMB.kernel().phases]
+    assert stores == [[], ["m", "v"], ["p"]]
+    assert "k_PHASES = 4" in LAMB.generate(prefix="k")["k.h"]
+
+
+# ── compilers ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("compiler", COMPILERS)
+@pytest.mark.parametrize(("name", "flags"), COMPILED)
+def test_compilers_and_flags_tell_the_same(name: str, compiler: str, flags: str, kernels: Kernels) -> None:
+    require(compiler)
+    for dtype in (np.float32, np.float64) if flags == "native" else (np.float32,):
+        one_rank(kernels[name, compiler, flags], run_of(name, dtype), skip_nonfinite=flags != "O2")
