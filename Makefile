@@ -11,8 +11,8 @@ demo: $(VENV)/.demo
 	$(BIN)/optforge demo --kernels build --out demo.png
 
 test: $(VENV)/.dev
-	$(BIN)/ruff check generator tests
-	$(BIN)/ruff format --check generator tests
+	$(BIN)/ruff check generator tests benchmarks
+	$(BIN)/ruff format --check generator tests benchmarks
 	$(BIN)/mypy
 	$(BIN)/optforge generate --all --check
 	$(BIN)/pytest -q $(PYTEST_ARGS)

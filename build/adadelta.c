@@ -77,7 +77,7 @@ extern "C" double sqrt(double) noexcept __attribute__((const));
 
 enum {
     adadelta_LANES = 32,           /* elements of a loop with a constant count, which vectorises at -O2 */
-    adadelta_LEAF = 1024,          /* elements that are added up lane by lane */
+    adadelta_LEAF_SIZE = 1024,     /* elements that are added up lane by lane */
     adadelta_THREAD_SIZE = 65536   /* elements per thread below which waking another one does not pay */
 };
 
@@ -209,8 +209,8 @@ static double adadelta_many_sum(const double *values, size_t n, int chunked)
 
     if (nodes > adadelta_CHUNK)
         return adadelta_many_sum(values, n, 1);
-    for (size_t i = 0; i < nodes; i += adadelta_LEAF) {
-        const size_t stop = nodes - i < adadelta_LEAF ? nodes : i + adadelta_LEAF;
+    for (size_t i = 0; i < nodes; i += adadelta_LEAF_SIZE) {
+        const size_t stop = nodes - i < adadelta_LEAF_SIZE ? nodes : i + adadelta_LEAF_SIZE;
         double lanes[adadelta_LANES] = {0.0};
 
         for (size_t j = i; j < stop; j++) {
@@ -219,9 +219,9 @@ static double adadelta_many_sum(const double *values, size_t n, int chunked)
 
             lanes[j % adadelta_LANES] = lanes[j % adadelta_LANES] + value;
         }
-        leaves[i / adadelta_LEAF] = adadelta_fold_sum(lanes);
+        leaves[i / adadelta_LEAF_SIZE] = adadelta_fold_sum(lanes);
     }
-    return adadelta_leaves_sum(leaves, nodes / adadelta_LEAF + (nodes % adadelta_LEAF != 0));
+    return adadelta_leaves_sum(leaves, nodes / adadelta_LEAF_SIZE + (nodes % adadelta_LEAF_SIZE != 0));
 }
 
 static double adadelta_tree_sum(const double *values, size_t n)
@@ -343,7 +343,7 @@ static void adadelta_count_f32(const adadelta_scalars *s, const float *g, size_t
     }
 }
 
-/* Looks at gradients before anything is written, for n neighbouring elements; what it adds up goes into 32 lanes each. */
+/* Looks at the gradients first, for n neighbouring elements; sums go into 32 lanes each. */
 adadelta_INLINE void adadelta_scan_f32(const adadelta_scalars *s, int observe, size_t n,
                                        const float *adadelta_RESTRICT g_,
                                        double *adadelta_RESTRICT scanned_grad_squares)
@@ -358,7 +358,7 @@ adadelta_INLINE void adadelta_scan_f32(const adadelta_scalars *s, int observe, s
     }
 }
 
-/* Looks at gradients before anything is written, for elements [begin, end) of a tensor, one chunk at most. */
+/* Looks at the gradients first, for elements [begin, end) of a tensor, one chunk at most. */
 adadelta_INLINE void adadelta_scan_chunk_f32(const adadelta_scalars *s, int observe,
                                              const adadelta_tensor_f32 *x, size_t begin, size_t end,
                                              double *sums, size_t stride)
@@ -369,7 +369,7 @@ adadelta_INLINE void adadelta_scan_chunk_f32(const adadelta_scalars *s, int obse
 
     for (; i < end; leaf++) {
         const size_t start = i;
-        const size_t stop = end - i < adadelta_LEAF ? end : i + adadelta_LEAF;
+        const size_t stop = end - i < adadelta_LEAF_SIZE ? end : i + adadelta_LEAF_SIZE;
         double lanes[1][adadelta_LANES] = {{0.0}};
 
         for (; stop - i >= adadelta_LANES; i += adadelta_LANES)
@@ -390,7 +390,7 @@ adadelta_INLINE void adadelta_scan_chunk_f32(const adadelta_scalars *s, int obse
     }
 }
 
-/* The rule, for n neighbouring elements; what it adds up goes into 32 lanes each. */
+/* The rule, for n neighbouring elements; sums go into 32 lanes each. */
 adadelta_INLINE void adadelta_elements_f32(const adadelta_scalars *s, int observe, size_t n,
                                            float *adadelta_RESTRICT p_, const float *adadelta_RESTRICT g_,
                                            float *adadelta_RESTRICT acc_, float *adadelta_RESTRICT acc_delta_,
@@ -438,7 +438,7 @@ adadelta_INLINE void adadelta_elements_chunk_f32(const adadelta_scalars *s, int 
 
     for (; i < end; leaf++) {
         const size_t start = i;
-        const size_t stop = end - i < adadelta_LEAF ? end : i + adadelta_LEAF;
+        const size_t stop = end - i < adadelta_LEAF_SIZE ? end : i + adadelta_LEAF_SIZE;
         double lanes[3][adadelta_LANES] = {{0.0}};
 
         for (; stop - i >= adadelta_LANES; i += adadelta_LANES)
@@ -800,7 +800,7 @@ static void adadelta_count_f64(const adadelta_scalars *s, const double *g, size_
     }
 }
 
-/* Looks at gradients before anything is written, for n neighbouring elements; what it adds up goes into 32 lanes each. */
+/* Looks at the gradients first, for n neighbouring elements; sums go into 32 lanes each. */
 adadelta_INLINE void adadelta_scan_f64(const adadelta_scalars *s, int observe, size_t n,
                                        const double *adadelta_RESTRICT g_,
                                        double *adadelta_RESTRICT scanned_grad_squares)
@@ -815,7 +815,7 @@ adadelta_INLINE void adadelta_scan_f64(const adadelta_scalars *s, int observe, s
     }
 }
 
-/* Looks at gradients before anything is written, for elements [begin, end) of a tensor, one chunk at most. */
+/* Looks at the gradients first, for elements [begin, end) of a tensor, one chunk at most. */
 adadelta_INLINE void adadelta_scan_chunk_f64(const adadelta_scalars *s, int observe,
                                              const adadelta_tensor_f64 *x, size_t begin, size_t end,
                                              double *sums, size_t stride)
@@ -826,7 +826,7 @@ adadelta_INLINE void adadelta_scan_chunk_f64(const adadelta_scalars *s, int obse
 
     for (; i < end; leaf++) {
         const size_t start = i;
-        const size_t stop = end - i < adadelta_LEAF ? end : i + adadelta_LEAF;
+        const size_t stop = end - i < adadelta_LEAF_SIZE ? end : i + adadelta_LEAF_SIZE;
         double lanes[1][adadelta_LANES] = {{0.0}};
 
         for (; stop - i >= adadelta_LANES; i += adadelta_LANES)
@@ -847,7 +847,7 @@ adadelta_INLINE void adadelta_scan_chunk_f64(const adadelta_scalars *s, int obse
     }
 }
 
-/* The rule, for n neighbouring elements; what it adds up goes into 32 lanes each. */
+/* The rule, for n neighbouring elements; sums go into 32 lanes each. */
 adadelta_INLINE void adadelta_elements_f64(const adadelta_scalars *s, int observe, size_t n,
                                            double *adadelta_RESTRICT p_, const double *adadelta_RESTRICT g_,
                                            double *adadelta_RESTRICT acc_,
@@ -896,7 +896,7 @@ adadelta_INLINE void adadelta_elements_chunk_f64(const adadelta_scalars *s, int 
 
     for (; i < end; leaf++) {
         const size_t start = i;
-        const size_t stop = end - i < adadelta_LEAF ? end : i + adadelta_LEAF;
+        const size_t stop = end - i < adadelta_LEAF_SIZE ? end : i + adadelta_LEAF_SIZE;
         double lanes[3][adadelta_LANES] = {{0.0}};
 
         for (; stop - i >= adadelta_LANES; i += adadelta_LANES)

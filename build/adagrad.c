@@ -75,7 +75,7 @@ extern "C" double sqrt(double) noexcept __attribute__((const));
 
 enum {
     adagrad_LANES = 32,           /* elements of a loop with a constant count, which vectorises at -O2 */
-    adagrad_LEAF = 1024,          /* elements that are added up lane by lane */
+    adagrad_LEAF_SIZE = 1024,     /* elements that are added up lane by lane */
     adagrad_THREAD_SIZE = 65536   /* elements per thread below which waking another one does not pay */
 };
 
@@ -199,8 +199,8 @@ static double adagrad_many_sum(const double *values, size_t n, int chunked)
 
     if (nodes > adagrad_CHUNK)
         return adagrad_many_sum(values, n, 1);
-    for (size_t i = 0; i < nodes; i += adagrad_LEAF) {
-        const size_t stop = nodes - i < adagrad_LEAF ? nodes : i + adagrad_LEAF;
+    for (size_t i = 0; i < nodes; i += adagrad_LEAF_SIZE) {
+        const size_t stop = nodes - i < adagrad_LEAF_SIZE ? nodes : i + adagrad_LEAF_SIZE;
         double lanes[adagrad_LANES] = {0.0};
 
         for (size_t j = i; j < stop; j++) {
@@ -209,9 +209,9 @@ static double adagrad_many_sum(const double *values, size_t n, int chunked)
 
             lanes[j % adagrad_LANES] = lanes[j % adagrad_LANES] + value;
         }
-        leaves[i / adagrad_LEAF] = adagrad_fold_sum(lanes);
+        leaves[i / adagrad_LEAF_SIZE] = adagrad_fold_sum(lanes);
     }
-    return adagrad_leaves_sum(leaves, nodes / adagrad_LEAF + (nodes % adagrad_LEAF != 0));
+    return adagrad_leaves_sum(leaves, nodes / adagrad_LEAF_SIZE + (nodes % adagrad_LEAF_SIZE != 0));
 }
 
 static double adagrad_tree_sum(const double *values, size_t n)
@@ -333,7 +333,7 @@ static void adagrad_count_f32(const adagrad_scalars *s, const float *g, size_t n
     }
 }
 
-/* Looks at gradients before anything is written, for n neighbouring elements; what it adds up goes into 32 lanes each. */
+/* Looks at the gradients first, for n neighbouring elements; sums go into 32 lanes each. */
 adagrad_INLINE void adagrad_scan_f32(const adagrad_scalars *s, int observe, size_t n,
                                      const float *adagrad_RESTRICT g_,
                                      double *adagrad_RESTRICT scanned_grad_squares)
@@ -348,7 +348,7 @@ adagrad_INLINE void adagrad_scan_f32(const adagrad_scalars *s, int observe, size
     }
 }
 
-/* Looks at gradients before anything is written, for elements [begin, end) of a tensor, one chunk at most. */
+/* Looks at the gradients first, for elements [begin, end) of a tensor, one chunk at most. */
 adagrad_INLINE void adagrad_scan_chunk_f32(const adagrad_scalars *s, int observe, const adagrad_tensor_f32 *x,
                                            size_t begin, size_t end, double *sums, size_t stride)
 {
@@ -358,7 +358,7 @@ adagrad_INLINE void adagrad_scan_chunk_f32(const adagrad_scalars *s, int observe
 
     for (; i < end; leaf++) {
         const size_t start = i;
-        const size_t stop = end - i < adagrad_LEAF ? end : i + adagrad_LEAF;
+        const size_t stop = end - i < adagrad_LEAF_SIZE ? end : i + adagrad_LEAF_SIZE;
         double lanes[1][adagrad_LANES] = {{0.0}};
 
         for (; stop - i >= adagrad_LANES; i += adagrad_LANES)
@@ -379,7 +379,7 @@ adagrad_INLINE void adagrad_scan_chunk_f32(const adagrad_scalars *s, int observe
     }
 }
 
-/* The rule, for n neighbouring elements; what it adds up goes into 32 lanes each. */
+/* The rule, for n neighbouring elements; sums go into 32 lanes each. */
 adagrad_INLINE void adagrad_elements_f32(const adagrad_scalars *s, int observe, size_t n,
                                          float *adagrad_RESTRICT p_, const float *adagrad_RESTRICT g_,
                                          float *adagrad_RESTRICT acc_, double *adagrad_RESTRICT grad_squares,
@@ -420,7 +420,7 @@ adagrad_INLINE void adagrad_elements_chunk_f32(const adagrad_scalars *s, int obs
 
     for (; i < end; leaf++) {
         const size_t start = i;
-        const size_t stop = end - i < adagrad_LEAF ? end : i + adagrad_LEAF;
+        const size_t stop = end - i < adagrad_LEAF_SIZE ? end : i + adagrad_LEAF_SIZE;
         double lanes[3][adagrad_LANES] = {{0.0}};
 
         for (; stop - i >= adagrad_LANES; i += adagrad_LANES)
@@ -781,7 +781,7 @@ static void adagrad_count_f64(const adagrad_scalars *s, const double *g, size_t 
     }
 }
 
-/* Looks at gradients before anything is written, for n neighbouring elements; what it adds up goes into 32 lanes each. */
+/* Looks at the gradients first, for n neighbouring elements; sums go into 32 lanes each. */
 adagrad_INLINE void adagrad_scan_f64(const adagrad_scalars *s, int observe, size_t n,
                                      const double *adagrad_RESTRICT g_,
                                      double *adagrad_RESTRICT scanned_grad_squares)
@@ -796,7 +796,7 @@ adagrad_INLINE void adagrad_scan_f64(const adagrad_scalars *s, int observe, size
     }
 }
 
-/* Looks at gradients before anything is written, for elements [begin, end) of a tensor, one chunk at most. */
+/* Looks at the gradients first, for elements [begin, end) of a tensor, one chunk at most. */
 adagrad_INLINE void adagrad_scan_chunk_f64(const adagrad_scalars *s, int observe, const adagrad_tensor_f64 *x,
                                            size_t begin, size_t end, double *sums, size_t stride)
 {
@@ -806,7 +806,7 @@ adagrad_INLINE void adagrad_scan_chunk_f64(const adagrad_scalars *s, int observe
 
     for (; i < end; leaf++) {
         const size_t start = i;
-        const size_t stop = end - i < adagrad_LEAF ? end : i + adagrad_LEAF;
+        const size_t stop = end - i < adagrad_LEAF_SIZE ? end : i + adagrad_LEAF_SIZE;
         double lanes[1][adagrad_LANES] = {{0.0}};
 
         for (; stop - i >= adagrad_LANES; i += adagrad_LANES)
@@ -827,7 +827,7 @@ adagrad_INLINE void adagrad_scan_chunk_f64(const adagrad_scalars *s, int observe
     }
 }
 
-/* The rule, for n neighbouring elements; what it adds up goes into 32 lanes each. */
+/* The rule, for n neighbouring elements; sums go into 32 lanes each. */
 adagrad_INLINE void adagrad_elements_f64(const adagrad_scalars *s, int observe, size_t n,
                                          double *adagrad_RESTRICT p_, const double *adagrad_RESTRICT g_,
                                          double *adagrad_RESTRICT acc_, double *adagrad_RESTRICT grad_squares,
@@ -868,7 +868,7 @@ adagrad_INLINE void adagrad_elements_chunk_f64(const adagrad_scalars *s, int obs
 
     for (; i < end; leaf++) {
         const size_t start = i;
-        const size_t stop = end - i < adagrad_LEAF ? end : i + adagrad_LEAF;
+        const size_t stop = end - i < adagrad_LEAF_SIZE ? end : i + adagrad_LEAF_SIZE;
         double lanes[3][adagrad_LANES] = {{0.0}};
 
         for (; stop - i >= adagrad_LANES; i += adagrad_LANES)

@@ -78,7 +78,7 @@ extern "C" double sqrt(double) noexcept __attribute__((const));
 
 enum {
     adam_LANES = 32,           /* elements of a loop with a constant count, which vectorises at -O2 */
-    adam_LEAF = 1024,          /* elements that are added up lane by lane */
+    adam_LEAF_SIZE = 1024,     /* elements that are added up lane by lane */
     adam_THREAD_SIZE = 65536   /* elements per thread below which waking another one does not pay */
 };
 
@@ -239,8 +239,8 @@ static double adam_many_sum(const double *values, size_t n, int chunked)
 
     if (nodes > adam_CHUNK)
         return adam_many_sum(values, n, 1);
-    for (size_t i = 0; i < nodes; i += adam_LEAF) {
-        const size_t stop = nodes - i < adam_LEAF ? nodes : i + adam_LEAF;
+    for (size_t i = 0; i < nodes; i += adam_LEAF_SIZE) {
+        const size_t stop = nodes - i < adam_LEAF_SIZE ? nodes : i + adam_LEAF_SIZE;
         double lanes[adam_LANES] = {0.0};
 
         for (size_t j = i; j < stop; j++) {
@@ -249,9 +249,9 @@ static double adam_many_sum(const double *values, size_t n, int chunked)
 
             lanes[j % adam_LANES] = lanes[j % adam_LANES] + value;
         }
-        leaves[i / adam_LEAF] = adam_fold_sum(lanes);
+        leaves[i / adam_LEAF_SIZE] = adam_fold_sum(lanes);
     }
-    return adam_leaves_sum(leaves, nodes / adam_LEAF + (nodes % adam_LEAF != 0));
+    return adam_leaves_sum(leaves, nodes / adam_LEAF_SIZE + (nodes % adam_LEAF_SIZE != 0));
 }
 
 static double adam_tree_sum(const double *values, size_t n)
@@ -373,7 +373,7 @@ static void adam_count_f32(const adam_scalars *s, const float *g, size_t n, doub
     }
 }
 
-/* Looks at gradients before anything is written, for n neighbouring elements; what it adds up goes into 32 lanes each. */
+/* Looks at the gradients first, for n neighbouring elements; sums go into 32 lanes each. */
 adam_INLINE void adam_scan_f32(const adam_scalars *s, int observe, size_t n, const float *adam_RESTRICT g_,
                                double *adam_RESTRICT scanned_grad_squares)
 {
@@ -387,7 +387,7 @@ adam_INLINE void adam_scan_f32(const adam_scalars *s, int observe, size_t n, con
     }
 }
 
-/* Looks at gradients before anything is written, for elements [begin, end) of a tensor, one chunk at most. */
+/* Looks at the gradients first, for elements [begin, end) of a tensor, one chunk at most. */
 adam_INLINE void adam_scan_chunk_f32(const adam_scalars *s, int observe, const adam_tensor_f32 *x,
                                      size_t begin, size_t end, double *sums, size_t stride)
 {
@@ -397,7 +397,7 @@ adam_INLINE void adam_scan_chunk_f32(const adam_scalars *s, int observe, const a
 
     for (; i < end; leaf++) {
         const size_t start = i;
-        const size_t stop = end - i < adam_LEAF ? end : i + adam_LEAF;
+        const size_t stop = end - i < adam_LEAF_SIZE ? end : i + adam_LEAF_SIZE;
         double lanes[1][adam_LANES] = {{0.0}};
 
         for (; stop - i >= adam_LANES; i += adam_LANES)
@@ -418,7 +418,7 @@ adam_INLINE void adam_scan_chunk_f32(const adam_scalars *s, int observe, const a
     }
 }
 
-/* The rule, for n neighbouring elements; what it adds up goes into 32 lanes each. */
+/* The rule, for n neighbouring elements; sums go into 32 lanes each. */
 adam_INLINE void adam_elements_f32(const adam_scalars *s, int observe, size_t n, float *adam_RESTRICT p_,
                                    const float *adam_RESTRICT g_, float *adam_RESTRICT m_,
                                    float *adam_RESTRICT v_, double *adam_RESTRICT grad_squares,
@@ -467,7 +467,7 @@ adam_INLINE void adam_elements_chunk_f32(const adam_scalars *s, int observe, int
 
     for (; i < end; leaf++) {
         const size_t start = i;
-        const size_t stop = end - i < adam_LEAF ? end : i + adam_LEAF;
+        const size_t stop = end - i < adam_LEAF_SIZE ? end : i + adam_LEAF_SIZE;
         double lanes[3][adam_LANES] = {{0.0}};
 
         for (; stop - i >= adam_LANES; i += adam_LANES)
@@ -829,7 +829,7 @@ static void adam_count_f64(const adam_scalars *s, const double *g, size_t n, dou
     }
 }
 
-/* Looks at gradients before anything is written, for n neighbouring elements; what it adds up goes into 32 lanes each. */
+/* Looks at the gradients first, for n neighbouring elements; sums go into 32 lanes each. */
 adam_INLINE void adam_scan_f64(const adam_scalars *s, int observe, size_t n, const double *adam_RESTRICT g_,
                                double *adam_RESTRICT scanned_grad_squares)
 {
@@ -843,7 +843,7 @@ adam_INLINE void adam_scan_f64(const adam_scalars *s, int observe, size_t n, con
     }
 }
 
-/* Looks at gradients before anything is written, for elements [begin, end) of a tensor, one chunk at most. */
+/* Looks at the gradients first, for elements [begin, end) of a tensor, one chunk at most. */
 adam_INLINE void adam_scan_chunk_f64(const adam_scalars *s, int observe, const adam_tensor_f64 *x,
                                      size_t begin, size_t end, double *sums, size_t stride)
 {
@@ -853,7 +853,7 @@ adam_INLINE void adam_scan_chunk_f64(const adam_scalars *s, int observe, const a
 
     for (; i < end; leaf++) {
         const size_t start = i;
-        const size_t stop = end - i < adam_LEAF ? end : i + adam_LEAF;
+        const size_t stop = end - i < adam_LEAF_SIZE ? end : i + adam_LEAF_SIZE;
         double lanes[1][adam_LANES] = {{0.0}};
 
         for (; stop - i >= adam_LANES; i += adam_LANES)
@@ -874,7 +874,7 @@ adam_INLINE void adam_scan_chunk_f64(const adam_scalars *s, int observe, const a
     }
 }
 
-/* The rule, for n neighbouring elements; what it adds up goes into 32 lanes each. */
+/* The rule, for n neighbouring elements; sums go into 32 lanes each. */
 adam_INLINE void adam_elements_f64(const adam_scalars *s, int observe, size_t n, double *adam_RESTRICT p_,
                                    const double *adam_RESTRICT g_, double *adam_RESTRICT m_,
                                    double *adam_RESTRICT v_, double *adam_RESTRICT grad_squares,
@@ -923,7 +923,7 @@ adam_INLINE void adam_elements_chunk_f64(const adam_scalars *s, int observe, int
 
     for (; i < end; leaf++) {
         const size_t start = i;
-        const size_t stop = end - i < adam_LEAF ? end : i + adam_LEAF;
+        const size_t stop = end - i < adam_LEAF_SIZE ? end : i + adam_LEAF_SIZE;
         double lanes[3][adam_LANES] = {{0.0}};
 
         for (; stop - i >= adam_LANES; i += adam_LANES)

@@ -79,7 +79,7 @@ extern "C" double sqrt(double) noexcept __attribute__((const));
 
 enum {
     adamw_LANES = 32,           /* elements of a loop with a constant count, which vectorises at -O2 */
-    adamw_LEAF = 1024,          /* elements that are added up lane by lane */
+    adamw_LEAF_SIZE = 1024,     /* elements that are added up lane by lane */
     adamw_THREAD_SIZE = 65536   /* elements per thread below which waking another one does not pay */
 };
 
@@ -248,8 +248,8 @@ static double adamw_many_sum(const double *values, size_t n, int chunked)
 
     if (nodes > adamw_CHUNK)
         return adamw_many_sum(values, n, 1);
-    for (size_t i = 0; i < nodes; i += adamw_LEAF) {
-        const size_t stop = nodes - i < adamw_LEAF ? nodes : i + adamw_LEAF;
+    for (size_t i = 0; i < nodes; i += adamw_LEAF_SIZE) {
+        const size_t stop = nodes - i < adamw_LEAF_SIZE ? nodes : i + adamw_LEAF_SIZE;
         double lanes[adamw_LANES] = {0.0};
 
         for (size_t j = i; j < stop; j++) {
@@ -258,9 +258,9 @@ static double adamw_many_sum(const double *values, size_t n, int chunked)
 
             lanes[j % adamw_LANES] = lanes[j % adamw_LANES] + value;
         }
-        leaves[i / adamw_LEAF] = adamw_fold_sum(lanes);
+        leaves[i / adamw_LEAF_SIZE] = adamw_fold_sum(lanes);
     }
-    return adamw_leaves_sum(leaves, nodes / adamw_LEAF + (nodes % adamw_LEAF != 0));
+    return adamw_leaves_sum(leaves, nodes / adamw_LEAF_SIZE + (nodes % adamw_LEAF_SIZE != 0));
 }
 
 static double adamw_tree_sum(const double *values, size_t n)
@@ -382,7 +382,7 @@ static void adamw_count_f32(const adamw_scalars *s, const float *g, size_t n, do
     }
 }
 
-/* Looks at gradients before anything is written, for n neighbouring elements; what it adds up goes into 32 lanes each. */
+/* Looks at the gradients first, for n neighbouring elements; sums go into 32 lanes each. */
 adamw_INLINE void adamw_scan_f32(const adamw_scalars *s, int observe, size_t n, const float *adamw_RESTRICT g_,
                                  double *adamw_RESTRICT scanned_grad_squares)
 {
@@ -396,7 +396,7 @@ adamw_INLINE void adamw_scan_f32(const adamw_scalars *s, int observe, size_t n, 
     }
 }
 
-/* Looks at gradients before anything is written, for elements [begin, end) of a tensor, one chunk at most. */
+/* Looks at the gradients first, for elements [begin, end) of a tensor, one chunk at most. */
 adamw_INLINE void adamw_scan_chunk_f32(const adamw_scalars *s, int observe, const adamw_tensor_f32 *x,
                                        size_t begin, size_t end, double *sums, size_t stride)
 {
@@ -406,7 +406,7 @@ adamw_INLINE void adamw_scan_chunk_f32(const adamw_scalars *s, int observe, cons
 
     for (; i < end; leaf++) {
         const size_t start = i;
-        const size_t stop = end - i < adamw_LEAF ? end : i + adamw_LEAF;
+        const size_t stop = end - i < adamw_LEAF_SIZE ? end : i + adamw_LEAF_SIZE;
         double lanes[1][adamw_LANES] = {{0.0}};
 
         for (; stop - i >= adamw_LANES; i += adamw_LANES)
@@ -427,7 +427,7 @@ adamw_INLINE void adamw_scan_chunk_f32(const adamw_scalars *s, int observe, cons
     }
 }
 
-/* The rule, for n neighbouring elements; what it adds up goes into 32 lanes each. */
+/* The rule, for n neighbouring elements; sums go into 32 lanes each. */
 adamw_INLINE void adamw_elements_f32(const adamw_scalars *s, int observe, size_t n, float *adamw_RESTRICT p_,
                                      const float *adamw_RESTRICT g_, float *adamw_RESTRICT m_,
                                      float *adamw_RESTRICT v_, double *adamw_RESTRICT grad_squares,
@@ -478,7 +478,7 @@ adamw_INLINE void adamw_elements_chunk_f32(const adamw_scalars *s, int observe, 
 
     for (; i < end; leaf++) {
         const size_t start = i;
-        const size_t stop = end - i < adamw_LEAF ? end : i + adamw_LEAF;
+        const size_t stop = end - i < adamw_LEAF_SIZE ? end : i + adamw_LEAF_SIZE;
         double lanes[3][adamw_LANES] = {{0.0}};
 
         for (; stop - i >= adamw_LANES; i += adamw_LANES)
@@ -840,7 +840,7 @@ static void adamw_count_f64(const adamw_scalars *s, const double *g, size_t n, d
     }
 }
 
-/* Looks at gradients before anything is written, for n neighbouring elements; what it adds up goes into 32 lanes each. */
+/* Looks at the gradients first, for n neighbouring elements; sums go into 32 lanes each. */
 adamw_INLINE void adamw_scan_f64(const adamw_scalars *s, int observe, size_t n,
                                  const double *adamw_RESTRICT g_, double *adamw_RESTRICT scanned_grad_squares)
 {
@@ -854,7 +854,7 @@ adamw_INLINE void adamw_scan_f64(const adamw_scalars *s, int observe, size_t n,
     }
 }
 
-/* Looks at gradients before anything is written, for elements [begin, end) of a tensor, one chunk at most. */
+/* Looks at the gradients first, for elements [begin, end) of a tensor, one chunk at most. */
 adamw_INLINE void adamw_scan_chunk_f64(const adamw_scalars *s, int observe, const adamw_tensor_f64 *x,
                                        size_t begin, size_t end, double *sums, size_t stride)
 {
@@ -864,7 +864,7 @@ adamw_INLINE void adamw_scan_chunk_f64(const adamw_scalars *s, int observe, cons
 
     for (; i < end; leaf++) {
         const size_t start = i;
-        const size_t stop = end - i < adamw_LEAF ? end : i + adamw_LEAF;
+        const size_t stop = end - i < adamw_LEAF_SIZE ? end : i + adamw_LEAF_SIZE;
         double lanes[1][adamw_LANES] = {{0.0}};
 
         for (; stop - i >= adamw_LANES; i += adamw_LANES)
@@ -885,7 +885,7 @@ adamw_INLINE void adamw_scan_chunk_f64(const adamw_scalars *s, int observe, cons
     }
 }
 
-/* The rule, for n neighbouring elements; what it adds up goes into 32 lanes each. */
+/* The rule, for n neighbouring elements; sums go into 32 lanes each. */
 adamw_INLINE void adamw_elements_f64(const adamw_scalars *s, int observe, size_t n, double *adamw_RESTRICT p_,
                                      const double *adamw_RESTRICT g_, double *adamw_RESTRICT m_,
                                      double *adamw_RESTRICT v_, double *adamw_RESTRICT grad_squares,
@@ -936,7 +936,7 @@ adamw_INLINE void adamw_elements_chunk_f64(const adamw_scalars *s, int observe, 
 
     for (; i < end; leaf++) {
         const size_t start = i;
-        const size_t stop = end - i < adamw_LEAF ? end : i + adamw_LEAF;
+        const size_t stop = end - i < adamw_LEAF_SIZE ? end : i + adamw_LEAF_SIZE;
         double lanes[3][adamw_LANES] = {{0.0}};
 
         for (; stop - i >= adamw_LANES; i += adamw_LANES)

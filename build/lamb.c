@@ -84,7 +84,7 @@ extern "C" double sqrt(double) noexcept __attribute__((const));
 
 enum {
     lamb_LANES = 32,           /* elements of a loop with a constant count, which vectorises at -O2 */
-    lamb_LEAF = 1024,          /* elements that are added up lane by lane */
+    lamb_LEAF_SIZE = 1024,     /* elements that are added up lane by lane */
     lamb_THREAD_SIZE = 65536   /* elements per thread below which waking another one does not pay */
 };
 
@@ -262,8 +262,8 @@ static double lamb_many_sum(const double *values, size_t n, int chunked)
 
     if (nodes > lamb_CHUNK)
         return lamb_many_sum(values, n, 1);
-    for (size_t i = 0; i < nodes; i += lamb_LEAF) {
-        const size_t stop = nodes - i < lamb_LEAF ? nodes : i + lamb_LEAF;
+    for (size_t i = 0; i < nodes; i += lamb_LEAF_SIZE) {
+        const size_t stop = nodes - i < lamb_LEAF_SIZE ? nodes : i + lamb_LEAF_SIZE;
         double lanes[lamb_LANES] = {0.0};
 
         for (size_t j = i; j < stop; j++) {
@@ -272,9 +272,9 @@ static double lamb_many_sum(const double *values, size_t n, int chunked)
 
             lanes[j % lamb_LANES] = lanes[j % lamb_LANES] + value;
         }
-        leaves[i / lamb_LEAF] = lamb_fold_sum(lanes);
+        leaves[i / lamb_LEAF_SIZE] = lamb_fold_sum(lanes);
     }
-    return lamb_leaves_sum(leaves, nodes / lamb_LEAF + (nodes % lamb_LEAF != 0));
+    return lamb_leaves_sum(leaves, nodes / lamb_LEAF_SIZE + (nodes % lamb_LEAF_SIZE != 0));
 }
 
 static double lamb_tree_sum(const double *values, size_t n)
@@ -396,7 +396,7 @@ static void lamb_count_f32(const lamb_scalars *s, const float *g, size_t n, doub
     }
 }
 
-/* Looks at gradients before anything is written, for n neighbouring elements; what it adds up goes into 32 lanes each. */
+/* Looks at the gradients first, for n neighbouring elements; sums go into 32 lanes each. */
 lamb_INLINE void lamb_scan_f32(const lamb_scalars *s, int observe, size_t n, const float *lamb_RESTRICT g_,
                                double *lamb_RESTRICT scanned_grad_squares)
 {
@@ -410,7 +410,7 @@ lamb_INLINE void lamb_scan_f32(const lamb_scalars *s, int observe, size_t n, con
     }
 }
 
-/* Looks at gradients before anything is written, for elements [begin, end) of a tensor, one chunk at most. */
+/* Looks at the gradients first, for elements [begin, end) of a tensor, one chunk at most. */
 lamb_INLINE void lamb_scan_chunk_f32(const lamb_scalars *s, int observe, const lamb_tensor_f32 *x,
                                      size_t begin, size_t end, double *sums, size_t stride)
 {
@@ -420,7 +420,7 @@ lamb_INLINE void lamb_scan_chunk_f32(const lamb_scalars *s, int observe, const l
 
     for (; i < end; leaf++) {
         const size_t start = i;
-        const size_t stop = end - i < lamb_LEAF ? end : i + lamb_LEAF;
+        const size_t stop = end - i < lamb_LEAF_SIZE ? end : i + lamb_LEAF_SIZE;
         double lanes[1][lamb_LANES] = {{0.0}};
 
         for (; stop - i >= lamb_LANES; i += lamb_LANES)
@@ -441,7 +441,7 @@ lamb_INLINE void lamb_scan_chunk_f32(const lamb_scalars *s, int observe, const l
     }
 }
 
-/* Pass 1 of 2, for n neighbouring elements; what it adds up goes into 32 lanes each. */
+/* Pass 1 of 2, for n neighbouring elements; sums go into 32 lanes each. */
 lamb_INLINE void lamb_pass_1_f32(const lamb_scalars *s, int observe, size_t n, const float *lamb_RESTRICT p_,
                                  const float *lamb_RESTRICT g_, float *lamb_RESTRICT m_,
                                  float *lamb_RESTRICT v_, double *lamb_RESTRICT p_squares,
@@ -486,7 +486,7 @@ lamb_INLINE void lamb_pass_1_chunk_f32(const lamb_scalars *s, int observe, int z
 
     for (; i < end; leaf++) {
         const size_t start = i;
-        const size_t stop = end - i < lamb_LEAF ? end : i + lamb_LEAF;
+        const size_t stop = end - i < lamb_LEAF_SIZE ? end : i + lamb_LEAF_SIZE;
         double lanes[3][lamb_LANES] = {{0.0}};
 
         for (; stop - i >= lamb_LANES; i += lamb_LANES)
@@ -515,7 +515,7 @@ lamb_INLINE void lamb_pass_1_chunk_f32(const lamb_scalars *s, int observe, int z
     }
 }
 
-/* Pass 2 of 2, for n neighbouring elements; what it adds up goes into 32 lanes each. */
+/* Pass 2 of 2, for n neighbouring elements; sums go into 32 lanes each. */
 lamb_INLINE void lamb_pass_2_f32(const lamb_scalars *s, int observe, size_t n, float *lamb_RESTRICT p_,
                                  const float *lamb_RESTRICT m_, const float *lamb_RESTRICT v_,
                                  double *lamb_RESTRICT param_squares, double *lamb_RESTRICT update_squares_2)
@@ -551,7 +551,7 @@ lamb_INLINE void lamb_pass_2_chunk_f32(const lamb_scalars *s, int observe, const
     size_t leaf = 0;
 
     for (; i < end; leaf++) {
-        const size_t stop = end - i < lamb_LEAF ? end : i + lamb_LEAF;
+        const size_t stop = end - i < lamb_LEAF_SIZE ? end : i + lamb_LEAF_SIZE;
         double lanes[2][lamb_LANES] = {{0.0}};
 
         for (; stop - i >= lamb_LANES; i += lamb_LANES)
@@ -931,7 +931,7 @@ static void lamb_count_f64(const lamb_scalars *s, const double *g, size_t n, dou
     }
 }
 
-/* Looks at gradients before anything is written, for n neighbouring elements; what it adds up goes into 32 lanes each. */
+/* Looks at the gradients first, for n neighbouring elements; sums go into 32 lanes each. */
 lamb_INLINE void lamb_scan_f64(const lamb_scalars *s, int observe, size_t n, const double *lamb_RESTRICT g_,
                                double *lamb_RESTRICT scanned_grad_squares)
 {
@@ -945,7 +945,7 @@ lamb_INLINE void lamb_scan_f64(const lamb_scalars *s, int observe, size_t n, con
     }
 }
 
-/* Looks at gradients before anything is written, for elements [begin, end) of a tensor, one chunk at most. */
+/* Looks at the gradients first, for elements [begin, end) of a tensor, one chunk at most. */
 lamb_INLINE void lamb_scan_chunk_f64(const lamb_scalars *s, int observe, const lamb_tensor_f64 *x,
                                      size_t begin, size_t end, double *sums, size_t stride)
 {
@@ -955,7 +955,7 @@ lamb_INLINE void lamb_scan_chunk_f64(const lamb_scalars *s, int observe, const l
 
     for (; i < end; leaf++) {
         const size_t start = i;
-        const size_t stop = end - i < lamb_LEAF ? end : i + lamb_LEAF;
+        const size_t stop = end - i < lamb_LEAF_SIZE ? end : i + lamb_LEAF_SIZE;
         double lanes[1][lamb_LANES] = {{0.0}};
 
         for (; stop - i >= lamb_LANES; i += lamb_LANES)
@@ -976,7 +976,7 @@ lamb_INLINE void lamb_scan_chunk_f64(const lamb_scalars *s, int observe, const l
     }
 }
 
-/* Pass 1 of 2, for n neighbouring elements; what it adds up goes into 32 lanes each. */
+/* Pass 1 of 2, for n neighbouring elements; sums go into 32 lanes each. */
 lamb_INLINE void lamb_pass_1_f64(const lamb_scalars *s, int observe, size_t n, const double *lamb_RESTRICT p_,
                                  const double *lamb_RESTRICT g_, double *lamb_RESTRICT m_,
                                  double *lamb_RESTRICT v_, double *lamb_RESTRICT p_squares,
@@ -1021,7 +1021,7 @@ lamb_INLINE void lamb_pass_1_chunk_f64(const lamb_scalars *s, int observe, int z
 
     for (; i < end; leaf++) {
         const size_t start = i;
-        const size_t stop = end - i < lamb_LEAF ? end : i + lamb_LEAF;
+        const size_t stop = end - i < lamb_LEAF_SIZE ? end : i + lamb_LEAF_SIZE;
         double lanes[3][lamb_LANES] = {{0.0}};
 
         for (; stop - i >= lamb_LANES; i += lamb_LANES)
@@ -1050,7 +1050,7 @@ lamb_INLINE void lamb_pass_1_chunk_f64(const lamb_scalars *s, int observe, int z
     }
 }
 
-/* Pass 2 of 2, for n neighbouring elements; what it adds up goes into 32 lanes each. */
+/* Pass 2 of 2, for n neighbouring elements; sums go into 32 lanes each. */
 lamb_INLINE void lamb_pass_2_f64(const lamb_scalars *s, int observe, size_t n, double *lamb_RESTRICT p_,
                                  const double *lamb_RESTRICT m_, const double *lamb_RESTRICT v_,
                                  double *lamb_RESTRICT param_squares, double *lamb_RESTRICT update_squares_2)
@@ -1086,7 +1086,7 @@ lamb_INLINE void lamb_pass_2_chunk_f64(const lamb_scalars *s, int observe, const
     size_t leaf = 0;
 
     for (; i < end; leaf++) {
-        const size_t stop = end - i < lamb_LEAF ? end : i + lamb_LEAF;
+        const size_t stop = end - i < lamb_LEAF_SIZE ? end : i + lamb_LEAF_SIZE;
         double lanes[2][lamb_LANES] = {{0.0}};
 
         for (; stop - i >= lamb_LANES; i += lamb_LANES)

@@ -67,7 +67,7 @@
 
 enum {
     momentum_LANES = 32,           /* elements of a loop with a constant count, which vectorises at -O2 */
-    momentum_LEAF = 1024,          /* elements that are added up lane by lane */
+    momentum_LEAF_SIZE = 1024,     /* elements that are added up lane by lane */
     momentum_THREAD_SIZE = 65536   /* elements per thread below which waking another one does not pay */
 };
 
@@ -191,8 +191,8 @@ static double momentum_many_sum(const double *values, size_t n, int chunked)
 
     if (nodes > momentum_CHUNK)
         return momentum_many_sum(values, n, 1);
-    for (size_t i = 0; i < nodes; i += momentum_LEAF) {
-        const size_t stop = nodes - i < momentum_LEAF ? nodes : i + momentum_LEAF;
+    for (size_t i = 0; i < nodes; i += momentum_LEAF_SIZE) {
+        const size_t stop = nodes - i < momentum_LEAF_SIZE ? nodes : i + momentum_LEAF_SIZE;
         double lanes[momentum_LANES] = {0.0};
 
         for (size_t j = i; j < stop; j++) {
@@ -201,9 +201,9 @@ static double momentum_many_sum(const double *values, size_t n, int chunked)
 
             lanes[j % momentum_LANES] = lanes[j % momentum_LANES] + value;
         }
-        leaves[i / momentum_LEAF] = momentum_fold_sum(lanes);
+        leaves[i / momentum_LEAF_SIZE] = momentum_fold_sum(lanes);
     }
-    return momentum_leaves_sum(leaves, nodes / momentum_LEAF + (nodes % momentum_LEAF != 0));
+    return momentum_leaves_sum(leaves, nodes / momentum_LEAF_SIZE + (nodes % momentum_LEAF_SIZE != 0));
 }
 
 static double momentum_tree_sum(const double *values, size_t n)
@@ -325,7 +325,7 @@ static void momentum_count_f32(const momentum_scalars *s, const float *g, size_t
     }
 }
 
-/* Looks at gradients before anything is written, for n neighbouring elements; what it adds up goes into 32 lanes each. */
+/* Looks at the gradients first, for n neighbouring elements; sums go into 32 lanes each. */
 momentum_INLINE void momentum_scan_f32(const momentum_scalars *s, int observe, size_t n,
                                        const float *momentum_RESTRICT g_,
                                        double *momentum_RESTRICT scanned_grad_squares)
@@ -340,7 +340,7 @@ momentum_INLINE void momentum_scan_f32(const momentum_scalars *s, int observe, s
     }
 }
 
-/* Looks at gradients before anything is written, for elements [begin, end) of a tensor, one chunk at most. */
+/* Looks at the gradients first, for elements [begin, end) of a tensor, one chunk at most. */
 momentum_INLINE void momentum_scan_chunk_f32(const momentum_scalars *s, int observe,
                                              const momentum_tensor_f32 *x, size_t begin, size_t end,
                                              double *sums, size_t stride)
@@ -351,7 +351,7 @@ momentum_INLINE void momentum_scan_chunk_f32(const momentum_scalars *s, int obse
 
     for (; i < end; leaf++) {
         const size_t start = i;
-        const size_t stop = end - i < momentum_LEAF ? end : i + momentum_LEAF;
+        const size_t stop = end - i < momentum_LEAF_SIZE ? end : i + momentum_LEAF_SIZE;
         double lanes[1][momentum_LANES] = {{0.0}};
 
         for (; stop - i >= momentum_LANES; i += momentum_LANES)
@@ -372,7 +372,7 @@ momentum_INLINE void momentum_scan_chunk_f32(const momentum_scalars *s, int obse
     }
 }
 
-/* The rule, for n neighbouring elements; what it adds up goes into 32 lanes each. */
+/* The rule, for n neighbouring elements; sums go into 32 lanes each. */
 momentum_INLINE void momentum_elements_f32(const momentum_scalars *s, int observe, size_t n,
                                            float *momentum_RESTRICT p_, const float *momentum_RESTRICT g_,
                                            float *momentum_RESTRICT m_, double *momentum_RESTRICT grad_squares,
@@ -414,7 +414,7 @@ momentum_INLINE void momentum_elements_chunk_f32(const momentum_scalars *s, int 
 
     for (; i < end; leaf++) {
         const size_t start = i;
-        const size_t stop = end - i < momentum_LEAF ? end : i + momentum_LEAF;
+        const size_t stop = end - i < momentum_LEAF_SIZE ? end : i + momentum_LEAF_SIZE;
         double lanes[3][momentum_LANES] = {{0.0}};
 
         for (; stop - i >= momentum_LANES; i += momentum_LANES)
@@ -775,7 +775,7 @@ static void momentum_count_f64(const momentum_scalars *s, const double *g, size_
     }
 }
 
-/* Looks at gradients before anything is written, for n neighbouring elements; what it adds up goes into 32 lanes each. */
+/* Looks at the gradients first, for n neighbouring elements; sums go into 32 lanes each. */
 momentum_INLINE void momentum_scan_f64(const momentum_scalars *s, int observe, size_t n,
                                        const double *momentum_RESTRICT g_,
                                        double *momentum_RESTRICT scanned_grad_squares)
@@ -790,7 +790,7 @@ momentum_INLINE void momentum_scan_f64(const momentum_scalars *s, int observe, s
     }
 }
 
-/* Looks at gradients before anything is written, for elements [begin, end) of a tensor, one chunk at most. */
+/* Looks at the gradients first, for elements [begin, end) of a tensor, one chunk at most. */
 momentum_INLINE void momentum_scan_chunk_f64(const momentum_scalars *s, int observe,
                                              const momentum_tensor_f64 *x, size_t begin, size_t end,
                                              double *sums, size_t stride)
@@ -801,7 +801,7 @@ momentum_INLINE void momentum_scan_chunk_f64(const momentum_scalars *s, int obse
 
     for (; i < end; leaf++) {
         const size_t start = i;
-        const size_t stop = end - i < momentum_LEAF ? end : i + momentum_LEAF;
+        const size_t stop = end - i < momentum_LEAF_SIZE ? end : i + momentum_LEAF_SIZE;
         double lanes[1][momentum_LANES] = {{0.0}};
 
         for (; stop - i >= momentum_LANES; i += momentum_LANES)
@@ -822,7 +822,7 @@ momentum_INLINE void momentum_scan_chunk_f64(const momentum_scalars *s, int obse
     }
 }
 
-/* The rule, for n neighbouring elements; what it adds up goes into 32 lanes each. */
+/* The rule, for n neighbouring elements; sums go into 32 lanes each. */
 momentum_INLINE void momentum_elements_f64(const momentum_scalars *s, int observe, size_t n,
                                            double *momentum_RESTRICT p_, const double *momentum_RESTRICT g_,
                                            double *momentum_RESTRICT m_,
@@ -865,7 +865,7 @@ momentum_INLINE void momentum_elements_chunk_f64(const momentum_scalars *s, int 
 
     for (; i < end; leaf++) {
         const size_t start = i;
-        const size_t stop = end - i < momentum_LEAF ? end : i + momentum_LEAF;
+        const size_t stop = end - i < momentum_LEAF_SIZE ? end : i + momentum_LEAF_SIZE;
         double lanes[3][momentum_LANES] = {{0.0}};
 
         for (; stop - i >= momentum_LANES; i += momentum_LANES)

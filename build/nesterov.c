@@ -68,7 +68,7 @@
 
 enum {
     nesterov_LANES = 32,           /* elements of a loop with a constant count, which vectorises at -O2 */
-    nesterov_LEAF = 1024,          /* elements that are added up lane by lane */
+    nesterov_LEAF_SIZE = 1024,     /* elements that are added up lane by lane */
     nesterov_THREAD_SIZE = 65536   /* elements per thread below which waking another one does not pay */
 };
 
@@ -192,8 +192,8 @@ static double nesterov_many_sum(const double *values, size_t n, int chunked)
 
     if (nodes > nesterov_CHUNK)
         return nesterov_many_sum(values, n, 1);
-    for (size_t i = 0; i < nodes; i += nesterov_LEAF) {
-        const size_t stop = nodes - i < nesterov_LEAF ? nodes : i + nesterov_LEAF;
+    for (size_t i = 0; i < nodes; i += nesterov_LEAF_SIZE) {
+        const size_t stop = nodes - i < nesterov_LEAF_SIZE ? nodes : i + nesterov_LEAF_SIZE;
         double lanes[nesterov_LANES] = {0.0};
 
         for (size_t j = i; j < stop; j++) {
@@ -202,9 +202,9 @@ static double nesterov_many_sum(const double *values, size_t n, int chunked)
 
             lanes[j % nesterov_LANES] = lanes[j % nesterov_LANES] + value;
         }
-        leaves[i / nesterov_LEAF] = nesterov_fold_sum(lanes);
+        leaves[i / nesterov_LEAF_SIZE] = nesterov_fold_sum(lanes);
     }
-    return nesterov_leaves_sum(leaves, nodes / nesterov_LEAF + (nodes % nesterov_LEAF != 0));
+    return nesterov_leaves_sum(leaves, nodes / nesterov_LEAF_SIZE + (nodes % nesterov_LEAF_SIZE != 0));
 }
 
 static double nesterov_tree_sum(const double *values, size_t n)
@@ -326,7 +326,7 @@ static void nesterov_count_f32(const nesterov_scalars *s, const float *g, size_t
     }
 }
 
-/* Looks at gradients before anything is written, for n neighbouring elements; what it adds up goes into 32 lanes each. */
+/* Looks at the gradients first, for n neighbouring elements; sums go into 32 lanes each. */
 nesterov_INLINE void nesterov_scan_f32(const nesterov_scalars *s, int observe, size_t n,
                                        const float *nesterov_RESTRICT g_,
                                        double *nesterov_RESTRICT scanned_grad_squares)
@@ -341,7 +341,7 @@ nesterov_INLINE void nesterov_scan_f32(const nesterov_scalars *s, int observe, s
     }
 }
 
-/* Looks at gradients before anything is written, for elements [begin, end) of a tensor, one chunk at most. */
+/* Looks at the gradients first, for elements [begin, end) of a tensor, one chunk at most. */
 nesterov_INLINE void nesterov_scan_chunk_f32(const nesterov_scalars *s, int observe,
                                              const nesterov_tensor_f32 *x, size_t begin, size_t end,
                                              double *sums, size_t stride)
@@ -352,7 +352,7 @@ nesterov_INLINE void nesterov_scan_chunk_f32(const nesterov_scalars *s, int obse
 
     for (; i < end; leaf++) {
         const size_t start = i;
-        const size_t stop = end - i < nesterov_LEAF ? end : i + nesterov_LEAF;
+        const size_t stop = end - i < nesterov_LEAF_SIZE ? end : i + nesterov_LEAF_SIZE;
         double lanes[1][nesterov_LANES] = {{0.0}};
 
         for (; stop - i >= nesterov_LANES; i += nesterov_LANES)
@@ -373,7 +373,7 @@ nesterov_INLINE void nesterov_scan_chunk_f32(const nesterov_scalars *s, int obse
     }
 }
 
-/* The rule, for n neighbouring elements; what it adds up goes into 32 lanes each. */
+/* The rule, for n neighbouring elements; sums go into 32 lanes each. */
 nesterov_INLINE void nesterov_elements_f32(const nesterov_scalars *s, int observe, size_t n,
                                            float *nesterov_RESTRICT p_, const float *nesterov_RESTRICT g_,
                                            float *nesterov_RESTRICT m_, double *nesterov_RESTRICT grad_squares,
@@ -415,7 +415,7 @@ nesterov_INLINE void nesterov_elements_chunk_f32(const nesterov_scalars *s, int 
 
     for (; i < end; leaf++) {
         const size_t start = i;
-        const size_t stop = end - i < nesterov_LEAF ? end : i + nesterov_LEAF;
+        const size_t stop = end - i < nesterov_LEAF_SIZE ? end : i + nesterov_LEAF_SIZE;
         double lanes[3][nesterov_LANES] = {{0.0}};
 
         for (; stop - i >= nesterov_LANES; i += nesterov_LANES)
@@ -776,7 +776,7 @@ static void nesterov_count_f64(const nesterov_scalars *s, const double *g, size_
     }
 }
 
-/* Looks at gradients before anything is written, for n neighbouring elements; what it adds up goes into 32 lanes each. */
+/* Looks at the gradients first, for n neighbouring elements; sums go into 32 lanes each. */
 nesterov_INLINE void nesterov_scan_f64(const nesterov_scalars *s, int observe, size_t n,
                                        const double *nesterov_RESTRICT g_,
                                        double *nesterov_RESTRICT scanned_grad_squares)
@@ -791,7 +791,7 @@ nesterov_INLINE void nesterov_scan_f64(const nesterov_scalars *s, int observe, s
     }
 }
 
-/* Looks at gradients before anything is written, for elements [begin, end) of a tensor, one chunk at most. */
+/* Looks at the gradients first, for elements [begin, end) of a tensor, one chunk at most. */
 nesterov_INLINE void nesterov_scan_chunk_f64(const nesterov_scalars *s, int observe,
                                              const nesterov_tensor_f64 *x, size_t begin, size_t end,
                                              double *sums, size_t stride)
@@ -802,7 +802,7 @@ nesterov_INLINE void nesterov_scan_chunk_f64(const nesterov_scalars *s, int obse
 
     for (; i < end; leaf++) {
         const size_t start = i;
-        const size_t stop = end - i < nesterov_LEAF ? end : i + nesterov_LEAF;
+        const size_t stop = end - i < nesterov_LEAF_SIZE ? end : i + nesterov_LEAF_SIZE;
         double lanes[1][nesterov_LANES] = {{0.0}};
 
         for (; stop - i >= nesterov_LANES; i += nesterov_LANES)
@@ -823,7 +823,7 @@ nesterov_INLINE void nesterov_scan_chunk_f64(const nesterov_scalars *s, int obse
     }
 }
 
-/* The rule, for n neighbouring elements; what it adds up goes into 32 lanes each. */
+/* The rule, for n neighbouring elements; sums go into 32 lanes each. */
 nesterov_INLINE void nesterov_elements_f64(const nesterov_scalars *s, int observe, size_t n,
                                            double *nesterov_RESTRICT p_, const double *nesterov_RESTRICT g_,
                                            double *nesterov_RESTRICT m_,
@@ -866,7 +866,7 @@ nesterov_INLINE void nesterov_elements_chunk_f64(const nesterov_scalars *s, int 
 
     for (; i < end; leaf++) {
         const size_t start = i;
-        const size_t stop = end - i < nesterov_LEAF ? end : i + nesterov_LEAF;
+        const size_t stop = end - i < nesterov_LEAF_SIZE ? end : i + nesterov_LEAF_SIZE;
         double lanes[3][nesterov_LANES] = {{0.0}};
 
         for (; stop - i >= nesterov_LANES; i += nesterov_LANES)

@@ -71,7 +71,7 @@
 
 enum {
     novograd_LANES = 32,           /* elements of a loop with a constant count, which vectorises at -O2 */
-    novograd_LEAF = 1024,          /* elements that are added up lane by lane */
+    novograd_LEAF_SIZE = 1024,     /* elements that are added up lane by lane */
     novograd_THREAD_SIZE = 65536   /* elements per thread below which waking another one does not pay */
 };
 
@@ -230,8 +230,8 @@ static double novograd_many_sum(const double *values, size_t n, int chunked)
 
     if (nodes > novograd_CHUNK)
         return novograd_many_sum(values, n, 1);
-    for (size_t i = 0; i < nodes; i += novograd_LEAF) {
-        const size_t stop = nodes - i < novograd_LEAF ? nodes : i + novograd_LEAF;
+    for (size_t i = 0; i < nodes; i += novograd_LEAF_SIZE) {
+        const size_t stop = nodes - i < novograd_LEAF_SIZE ? nodes : i + novograd_LEAF_SIZE;
         double lanes[novograd_LANES] = {0.0};
 
         for (size_t j = i; j < stop; j++) {
@@ -240,9 +240,9 @@ static double novograd_many_sum(const double *values, size_t n, int chunked)
 
             lanes[j % novograd_LANES] = lanes[j % novograd_LANES] + value;
         }
-        leaves[i / novograd_LEAF] = novograd_fold_sum(lanes);
+        leaves[i / novograd_LEAF_SIZE] = novograd_fold_sum(lanes);
     }
-    return novograd_leaves_sum(leaves, nodes / novograd_LEAF + (nodes % novograd_LEAF != 0));
+    return novograd_leaves_sum(leaves, nodes / novograd_LEAF_SIZE + (nodes % novograd_LEAF_SIZE != 0));
 }
 
 static double novograd_tree_sum(const double *values, size_t n)
@@ -364,7 +364,7 @@ static void novograd_count_f32(const novograd_scalars *s, const float *g, size_t
     }
 }
 
-/* Pass 1 of 2, for n neighbouring elements; what it adds up goes into 32 lanes each. */
+/* Pass 1 of 2, for n neighbouring elements; sums go into 32 lanes each. */
 novograd_INLINE void novograd_pass_1_f32(const novograd_scalars *s, size_t n,
                                          const float *novograd_RESTRICT g_,
                                          double *novograd_RESTRICT g_squares)
@@ -390,7 +390,7 @@ novograd_INLINE void novograd_pass_1_chunk_f32(const novograd_scalars *s, int ob
 
     for (; i < end; leaf++) {
         const size_t start = i;
-        const size_t stop = end - i < novograd_LEAF ? end : i + novograd_LEAF;
+        const size_t stop = end - i < novograd_LEAF_SIZE ? end : i + novograd_LEAF_SIZE;
         double lanes[1][novograd_LANES] = {{0.0}};
 
         for (; stop - i >= novograd_LANES; i += novograd_LANES)
@@ -411,7 +411,7 @@ novograd_INLINE void novograd_pass_1_chunk_f32(const novograd_scalars *s, int ob
     }
 }
 
-/* Pass 2 of 2, for n neighbouring elements; what it adds up goes into 32 lanes each. */
+/* Pass 2 of 2, for n neighbouring elements; sums go into 32 lanes each. */
 novograd_INLINE void novograd_pass_2_f32(const novograd_scalars *s, int observe, size_t n,
                                          float *novograd_RESTRICT p_, const float *novograd_RESTRICT g_,
                                          float *novograd_RESTRICT m_, double *novograd_RESTRICT param_squares,
@@ -452,7 +452,7 @@ novograd_INLINE void novograd_pass_2_chunk_f32(const novograd_scalars *s, int ob
 
     for (; i < end; leaf++) {
         const size_t start = i;
-        const size_t stop = end - i < novograd_LEAF ? end : i + novograd_LEAF;
+        const size_t stop = end - i < novograd_LEAF_SIZE ? end : i + novograd_LEAF_SIZE;
         double lanes[2][novograd_LANES] = {{0.0}};
 
         for (; stop - i >= novograd_LANES; i += novograd_LANES)
@@ -859,7 +859,7 @@ static void novograd_count_f64(const novograd_scalars *s, const double *g, size_
     }
 }
 
-/* Pass 1 of 2, for n neighbouring elements; what it adds up goes into 32 lanes each. */
+/* Pass 1 of 2, for n neighbouring elements; sums go into 32 lanes each. */
 novograd_INLINE void novograd_pass_1_f64(const novograd_scalars *s, size_t n,
                                          const double *novograd_RESTRICT g_,
                                          double *novograd_RESTRICT g_squares)
@@ -885,7 +885,7 @@ novograd_INLINE void novograd_pass_1_chunk_f64(const novograd_scalars *s, int ob
 
     for (; i < end; leaf++) {
         const size_t start = i;
-        const size_t stop = end - i < novograd_LEAF ? end : i + novograd_LEAF;
+        const size_t stop = end - i < novograd_LEAF_SIZE ? end : i + novograd_LEAF_SIZE;
         double lanes[1][novograd_LANES] = {{0.0}};
 
         for (; stop - i >= novograd_LANES; i += novograd_LANES)
@@ -906,7 +906,7 @@ novograd_INLINE void novograd_pass_1_chunk_f64(const novograd_scalars *s, int ob
     }
 }
 
-/* Pass 2 of 2, for n neighbouring elements; what it adds up goes into 32 lanes each. */
+/* Pass 2 of 2, for n neighbouring elements; sums go into 32 lanes each. */
 novograd_INLINE void novograd_pass_2_f64(const novograd_scalars *s, int observe, size_t n,
                                          double *novograd_RESTRICT p_, const double *novograd_RESTRICT g_,
                                          double *novograd_RESTRICT m_, double *novograd_RESTRICT param_squares,
@@ -947,7 +947,7 @@ novograd_INLINE void novograd_pass_2_chunk_f64(const novograd_scalars *s, int ob
 
     for (; i < end; leaf++) {
         const size_t start = i;
-        const size_t stop = end - i < novograd_LEAF ? end : i + novograd_LEAF;
+        const size_t stop = end - i < novograd_LEAF_SIZE ? end : i + novograd_LEAF_SIZE;
         double lanes[2][novograd_LANES] = {{0.0}};
 
         for (; stop - i >= novograd_LANES; i += novograd_LANES)

@@ -127,7 +127,8 @@ enum { novograd_PHASES = 3 };
 novograd_API double *novograd_partials(void *workspace, int phase, size_t *number);
 
 /* One tensor of float: n elements in each array. Its arrays must not overlap, and tensors of one call must
- * share no memory but gradients (which is not checked). Scalar state is one double per tensor. With no elements the arrays may be NULL. */
+ * share no memory but gradients (which is not checked). With no elements the arrays may be NULL.
+ * Scalar state is one double per tensor. */
 typedef struct novograd_tensor_f32 {
     size_t n;
     float *p;
@@ -154,7 +155,8 @@ novograd_API int novograd_check_f32(const novograd_hyper *h, uint64_t t, const n
                                     size_t count);
 
 /* One tensor of double: n elements in each array. Its arrays must not overlap, and tensors of one call must
- * share no memory but gradients (which is not checked). Scalar state is one double per tensor. With no elements the arrays may be NULL. */
+ * share no memory but gradients (which is not checked). With no elements the arrays may be NULL.
+ * Scalar state is one double per tensor. */
 typedef struct novograd_tensor_f64 {
     size_t n;
     double *p;

@@ -74,7 +74,7 @@ extern "C" double sqrt(double) noexcept __attribute__((const));
 
 enum {
     rmsprop_LANES = 32,           /* elements of a loop with a constant count, which vectorises at -O2 */
-    rmsprop_LEAF = 1024,          /* elements that are added up lane by lane */
+    rmsprop_LEAF_SIZE = 1024,     /* elements that are added up lane by lane */
     rmsprop_THREAD_SIZE = 65536   /* elements per thread below which waking another one does not pay */
 };
 
@@ -206,8 +206,8 @@ static double rmsprop_many_sum(const double *values, size_t n, int chunked)
 
     if (nodes > rmsprop_CHUNK)
         return rmsprop_many_sum(values, n, 1);
-    for (size_t i = 0; i < nodes; i += rmsprop_LEAF) {
-        const size_t stop = nodes - i < rmsprop_LEAF ? nodes : i + rmsprop_LEAF;
+    for (size_t i = 0; i < nodes; i += rmsprop_LEAF_SIZE) {
+        const size_t stop = nodes - i < rmsprop_LEAF_SIZE ? nodes : i + rmsprop_LEAF_SIZE;
         double lanes[rmsprop_LANES] = {0.0};
 
         for (size_t j = i; j < stop; j++) {
@@ -216,9 +216,9 @@ static double rmsprop_many_sum(const double *values, size_t n, int chunked)
 
             lanes[j % rmsprop_LANES] = lanes[j % rmsprop_LANES] + value;
         }
-        leaves[i / rmsprop_LEAF] = rmsprop_fold_sum(lanes);
+        leaves[i / rmsprop_LEAF_SIZE] = rmsprop_fold_sum(lanes);
     }
-    return rmsprop_leaves_sum(leaves, nodes / rmsprop_LEAF + (nodes % rmsprop_LEAF != 0));
+    return rmsprop_leaves_sum(leaves, nodes / rmsprop_LEAF_SIZE + (nodes % rmsprop_LEAF_SIZE != 0));
 }
 
 static double rmsprop_tree_sum(const double *values, size_t n)
@@ -340,7 +340,7 @@ static void rmsprop_count_f32(const rmsprop_scalars *s, const float *g, size_t n
     }
 }
 
-/* Looks at gradients before anything is written, for n neighbouring elements; what it adds up goes into 32 lanes each. */
+/* Looks at the gradients first, for n neighbouring elements; sums go into 32 lanes each. */
 rmsprop_INLINE void rmsprop_scan_f32(const rmsprop_scalars *s, int observe, size_t n,
                                      const float *rmsprop_RESTRICT g_,
                                      double *rmsprop_RESTRICT scanned_grad_squares)
@@ -355,7 +355,7 @@ rmsprop_INLINE void rmsprop_scan_f32(const rmsprop_scalars *s, int observe, size
     }
 }
 
-/* Looks at gradients before anything is written, for elements [begin, end) of a tensor, one chunk at most. */
+/* Looks at the gradients first, for elements [begin, end) of a tensor, one chunk at most. */
 rmsprop_INLINE void rmsprop_scan_chunk_f32(const rmsprop_scalars *s, int observe, const rmsprop_tensor_f32 *x,
                                            size_t begin, size_t end, double *sums, size_t stride)
 {
@@ -365,7 +365,7 @@ rmsprop_INLINE void rmsprop_scan_chunk_f32(const rmsprop_scalars *s, int observe
 
     for (; i < end; leaf++) {
         const size_t start = i;
-        const size_t stop = end - i < rmsprop_LEAF ? end : i + rmsprop_LEAF;
+        const size_t stop = end - i < rmsprop_LEAF_SIZE ? end : i + rmsprop_LEAF_SIZE;
         double lanes[1][rmsprop_LANES] = {{0.0}};
 
         for (; stop - i >= rmsprop_LANES; i += rmsprop_LANES)
@@ -386,7 +386,7 @@ rmsprop_INLINE void rmsprop_scan_chunk_f32(const rmsprop_scalars *s, int observe
     }
 }
 
-/* The rule, for n neighbouring elements; what it adds up goes into 32 lanes each. */
+/* The rule, for n neighbouring elements; sums go into 32 lanes each. */
 rmsprop_INLINE void rmsprop_elements_f32(const rmsprop_scalars *s, int observe, size_t n,
                                          float *rmsprop_RESTRICT p_, const float *rmsprop_RESTRICT g_,
                                          float *rmsprop_RESTRICT acc_, double *rmsprop_RESTRICT grad_squares,
@@ -429,7 +429,7 @@ rmsprop_INLINE void rmsprop_elements_chunk_f32(const rmsprop_scalars *s, int obs
 
     for (; i < end; leaf++) {
         const size_t start = i;
-        const size_t stop = end - i < rmsprop_LEAF ? end : i + rmsprop_LEAF;
+        const size_t stop = end - i < rmsprop_LEAF_SIZE ? end : i + rmsprop_LEAF_SIZE;
         double lanes[3][rmsprop_LANES] = {{0.0}};
 
         for (; stop - i >= rmsprop_LANES; i += rmsprop_LANES)
@@ -790,7 +790,7 @@ static void rmsprop_count_f64(const rmsprop_scalars *s, const double *g, size_t 
     }
 }
 
-/* Looks at gradients before anything is written, for n neighbouring elements; what it adds up goes into 32 lanes each. */
+/* Looks at the gradients first, for n neighbouring elements; sums go into 32 lanes each. */
 rmsprop_INLINE void rmsprop_scan_f64(const rmsprop_scalars *s, int observe, size_t n,
                                      const double *rmsprop_RESTRICT g_,
                                      double *rmsprop_RESTRICT scanned_grad_squares)
@@ -805,7 +805,7 @@ rmsprop_INLINE void rmsprop_scan_f64(const rmsprop_scalars *s, int observe, size
     }
 }
 
-/* Looks at gradients before anything is written, for elements [begin, end) of a tensor, one chunk at most. */
+/* Looks at the gradients first, for elements [begin, end) of a tensor, one chunk at most. */
 rmsprop_INLINE void rmsprop_scan_chunk_f64(const rmsprop_scalars *s, int observe, const rmsprop_tensor_f64 *x,
                                            size_t begin, size_t end, double *sums, size_t stride)
 {
@@ -815,7 +815,7 @@ rmsprop_INLINE void rmsprop_scan_chunk_f64(const rmsprop_scalars *s, int observe
 
     for (; i < end; leaf++) {
         const size_t start = i;
-        const size_t stop = end - i < rmsprop_LEAF ? end : i + rmsprop_LEAF;
+        const size_t stop = end - i < rmsprop_LEAF_SIZE ? end : i + rmsprop_LEAF_SIZE;
         double lanes[1][rmsprop_LANES] = {{0.0}};
 
         for (; stop - i >= rmsprop_LANES; i += rmsprop_LANES)
@@ -836,7 +836,7 @@ rmsprop_INLINE void rmsprop_scan_chunk_f64(const rmsprop_scalars *s, int observe
     }
 }
 
-/* The rule, for n neighbouring elements; what it adds up goes into 32 lanes each. */
+/* The rule, for n neighbouring elements; sums go into 32 lanes each. */
 rmsprop_INLINE void rmsprop_elements_f64(const rmsprop_scalars *s, int observe, size_t n,
                                          double *rmsprop_RESTRICT p_, const double *rmsprop_RESTRICT g_,
                                          double *rmsprop_RESTRICT acc_, double *rmsprop_RESTRICT grad_squares,
@@ -879,7 +879,7 @@ rmsprop_INLINE void rmsprop_elements_chunk_f64(const rmsprop_scalars *s, int obs
 
     for (; i < end; leaf++) {
         const size_t start = i;
-        const size_t stop = end - i < rmsprop_LEAF ? end : i + rmsprop_LEAF;
+        const size_t stop = end - i < rmsprop_LEAF_SIZE ? end : i + rmsprop_LEAF_SIZE;
         double lanes[3][rmsprop_LANES] = {{0.0}};
 
         for (; stop - i >= rmsprop_LANES; i += rmsprop_LANES)

@@ -63,7 +63,7 @@
 
 enum {
     sgd_LANES = 32,           /* elements of a loop with a constant count, which vectorises at -O2 */
-    sgd_LEAF = 1024,          /* elements that are added up lane by lane */
+    sgd_LEAF_SIZE = 1024,     /* elements that are added up lane by lane */
     sgd_THREAD_SIZE = 65536   /* elements per thread below which waking another one does not pay */
 };
 
@@ -179,8 +179,8 @@ static double sgd_many_sum(const double *values, size_t n, int chunked)
 
     if (nodes > sgd_CHUNK)
         return sgd_many_sum(values, n, 1);
-    for (size_t i = 0; i < nodes; i += sgd_LEAF) {
-        const size_t stop = nodes - i < sgd_LEAF ? nodes : i + sgd_LEAF;
+    for (size_t i = 0; i < nodes; i += sgd_LEAF_SIZE) {
+        const size_t stop = nodes - i < sgd_LEAF_SIZE ? nodes : i + sgd_LEAF_SIZE;
         double lanes[sgd_LANES] = {0.0};
 
         for (size_t j = i; j < stop; j++) {
@@ -189,9 +189,9 @@ static double sgd_many_sum(const double *values, size_t n, int chunked)
 
             lanes[j % sgd_LANES] = lanes[j % sgd_LANES] + value;
         }
-        leaves[i / sgd_LEAF] = sgd_fold_sum(lanes);
+        leaves[i / sgd_LEAF_SIZE] = sgd_fold_sum(lanes);
     }
-    return sgd_leaves_sum(leaves, nodes / sgd_LEAF + (nodes % sgd_LEAF != 0));
+    return sgd_leaves_sum(leaves, nodes / sgd_LEAF_SIZE + (nodes % sgd_LEAF_SIZE != 0));
 }
 
 static double sgd_tree_sum(const double *values, size_t n)
@@ -313,7 +313,7 @@ static void sgd_count_f32(const sgd_scalars *s, const float *g, size_t n, double
     }
 }
 
-/* Looks at gradients before anything is written, for n neighbouring elements; what it adds up goes into 32 lanes each. */
+/* Looks at the gradients first, for n neighbouring elements; sums go into 32 lanes each. */
 sgd_INLINE void sgd_scan_f32(const sgd_scalars *s, int observe, size_t n, const float *sgd_RESTRICT g_,
                              double *sgd_RESTRICT scanned_grad_squares)
 {
@@ -327,7 +327,7 @@ sgd_INLINE void sgd_scan_f32(const sgd_scalars *s, int observe, size_t n, const 
     }
 }
 
-/* Looks at gradients before anything is written, for elements [begin, end) of a tensor, one chunk at most. */
+/* Looks at the gradients first, for elements [begin, end) of a tensor, one chunk at most. */
 sgd_INLINE void sgd_scan_chunk_f32(const sgd_scalars *s, int observe, const sgd_tensor_f32 *x, size_t begin,
                                    size_t end, double *sums, size_t stride)
 {
@@ -337,7 +337,7 @@ sgd_INLINE void sgd_scan_chunk_f32(const sgd_scalars *s, int observe, const sgd_
 
     for (; i < end; leaf++) {
         const size_t start = i;
-        const size_t stop = end - i < sgd_LEAF ? end : i + sgd_LEAF;
+        const size_t stop = end - i < sgd_LEAF_SIZE ? end : i + sgd_LEAF_SIZE;
         double lanes[1][sgd_LANES] = {{0.0}};
 
         for (; stop - i >= sgd_LANES; i += sgd_LANES)
@@ -358,7 +358,7 @@ sgd_INLINE void sgd_scan_chunk_f32(const sgd_scalars *s, int observe, const sgd_
     }
 }
 
-/* The rule, for n neighbouring elements; what it adds up goes into 32 lanes each. */
+/* The rule, for n neighbouring elements; sums go into 32 lanes each. */
 sgd_INLINE void sgd_elements_f32(const sgd_scalars *s, int observe, size_t n, float *sgd_RESTRICT p_,
                                  const float *sgd_RESTRICT g_, double *sgd_RESTRICT grad_squares,
                                  double *sgd_RESTRICT param_squares, double *sgd_RESTRICT update_squares)
@@ -392,7 +392,7 @@ sgd_INLINE void sgd_elements_chunk_f32(const sgd_scalars *s, int observe, int ze
 
     for (; i < end; leaf++) {
         const size_t start = i;
-        const size_t stop = end - i < sgd_LEAF ? end : i + sgd_LEAF;
+        const size_t stop = end - i < sgd_LEAF_SIZE ? end : i + sgd_LEAF_SIZE;
         double lanes[3][sgd_LANES] = {{0.0}};
 
         for (; stop - i >= sgd_LANES; i += sgd_LANES)
@@ -749,7 +749,7 @@ static void sgd_count_f64(const sgd_scalars *s, const double *g, size_t n, doubl
     }
 }
 
-/* Looks at gradients before anything is written, for n neighbouring elements; what it adds up goes into 32 lanes each. */
+/* Looks at the gradients first, for n neighbouring elements; sums go into 32 lanes each. */
 sgd_INLINE void sgd_scan_f64(const sgd_scalars *s, int observe, size_t n, const double *sgd_RESTRICT g_,
                              double *sgd_RESTRICT scanned_grad_squares)
 {
@@ -763,7 +763,7 @@ sgd_INLINE void sgd_scan_f64(const sgd_scalars *s, int observe, size_t n, const 
     }
 }
 
-/* Looks at gradients before anything is written, for elements [begin, end) of a tensor, one chunk at most. */
+/* Looks at the gradients first, for elements [begin, end) of a tensor, one chunk at most. */
 sgd_INLINE void sgd_scan_chunk_f64(const sgd_scalars *s, int observe, const sgd_tensor_f64 *x, size_t begin,
                                    size_t end, double *sums, size_t stride)
 {
@@ -773,7 +773,7 @@ sgd_INLINE void sgd_scan_chunk_f64(const sgd_scalars *s, int observe, const sgd_
 
     for (; i < end; leaf++) {
         const size_t start = i;
-        const size_t stop = end - i < sgd_LEAF ? end : i + sgd_LEAF;
+        const size_t stop = end - i < sgd_LEAF_SIZE ? end : i + sgd_LEAF_SIZE;
         double lanes[1][sgd_LANES] = {{0.0}};
 
         for (; stop - i >= sgd_LANES; i += sgd_LANES)
@@ -794,7 +794,7 @@ sgd_INLINE void sgd_scan_chunk_f64(const sgd_scalars *s, int observe, const sgd_
     }
 }
 
-/* The rule, for n neighbouring elements; what it adds up goes into 32 lanes each. */
+/* The rule, for n neighbouring elements; sums go into 32 lanes each. */
 sgd_INLINE void sgd_elements_f64(const sgd_scalars *s, int observe, size_t n, double *sgd_RESTRICT p_,
                                  const double *sgd_RESTRICT g_, double *sgd_RESTRICT grad_squares,
                                  double *sgd_RESTRICT param_squares, double *sgd_RESTRICT update_squares)
@@ -828,7 +828,7 @@ sgd_INLINE void sgd_elements_chunk_f64(const sgd_scalars *s, int observe, int ze
 
     for (; i < end; leaf++) {
         const size_t start = i;
-        const size_t stop = end - i < sgd_LEAF ? end : i + sgd_LEAF;
+        const size_t stop = end - i < sgd_LEAF_SIZE ? end : i + sgd_LEAF_SIZE;
         double lanes[3][sgd_LANES] = {{0.0}};
 
         for (; stop - i >= sgd_LANES; i += sgd_LANES)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from optforge import __version__, cli, demo, rules
+from optforge import __version__, cli, demo, rules, transforms
 from optforge.diagnostics import RuleError
 from optforge.language import Rule
 
@@ -101,7 +101,9 @@ def contents(directory: Path) -> dict[str, tuple[bytes, int, int]]:
 
 
 def test_list_has_a_line_for_each_rule(run: Run) -> None:
-    heading, *lines = run("list").out.splitlines()
+    every = run("list").out.splitlines()
+    heading, *lines = every[: every.index("")]
+    assert [line.split()[0] for line in every[len(lines) + 3 :]] == list(transforms)
     assert heading.split() == ["RULE", "STATE", "BYTES"]
     assert [line.split()[0] for line in lines] == list(rules)
     for line in lines:

@@ -209,7 +209,7 @@ class Elements:
         """What a phase does."""
         phase = self.kernel.phases[k]
         if phase.optional:
-            return "Looks at gradients before anything is written"
+            return "Looks at the gradients first"
         usual = [own for own in self.kernel.phases if not own.optional]
         if len(usual) == 1:
             return "The rule"

@@ -126,7 +126,7 @@ class Source:
             ],
             "hyper_comment": self.hyper_comment(),
             "hyper_fields": self.hyper_fields(),
-            "scalar_state_comment": " Scalar state is one double per tensor." if self.kernel.scalar_state else "",
+            "scalar_state_comment": "\n * Scalar state is one double per tensor." if self.kernel.scalar_state else "",
             "init_comment": self.init_comment(),
             "init_parameter": f", const {self.prefix}_hyper *h" if self.init_needs_hyper() else "",
             "starting": self.starting(),

@@ -65,7 +65,7 @@ def computed(kernel: Kernel) -> Iterable[tuple[str, list[str]]]:
     printer = Printer(F64, leaf, lambda role, kind: role.rpartition(" ")[2])
     shift = 0 if kernel.phases[0].optional else 1
     for group in kernel.scalars:
-        where = f" behind pass {group.phase - 1 + shift}" if group.phase else ""
+        where = f" behind phase {group.phase - 1 + shift}" if group.phase else ""
         lines = [f"{names[let.id]} = {printer(let.expr)}" for let in group.lets]
         yield f"Computed once per {group.scope}{where}, in double", lines
 

@@ -16,7 +16,8 @@ def lars(p, g, m=0.0, *, lr=0.1, momentum=0.9, weight_decay=5e-4, trust_coeffici
     assert 0 <= momentum < 1 and weight_decay >= 0 and trust_coefficient > 0
     p_norm = norm(p)
     g_norm = norm(g)
-    local_rate = trust_coefficient * p_norm / (g_norm + weight_decay * p_norm) if p_norm > 0 and g_norm > 0 else 1
+    decayed_norm = g_norm + weight_decay * p_norm
+    local_rate = trust_coefficient * p_norm / decayed_norm if p_norm > 0 and g_norm > 0 else 1
     m = momentum * m + lr * local_rate * (g + weight_decay * p)
     p = p - m
     return p, m
