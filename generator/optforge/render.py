@@ -65,7 +65,7 @@ def c_string(text: str) -> str:
 
 
 def fold(text: str) -> str:
-    """Break function heads and calls that are too long behind a comma, continuing under the parenthesis."""
+    """Break function heads and calls that are too long behind a comma, going on under the parenthesis if it fits."""
     return "\n".join(part for line in text.split("\n") for part in fold_line(line))
 
 
@@ -74,6 +74,8 @@ def fold_line(line: str) -> list[str]:
     if len(line) <= WIDTH or "(" not in line or line.lstrip().startswith(("*", "/*", "#", "return", "const ")):
         return [line]
     margin = " " * (line.index("(") + 1)
+    if len(margin) > WIDTH // 2:  # a long name leaves no room behind it
+        margin = " " * (len(line) - len(line.lstrip()) + 8)
     pieces, current = [], ""
     for argument in line.split(", "):
         if current and len(current) + len(argument) + 2 > WIDTH:
