@@ -453,3 +453,14 @@ def test_state_that_starts_as_the_gradient_sees_the_transformed_one(target: str)
     opt.step([np.full(3, 4.0), np.full(4, 16.0, np.float32)])
     assert opt.state["first"][0].tolist() == [2.0] * 3
     assert opt.state["first"][1].tolist() == [8.0] * 4
+
+
+def test_first_steps_of_lists_of_several_dtypes_keep_their_flags() -> None:
+    """What tells the kernel which tensors begin lives as long as the plan, for each dtype."""
+    params = [np.ones(3, np.float32), np.ones(3, np.float64), np.ones(2, np.float32)]
+    first = of.Optimizer([p.copy() for p in params], "sgd")
+    first._prepare([np.ones_like(p) for p in params])
+    first._plan.set(first._how)
+    kept = {flags.ctypes.data: flags.tolist() for flags in first._plan.flags}
+    given = [int(first._plan.library.ffi.cast("size_t", call.options.starting)) for call in first._plan.calls]
+    assert [kept[address] for address in given] == [[1, 1], [1]]

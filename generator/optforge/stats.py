@@ -31,8 +31,9 @@ class PerTensor:
     def __getattr__(self, name: str) -> Array:
         if name not in FIELDS:
             raise AttributeError(f"there is no statistic {name!r}; there are {', '.join(FIELDS)}")
-        kind = {np.float64: np.float64}.get(RECORD[name].type, bool if name == "skipped" else np.int64)
-        whole: Array = np.full(self._count, math.nan if kind is np.float64 else 0, kind)
+        counted = RECORD[name].kind == "u"
+        kind = bool if name == "skipped" else np.int64 if counted else np.float64
+        whole: Array = np.full(self._count, 0 if counted else math.nan, kind)
         whole[list(self._places)] = self._records[name]
         return whole
 

@@ -145,6 +145,7 @@ class Plan:
     def set(self, how: How) -> None:
         """Prepare for steps that are done so."""
         ffi = self.library.ffi
+        self.flags: list[Array] = []  # kept alive with the plan
         for call in self.calls:
             own = call.options
             own.threads = 1 if forked else how.threads
@@ -154,7 +155,7 @@ class Plan:
             if how.starting is not None:
                 starting = np.ascontiguousarray(how.starting[call.places], np.uint8)
                 own.starting = ffi.cast("unsigned char *", address(starting))
-                self.kept = [*self.kept[: 2 * len(self.calls)], starting]
+                self.flags.append(starting)
             if how.stats is not None:
                 records = ffi.cast("char *", ffi.from_buffer(how.stats))
                 own.stats, own.tensor_stats = records, records + how.stats.itemsize

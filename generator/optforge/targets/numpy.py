@@ -155,8 +155,7 @@ class Plan:
         """Fill in the statistics."""
         wanted = dict(self.kernel.statistics)
         if skipped:  # only the first phase has run
-            wanted["grad"] = next(r.id for r in self.kernel.phases[0].reductions if r.counts)
-            wanted = {"grad": wanted["grad"]}
+            wanted = {"grad": next(r.id for r in self.kernel.phases[0].reductions if r.counts)}
         sums = [{what: walk.scalars.sums[id] for what, id in wanted.items()} for walk in walks]
         together = {what: total([own[what] for own in sums], "squares") for what in wanted}
         counts = [(walk.nan, walk.inf) for walk in walks]
