@@ -9,7 +9,7 @@ from typing import Any
 from .cscalars import Scalars, leaves
 from .dtypes import F64, DType
 from .emit import Printer
-from .ir import Kernel, Let, Reduction, Type
+from .ir import Expr, Kernel, Let, Phase, Reduction, Type
 from .names import CALLED, Names, spelled
 
 
@@ -104,9 +104,19 @@ class Elements:
             return "scan"
         return "elements" if len(usual) == 1 else f"pass_{usual.index(k) + 1}"
 
+    def comment(self, k: int) -> str:
+        """What a phase does."""
+        phase = self.kernel.phases[k]
+        if phase.optional:
+            return "Looks at the gradients first"
+        usual = [own for own in self.kernel.phases if not own.optional]
+        if len(usual) == 1:
+            return "The rule"
+        return f"Pass {usual.index(phase) + 1} of {len(usual)}"
+
     def context(self, k: int, sums: Sums) -> dict[str, Any]:
         """What the templates show of phase k."""
-        phase, real = self.kernel.phases[k], self.dtype.c
+        phase = self.kernel.phases[k]
         written = dict(phase.stores)
         arrays = [
             name
@@ -120,8 +130,38 @@ class Elements:
         scope.enter((self.variable(let), let.name) for let in phase.lets)
         scope.enter((e, self.outside.spelled(e)) for e in read)
         scope.enter((("lanes", reduction.id), reduction.name) for reduction in phase.reductions)
-        index, count, s, observe = (scope.own(name) for name in ("i", "n", "s", "observe"))
         array = {name: scope.own(f"{scope.of['element', name]}_") for name in arrays}
+        slots = sums.of_phase(k)
+        return {
+            "number": k,
+            "title": self.title(k),
+            "comment": self.comment(k),
+            "optional": phase.optional,
+            **self.statements(phase, scope, array),
+            "scalars": [self.taken(e, scope) for e in read] or [f"(void){scope.own('s')};"],
+            "touches": bool(arrays),
+            "zeroes": phase.zeroes,
+            "observed": any(slot.observed for slot in slots),
+            "slots": [
+                {
+                    "number": number,
+                    "kind": slot.kind if slot.kind == "max" else "sum",
+                    "observed": slot.observed,
+                    "lanes": number < len(phase.reductions),
+                }
+                for number, slot in enumerate(slots)
+            ],
+            "lanes": len(phase.reductions),
+            "counting": next((number for number, own in enumerate(phase.reductions) if own.counts), None),
+            "nan": len(phase.reductions),
+            "inf": len(phase.reductions) + 1,
+            "unscale": self.outside.fields.of[next(e for e in self.outside.crossing if e.op == "unscale")],
+            **self.signature(phase, scope, array),
+        }
+
+    def statements(self, phase: Phase, scope: Names, array: dict[str, str]) -> dict[str, Any]:
+        """What is done for one element, number `index`: loads, lines and stores."""
+        real, index, observe = self.real(scope), scope.own(self.index), scope.own("observe")
 
         def leaf(e: Any) -> str:
             if e.op == "load":
@@ -130,7 +170,7 @@ class Elements:
                 return scope.of[e]
             return scope.of[self.variable(self.let[e.value])]
 
-        printer = Printer(self.dtype, leaf, self.helper)
+        printer = self.printer(leaf, scope)
         bindings = [self.variable(let) for let in phase.lets]
         declared = {("element", name) for name in phase.loads}
         loads = []
@@ -143,79 +183,64 @@ class Elements:
         lines = []
         for item in phase.body:
             if isinstance(item, Reduction):
-                lines.append(self.added(item, printer(item.value), f"{scope.of['lanes', item.id]}[{index}]", observe))
+                lane = f"{scope.of['lanes', item.id]}[{index}]"
+                lines.append(self.added(item, printer(item.value), lane, observe, scope))
                 continue
             variable, value = self.variable(item), printer(item.expr)
             if value == scope.of[variable] and variable in declared:
                 continue  # x = x
             kind = ""
             if variable not in declared:
-                kind = "int " if item.expr.type is Type.MASK else f"{real} "
+                kind = f"{self.mask} " if item.expr.type is Type.MASK else f"{real} "
                 kind = f"const {kind}" if bindings.count(variable) == 1 else kind
                 declared.add(variable)
             lines.append(f"{kind}{scope.of[variable]} = {value};")
         stores = [f"{array[name]}[{index}] = {printer(expr)};" for name, expr in phase.stores]
-        scalars = []
-        for e in read:
-            cast = f"({real})" if e.type is Type.SCALAR and self.dtype is not F64 else ""
-            kind = real if e.type is Type.SCALAR else "int"
-            scalars.append(f"const {kind} {scope.of[e]} = {cast}{s}->{self.outside.fields.of[e]};")
-        if not read:
-            scalars.append(f"(void){s};")
-        slots = sums.of_phase(k)
-        observed = any(slot.observed for slot in slots)
+        return {"index": index, "loads": loads, "lines": lines, "stores": stores}
+
+    # ── what another target of the family says otherwise ────────────────────────────────────────────────────────
+
+    index = "i"
+    mask = "int"
+
+    def real(self, scope: Names) -> str:
+        """The type of elements."""
+        return self.dtype.c
+
+    def printer(self, leaf: Callable[[Expr], str], scope: Names) -> Printer:
+        """What prints expressions."""
+        return Printer(self.dtype, leaf, self.helper)
+
+    def taken(self, e: Expr, scope: Names) -> str:
+        """The line that takes a scalar out of the struct, rounded to the elements' type."""
+        cast = f"({self.dtype.c})" if e.type is Type.SCALAR and self.dtype is not F64 else ""
+        kind = self.dtype.c if e.type is Type.SCALAR else "int"
+        return f"const {kind} {scope.of[e]} = {cast}{scope.own('s')}->{self.outside.fields.of[e]};"
+
+    def signature(self, phase: Phase, scope: Names, array: dict[str, str]) -> dict[str, Any]:
+        """Parameters of the function of a phase, and arguments of its calls."""
+        count, s, observe = (scope.own(name) for name in ("n", "s", "observe"))
+        written = dict(phase.stores)
         asks = any(reduction.observed for reduction in phase.reductions)
         parameters = [f"const {self.prefix}_scalars *{s}", *([f"int {observe}"] if asks else []), f"size_t {count}"]
         parameters += [
-            f"{'' if name in written else 'const '}{real} *{self.prefix}_RESTRICT {array[name]}" for name in arrays
+            f"{'' if name in written else 'const '}{self.dtype.c} *{self.prefix}_RESTRICT {own}"
+            for name, own in array.items()
         ]
         parameters += [
             f"double *{self.prefix}_RESTRICT {scope.of['lanes', reduction.id]}" for reduction in phase.reductions
         ]
-        passed = [f"x->{self.fields.of[name]} + i" for name in arrays]
+        passed = [f"x->{self.fields.of[name]} + i" for name in array]
         passed += [f"lanes[{number}]" for number in range(len(phase.reductions))]
         first = ["s", *(["observe"] if asks else [])]
-        counting = next((number for number, own in enumerate(phase.reductions) if own.counts), None)
-        kinds = [slot.kind if slot.kind == "max" else "sum" for slot in slots]
         return {
-            "number": k,
-            "title": self.title(k),
-            "comment": self.comment(k),
-            "optional": phase.optional,
+            "count": count,
             "parameters": ", ".join(parameters),
             "block_arguments": ", ".join([*first, f"{self.prefix}_LANES", *passed]),
             "rest_arguments": ", ".join([*first, "stop - i", *passed]),
-            "scalars": scalars,
-            "index": index,
-            "count": count,
-            "loads": loads,
-            "lines": lines,
-            "stores": stores,
-            "touches": bool(arrays),
-            "zeroes": phase.zeroes,
-            "observed": observed,
-            "slots": [
-                {"number": number, "kind": kind, "observed": slot.observed, "lanes": number < len(phase.reductions)}
-                for number, (slot, kind) in enumerate(zip(slots, kinds, strict=True))
-            ],
-            "lanes": len(phase.reductions),
-            "counting": counting,
-            "nan": len(phase.reductions),
-            "inf": len(phase.reductions) + 1,
-            "unscale": self.outside.fields.of[next(e for e in self.outside.crossing if e.op == "unscale")],
         }
 
-    def comment(self, k: int) -> str:
-        """What a phase does."""
-        phase = self.kernel.phases[k]
-        if phase.optional:
-            return "Looks at the gradients first"
-        usual = [own for own in self.kernel.phases if not own.optional]
-        if len(usual) == 1:
-            return "The rule"
-        return f"Pass {usual.index(phase) + 1} of {len(usual)}"
-
-    def added(self, reduction: Reduction, value: str, lane: str, observe: str) -> str:
+    def added(self, reduction: Reduction, value: str, lane: str, observe: str, scope: Names) -> str:
         """The line that adds an element to its lane."""
         wide = value if self.dtype is F64 else f"(double){value}"
         match reduction.kind:

@@ -23,13 +23,17 @@ def leaves(expressions: Iterable[Expr]) -> list[Expr]:
     return list(found)
 
 
-def c_type(scalar: Expr) -> str:
+def c_type(scalar: Expr, real: str = "double") -> str:
     """The C type of a scalar."""
-    return "int" if scalar.type is Type.CONDITION else "double"
+    return "int" if scalar.type is Type.CONDITION else real
 
 
 class Scalars:
-    """Where each scalar is computed, and under which name it crosses to where it is read."""
+    """Where each scalar is computed, and under which name it crosses to where it is read.
+
+    `helper` serves what is computed before a step, `later` what is computed per tensor or behind sums, which another
+    target does elsewhere, with doubles of the type `real`.
+    """
 
     def __init__(
         self,
@@ -39,9 +43,11 @@ class Scalars:
         fields: Names,
         size: str,
         helper: Callable[[str, DType], str],
+        later: Callable[[str, DType], str] | None = None,
+        real: str = "double",
     ):
         self.kernel, self.prefix, self.hyper, self.tensor, self.size = kernel, prefix, hyper, fields, size
-        self.helper = helper
+        self.helper, self.later, self.real = helper, later or helper, real
         self.lets: dict[int, Let] = {let.id: let for group in kernel.scalars for let in group.lets}
         self.reductions = {reduction.id: reduction for reduction in kernel.reductions}
         self.place: dict[Expr, Key] = {
@@ -93,7 +99,7 @@ class Scalars:
             groups.setdefault(tensor_zero, ScalarGroup("tensor", 0, ()))
         later = [group for key, group in sorted(groups.items()) if key not in ((0, False), tensor_zero)]
         return {
-            "fields": [f"{c_type(e)} {self.fields.of[e]}" for e in self.crossing],
+            "fields": [f"{c_type(e, self.real)} {self.fields.of[e]}" for e in self.crossing],
             "begin": self.begin_step(groups.get((0, False), ScalarGroup("step", 0, ())), asserts),
             "tensor": self.function(groups[tensor_zero]) if tensor_zero in groups else None,
             "step_later": [self.function(group) for group in later if group.scope == "step"],
@@ -152,17 +158,23 @@ class Scalars:
         scope.enter((let.ref, let.name) for let in group.lets)
         out, failed = scope.own("s"), scope.own("failed")
         checked = "" if group.phase else f"&{failed}"
-        printer = Printer(F64, lambda e: scope.of[e], self.helper, checked)
-        lines = [f"const {c_type(let.expr)} {scope.of[let.ref]} = {printer(let.expr)};" for let in group.lets]
+        printer = Printer(F64, lambda e: scope.of[e], self.later, checked)
+        lines = [
+            f"const {c_type(let.expr, self.real)} {scope.of[let.ref]} = {printer(let.expr)};" for let in group.lets
+        ]
         inside = {*given, *(let.ref for let in group.lets)}
         return {
             "phase": group.phase,
-            "parameters": ", ".join([f"{self.prefix}_scalars *{out}", *(f"{c_type(e)} {scope.of[e]}" for e in given)]),
+            "parameters": ", ".join(
+                [f"{self.prefix}_scalars *{out}", *(f"{c_type(e, self.real)} {scope.of[e]}" for e in given)]
+            ),
             "arguments": "".join(f", {self.argument(e)}" for e in given),
             "failed": failed,
             "can_fail": bool(checked) and any(checked in line for line in lines),
             "reads": [
-                f"const {c_type(e)} {scope.of[e]} = {out}->{self.fields.of[e]};" for e in read if e not in inside
+                f"const {c_type(e, self.real)} {scope.of[e]} = {out}->{self.fields.of[e]};"
+                for e in read
+                if e not in inside
             ],
             "lines": lines,
             "writes": [f"{out}->{self.fields.of[e]} = {scope.of[e]};" for e in written],

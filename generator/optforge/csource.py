@@ -45,6 +45,19 @@ def render(
     settings: Mapping[str, object] | None = None,
 ) -> dict[str, str]:
     """The files of a kernel: name to text."""
+    return files(Source, {".h": "kernel.h.j2", ".c": "kernel.c.j2"}, rule, kernel, dtypes, prefix, settings)
+
+
+def files(
+    source: type[Source],
+    templates: Mapping[str, str],
+    rule: Rule,
+    kernel: Kernel,
+    dtypes: str | Iterable[str] | None,
+    prefix: str | None,
+    settings: Mapping[str, object] | None,
+) -> dict[str, str]:
+    """The files that templates, by the ending of their file, give for a kernel."""
     wanted = DTYPES if dtypes is None else [dtypes] if isinstance(dtypes, str) else dtypes
     chosen = [known_dtype(name) for name in wanted]
     chosen = [dtype for dtype in DTYPES.values() if dtype in chosen]
@@ -53,11 +66,8 @@ def render(
     own = spelled(rule.name) if prefix is None else prefix
     if prefix is not None and (not re.fullmatch(r"[A-Za-z_]\w*", prefix, re.ASCII) or claimed(prefix)):
         raise UsageError(f"the prefix {prefix!r} is no C identifier")
-    context = Source(rule, kernel, chosen, own, prefix, dict(settings or {})).context()
-    return {
-        f"{own}.h": fold(render_template("kernel.h.j2", context)),
-        f"{own}.c": fold(render_template("kernel.c.j2", context)),
-    }
+    context = source(rule, kernel, chosen, own, prefix, dict(settings or {})).context()
+    return {f"{own}{ending}": fold(render_template(template, context)) for ending, template in templates.items()}
 
 
 def known_dtype(name: str) -> DType:
@@ -68,7 +78,14 @@ def known_dtype(name: str) -> DType:
 
 
 class Source:
-    """What the templates show of one kernel."""
+    """What the templates show of one kernel.
+
+    A target of the same family derives from it: its name, the statuses that its calls return, how its file is built.
+    """
+
+    target = "c"
+    statuses: tuple[tuple[str, str], ...] = STATUSES
+    build = "cc -std=c99 -O2 -c {file}.c    (with -fopenmp a step runs on several threads)"
 
     def __init__(
         self,
@@ -79,7 +96,8 @@ class Source:
         given_prefix: str | None,
         settings: dict[str, object],
     ):
-        self.rule, self.kernel, self.dtypes, self.prefix = rule, kernel, dtypes, prefix
+        self.rule, self.kernel, self.dtypes, self.file = rule, kernel, dtypes, prefix
+        self.prefix = prefix = self.begin(prefix)
         self.given_prefix, self.settings = given_prefix, settings
         self.helpers: dict[str, str] = {}
         macros = {f"{prefix}_{macro}" for macro in ("API", "INLINE", "RESTRICT", "H")}
@@ -88,6 +106,11 @@ class Source:
         self.fields = Names(macros)
         self.fields.enter((name, name) for name in ["p", "g", *(state.name for state in kernel.state)])
         self.size = self.fields.own("n")
+
+    @staticmethod
+    def begin(file: str) -> str:
+        """What all names begin with, from the name of the files."""
+        return file
 
     def helper(self, role: str, kind: DType) -> str:
         """The name of an emitted function, which is emitted because it was asked for."""
@@ -104,7 +127,7 @@ class Source:
         sums = Sums(self.kernel, self.helper)
         dtypes = [self.per_dtype(dtype, emitted, sums) for dtype in self.dtypes]
         scalars = emitted.context([name for name, _ in asserts])
-        statuses = [(name, code, text) for code, (name, text) in enumerate(STATUSES)]
+        statuses = [(name, code, text) for code, (name, text) in enumerate(self.statuses)]
         statuses += [(name, ASSERTS_FROM + k, text) for k, (name, text) in enumerate(asserts)]
         statuses.append(("SKIPPED", -1, SKIPPED))
         entries = [
@@ -163,7 +186,7 @@ class Source:
         command = [
             "optforge generate",
             shlex.quote(rule.origin),
-            "--target c",
+            f"--target {self.target}",
             *(f"--dtype {d.suffix}" for d in self.dtypes),
         ]
         command += [f"--set {shlex.quote(f'{name}={value}')}" for name, value in self.settings.items()]
@@ -180,7 +203,7 @@ class Source:
             f"Memory traffic per element: {read} read, {written} written; in bytes: {traffic}.",
             *self.passes(),
             "",
-            f"Build:     cc -std=c99 -O2 -c {self.prefix}.c    (with -fopenmp a step runs on several threads)",
+            f"Build:     {self.build.format(file=self.file)}",
             f"Re-create: {' '.join(command)}",
             f"Rule hash: {rule.hash}",
             "",
