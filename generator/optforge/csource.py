@@ -126,7 +126,25 @@ class Source:
         emitted = Scalars(self.kernel, self.prefix, self.hyper, self.fields, self.size, self.helper)
         sums = Sums(self.kernel, self.helper)
         dtypes = [self.per_dtype(dtype, emitted, sums) for dtype in self.dtypes]
-        scalars = emitted.context([name for name, _ in asserts])
+        lets = [item.expr for phase in self.kernel.phases for item in phase.lets]
+        return {
+            **self.shared_context(asserts),
+            "init_parameter": f", const {self.prefix}_hyper *h" if self.init_needs_hyper() else "",
+            "reduces": self.kernel.reduces,
+            "workspace_parameter": ", void *workspace" if self.kernel.reduces else "",
+            "sums": sums.context(),
+            "dtypes": dtypes,
+            "scalars": emitted.context([name for name, _ in asserts]),
+            "helpers": list(self.helpers.values()),
+            "roots": [
+                dtype
+                for dtype in self.dtypes
+                if any(e.op == "sqrt" and not e.type.uniform for expr in lets for e in expr.walk())
+            ],
+        }
+
+    def shared_context(self, asserts: list[tuple[str, str]]) -> dict[str, Any]:
+        """What all targets of the family show alike."""
         statuses = [(name, code, text) for code, (name, text) in enumerate(self.statuses)]
         statuses += [(name, ASSERTS_FROM + k, text) for k, (name, text) in enumerate(asserts)]
         statuses.append(("SKIPPED", -1, SKIPPED))
@@ -134,7 +152,6 @@ class Source:
             f"{self.prefix}_{name} = {code}{',' * (k < len(statuses))}" for k, (name, code, _) in enumerate(statuses, 1)
         ]
         widest = max(map(len, entries))
-        lets = [item.expr for phase in self.kernel.phases for item in phase.lets]
         return {
             "prefix": self.prefix,
             "comment": self.header_comment(),
@@ -151,21 +168,9 @@ class Source:
             "hyper_fields": self.hyper_fields(),
             "scalar_state_comment": "\n * Scalar state is one double per tensor." if self.kernel.scalar_state else "",
             "init_comment": self.init_comment(),
-            "init_parameter": f", const {self.prefix}_hyper *h" if self.init_needs_hyper() else "",
             "starting": self.starting(),
-            "reduces": self.kernel.reduces,
             "optional": self.kernel.phases[0].optional,
-            "workspace_parameter": ", void *workspace" if self.kernel.reduces else "",
-            "sums": sums.context(),
             "phases": len(self.kernel.phases),
-            "dtypes": dtypes,
-            "scalars": scalars,
-            "helpers": list(self.helpers.values()),
-            "roots": [
-                dtype
-                for dtype in self.dtypes
-                if any(e.op == "sqrt" and not e.type.uniform for expr in lets for e in expr.walk())
-            ],
         }
 
     def starting(self) -> bool:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
-from ..diagnostics import NotSupportedYet, UsageError, nearest
+from ..diagnostics import UsageError, nearest
 
 
 def names() -> list[str]:
@@ -22,8 +22,6 @@ def names() -> list[str]:
 
 def target(name: str) -> ModuleType:
     """The module of a target."""
-    if name == "cuda":
-        raise NotSupportedYet("target 'cuda' is not supported yet")
     if name not in names():
         listed = f"; there are {', '.join(names())}"
         raise UsageError(f"there is no target {name!r}{nearest(name, names()) or listed}")
