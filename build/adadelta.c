@@ -118,6 +118,8 @@ const char *adadelta_strerror(int status)
         return "the workspace is too small, or not aligned to doubles";
     case adadelta_ERROR_PART:
         return "a part is not in its tensor, or does not begin and end between chunks";
+    case adadelta_ERROR_GROUP:
+        return "a tensor's group is none of the groups";
     case adadelta_ERROR_ASSERT:
         return "the hyperparameters break: 0 <= rho < 1 and eps > 0";
     case adadelta_SKIPPED:
@@ -234,11 +236,23 @@ static size_t adadelta_chunks(uint64_t n)
     return (size_t)(n / adadelta_CHUNK + (n % adadelta_CHUNK != 0));
 }
 
-size_t adadelta_workspace_size(uint64_t elements, size_t count)
+/* The workspace begins with adadelta_HEADER doubles, which tell where the sums of chunks begin and how many chunks there
+ * are; then come the scalars of the groups, the first chunk of each tensor, and the sums. */
+enum { adadelta_HEADER = 2 };
+
+/* Doubles of workspace behind the scalars of the groups. */
+static size_t adadelta_sums_size(uint64_t elements, size_t count)
 {
     const size_t chunks = (size_t)(elements / adadelta_CHUNK) + count;
 
-    return sizeof(double) * (3 + count + adadelta_SUMS * (1 + count + chunks));
+    return 1 + count + adadelta_SUMS * (1 + count + chunks);
+}
+
+size_t adadelta_workspace_size(uint64_t elements, size_t count)
+{
+    const size_t doubles = adadelta_HEADER + adadelta_sums_size(elements, count);
+
+    return sizeof(double) * doubles + sizeof(adadelta_scalars) * count;
 }
 
 /* Where the sums of a phase begin. */
@@ -260,15 +274,28 @@ static size_t adadelta_first_observed(int phase)
 double *adadelta_partials(void *workspace, int phase, size_t *number)
 {
     double *const space = (double *)workspace;
-    size_t tensors, chunks;
+    size_t chunks;
 
     *number = 0;
     if (space == NULL || phase < 0 || phase >= adadelta_PHASES - 1)
         return space;
-    tensors = (size_t)space[0];
     chunks = (size_t)space[1];
     *number = (adadelta_first_sum(phase + 1) - adadelta_first_sum(phase)) * chunks;
-    return space + 3 + tensors + adadelta_SUMS * (1 + tensors) + adadelta_first_sum(phase) * chunks;
+    return space + (size_t)space[0] + adadelta_first_sum(phase) * chunks;
+}
+
+/* Whether the workspace has room for the scalars of the groups and so many doubles. */
+static int adadelta_check_space(const adadelta_options *o, size_t doubles)
+{
+    const size_t groups = o->group != NULL ? o->groups : 0;
+
+    if (o->workspace == NULL)
+        return adadelta_ERROR_NULL;
+    if ((uintptr_t)o->workspace % sizeof(double) != 0 || o->workspace_size < sizeof(double) * doubles)
+        return adadelta_ERROR_WORKSPACE;
+    if ((o->workspace_size - sizeof(double) * doubles) / sizeof(adadelta_scalars) < groups)
+        return adadelta_ERROR_WORKSPACE;
+    return adadelta_OK;
 }
 
 /* Whether part k lies in its tensor, between chunks. */
@@ -327,8 +354,16 @@ typedef struct adadelta_work_f32 {
     size_t tensors, chunks; /* whole ones, of which the list may have parts */
     double *first;          /* the first chunk of each tensor among all chunks, and the end of the last */
     double *totals, *tensor_sums, *sums; /* of all tensors, of each tensor, of each chunk */
-    adadelta_scalars s;
+    size_t groups;
+    adadelta_scalars *s; /* of each group, in the workspace; where there are no groups, `only` */
+    adadelta_scalars only;
 } adadelta_work_f32;
+
+/* The scalars of the group of tensor number k of the list. */
+static const adadelta_scalars *adadelta_group_f32(const adadelta_work_f32 *w, size_t k)
+{
+    return w->options->group != NULL ? &w->s[w->options->group[k]] : w->s;
+}
 
 /* Counts NaN and infinity among gradients. */
 static void adadelta_count_f32(const adadelta_scalars *s, const float *g, size_t n, double *nan, double *inf)
@@ -508,7 +543,7 @@ static void adadelta_share_f32(const adadelta_work_f32 *w, int phase, uint64_t k
             const size_t whole = parted != NULL ? parted->parts[j].tensor : j;
             const size_t before = parted != NULL ? parted->parts[j].begin / adadelta_CHUNK : 0;
             const size_t chunk = w->sums != NULL ? (size_t)w->first[whole] + before : 0;
-            const adadelta_scalars *s = &w->s;
+            const adadelta_scalars *s = adadelta_group_f32(w, j);
 
             for (size_t c = begin; c < end; c += adadelta_CHUNK) {
                 const size_t stop = end - c < adadelta_CHUNK ? end : c + adadelta_CHUNK;
@@ -601,7 +636,7 @@ static int adadelta_check_tensor_f32(const adadelta_tensor_f32 *x)
 static int adadelta_check_list_f32(adadelta_work_f32 *w, const adadelta_hyper *h, uint64_t t)
 {
     const adadelta_options *o = w->options;
-    int status;
+    int status = adadelta_OK;
 
     if (h == NULL || (w->list == NULL && w->count > 0))
         return adadelta_ERROR_NULL;
@@ -609,11 +644,23 @@ static int adadelta_check_list_f32(adadelta_work_f32 *w, const adadelta_hyper *h
         return adadelta_ERROR_GRAD_SCALE;
     if (o->whole != NULL && (o->whole->sizes == NULL || o->whole->parts == NULL))
         return adadelta_ERROR_NULL;
-    status = adadelta_begin_step(&w->s, h, t, 1.0 / o->grad_scale);
+    w->groups = 1;
+    w->s = &w->only;
+    if (o->group != NULL) {
+        status = adadelta_check_space(o, adadelta_HEADER);
+        if (status != adadelta_OK)
+            return status;
+        w->groups = o->groups;
+        w->s = (adadelta_scalars *)((double *)o->workspace + adadelta_HEADER);
+    }
+    for (size_t k = 0; k < w->groups && status == adadelta_OK; k++)
+        status = adadelta_begin_step(&w->s[k], &h[k], t, 1.0 / o->grad_scale);
     w->elements = 0;
     for (size_t k = 0; k < w->count && status == adadelta_OK; k++) {
         const adadelta_tensor_f32 *x = &w->list[k];
 
+        if (o->group != NULL && o->group[k] >= o->groups)
+            return adadelta_ERROR_GROUP;
         status = o->checked ? adadelta_OK : adadelta_check_tensor_f32(x);
         if (status == adadelta_OK && o->whole != NULL)
             status = adadelta_check_part(o->whole, k, x->n);
@@ -626,7 +673,7 @@ static int adadelta_check_list_f32(adadelta_work_f32 *w, const adadelta_hyper *h
 static int adadelta_prepare_f32(adadelta_work_f32 *w, const adadelta_hyper *h, uint64_t t)
 {
     const adadelta_options *o = w->options;
-    const int status = adadelta_check_list_f32(w, h, t);
+    int status = adadelta_check_list_f32(w, h, t);
     double *const space = (double *)o->workspace;
     uint64_t elements = 0, chunks = 0;
 
@@ -636,25 +683,23 @@ static int adadelta_prepare_f32(adadelta_work_f32 *w, const adadelta_hyper *h, u
     w->first = w->totals = w->tensor_sums = w->sums = NULL;
     if (status != adadelta_OK || !(w->observe || o->skip_nonfinite))
         return status;
-    if (space == NULL)
-        return adadelta_ERROR_NULL;
     for (size_t k = 0; k < w->tensors; k++)
         elements += o->whole != NULL ? o->whole->sizes[k] : w->list[k].n;
-    if ((uintptr_t)space % sizeof(double) != 0 || o->workspace_size < adadelta_workspace_size(elements,
-        w->tensors))
-        return adadelta_ERROR_WORKSPACE;
-    w->first = space + 2;
+    status = adadelta_check_space(o, adadelta_HEADER + adadelta_sums_size(elements, w->tensors));
+    if (status != adadelta_OK)
+        return status;
+    w->first = o->group != NULL ? (double *)(w->s + w->groups) : space + adadelta_HEADER;
     for (size_t k = 0; k < w->tensors; k++) {
         w->first[k] = (double)chunks;
         chunks += adadelta_chunks(o->whole != NULL ? o->whole->sizes[k] : w->list[k].n);
     }
     w->first[w->tensors] = (double)chunks;
     w->chunks = (size_t)chunks;
-    space[0] = (double)w->tensors;
-    space[1] = (double)chunks;
     w->totals = w->first + w->tensors + 1;
     w->tensor_sums = w->totals + adadelta_SUMS;
     w->sums = w->tensor_sums + adadelta_SUMS * w->tensors;
+    space[0] = (double)(w->sums - space);
+    space[1] = (double)chunks;
     return adadelta_OK;
 }
 
@@ -784,8 +829,16 @@ typedef struct adadelta_work_f64 {
     size_t tensors, chunks; /* whole ones, of which the list may have parts */
     double *first;          /* the first chunk of each tensor among all chunks, and the end of the last */
     double *totals, *tensor_sums, *sums; /* of all tensors, of each tensor, of each chunk */
-    adadelta_scalars s;
+    size_t groups;
+    adadelta_scalars *s; /* of each group, in the workspace; where there are no groups, `only` */
+    adadelta_scalars only;
 } adadelta_work_f64;
+
+/* The scalars of the group of tensor number k of the list. */
+static const adadelta_scalars *adadelta_group_f64(const adadelta_work_f64 *w, size_t k)
+{
+    return w->options->group != NULL ? &w->s[w->options->group[k]] : w->s;
+}
 
 /* Counts NaN and infinity among gradients. */
 static void adadelta_count_f64(const adadelta_scalars *s, const double *g, size_t n, double *nan, double *inf)
@@ -966,7 +1019,7 @@ static void adadelta_share_f64(const adadelta_work_f64 *w, int phase, uint64_t k
             const size_t whole = parted != NULL ? parted->parts[j].tensor : j;
             const size_t before = parted != NULL ? parted->parts[j].begin / adadelta_CHUNK : 0;
             const size_t chunk = w->sums != NULL ? (size_t)w->first[whole] + before : 0;
-            const adadelta_scalars *s = &w->s;
+            const adadelta_scalars *s = adadelta_group_f64(w, j);
 
             for (size_t c = begin; c < end; c += adadelta_CHUNK) {
                 const size_t stop = end - c < adadelta_CHUNK ? end : c + adadelta_CHUNK;
@@ -1059,7 +1112,7 @@ static int adadelta_check_tensor_f64(const adadelta_tensor_f64 *x)
 static int adadelta_check_list_f64(adadelta_work_f64 *w, const adadelta_hyper *h, uint64_t t)
 {
     const adadelta_options *o = w->options;
-    int status;
+    int status = adadelta_OK;
 
     if (h == NULL || (w->list == NULL && w->count > 0))
         return adadelta_ERROR_NULL;
@@ -1067,11 +1120,23 @@ static int adadelta_check_list_f64(adadelta_work_f64 *w, const adadelta_hyper *h
         return adadelta_ERROR_GRAD_SCALE;
     if (o->whole != NULL && (o->whole->sizes == NULL || o->whole->parts == NULL))
         return adadelta_ERROR_NULL;
-    status = adadelta_begin_step(&w->s, h, t, 1.0 / o->grad_scale);
+    w->groups = 1;
+    w->s = &w->only;
+    if (o->group != NULL) {
+        status = adadelta_check_space(o, adadelta_HEADER);
+        if (status != adadelta_OK)
+            return status;
+        w->groups = o->groups;
+        w->s = (adadelta_scalars *)((double *)o->workspace + adadelta_HEADER);
+    }
+    for (size_t k = 0; k < w->groups && status == adadelta_OK; k++)
+        status = adadelta_begin_step(&w->s[k], &h[k], t, 1.0 / o->grad_scale);
     w->elements = 0;
     for (size_t k = 0; k < w->count && status == adadelta_OK; k++) {
         const adadelta_tensor_f64 *x = &w->list[k];
 
+        if (o->group != NULL && o->group[k] >= o->groups)
+            return adadelta_ERROR_GROUP;
         status = o->checked ? adadelta_OK : adadelta_check_tensor_f64(x);
         if (status == adadelta_OK && o->whole != NULL)
             status = adadelta_check_part(o->whole, k, x->n);
@@ -1084,7 +1149,7 @@ static int adadelta_check_list_f64(adadelta_work_f64 *w, const adadelta_hyper *h
 static int adadelta_prepare_f64(adadelta_work_f64 *w, const adadelta_hyper *h, uint64_t t)
 {
     const adadelta_options *o = w->options;
-    const int status = adadelta_check_list_f64(w, h, t);
+    int status = adadelta_check_list_f64(w, h, t);
     double *const space = (double *)o->workspace;
     uint64_t elements = 0, chunks = 0;
 
@@ -1094,25 +1159,23 @@ static int adadelta_prepare_f64(adadelta_work_f64 *w, const adadelta_hyper *h, u
     w->first = w->totals = w->tensor_sums = w->sums = NULL;
     if (status != adadelta_OK || !(w->observe || o->skip_nonfinite))
         return status;
-    if (space == NULL)
-        return adadelta_ERROR_NULL;
     for (size_t k = 0; k < w->tensors; k++)
         elements += o->whole != NULL ? o->whole->sizes[k] : w->list[k].n;
-    if ((uintptr_t)space % sizeof(double) != 0 || o->workspace_size < adadelta_workspace_size(elements,
-        w->tensors))
-        return adadelta_ERROR_WORKSPACE;
-    w->first = space + 2;
+    status = adadelta_check_space(o, adadelta_HEADER + adadelta_sums_size(elements, w->tensors));
+    if (status != adadelta_OK)
+        return status;
+    w->first = o->group != NULL ? (double *)(w->s + w->groups) : space + adadelta_HEADER;
     for (size_t k = 0; k < w->tensors; k++) {
         w->first[k] = (double)chunks;
         chunks += adadelta_chunks(o->whole != NULL ? o->whole->sizes[k] : w->list[k].n);
     }
     w->first[w->tensors] = (double)chunks;
     w->chunks = (size_t)chunks;
-    space[0] = (double)w->tensors;
-    space[1] = (double)chunks;
     w->totals = w->first + w->tensors + 1;
     w->tensor_sums = w->totals + adadelta_SUMS;
     w->sums = w->tensor_sums + adadelta_SUMS * w->tensors;
+    space[0] = (double)(w->sums - space);
+    space[1] = (double)chunks;
     return adadelta_OK;
 }
 

@@ -116,6 +116,8 @@ const char *adagrad_strerror(int status)
         return "the workspace is too small, or not aligned to doubles";
     case adagrad_ERROR_PART:
         return "a part is not in its tensor, or does not begin and end between chunks";
+    case adagrad_ERROR_GROUP:
+        return "a tensor's group is none of the groups";
     case adagrad_ERROR_ASSERT:
         return "the hyperparameters break: eps > 0";
     case adagrad_SKIPPED:
@@ -224,11 +226,23 @@ static size_t adagrad_chunks(uint64_t n)
     return (size_t)(n / adagrad_CHUNK + (n % adagrad_CHUNK != 0));
 }
 
-size_t adagrad_workspace_size(uint64_t elements, size_t count)
+/* The workspace begins with adagrad_HEADER doubles, which tell where the sums of chunks begin and how many chunks there
+ * are; then come the scalars of the groups, the first chunk of each tensor, and the sums. */
+enum { adagrad_HEADER = 2 };
+
+/* Doubles of workspace behind the scalars of the groups. */
+static size_t adagrad_sums_size(uint64_t elements, size_t count)
 {
     const size_t chunks = (size_t)(elements / adagrad_CHUNK) + count;
 
-    return sizeof(double) * (3 + count + adagrad_SUMS * (1 + count + chunks));
+    return 1 + count + adagrad_SUMS * (1 + count + chunks);
+}
+
+size_t adagrad_workspace_size(uint64_t elements, size_t count)
+{
+    const size_t doubles = adagrad_HEADER + adagrad_sums_size(elements, count);
+
+    return sizeof(double) * doubles + sizeof(adagrad_scalars) * count;
 }
 
 /* Where the sums of a phase begin. */
@@ -250,15 +264,28 @@ static size_t adagrad_first_observed(int phase)
 double *adagrad_partials(void *workspace, int phase, size_t *number)
 {
     double *const space = (double *)workspace;
-    size_t tensors, chunks;
+    size_t chunks;
 
     *number = 0;
     if (space == NULL || phase < 0 || phase >= adagrad_PHASES - 1)
         return space;
-    tensors = (size_t)space[0];
     chunks = (size_t)space[1];
     *number = (adagrad_first_sum(phase + 1) - adagrad_first_sum(phase)) * chunks;
-    return space + 3 + tensors + adagrad_SUMS * (1 + tensors) + adagrad_first_sum(phase) * chunks;
+    return space + (size_t)space[0] + adagrad_first_sum(phase) * chunks;
+}
+
+/* Whether the workspace has room for the scalars of the groups and so many doubles. */
+static int adagrad_check_space(const adagrad_options *o, size_t doubles)
+{
+    const size_t groups = o->group != NULL ? o->groups : 0;
+
+    if (o->workspace == NULL)
+        return adagrad_ERROR_NULL;
+    if ((uintptr_t)o->workspace % sizeof(double) != 0 || o->workspace_size < sizeof(double) * doubles)
+        return adagrad_ERROR_WORKSPACE;
+    if ((o->workspace_size - sizeof(double) * doubles) / sizeof(adagrad_scalars) < groups)
+        return adagrad_ERROR_WORKSPACE;
+    return adagrad_OK;
 }
 
 /* Whether part k lies in its tensor, between chunks. */
@@ -317,8 +344,16 @@ typedef struct adagrad_work_f32 {
     size_t tensors, chunks; /* whole ones, of which the list may have parts */
     double *first;          /* the first chunk of each tensor among all chunks, and the end of the last */
     double *totals, *tensor_sums, *sums; /* of all tensors, of each tensor, of each chunk */
-    adagrad_scalars s;
+    size_t groups;
+    adagrad_scalars *s; /* of each group, in the workspace; where there are no groups, `only` */
+    adagrad_scalars only;
 } adagrad_work_f32;
+
+/* The scalars of the group of tensor number k of the list. */
+static const adagrad_scalars *adagrad_group_f32(const adagrad_work_f32 *w, size_t k)
+{
+    return w->options->group != NULL ? &w->s[w->options->group[k]] : w->s;
+}
 
 /* Counts NaN and infinity among gradients. */
 static void adagrad_count_f32(const adagrad_scalars *s, const float *g, size_t n, double *nan, double *inf)
@@ -490,7 +525,7 @@ static void adagrad_share_f32(const adagrad_work_f32 *w, int phase, uint64_t k, 
             const size_t whole = parted != NULL ? parted->parts[j].tensor : j;
             const size_t before = parted != NULL ? parted->parts[j].begin / adagrad_CHUNK : 0;
             const size_t chunk = w->sums != NULL ? (size_t)w->first[whole] + before : 0;
-            const adagrad_scalars *s = &w->s;
+            const adagrad_scalars *s = adagrad_group_f32(w, j);
 
             for (size_t c = begin; c < end; c += adagrad_CHUNK) {
                 const size_t stop = end - c < adagrad_CHUNK ? end : c + adagrad_CHUNK;
@@ -583,7 +618,7 @@ static int adagrad_check_tensor_f32(const adagrad_tensor_f32 *x)
 static int adagrad_check_list_f32(adagrad_work_f32 *w, const adagrad_hyper *h, uint64_t t)
 {
     const adagrad_options *o = w->options;
-    int status;
+    int status = adagrad_OK;
 
     if (h == NULL || (w->list == NULL && w->count > 0))
         return adagrad_ERROR_NULL;
@@ -591,11 +626,23 @@ static int adagrad_check_list_f32(adagrad_work_f32 *w, const adagrad_hyper *h, u
         return adagrad_ERROR_GRAD_SCALE;
     if (o->whole != NULL && (o->whole->sizes == NULL || o->whole->parts == NULL))
         return adagrad_ERROR_NULL;
-    status = adagrad_begin_step(&w->s, h, t, 1.0 / o->grad_scale);
+    w->groups = 1;
+    w->s = &w->only;
+    if (o->group != NULL) {
+        status = adagrad_check_space(o, adagrad_HEADER);
+        if (status != adagrad_OK)
+            return status;
+        w->groups = o->groups;
+        w->s = (adagrad_scalars *)((double *)o->workspace + adagrad_HEADER);
+    }
+    for (size_t k = 0; k < w->groups && status == adagrad_OK; k++)
+        status = adagrad_begin_step(&w->s[k], &h[k], t, 1.0 / o->grad_scale);
     w->elements = 0;
     for (size_t k = 0; k < w->count && status == adagrad_OK; k++) {
         const adagrad_tensor_f32 *x = &w->list[k];
 
+        if (o->group != NULL && o->group[k] >= o->groups)
+            return adagrad_ERROR_GROUP;
         status = o->checked ? adagrad_OK : adagrad_check_tensor_f32(x);
         if (status == adagrad_OK && o->whole != NULL)
             status = adagrad_check_part(o->whole, k, x->n);
@@ -608,7 +655,7 @@ static int adagrad_check_list_f32(adagrad_work_f32 *w, const adagrad_hyper *h, u
 static int adagrad_prepare_f32(adagrad_work_f32 *w, const adagrad_hyper *h, uint64_t t)
 {
     const adagrad_options *o = w->options;
-    const int status = adagrad_check_list_f32(w, h, t);
+    int status = adagrad_check_list_f32(w, h, t);
     double *const space = (double *)o->workspace;
     uint64_t elements = 0, chunks = 0;
 
@@ -618,25 +665,23 @@ static int adagrad_prepare_f32(adagrad_work_f32 *w, const adagrad_hyper *h, uint
     w->first = w->totals = w->tensor_sums = w->sums = NULL;
     if (status != adagrad_OK || !(w->observe || o->skip_nonfinite))
         return status;
-    if (space == NULL)
-        return adagrad_ERROR_NULL;
     for (size_t k = 0; k < w->tensors; k++)
         elements += o->whole != NULL ? o->whole->sizes[k] : w->list[k].n;
-    if ((uintptr_t)space % sizeof(double) != 0 || o->workspace_size < adagrad_workspace_size(elements,
-        w->tensors))
-        return adagrad_ERROR_WORKSPACE;
-    w->first = space + 2;
+    status = adagrad_check_space(o, adagrad_HEADER + adagrad_sums_size(elements, w->tensors));
+    if (status != adagrad_OK)
+        return status;
+    w->first = o->group != NULL ? (double *)(w->s + w->groups) : space + adagrad_HEADER;
     for (size_t k = 0; k < w->tensors; k++) {
         w->first[k] = (double)chunks;
         chunks += adagrad_chunks(o->whole != NULL ? o->whole->sizes[k] : w->list[k].n);
     }
     w->first[w->tensors] = (double)chunks;
     w->chunks = (size_t)chunks;
-    space[0] = (double)w->tensors;
-    space[1] = (double)chunks;
     w->totals = w->first + w->tensors + 1;
     w->tensor_sums = w->totals + adagrad_SUMS;
     w->sums = w->tensor_sums + adagrad_SUMS * w->tensors;
+    space[0] = (double)(w->sums - space);
+    space[1] = (double)chunks;
     return adagrad_OK;
 }
 
@@ -765,8 +810,16 @@ typedef struct adagrad_work_f64 {
     size_t tensors, chunks; /* whole ones, of which the list may have parts */
     double *first;          /* the first chunk of each tensor among all chunks, and the end of the last */
     double *totals, *tensor_sums, *sums; /* of all tensors, of each tensor, of each chunk */
-    adagrad_scalars s;
+    size_t groups;
+    adagrad_scalars *s; /* of each group, in the workspace; where there are no groups, `only` */
+    adagrad_scalars only;
 } adagrad_work_f64;
+
+/* The scalars of the group of tensor number k of the list. */
+static const adagrad_scalars *adagrad_group_f64(const adagrad_work_f64 *w, size_t k)
+{
+    return w->options->group != NULL ? &w->s[w->options->group[k]] : w->s;
+}
 
 /* Counts NaN and infinity among gradients. */
 static void adagrad_count_f64(const adagrad_scalars *s, const double *g, size_t n, double *nan, double *inf)
@@ -938,7 +991,7 @@ static void adagrad_share_f64(const adagrad_work_f64 *w, int phase, uint64_t k, 
             const size_t whole = parted != NULL ? parted->parts[j].tensor : j;
             const size_t before = parted != NULL ? parted->parts[j].begin / adagrad_CHUNK : 0;
             const size_t chunk = w->sums != NULL ? (size_t)w->first[whole] + before : 0;
-            const adagrad_scalars *s = &w->s;
+            const adagrad_scalars *s = adagrad_group_f64(w, j);
 
             for (size_t c = begin; c < end; c += adagrad_CHUNK) {
                 const size_t stop = end - c < adagrad_CHUNK ? end : c + adagrad_CHUNK;
@@ -1031,7 +1084,7 @@ static int adagrad_check_tensor_f64(const adagrad_tensor_f64 *x)
 static int adagrad_check_list_f64(adagrad_work_f64 *w, const adagrad_hyper *h, uint64_t t)
 {
     const adagrad_options *o = w->options;
-    int status;
+    int status = adagrad_OK;
 
     if (h == NULL || (w->list == NULL && w->count > 0))
         return adagrad_ERROR_NULL;
@@ -1039,11 +1092,23 @@ static int adagrad_check_list_f64(adagrad_work_f64 *w, const adagrad_hyper *h, u
         return adagrad_ERROR_GRAD_SCALE;
     if (o->whole != NULL && (o->whole->sizes == NULL || o->whole->parts == NULL))
         return adagrad_ERROR_NULL;
-    status = adagrad_begin_step(&w->s, h, t, 1.0 / o->grad_scale);
+    w->groups = 1;
+    w->s = &w->only;
+    if (o->group != NULL) {
+        status = adagrad_check_space(o, adagrad_HEADER);
+        if (status != adagrad_OK)
+            return status;
+        w->groups = o->groups;
+        w->s = (adagrad_scalars *)((double *)o->workspace + adagrad_HEADER);
+    }
+    for (size_t k = 0; k < w->groups && status == adagrad_OK; k++)
+        status = adagrad_begin_step(&w->s[k], &h[k], t, 1.0 / o->grad_scale);
     w->elements = 0;
     for (size_t k = 0; k < w->count && status == adagrad_OK; k++) {
         const adagrad_tensor_f64 *x = &w->list[k];
 
+        if (o->group != NULL && o->group[k] >= o->groups)
+            return adagrad_ERROR_GROUP;
         status = o->checked ? adagrad_OK : adagrad_check_tensor_f64(x);
         if (status == adagrad_OK && o->whole != NULL)
             status = adagrad_check_part(o->whole, k, x->n);
@@ -1056,7 +1121,7 @@ static int adagrad_check_list_f64(adagrad_work_f64 *w, const adagrad_hyper *h, u
 static int adagrad_prepare_f64(adagrad_work_f64 *w, const adagrad_hyper *h, uint64_t t)
 {
     const adagrad_options *o = w->options;
-    const int status = adagrad_check_list_f64(w, h, t);
+    int status = adagrad_check_list_f64(w, h, t);
     double *const space = (double *)o->workspace;
     uint64_t elements = 0, chunks = 0;
 
@@ -1066,25 +1131,23 @@ static int adagrad_prepare_f64(adagrad_work_f64 *w, const adagrad_hyper *h, uint
     w->first = w->totals = w->tensor_sums = w->sums = NULL;
     if (status != adagrad_OK || !(w->observe || o->skip_nonfinite))
         return status;
-    if (space == NULL)
-        return adagrad_ERROR_NULL;
     for (size_t k = 0; k < w->tensors; k++)
         elements += o->whole != NULL ? o->whole->sizes[k] : w->list[k].n;
-    if ((uintptr_t)space % sizeof(double) != 0 || o->workspace_size < adagrad_workspace_size(elements,
-        w->tensors))
-        return adagrad_ERROR_WORKSPACE;
-    w->first = space + 2;
+    status = adagrad_check_space(o, adagrad_HEADER + adagrad_sums_size(elements, w->tensors));
+    if (status != adagrad_OK)
+        return status;
+    w->first = o->group != NULL ? (double *)(w->s + w->groups) : space + adagrad_HEADER;
     for (size_t k = 0; k < w->tensors; k++) {
         w->first[k] = (double)chunks;
         chunks += adagrad_chunks(o->whole != NULL ? o->whole->sizes[k] : w->list[k].n);
     }
     w->first[w->tensors] = (double)chunks;
     w->chunks = (size_t)chunks;
-    space[0] = (double)w->tensors;
-    space[1] = (double)chunks;
     w->totals = w->first + w->tensors + 1;
     w->tensor_sums = w->totals + adagrad_SUMS;
     w->sums = w->tensor_sums + adagrad_SUMS * w->tensors;
+    space[0] = (double)(w->sums - space);
+    space[1] = (double)chunks;
     return adagrad_OK;
 }
 

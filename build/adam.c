@@ -119,6 +119,8 @@ const char *adam_strerror(int status)
         return "the workspace is too small, or not aligned to doubles";
     case adam_ERROR_PART:
         return "a part is not in its tensor, or does not begin and end between chunks";
+    case adam_ERROR_GROUP:
+        return "a tensor's group is none of the groups";
     case adam_ERROR_ASSERT:
         return "the hyperparameters break: 0 <= beta1 < 1 and 0 <= beta2 < 1 and eps > 0";
     case adam_SKIPPED:
@@ -264,11 +266,23 @@ static size_t adam_chunks(uint64_t n)
     return (size_t)(n / adam_CHUNK + (n % adam_CHUNK != 0));
 }
 
-size_t adam_workspace_size(uint64_t elements, size_t count)
+/* The workspace begins with adam_HEADER doubles, which tell where the sums of chunks begin and how many chunks there
+ * are; then come the scalars of the groups, the first chunk of each tensor, and the sums. */
+enum { adam_HEADER = 2 };
+
+/* Doubles of workspace behind the scalars of the groups. */
+static size_t adam_sums_size(uint64_t elements, size_t count)
 {
     const size_t chunks = (size_t)(elements / adam_CHUNK) + count;
 
-    return sizeof(double) * (3 + count + adam_SUMS * (1 + count + chunks));
+    return 1 + count + adam_SUMS * (1 + count + chunks);
+}
+
+size_t adam_workspace_size(uint64_t elements, size_t count)
+{
+    const size_t doubles = adam_HEADER + adam_sums_size(elements, count);
+
+    return sizeof(double) * doubles + sizeof(adam_scalars) * count;
 }
 
 /* Where the sums of a phase begin. */
@@ -290,15 +304,28 @@ static size_t adam_first_observed(int phase)
 double *adam_partials(void *workspace, int phase, size_t *number)
 {
     double *const space = (double *)workspace;
-    size_t tensors, chunks;
+    size_t chunks;
 
     *number = 0;
     if (space == NULL || phase < 0 || phase >= adam_PHASES - 1)
         return space;
-    tensors = (size_t)space[0];
     chunks = (size_t)space[1];
     *number = (adam_first_sum(phase + 1) - adam_first_sum(phase)) * chunks;
-    return space + 3 + tensors + adam_SUMS * (1 + tensors) + adam_first_sum(phase) * chunks;
+    return space + (size_t)space[0] + adam_first_sum(phase) * chunks;
+}
+
+/* Whether the workspace has room for the scalars of the groups and so many doubles. */
+static int adam_check_space(const adam_options *o, size_t doubles)
+{
+    const size_t groups = o->group != NULL ? o->groups : 0;
+
+    if (o->workspace == NULL)
+        return adam_ERROR_NULL;
+    if ((uintptr_t)o->workspace % sizeof(double) != 0 || o->workspace_size < sizeof(double) * doubles)
+        return adam_ERROR_WORKSPACE;
+    if ((o->workspace_size - sizeof(double) * doubles) / sizeof(adam_scalars) < groups)
+        return adam_ERROR_WORKSPACE;
+    return adam_OK;
 }
 
 /* Whether part k lies in its tensor, between chunks. */
@@ -357,8 +384,16 @@ typedef struct adam_work_f32 {
     size_t tensors, chunks; /* whole ones, of which the list may have parts */
     double *first;          /* the first chunk of each tensor among all chunks, and the end of the last */
     double *totals, *tensor_sums, *sums; /* of all tensors, of each tensor, of each chunk */
-    adam_scalars s;
+    size_t groups;
+    adam_scalars *s; /* of each group, in the workspace; where there are no groups, `only` */
+    adam_scalars only;
 } adam_work_f32;
+
+/* The scalars of the group of tensor number k of the list. */
+static const adam_scalars *adam_group_f32(const adam_work_f32 *w, size_t k)
+{
+    return w->options->group != NULL ? &w->s[w->options->group[k]] : w->s;
+}
 
 /* Counts NaN and infinity among gradients. */
 static void adam_count_f32(const adam_scalars *s, const float *g, size_t n, double *nan, double *inf)
@@ -537,7 +572,7 @@ static void adam_share_f32(const adam_work_f32 *w, int phase, uint64_t k, uint64
             const size_t whole = parted != NULL ? parted->parts[j].tensor : j;
             const size_t before = parted != NULL ? parted->parts[j].begin / adam_CHUNK : 0;
             const size_t chunk = w->sums != NULL ? (size_t)w->first[whole] + before : 0;
-            const adam_scalars *s = &w->s;
+            const adam_scalars *s = adam_group_f32(w, j);
 
             for (size_t c = begin; c < end; c += adam_CHUNK) {
                 const size_t stop = end - c < adam_CHUNK ? end : c + adam_CHUNK;
@@ -630,7 +665,7 @@ static int adam_check_tensor_f32(const adam_tensor_f32 *x)
 static int adam_check_list_f32(adam_work_f32 *w, const adam_hyper *h, uint64_t t)
 {
     const adam_options *o = w->options;
-    int status;
+    int status = adam_OK;
 
     if (h == NULL || (w->list == NULL && w->count > 0))
         return adam_ERROR_NULL;
@@ -638,11 +673,23 @@ static int adam_check_list_f32(adam_work_f32 *w, const adam_hyper *h, uint64_t t
         return adam_ERROR_GRAD_SCALE;
     if (o->whole != NULL && (o->whole->sizes == NULL || o->whole->parts == NULL))
         return adam_ERROR_NULL;
-    status = adam_begin_step(&w->s, h, t, 1.0 / o->grad_scale);
+    w->groups = 1;
+    w->s = &w->only;
+    if (o->group != NULL) {
+        status = adam_check_space(o, adam_HEADER);
+        if (status != adam_OK)
+            return status;
+        w->groups = o->groups;
+        w->s = (adam_scalars *)((double *)o->workspace + adam_HEADER);
+    }
+    for (size_t k = 0; k < w->groups && status == adam_OK; k++)
+        status = adam_begin_step(&w->s[k], &h[k], t, 1.0 / o->grad_scale);
     w->elements = 0;
     for (size_t k = 0; k < w->count && status == adam_OK; k++) {
         const adam_tensor_f32 *x = &w->list[k];
 
+        if (o->group != NULL && o->group[k] >= o->groups)
+            return adam_ERROR_GROUP;
         status = o->checked ? adam_OK : adam_check_tensor_f32(x);
         if (status == adam_OK && o->whole != NULL)
             status = adam_check_part(o->whole, k, x->n);
@@ -655,7 +702,7 @@ static int adam_check_list_f32(adam_work_f32 *w, const adam_hyper *h, uint64_t t
 static int adam_prepare_f32(adam_work_f32 *w, const adam_hyper *h, uint64_t t)
 {
     const adam_options *o = w->options;
-    const int status = adam_check_list_f32(w, h, t);
+    int status = adam_check_list_f32(w, h, t);
     double *const space = (double *)o->workspace;
     uint64_t elements = 0, chunks = 0;
 
@@ -665,25 +712,23 @@ static int adam_prepare_f32(adam_work_f32 *w, const adam_hyper *h, uint64_t t)
     w->first = w->totals = w->tensor_sums = w->sums = NULL;
     if (status != adam_OK || !(w->observe || o->skip_nonfinite))
         return status;
-    if (space == NULL)
-        return adam_ERROR_NULL;
     for (size_t k = 0; k < w->tensors; k++)
         elements += o->whole != NULL ? o->whole->sizes[k] : w->list[k].n;
-    if ((uintptr_t)space % sizeof(double) != 0 || o->workspace_size < adam_workspace_size(elements,
-        w->tensors))
-        return adam_ERROR_WORKSPACE;
-    w->first = space + 2;
+    status = adam_check_space(o, adam_HEADER + adam_sums_size(elements, w->tensors));
+    if (status != adam_OK)
+        return status;
+    w->first = o->group != NULL ? (double *)(w->s + w->groups) : space + adam_HEADER;
     for (size_t k = 0; k < w->tensors; k++) {
         w->first[k] = (double)chunks;
         chunks += adam_chunks(o->whole != NULL ? o->whole->sizes[k] : w->list[k].n);
     }
     w->first[w->tensors] = (double)chunks;
     w->chunks = (size_t)chunks;
-    space[0] = (double)w->tensors;
-    space[1] = (double)chunks;
     w->totals = w->first + w->tensors + 1;
     w->tensor_sums = w->totals + adam_SUMS;
     w->sums = w->tensor_sums + adam_SUMS * w->tensors;
+    space[0] = (double)(w->sums - space);
+    space[1] = (double)chunks;
     return adam_OK;
 }
 
@@ -813,8 +858,16 @@ typedef struct adam_work_f64 {
     size_t tensors, chunks; /* whole ones, of which the list may have parts */
     double *first;          /* the first chunk of each tensor among all chunks, and the end of the last */
     double *totals, *tensor_sums, *sums; /* of all tensors, of each tensor, of each chunk */
-    adam_scalars s;
+    size_t groups;
+    adam_scalars *s; /* of each group, in the workspace; where there are no groups, `only` */
+    adam_scalars only;
 } adam_work_f64;
+
+/* The scalars of the group of tensor number k of the list. */
+static const adam_scalars *adam_group_f64(const adam_work_f64 *w, size_t k)
+{
+    return w->options->group != NULL ? &w->s[w->options->group[k]] : w->s;
+}
 
 /* Counts NaN and infinity among gradients. */
 static void adam_count_f64(const adam_scalars *s, const double *g, size_t n, double *nan, double *inf)
@@ -993,7 +1046,7 @@ static void adam_share_f64(const adam_work_f64 *w, int phase, uint64_t k, uint64
             const size_t whole = parted != NULL ? parted->parts[j].tensor : j;
             const size_t before = parted != NULL ? parted->parts[j].begin / adam_CHUNK : 0;
             const size_t chunk = w->sums != NULL ? (size_t)w->first[whole] + before : 0;
-            const adam_scalars *s = &w->s;
+            const adam_scalars *s = adam_group_f64(w, j);
 
             for (size_t c = begin; c < end; c += adam_CHUNK) {
                 const size_t stop = end - c < adam_CHUNK ? end : c + adam_CHUNK;
@@ -1086,7 +1139,7 @@ static int adam_check_tensor_f64(const adam_tensor_f64 *x)
 static int adam_check_list_f64(adam_work_f64 *w, const adam_hyper *h, uint64_t t)
 {
     const adam_options *o = w->options;
-    int status;
+    int status = adam_OK;
 
     if (h == NULL || (w->list == NULL && w->count > 0))
         return adam_ERROR_NULL;
@@ -1094,11 +1147,23 @@ static int adam_check_list_f64(adam_work_f64 *w, const adam_hyper *h, uint64_t t
         return adam_ERROR_GRAD_SCALE;
     if (o->whole != NULL && (o->whole->sizes == NULL || o->whole->parts == NULL))
         return adam_ERROR_NULL;
-    status = adam_begin_step(&w->s, h, t, 1.0 / o->grad_scale);
+    w->groups = 1;
+    w->s = &w->only;
+    if (o->group != NULL) {
+        status = adam_check_space(o, adam_HEADER);
+        if (status != adam_OK)
+            return status;
+        w->groups = o->groups;
+        w->s = (adam_scalars *)((double *)o->workspace + adam_HEADER);
+    }
+    for (size_t k = 0; k < w->groups && status == adam_OK; k++)
+        status = adam_begin_step(&w->s[k], &h[k], t, 1.0 / o->grad_scale);
     w->elements = 0;
     for (size_t k = 0; k < w->count && status == adam_OK; k++) {
         const adam_tensor_f64 *x = &w->list[k];
 
+        if (o->group != NULL && o->group[k] >= o->groups)
+            return adam_ERROR_GROUP;
         status = o->checked ? adam_OK : adam_check_tensor_f64(x);
         if (status == adam_OK && o->whole != NULL)
             status = adam_check_part(o->whole, k, x->n);
@@ -1111,7 +1176,7 @@ static int adam_check_list_f64(adam_work_f64 *w, const adam_hyper *h, uint64_t t
 static int adam_prepare_f64(adam_work_f64 *w, const adam_hyper *h, uint64_t t)
 {
     const adam_options *o = w->options;
-    const int status = adam_check_list_f64(w, h, t);
+    int status = adam_check_list_f64(w, h, t);
     double *const space = (double *)o->workspace;
     uint64_t elements = 0, chunks = 0;
 
@@ -1121,25 +1186,23 @@ static int adam_prepare_f64(adam_work_f64 *w, const adam_hyper *h, uint64_t t)
     w->first = w->totals = w->tensor_sums = w->sums = NULL;
     if (status != adam_OK || !(w->observe || o->skip_nonfinite))
         return status;
-    if (space == NULL)
-        return adam_ERROR_NULL;
     for (size_t k = 0; k < w->tensors; k++)
         elements += o->whole != NULL ? o->whole->sizes[k] : w->list[k].n;
-    if ((uintptr_t)space % sizeof(double) != 0 || o->workspace_size < adam_workspace_size(elements,
-        w->tensors))
-        return adam_ERROR_WORKSPACE;
-    w->first = space + 2;
+    status = adam_check_space(o, adam_HEADER + adam_sums_size(elements, w->tensors));
+    if (status != adam_OK)
+        return status;
+    w->first = o->group != NULL ? (double *)(w->s + w->groups) : space + adam_HEADER;
     for (size_t k = 0; k < w->tensors; k++) {
         w->first[k] = (double)chunks;
         chunks += adam_chunks(o->whole != NULL ? o->whole->sizes[k] : w->list[k].n);
     }
     w->first[w->tensors] = (double)chunks;
     w->chunks = (size_t)chunks;
-    space[0] = (double)w->tensors;
-    space[1] = (double)chunks;
     w->totals = w->first + w->tensors + 1;
     w->tensor_sums = w->totals + adam_SUMS;
     w->sums = w->tensor_sums + adam_SUMS * w->tensors;
+    space[0] = (double)(w->sums - space);
+    space[1] = (double)chunks;
     return adam_OK;
 }
 

@@ -120,6 +120,8 @@ const char *adamw_strerror(int status)
         return "the workspace is too small, or not aligned to doubles";
     case adamw_ERROR_PART:
         return "a part is not in its tensor, or does not begin and end between chunks";
+    case adamw_ERROR_GROUP:
+        return "a tensor's group is none of the groups";
     case adamw_ERROR_ASSERT:
         return "the hyperparameters break: 0 <= beta1 < 1 and 0 <= beta2 < 1 and eps >= 0 and weight_decay >= 0";
     case adamw_SKIPPED:
@@ -273,11 +275,23 @@ static size_t adamw_chunks(uint64_t n)
     return (size_t)(n / adamw_CHUNK + (n % adamw_CHUNK != 0));
 }
 
-size_t adamw_workspace_size(uint64_t elements, size_t count)
+/* The workspace begins with adamw_HEADER doubles, which tell where the sums of chunks begin and how many chunks there
+ * are; then come the scalars of the groups, the first chunk of each tensor, and the sums. */
+enum { adamw_HEADER = 2 };
+
+/* Doubles of workspace behind the scalars of the groups. */
+static size_t adamw_sums_size(uint64_t elements, size_t count)
 {
     const size_t chunks = (size_t)(elements / adamw_CHUNK) + count;
 
-    return sizeof(double) * (3 + count + adamw_SUMS * (1 + count + chunks));
+    return 1 + count + adamw_SUMS * (1 + count + chunks);
+}
+
+size_t adamw_workspace_size(uint64_t elements, size_t count)
+{
+    const size_t doubles = adamw_HEADER + adamw_sums_size(elements, count);
+
+    return sizeof(double) * doubles + sizeof(adamw_scalars) * count;
 }
 
 /* Where the sums of a phase begin. */
@@ -299,15 +313,28 @@ static size_t adamw_first_observed(int phase)
 double *adamw_partials(void *workspace, int phase, size_t *number)
 {
     double *const space = (double *)workspace;
-    size_t tensors, chunks;
+    size_t chunks;
 
     *number = 0;
     if (space == NULL || phase < 0 || phase >= adamw_PHASES - 1)
         return space;
-    tensors = (size_t)space[0];
     chunks = (size_t)space[1];
     *number = (adamw_first_sum(phase + 1) - adamw_first_sum(phase)) * chunks;
-    return space + 3 + tensors + adamw_SUMS * (1 + tensors) + adamw_first_sum(phase) * chunks;
+    return space + (size_t)space[0] + adamw_first_sum(phase) * chunks;
+}
+
+/* Whether the workspace has room for the scalars of the groups and so many doubles. */
+static int adamw_check_space(const adamw_options *o, size_t doubles)
+{
+    const size_t groups = o->group != NULL ? o->groups : 0;
+
+    if (o->workspace == NULL)
+        return adamw_ERROR_NULL;
+    if ((uintptr_t)o->workspace % sizeof(double) != 0 || o->workspace_size < sizeof(double) * doubles)
+        return adamw_ERROR_WORKSPACE;
+    if ((o->workspace_size - sizeof(double) * doubles) / sizeof(adamw_scalars) < groups)
+        return adamw_ERROR_WORKSPACE;
+    return adamw_OK;
 }
 
 /* Whether part k lies in its tensor, between chunks. */
@@ -366,8 +393,16 @@ typedef struct adamw_work_f32 {
     size_t tensors, chunks; /* whole ones, of which the list may have parts */
     double *first;          /* the first chunk of each tensor among all chunks, and the end of the last */
     double *totals, *tensor_sums, *sums; /* of all tensors, of each tensor, of each chunk */
-    adamw_scalars s;
+    size_t groups;
+    adamw_scalars *s; /* of each group, in the workspace; where there are no groups, `only` */
+    adamw_scalars only;
 } adamw_work_f32;
+
+/* The scalars of the group of tensor number k of the list. */
+static const adamw_scalars *adamw_group_f32(const adamw_work_f32 *w, size_t k)
+{
+    return w->options->group != NULL ? &w->s[w->options->group[k]] : w->s;
+}
 
 /* Counts NaN and infinity among gradients. */
 static void adamw_count_f32(const adamw_scalars *s, const float *g, size_t n, double *nan, double *inf)
@@ -548,7 +583,7 @@ static void adamw_share_f32(const adamw_work_f32 *w, int phase, uint64_t k, uint
             const size_t whole = parted != NULL ? parted->parts[j].tensor : j;
             const size_t before = parted != NULL ? parted->parts[j].begin / adamw_CHUNK : 0;
             const size_t chunk = w->sums != NULL ? (size_t)w->first[whole] + before : 0;
-            const adamw_scalars *s = &w->s;
+            const adamw_scalars *s = adamw_group_f32(w, j);
 
             for (size_t c = begin; c < end; c += adamw_CHUNK) {
                 const size_t stop = end - c < adamw_CHUNK ? end : c + adamw_CHUNK;
@@ -641,7 +676,7 @@ static int adamw_check_tensor_f32(const adamw_tensor_f32 *x)
 static int adamw_check_list_f32(adamw_work_f32 *w, const adamw_hyper *h, uint64_t t)
 {
     const adamw_options *o = w->options;
-    int status;
+    int status = adamw_OK;
 
     if (h == NULL || (w->list == NULL && w->count > 0))
         return adamw_ERROR_NULL;
@@ -649,11 +684,23 @@ static int adamw_check_list_f32(adamw_work_f32 *w, const adamw_hyper *h, uint64_
         return adamw_ERROR_GRAD_SCALE;
     if (o->whole != NULL && (o->whole->sizes == NULL || o->whole->parts == NULL))
         return adamw_ERROR_NULL;
-    status = adamw_begin_step(&w->s, h, t, 1.0 / o->grad_scale);
+    w->groups = 1;
+    w->s = &w->only;
+    if (o->group != NULL) {
+        status = adamw_check_space(o, adamw_HEADER);
+        if (status != adamw_OK)
+            return status;
+        w->groups = o->groups;
+        w->s = (adamw_scalars *)((double *)o->workspace + adamw_HEADER);
+    }
+    for (size_t k = 0; k < w->groups && status == adamw_OK; k++)
+        status = adamw_begin_step(&w->s[k], &h[k], t, 1.0 / o->grad_scale);
     w->elements = 0;
     for (size_t k = 0; k < w->count && status == adamw_OK; k++) {
         const adamw_tensor_f32 *x = &w->list[k];
 
+        if (o->group != NULL && o->group[k] >= o->groups)
+            return adamw_ERROR_GROUP;
         status = o->checked ? adamw_OK : adamw_check_tensor_f32(x);
         if (status == adamw_OK && o->whole != NULL)
             status = adamw_check_part(o->whole, k, x->n);
@@ -666,7 +713,7 @@ static int adamw_check_list_f32(adamw_work_f32 *w, const adamw_hyper *h, uint64_
 static int adamw_prepare_f32(adamw_work_f32 *w, const adamw_hyper *h, uint64_t t)
 {
     const adamw_options *o = w->options;
-    const int status = adamw_check_list_f32(w, h, t);
+    int status = adamw_check_list_f32(w, h, t);
     double *const space = (double *)o->workspace;
     uint64_t elements = 0, chunks = 0;
 
@@ -676,25 +723,23 @@ static int adamw_prepare_f32(adamw_work_f32 *w, const adamw_hyper *h, uint64_t t
     w->first = w->totals = w->tensor_sums = w->sums = NULL;
     if (status != adamw_OK || !(w->observe || o->skip_nonfinite))
         return status;
-    if (space == NULL)
-        return adamw_ERROR_NULL;
     for (size_t k = 0; k < w->tensors; k++)
         elements += o->whole != NULL ? o->whole->sizes[k] : w->list[k].n;
-    if ((uintptr_t)space % sizeof(double) != 0 || o->workspace_size < adamw_workspace_size(elements,
-        w->tensors))
-        return adamw_ERROR_WORKSPACE;
-    w->first = space + 2;
+    status = adamw_check_space(o, adamw_HEADER + adamw_sums_size(elements, w->tensors));
+    if (status != adamw_OK)
+        return status;
+    w->first = o->group != NULL ? (double *)(w->s + w->groups) : space + adamw_HEADER;
     for (size_t k = 0; k < w->tensors; k++) {
         w->first[k] = (double)chunks;
         chunks += adamw_chunks(o->whole != NULL ? o->whole->sizes[k] : w->list[k].n);
     }
     w->first[w->tensors] = (double)chunks;
     w->chunks = (size_t)chunks;
-    space[0] = (double)w->tensors;
-    space[1] = (double)chunks;
     w->totals = w->first + w->tensors + 1;
     w->tensor_sums = w->totals + adamw_SUMS;
     w->sums = w->tensor_sums + adamw_SUMS * w->tensors;
+    space[0] = (double)(w->sums - space);
+    space[1] = (double)chunks;
     return adamw_OK;
 }
 
@@ -824,8 +869,16 @@ typedef struct adamw_work_f64 {
     size_t tensors, chunks; /* whole ones, of which the list may have parts */
     double *first;          /* the first chunk of each tensor among all chunks, and the end of the last */
     double *totals, *tensor_sums, *sums; /* of all tensors, of each tensor, of each chunk */
-    adamw_scalars s;
+    size_t groups;
+    adamw_scalars *s; /* of each group, in the workspace; where there are no groups, `only` */
+    adamw_scalars only;
 } adamw_work_f64;
+
+/* The scalars of the group of tensor number k of the list. */
+static const adamw_scalars *adamw_group_f64(const adamw_work_f64 *w, size_t k)
+{
+    return w->options->group != NULL ? &w->s[w->options->group[k]] : w->s;
+}
 
 /* Counts NaN and infinity among gradients. */
 static void adamw_count_f64(const adamw_scalars *s, const double *g, size_t n, double *nan, double *inf)
@@ -1006,7 +1059,7 @@ static void adamw_share_f64(const adamw_work_f64 *w, int phase, uint64_t k, uint
             const size_t whole = parted != NULL ? parted->parts[j].tensor : j;
             const size_t before = parted != NULL ? parted->parts[j].begin / adamw_CHUNK : 0;
             const size_t chunk = w->sums != NULL ? (size_t)w->first[whole] + before : 0;
-            const adamw_scalars *s = &w->s;
+            const adamw_scalars *s = adamw_group_f64(w, j);
 
             for (size_t c = begin; c < end; c += adamw_CHUNK) {
                 const size_t stop = end - c < adamw_CHUNK ? end : c + adamw_CHUNK;
@@ -1099,7 +1152,7 @@ static int adamw_check_tensor_f64(const adamw_tensor_f64 *x)
 static int adamw_check_list_f64(adamw_work_f64 *w, const adamw_hyper *h, uint64_t t)
 {
     const adamw_options *o = w->options;
-    int status;
+    int status = adamw_OK;
 
     if (h == NULL || (w->list == NULL && w->count > 0))
         return adamw_ERROR_NULL;
@@ -1107,11 +1160,23 @@ static int adamw_check_list_f64(adamw_work_f64 *w, const adamw_hyper *h, uint64_
         return adamw_ERROR_GRAD_SCALE;
     if (o->whole != NULL && (o->whole->sizes == NULL || o->whole->parts == NULL))
         return adamw_ERROR_NULL;
-    status = adamw_begin_step(&w->s, h, t, 1.0 / o->grad_scale);
+    w->groups = 1;
+    w->s = &w->only;
+    if (o->group != NULL) {
+        status = adamw_check_space(o, adamw_HEADER);
+        if (status != adamw_OK)
+            return status;
+        w->groups = o->groups;
+        w->s = (adamw_scalars *)((double *)o->workspace + adamw_HEADER);
+    }
+    for (size_t k = 0; k < w->groups && status == adamw_OK; k++)
+        status = adamw_begin_step(&w->s[k], &h[k], t, 1.0 / o->grad_scale);
     w->elements = 0;
     for (size_t k = 0; k < w->count && status == adamw_OK; k++) {
         const adamw_tensor_f64 *x = &w->list[k];
 
+        if (o->group != NULL && o->group[k] >= o->groups)
+            return adamw_ERROR_GROUP;
         status = o->checked ? adamw_OK : adamw_check_tensor_f64(x);
         if (status == adamw_OK && o->whole != NULL)
             status = adamw_check_part(o->whole, k, x->n);
@@ -1124,7 +1189,7 @@ static int adamw_check_list_f64(adamw_work_f64 *w, const adamw_hyper *h, uint64_
 static int adamw_prepare_f64(adamw_work_f64 *w, const adamw_hyper *h, uint64_t t)
 {
     const adamw_options *o = w->options;
-    const int status = adamw_check_list_f64(w, h, t);
+    int status = adamw_check_list_f64(w, h, t);
     double *const space = (double *)o->workspace;
     uint64_t elements = 0, chunks = 0;
 
@@ -1134,25 +1199,23 @@ static int adamw_prepare_f64(adamw_work_f64 *w, const adamw_hyper *h, uint64_t t
     w->first = w->totals = w->tensor_sums = w->sums = NULL;
     if (status != adamw_OK || !(w->observe || o->skip_nonfinite))
         return status;
-    if (space == NULL)
-        return adamw_ERROR_NULL;
     for (size_t k = 0; k < w->tensors; k++)
         elements += o->whole != NULL ? o->whole->sizes[k] : w->list[k].n;
-    if ((uintptr_t)space % sizeof(double) != 0 || o->workspace_size < adamw_workspace_size(elements,
-        w->tensors))
-        return adamw_ERROR_WORKSPACE;
-    w->first = space + 2;
+    status = adamw_check_space(o, adamw_HEADER + adamw_sums_size(elements, w->tensors));
+    if (status != adamw_OK)
+        return status;
+    w->first = o->group != NULL ? (double *)(w->s + w->groups) : space + adamw_HEADER;
     for (size_t k = 0; k < w->tensors; k++) {
         w->first[k] = (double)chunks;
         chunks += adamw_chunks(o->whole != NULL ? o->whole->sizes[k] : w->list[k].n);
     }
     w->first[w->tensors] = (double)chunks;
     w->chunks = (size_t)chunks;
-    space[0] = (double)w->tensors;
-    space[1] = (double)chunks;
     w->totals = w->first + w->tensors + 1;
     w->tensor_sums = w->totals + adamw_SUMS;
     w->sums = w->tensor_sums + adamw_SUMS * w->tensors;
+    space[0] = (double)(w->sums - space);
+    space[1] = (double)chunks;
     return adamw_OK;
 }
 

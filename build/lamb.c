@@ -127,6 +127,8 @@ const char *lamb_strerror(int status)
         return "the workspace is too small, or not aligned to doubles";
     case lamb_ERROR_PART:
         return "a part is not in its tensor, or does not begin and end between chunks";
+    case lamb_ERROR_GROUP:
+        return "a tensor's group is none of the groups";
     case lamb_ERROR_ASSERT:
         return "the hyperparameters break: 0 <= beta1 < 1 and 0 <= beta2 < 1 and eps >= 0 and weight_decay >= 0";
     case lamb_SKIPPED:
@@ -287,11 +289,23 @@ static size_t lamb_chunks(uint64_t n)
     return (size_t)(n / lamb_CHUNK + (n % lamb_CHUNK != 0));
 }
 
-size_t lamb_workspace_size(uint64_t elements, size_t count)
+/* The workspace begins with lamb_HEADER doubles, which tell where the sums of chunks begin and how many chunks there
+ * are; then come the scalars of the groups, the first chunk of each tensor, and the sums. */
+enum { lamb_HEADER = 2 };
+
+/* Doubles of workspace behind the scalars of the groups. */
+static size_t lamb_sums_size(uint64_t elements, size_t count)
 {
     const size_t chunks = (size_t)(elements / lamb_CHUNK) + count;
 
-    return sizeof(double) * (3 + count + lamb_SUMS * (1 + count + chunks));
+    return 1 + count + lamb_SUMS * (1 + count + chunks);
+}
+
+size_t lamb_workspace_size(uint64_t elements, size_t count)
+{
+    const size_t doubles = lamb_HEADER + lamb_sums_size(elements, count);
+
+    return sizeof(double) * doubles + sizeof(lamb_scalars) * count;
 }
 
 /* Where the sums of a phase begin. */
@@ -313,15 +327,28 @@ static size_t lamb_first_observed(int phase)
 double *lamb_partials(void *workspace, int phase, size_t *number)
 {
     double *const space = (double *)workspace;
-    size_t tensors, chunks;
+    size_t chunks;
 
     *number = 0;
     if (space == NULL || phase < 0 || phase >= lamb_PHASES - 1)
         return space;
-    tensors = (size_t)space[0];
     chunks = (size_t)space[1];
     *number = (lamb_first_sum(phase + 1) - lamb_first_sum(phase)) * chunks;
-    return space + 3 + tensors + lamb_SUMS * (1 + tensors) + lamb_first_sum(phase) * chunks;
+    return space + (size_t)space[0] + lamb_first_sum(phase) * chunks;
+}
+
+/* Whether the workspace has room for the scalars of the groups and so many doubles. */
+static int lamb_check_space(const lamb_options *o, size_t doubles)
+{
+    const size_t groups = o->group != NULL ? o->groups : 0;
+
+    if (o->workspace == NULL)
+        return lamb_ERROR_NULL;
+    if ((uintptr_t)o->workspace % sizeof(double) != 0 || o->workspace_size < sizeof(double) * doubles)
+        return lamb_ERROR_WORKSPACE;
+    if ((o->workspace_size - sizeof(double) * doubles) / sizeof(lamb_scalars) < groups)
+        return lamb_ERROR_WORKSPACE;
+    return lamb_OK;
 }
 
 /* Whether part k lies in its tensor, between chunks. */
@@ -380,8 +407,16 @@ typedef struct lamb_work_f32 {
     size_t tensors, chunks; /* whole ones, of which the list may have parts */
     double *first;          /* the first chunk of each tensor among all chunks, and the end of the last */
     double *totals, *tensor_sums, *sums; /* of all tensors, of each tensor, of each chunk */
-    lamb_scalars s;
+    size_t groups;
+    lamb_scalars *s; /* of each group, in the workspace; where there are no groups, `only` */
+    lamb_scalars only;
 } lamb_work_f32;
+
+/* The scalars of the group of tensor number k of the list. */
+static const lamb_scalars *lamb_group_f32(const lamb_work_f32 *w, size_t k)
+{
+    return w->options->group != NULL ? &w->s[w->options->group[k]] : w->s;
+}
 
 /* Counts NaN and infinity among gradients. */
 static void lamb_count_f32(const lamb_scalars *s, const float *g, size_t n, double *nan, double *inf)
@@ -598,7 +633,7 @@ static lamb_scalars lamb_own_f32(const lamb_work_f32 *w, size_t k, int phase)
     const size_t whole = parted != NULL ? parted->parts[k].tensor : k;
     const double size = (double)(parted != NULL ? parted->sizes[whole] : x->n);
     const int starting = w->options->starting != NULL && w->options->starting[k] != 0;
-    lamb_scalars own = w->s;
+    lamb_scalars own = *lamb_group_f32(w, k);
 
     (void)size;
     (void)starting;
@@ -729,7 +764,7 @@ static int lamb_check_tensor_f32(const lamb_tensor_f32 *x)
 static int lamb_check_list_f32(lamb_work_f32 *w, const lamb_hyper *h, uint64_t t)
 {
     const lamb_options *o = w->options;
-    int status;
+    int status = lamb_OK;
 
     if (h == NULL || (w->list == NULL && w->count > 0))
         return lamb_ERROR_NULL;
@@ -737,11 +772,23 @@ static int lamb_check_list_f32(lamb_work_f32 *w, const lamb_hyper *h, uint64_t t
         return lamb_ERROR_GRAD_SCALE;
     if (o->whole != NULL && (o->whole->sizes == NULL || o->whole->parts == NULL))
         return lamb_ERROR_NULL;
-    status = lamb_begin_step(&w->s, h, t, 1.0 / o->grad_scale);
+    w->groups = 1;
+    w->s = &w->only;
+    if (o->group != NULL) {
+        status = lamb_check_space(o, lamb_HEADER);
+        if (status != lamb_OK)
+            return status;
+        w->groups = o->groups;
+        w->s = (lamb_scalars *)((double *)o->workspace + lamb_HEADER);
+    }
+    for (size_t k = 0; k < w->groups && status == lamb_OK; k++)
+        status = lamb_begin_step(&w->s[k], &h[k], t, 1.0 / o->grad_scale);
     w->elements = 0;
     for (size_t k = 0; k < w->count && status == lamb_OK; k++) {
         const lamb_tensor_f32 *x = &w->list[k];
 
+        if (o->group != NULL && o->group[k] >= o->groups)
+            return lamb_ERROR_GROUP;
         status = o->checked ? lamb_OK : lamb_check_tensor_f32(x);
         if (status == lamb_OK && o->whole != NULL)
             status = lamb_check_part(o->whole, k, x->n);
@@ -754,7 +801,7 @@ static int lamb_check_list_f32(lamb_work_f32 *w, const lamb_hyper *h, uint64_t t
 static int lamb_prepare_f32(lamb_work_f32 *w, const lamb_hyper *h, uint64_t t)
 {
     const lamb_options *o = w->options;
-    const int status = lamb_check_list_f32(w, h, t);
+    int status = lamb_check_list_f32(w, h, t);
     double *const space = (double *)o->workspace;
     uint64_t elements = 0, chunks = 0;
 
@@ -764,25 +811,23 @@ static int lamb_prepare_f32(lamb_work_f32 *w, const lamb_hyper *h, uint64_t t)
     w->first = w->totals = w->tensor_sums = w->sums = NULL;
     if (status != lamb_OK)
         return status;
-    if (space == NULL)
-        return lamb_ERROR_NULL;
     for (size_t k = 0; k < w->tensors; k++)
         elements += o->whole != NULL ? o->whole->sizes[k] : w->list[k].n;
-    if ((uintptr_t)space % sizeof(double) != 0 || o->workspace_size < lamb_workspace_size(elements,
-        w->tensors))
-        return lamb_ERROR_WORKSPACE;
-    w->first = space + 2;
+    status = lamb_check_space(o, lamb_HEADER + lamb_sums_size(elements, w->tensors));
+    if (status != lamb_OK)
+        return status;
+    w->first = o->group != NULL ? (double *)(w->s + w->groups) : space + lamb_HEADER;
     for (size_t k = 0; k < w->tensors; k++) {
         w->first[k] = (double)chunks;
         chunks += lamb_chunks(o->whole != NULL ? o->whole->sizes[k] : w->list[k].n);
     }
     w->first[w->tensors] = (double)chunks;
     w->chunks = (size_t)chunks;
-    space[0] = (double)w->tensors;
-    space[1] = (double)chunks;
     w->totals = w->first + w->tensors + 1;
     w->tensor_sums = w->totals + lamb_SUMS;
     w->sums = w->tensor_sums + lamb_SUMS * w->tensors;
+    space[0] = (double)(w->sums - space);
+    space[1] = (double)chunks;
     return lamb_OK;
 }
 
@@ -915,8 +960,16 @@ typedef struct lamb_work_f64 {
     size_t tensors, chunks; /* whole ones, of which the list may have parts */
     double *first;          /* the first chunk of each tensor among all chunks, and the end of the last */
     double *totals, *tensor_sums, *sums; /* of all tensors, of each tensor, of each chunk */
-    lamb_scalars s;
+    size_t groups;
+    lamb_scalars *s; /* of each group, in the workspace; where there are no groups, `only` */
+    lamb_scalars only;
 } lamb_work_f64;
+
+/* The scalars of the group of tensor number k of the list. */
+static const lamb_scalars *lamb_group_f64(const lamb_work_f64 *w, size_t k)
+{
+    return w->options->group != NULL ? &w->s[w->options->group[k]] : w->s;
+}
 
 /* Counts NaN and infinity among gradients. */
 static void lamb_count_f64(const lamb_scalars *s, const double *g, size_t n, double *nan, double *inf)
@@ -1133,7 +1186,7 @@ static lamb_scalars lamb_own_f64(const lamb_work_f64 *w, size_t k, int phase)
     const size_t whole = parted != NULL ? parted->parts[k].tensor : k;
     const double size = (double)(parted != NULL ? parted->sizes[whole] : x->n);
     const int starting = w->options->starting != NULL && w->options->starting[k] != 0;
-    lamb_scalars own = w->s;
+    lamb_scalars own = *lamb_group_f64(w, k);
 
     (void)size;
     (void)starting;
@@ -1264,7 +1317,7 @@ static int lamb_check_tensor_f64(const lamb_tensor_f64 *x)
 static int lamb_check_list_f64(lamb_work_f64 *w, const lamb_hyper *h, uint64_t t)
 {
     const lamb_options *o = w->options;
-    int status;
+    int status = lamb_OK;
 
     if (h == NULL || (w->list == NULL && w->count > 0))
         return lamb_ERROR_NULL;
@@ -1272,11 +1325,23 @@ static int lamb_check_list_f64(lamb_work_f64 *w, const lamb_hyper *h, uint64_t t
         return lamb_ERROR_GRAD_SCALE;
     if (o->whole != NULL && (o->whole->sizes == NULL || o->whole->parts == NULL))
         return lamb_ERROR_NULL;
-    status = lamb_begin_step(&w->s, h, t, 1.0 / o->grad_scale);
+    w->groups = 1;
+    w->s = &w->only;
+    if (o->group != NULL) {
+        status = lamb_check_space(o, lamb_HEADER);
+        if (status != lamb_OK)
+            return status;
+        w->groups = o->groups;
+        w->s = (lamb_scalars *)((double *)o->workspace + lamb_HEADER);
+    }
+    for (size_t k = 0; k < w->groups && status == lamb_OK; k++)
+        status = lamb_begin_step(&w->s[k], &h[k], t, 1.0 / o->grad_scale);
     w->elements = 0;
     for (size_t k = 0; k < w->count && status == lamb_OK; k++) {
         const lamb_tensor_f64 *x = &w->list[k];
 
+        if (o->group != NULL && o->group[k] >= o->groups)
+            return lamb_ERROR_GROUP;
         status = o->checked ? lamb_OK : lamb_check_tensor_f64(x);
         if (status == lamb_OK && o->whole != NULL)
             status = lamb_check_part(o->whole, k, x->n);
@@ -1289,7 +1354,7 @@ static int lamb_check_list_f64(lamb_work_f64 *w, const lamb_hyper *h, uint64_t t
 static int lamb_prepare_f64(lamb_work_f64 *w, const lamb_hyper *h, uint64_t t)
 {
     const lamb_options *o = w->options;
-    const int status = lamb_check_list_f64(w, h, t);
+    int status = lamb_check_list_f64(w, h, t);
     double *const space = (double *)o->workspace;
     uint64_t elements = 0, chunks = 0;
 
@@ -1299,25 +1364,23 @@ static int lamb_prepare_f64(lamb_work_f64 *w, const lamb_hyper *h, uint64_t t)
     w->first = w->totals = w->tensor_sums = w->sums = NULL;
     if (status != lamb_OK)
         return status;
-    if (space == NULL)
-        return lamb_ERROR_NULL;
     for (size_t k = 0; k < w->tensors; k++)
         elements += o->whole != NULL ? o->whole->sizes[k] : w->list[k].n;
-    if ((uintptr_t)space % sizeof(double) != 0 || o->workspace_size < lamb_workspace_size(elements,
-        w->tensors))
-        return lamb_ERROR_WORKSPACE;
-    w->first = space + 2;
+    status = lamb_check_space(o, lamb_HEADER + lamb_sums_size(elements, w->tensors));
+    if (status != lamb_OK)
+        return status;
+    w->first = o->group != NULL ? (double *)(w->s + w->groups) : space + lamb_HEADER;
     for (size_t k = 0; k < w->tensors; k++) {
         w->first[k] = (double)chunks;
         chunks += lamb_chunks(o->whole != NULL ? o->whole->sizes[k] : w->list[k].n);
     }
     w->first[w->tensors] = (double)chunks;
     w->chunks = (size_t)chunks;
-    space[0] = (double)w->tensors;
-    space[1] = (double)chunks;
     w->totals = w->first + w->tensors + 1;
     w->tensor_sums = w->totals + lamb_SUMS;
     w->sums = w->tensor_sums + lamb_SUMS * w->tensors;
+    space[0] = (double)(w->sums - space);
+    space[1] = (double)chunks;
     return lamb_OK;
 }
 

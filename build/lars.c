@@ -112,6 +112,8 @@ const char *lars_strerror(int status)
         return "the workspace is too small, or not aligned to doubles";
     case lars_ERROR_PART:
         return "a part is not in its tensor, or does not begin and end between chunks";
+    case lars_ERROR_GROUP:
+        return "a tensor's group is none of the groups";
     case lars_ERROR_ASSERT:
         return "the hyperparameters break: 0 <= momentum < 1 and weight_decay >= 0 and trust_coefficient > 0";
     case lars_SKIPPED:
@@ -245,11 +247,23 @@ static size_t lars_chunks(uint64_t n)
     return (size_t)(n / lars_CHUNK + (n % lars_CHUNK != 0));
 }
 
-size_t lars_workspace_size(uint64_t elements, size_t count)
+/* The workspace begins with lars_HEADER doubles, which tell where the sums of chunks begin and how many chunks there
+ * are; then come the scalars of the groups, the first chunk of each tensor, and the sums. */
+enum { lars_HEADER = 2 };
+
+/* Doubles of workspace behind the scalars of the groups. */
+static size_t lars_sums_size(uint64_t elements, size_t count)
 {
     const size_t chunks = (size_t)(elements / lars_CHUNK) + count;
 
-    return sizeof(double) * (3 + count + lars_SUMS * (1 + count + chunks));
+    return 1 + count + lars_SUMS * (1 + count + chunks);
+}
+
+size_t lars_workspace_size(uint64_t elements, size_t count)
+{
+    const size_t doubles = lars_HEADER + lars_sums_size(elements, count);
+
+    return sizeof(double) * doubles + sizeof(lars_scalars) * count;
 }
 
 /* Where the sums of a phase begin. */
@@ -271,15 +285,28 @@ static size_t lars_first_observed(int phase)
 double *lars_partials(void *workspace, int phase, size_t *number)
 {
     double *const space = (double *)workspace;
-    size_t tensors, chunks;
+    size_t chunks;
 
     *number = 0;
     if (space == NULL || phase < 0 || phase >= lars_PHASES - 1)
         return space;
-    tensors = (size_t)space[0];
     chunks = (size_t)space[1];
     *number = (lars_first_sum(phase + 1) - lars_first_sum(phase)) * chunks;
-    return space + 3 + tensors + lars_SUMS * (1 + tensors) + lars_first_sum(phase) * chunks;
+    return space + (size_t)space[0] + lars_first_sum(phase) * chunks;
+}
+
+/* Whether the workspace has room for the scalars of the groups and so many doubles. */
+static int lars_check_space(const lars_options *o, size_t doubles)
+{
+    const size_t groups = o->group != NULL ? o->groups : 0;
+
+    if (o->workspace == NULL)
+        return lars_ERROR_NULL;
+    if ((uintptr_t)o->workspace % sizeof(double) != 0 || o->workspace_size < sizeof(double) * doubles)
+        return lars_ERROR_WORKSPACE;
+    if ((o->workspace_size - sizeof(double) * doubles) / sizeof(lars_scalars) < groups)
+        return lars_ERROR_WORKSPACE;
+    return lars_OK;
 }
 
 /* Whether part k lies in its tensor, between chunks. */
@@ -338,8 +365,16 @@ typedef struct lars_work_f32 {
     size_t tensors, chunks; /* whole ones, of which the list may have parts */
     double *first;          /* the first chunk of each tensor among all chunks, and the end of the last */
     double *totals, *tensor_sums, *sums; /* of all tensors, of each tensor, of each chunk */
-    lars_scalars s;
+    size_t groups;
+    lars_scalars *s; /* of each group, in the workspace; where there are no groups, `only` */
+    lars_scalars only;
 } lars_work_f32;
+
+/* The scalars of the group of tensor number k of the list. */
+static const lars_scalars *lars_group_f32(const lars_work_f32 *w, size_t k)
+{
+    return w->options->group != NULL ? &w->s[w->options->group[k]] : w->s;
+}
 
 /* Counts NaN and infinity among gradients. */
 static void lars_count_f32(const lars_scalars *s, const float *g, size_t n, double *nan, double *inf)
@@ -488,7 +523,7 @@ static lars_scalars lars_own_f32(const lars_work_f32 *w, size_t k, int phase)
     const size_t whole = parted != NULL ? parted->parts[k].tensor : k;
     const double size = (double)(parted != NULL ? parted->sizes[whole] : x->n);
     const int starting = w->options->starting != NULL && w->options->starting[k] != 0;
-    lars_scalars own = w->s;
+    lars_scalars own = *lars_group_f32(w, k);
 
     (void)size;
     (void)starting;
@@ -619,7 +654,7 @@ static int lars_check_tensor_f32(const lars_tensor_f32 *x)
 static int lars_check_list_f32(lars_work_f32 *w, const lars_hyper *h, uint64_t t)
 {
     const lars_options *o = w->options;
-    int status;
+    int status = lars_OK;
 
     if (h == NULL || (w->list == NULL && w->count > 0))
         return lars_ERROR_NULL;
@@ -627,11 +662,23 @@ static int lars_check_list_f32(lars_work_f32 *w, const lars_hyper *h, uint64_t t
         return lars_ERROR_GRAD_SCALE;
     if (o->whole != NULL && (o->whole->sizes == NULL || o->whole->parts == NULL))
         return lars_ERROR_NULL;
-    status = lars_begin_step(&w->s, h, t, 1.0 / o->grad_scale);
+    w->groups = 1;
+    w->s = &w->only;
+    if (o->group != NULL) {
+        status = lars_check_space(o, lars_HEADER);
+        if (status != lars_OK)
+            return status;
+        w->groups = o->groups;
+        w->s = (lars_scalars *)((double *)o->workspace + lars_HEADER);
+    }
+    for (size_t k = 0; k < w->groups && status == lars_OK; k++)
+        status = lars_begin_step(&w->s[k], &h[k], t, 1.0 / o->grad_scale);
     w->elements = 0;
     for (size_t k = 0; k < w->count && status == lars_OK; k++) {
         const lars_tensor_f32 *x = &w->list[k];
 
+        if (o->group != NULL && o->group[k] >= o->groups)
+            return lars_ERROR_GROUP;
         status = o->checked ? lars_OK : lars_check_tensor_f32(x);
         if (status == lars_OK && o->whole != NULL)
             status = lars_check_part(o->whole, k, x->n);
@@ -644,7 +691,7 @@ static int lars_check_list_f32(lars_work_f32 *w, const lars_hyper *h, uint64_t t
 static int lars_prepare_f32(lars_work_f32 *w, const lars_hyper *h, uint64_t t)
 {
     const lars_options *o = w->options;
-    const int status = lars_check_list_f32(w, h, t);
+    int status = lars_check_list_f32(w, h, t);
     double *const space = (double *)o->workspace;
     uint64_t elements = 0, chunks = 0;
 
@@ -654,25 +701,23 @@ static int lars_prepare_f32(lars_work_f32 *w, const lars_hyper *h, uint64_t t)
     w->first = w->totals = w->tensor_sums = w->sums = NULL;
     if (status != lars_OK)
         return status;
-    if (space == NULL)
-        return lars_ERROR_NULL;
     for (size_t k = 0; k < w->tensors; k++)
         elements += o->whole != NULL ? o->whole->sizes[k] : w->list[k].n;
-    if ((uintptr_t)space % sizeof(double) != 0 || o->workspace_size < lars_workspace_size(elements,
-        w->tensors))
-        return lars_ERROR_WORKSPACE;
-    w->first = space + 2;
+    status = lars_check_space(o, lars_HEADER + lars_sums_size(elements, w->tensors));
+    if (status != lars_OK)
+        return status;
+    w->first = o->group != NULL ? (double *)(w->s + w->groups) : space + lars_HEADER;
     for (size_t k = 0; k < w->tensors; k++) {
         w->first[k] = (double)chunks;
         chunks += lars_chunks(o->whole != NULL ? o->whole->sizes[k] : w->list[k].n);
     }
     w->first[w->tensors] = (double)chunks;
     w->chunks = (size_t)chunks;
-    space[0] = (double)w->tensors;
-    space[1] = (double)chunks;
     w->totals = w->first + w->tensors + 1;
     w->tensor_sums = w->totals + lars_SUMS;
     w->sums = w->tensor_sums + lars_SUMS * w->tensors;
+    space[0] = (double)(w->sums - space);
+    space[1] = (double)chunks;
     return lars_OK;
 }
 
@@ -802,8 +847,16 @@ typedef struct lars_work_f64 {
     size_t tensors, chunks; /* whole ones, of which the list may have parts */
     double *first;          /* the first chunk of each tensor among all chunks, and the end of the last */
     double *totals, *tensor_sums, *sums; /* of all tensors, of each tensor, of each chunk */
-    lars_scalars s;
+    size_t groups;
+    lars_scalars *s; /* of each group, in the workspace; where there are no groups, `only` */
+    lars_scalars only;
 } lars_work_f64;
+
+/* The scalars of the group of tensor number k of the list. */
+static const lars_scalars *lars_group_f64(const lars_work_f64 *w, size_t k)
+{
+    return w->options->group != NULL ? &w->s[w->options->group[k]] : w->s;
+}
 
 /* Counts NaN and infinity among gradients. */
 static void lars_count_f64(const lars_scalars *s, const double *g, size_t n, double *nan, double *inf)
@@ -952,7 +1005,7 @@ static lars_scalars lars_own_f64(const lars_work_f64 *w, size_t k, int phase)
     const size_t whole = parted != NULL ? parted->parts[k].tensor : k;
     const double size = (double)(parted != NULL ? parted->sizes[whole] : x->n);
     const int starting = w->options->starting != NULL && w->options->starting[k] != 0;
-    lars_scalars own = w->s;
+    lars_scalars own = *lars_group_f64(w, k);
 
     (void)size;
     (void)starting;
@@ -1083,7 +1136,7 @@ static int lars_check_tensor_f64(const lars_tensor_f64 *x)
 static int lars_check_list_f64(lars_work_f64 *w, const lars_hyper *h, uint64_t t)
 {
     const lars_options *o = w->options;
-    int status;
+    int status = lars_OK;
 
     if (h == NULL || (w->list == NULL && w->count > 0))
         return lars_ERROR_NULL;
@@ -1091,11 +1144,23 @@ static int lars_check_list_f64(lars_work_f64 *w, const lars_hyper *h, uint64_t t
         return lars_ERROR_GRAD_SCALE;
     if (o->whole != NULL && (o->whole->sizes == NULL || o->whole->parts == NULL))
         return lars_ERROR_NULL;
-    status = lars_begin_step(&w->s, h, t, 1.0 / o->grad_scale);
+    w->groups = 1;
+    w->s = &w->only;
+    if (o->group != NULL) {
+        status = lars_check_space(o, lars_HEADER);
+        if (status != lars_OK)
+            return status;
+        w->groups = o->groups;
+        w->s = (lars_scalars *)((double *)o->workspace + lars_HEADER);
+    }
+    for (size_t k = 0; k < w->groups && status == lars_OK; k++)
+        status = lars_begin_step(&w->s[k], &h[k], t, 1.0 / o->grad_scale);
     w->elements = 0;
     for (size_t k = 0; k < w->count && status == lars_OK; k++) {
         const lars_tensor_f64 *x = &w->list[k];
 
+        if (o->group != NULL && o->group[k] >= o->groups)
+            return lars_ERROR_GROUP;
         status = o->checked ? lars_OK : lars_check_tensor_f64(x);
         if (status == lars_OK && o->whole != NULL)
             status = lars_check_part(o->whole, k, x->n);
@@ -1108,7 +1173,7 @@ static int lars_check_list_f64(lars_work_f64 *w, const lars_hyper *h, uint64_t t
 static int lars_prepare_f64(lars_work_f64 *w, const lars_hyper *h, uint64_t t)
 {
     const lars_options *o = w->options;
-    const int status = lars_check_list_f64(w, h, t);
+    int status = lars_check_list_f64(w, h, t);
     double *const space = (double *)o->workspace;
     uint64_t elements = 0, chunks = 0;
 
@@ -1118,25 +1183,23 @@ static int lars_prepare_f64(lars_work_f64 *w, const lars_hyper *h, uint64_t t)
     w->first = w->totals = w->tensor_sums = w->sums = NULL;
     if (status != lars_OK)
         return status;
-    if (space == NULL)
-        return lars_ERROR_NULL;
     for (size_t k = 0; k < w->tensors; k++)
         elements += o->whole != NULL ? o->whole->sizes[k] : w->list[k].n;
-    if ((uintptr_t)space % sizeof(double) != 0 || o->workspace_size < lars_workspace_size(elements,
-        w->tensors))
-        return lars_ERROR_WORKSPACE;
-    w->first = space + 2;
+    status = lars_check_space(o, lars_HEADER + lars_sums_size(elements, w->tensors));
+    if (status != lars_OK)
+        return status;
+    w->first = o->group != NULL ? (double *)(w->s + w->groups) : space + lars_HEADER;
     for (size_t k = 0; k < w->tensors; k++) {
         w->first[k] = (double)chunks;
         chunks += lars_chunks(o->whole != NULL ? o->whole->sizes[k] : w->list[k].n);
     }
     w->first[w->tensors] = (double)chunks;
     w->chunks = (size_t)chunks;
-    space[0] = (double)w->tensors;
-    space[1] = (double)chunks;
     w->totals = w->first + w->tensors + 1;
     w->tensor_sums = w->totals + lars_SUMS;
     w->sums = w->tensor_sums + lars_SUMS * w->tensors;
+    space[0] = (double)(w->sums - space);
+    space[1] = (double)chunks;
     return lars_OK;
 }
 

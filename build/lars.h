@@ -55,6 +55,7 @@ enum {
     lars_ERROR_GRAD_SCALE = 8, /* grad_scale is not a positive number with a finite inverse */
     lars_ERROR_WORKSPACE = 9,  /* the workspace is too small, or not aligned to doubles */
     lars_ERROR_PART = 10,      /* a part is not in its tensor, or does not begin and end between chunks */
+    lars_ERROR_GROUP = 11,     /* a tensor's group is none of the groups */
     lars_ERROR_ASSERT = 100,   /* 0 <= momentum < 1 and weight_decay >= 0 and trust_coefficient > 0 */
     lars_SKIPPED = -1          /* a gradient is NaN or infinite, so nothing was changed, and t does not advance */
 };
@@ -105,18 +106,22 @@ typedef struct lars_options {
     int zero_grads;                      /* g, which must not be const then, is set to 0, also by a skipped step */
     int threads;                         /* at most so many; 0 leaves their number to OpenMP. Small lists run on one */
     int checked;                         /* this list was checked by an earlier call and has not changed */
-    void *workspace;                     /* for skip_nonfinite and statistics, and for every step of this rule */
+    void *workspace;                     /* for skip_nonfinite, statistics and groups, and for every step of this rule */
     size_t workspace_size;               /* in bytes */
     lars_stats *stats;            /* filled in, over all tensors */
     lars_stats *tensor_stats;     /* filled in, one for each tensor, each whole tensor where there are parts */
     const unsigned char *starting;       /* of each tensor: whether this is its first step; this rule does not ask */
     const lars_whole *whole;      /* where the list has parts of tensors */
+    const size_t *group;                 /* of each tensor: which of the hyperparameters at h, then an array, it has;
+                                            NULL: all have the first. Takes room in the workspace */
+    size_t groups;                       /* how many hyperparameters are at h, where there is `group` */
 } lars_options;
 
 /* Fills in the defaults: a plain step. */
 lars_API void lars_options_init(lars_options *o);
 
-/* Bytes of workspace, aligned to doubles, for so many tensors (whole ones) with so many elements together. */
+/* Bytes of workspace, aligned to doubles, for so many tensors (whole ones) with so many elements together; where there
+ * are more groups than tensors, `count` is their number. */
 lars_API size_t lars_workspace_size(uint64_t elements, size_t count);
 
 /* A step is lars_PHASES phases, of which the last only finishes, and tells whether the step was skipped. Between

@@ -108,6 +108,8 @@ const char *momentum_strerror(int status)
         return "the workspace is too small, or not aligned to doubles";
     case momentum_ERROR_PART:
         return "a part is not in its tensor, or does not begin and end between chunks";
+    case momentum_ERROR_GROUP:
+        return "a tensor's group is none of the groups";
     case momentum_ERROR_ASSERT:
         return "the hyperparameters break: 0 <= momentum < 1";
     case momentum_SKIPPED:
@@ -216,11 +218,23 @@ static size_t momentum_chunks(uint64_t n)
     return (size_t)(n / momentum_CHUNK + (n % momentum_CHUNK != 0));
 }
 
-size_t momentum_workspace_size(uint64_t elements, size_t count)
+/* The workspace begins with momentum_HEADER doubles, which tell where the sums of chunks begin and how many chunks there
+ * are; then come the scalars of the groups, the first chunk of each tensor, and the sums. */
+enum { momentum_HEADER = 2 };
+
+/* Doubles of workspace behind the scalars of the groups. */
+static size_t momentum_sums_size(uint64_t elements, size_t count)
 {
     const size_t chunks = (size_t)(elements / momentum_CHUNK) + count;
 
-    return sizeof(double) * (3 + count + momentum_SUMS * (1 + count + chunks));
+    return 1 + count + momentum_SUMS * (1 + count + chunks);
+}
+
+size_t momentum_workspace_size(uint64_t elements, size_t count)
+{
+    const size_t doubles = momentum_HEADER + momentum_sums_size(elements, count);
+
+    return sizeof(double) * doubles + sizeof(momentum_scalars) * count;
 }
 
 /* Where the sums of a phase begin. */
@@ -242,15 +256,28 @@ static size_t momentum_first_observed(int phase)
 double *momentum_partials(void *workspace, int phase, size_t *number)
 {
     double *const space = (double *)workspace;
-    size_t tensors, chunks;
+    size_t chunks;
 
     *number = 0;
     if (space == NULL || phase < 0 || phase >= momentum_PHASES - 1)
         return space;
-    tensors = (size_t)space[0];
     chunks = (size_t)space[1];
     *number = (momentum_first_sum(phase + 1) - momentum_first_sum(phase)) * chunks;
-    return space + 3 + tensors + momentum_SUMS * (1 + tensors) + momentum_first_sum(phase) * chunks;
+    return space + (size_t)space[0] + momentum_first_sum(phase) * chunks;
+}
+
+/* Whether the workspace has room for the scalars of the groups and so many doubles. */
+static int momentum_check_space(const momentum_options *o, size_t doubles)
+{
+    const size_t groups = o->group != NULL ? o->groups : 0;
+
+    if (o->workspace == NULL)
+        return momentum_ERROR_NULL;
+    if ((uintptr_t)o->workspace % sizeof(double) != 0 || o->workspace_size < sizeof(double) * doubles)
+        return momentum_ERROR_WORKSPACE;
+    if ((o->workspace_size - sizeof(double) * doubles) / sizeof(momentum_scalars) < groups)
+        return momentum_ERROR_WORKSPACE;
+    return momentum_OK;
 }
 
 /* Whether part k lies in its tensor, between chunks. */
@@ -309,8 +336,16 @@ typedef struct momentum_work_f32 {
     size_t tensors, chunks; /* whole ones, of which the list may have parts */
     double *first;          /* the first chunk of each tensor among all chunks, and the end of the last */
     double *totals, *tensor_sums, *sums; /* of all tensors, of each tensor, of each chunk */
-    momentum_scalars s;
+    size_t groups;
+    momentum_scalars *s; /* of each group, in the workspace; where there are no groups, `only` */
+    momentum_scalars only;
 } momentum_work_f32;
+
+/* The scalars of the group of tensor number k of the list. */
+static const momentum_scalars *momentum_group_f32(const momentum_work_f32 *w, size_t k)
+{
+    return w->options->group != NULL ? &w->s[w->options->group[k]] : w->s;
+}
 
 /* Counts NaN and infinity among gradients. */
 static void momentum_count_f32(const momentum_scalars *s, const float *g, size_t n, double *nan, double *inf)
@@ -484,7 +519,7 @@ static void momentum_share_f32(const momentum_work_f32 *w, int phase, uint64_t k
             const size_t whole = parted != NULL ? parted->parts[j].tensor : j;
             const size_t before = parted != NULL ? parted->parts[j].begin / momentum_CHUNK : 0;
             const size_t chunk = w->sums != NULL ? (size_t)w->first[whole] + before : 0;
-            const momentum_scalars *s = &w->s;
+            const momentum_scalars *s = momentum_group_f32(w, j);
 
             for (size_t c = begin; c < end; c += momentum_CHUNK) {
                 const size_t stop = end - c < momentum_CHUNK ? end : c + momentum_CHUNK;
@@ -577,7 +612,7 @@ static int momentum_check_tensor_f32(const momentum_tensor_f32 *x)
 static int momentum_check_list_f32(momentum_work_f32 *w, const momentum_hyper *h, uint64_t t)
 {
     const momentum_options *o = w->options;
-    int status;
+    int status = momentum_OK;
 
     if (h == NULL || (w->list == NULL && w->count > 0))
         return momentum_ERROR_NULL;
@@ -585,11 +620,23 @@ static int momentum_check_list_f32(momentum_work_f32 *w, const momentum_hyper *h
         return momentum_ERROR_GRAD_SCALE;
     if (o->whole != NULL && (o->whole->sizes == NULL || o->whole->parts == NULL))
         return momentum_ERROR_NULL;
-    status = momentum_begin_step(&w->s, h, t, 1.0 / o->grad_scale);
+    w->groups = 1;
+    w->s = &w->only;
+    if (o->group != NULL) {
+        status = momentum_check_space(o, momentum_HEADER);
+        if (status != momentum_OK)
+            return status;
+        w->groups = o->groups;
+        w->s = (momentum_scalars *)((double *)o->workspace + momentum_HEADER);
+    }
+    for (size_t k = 0; k < w->groups && status == momentum_OK; k++)
+        status = momentum_begin_step(&w->s[k], &h[k], t, 1.0 / o->grad_scale);
     w->elements = 0;
     for (size_t k = 0; k < w->count && status == momentum_OK; k++) {
         const momentum_tensor_f32 *x = &w->list[k];
 
+        if (o->group != NULL && o->group[k] >= o->groups)
+            return momentum_ERROR_GROUP;
         status = o->checked ? momentum_OK : momentum_check_tensor_f32(x);
         if (status == momentum_OK && o->whole != NULL)
             status = momentum_check_part(o->whole, k, x->n);
@@ -602,7 +649,7 @@ static int momentum_check_list_f32(momentum_work_f32 *w, const momentum_hyper *h
 static int momentum_prepare_f32(momentum_work_f32 *w, const momentum_hyper *h, uint64_t t)
 {
     const momentum_options *o = w->options;
-    const int status = momentum_check_list_f32(w, h, t);
+    int status = momentum_check_list_f32(w, h, t);
     double *const space = (double *)o->workspace;
     uint64_t elements = 0, chunks = 0;
 
@@ -612,25 +659,23 @@ static int momentum_prepare_f32(momentum_work_f32 *w, const momentum_hyper *h, u
     w->first = w->totals = w->tensor_sums = w->sums = NULL;
     if (status != momentum_OK || !(w->observe || o->skip_nonfinite))
         return status;
-    if (space == NULL)
-        return momentum_ERROR_NULL;
     for (size_t k = 0; k < w->tensors; k++)
         elements += o->whole != NULL ? o->whole->sizes[k] : w->list[k].n;
-    if ((uintptr_t)space % sizeof(double) != 0 || o->workspace_size < momentum_workspace_size(elements,
-        w->tensors))
-        return momentum_ERROR_WORKSPACE;
-    w->first = space + 2;
+    status = momentum_check_space(o, momentum_HEADER + momentum_sums_size(elements, w->tensors));
+    if (status != momentum_OK)
+        return status;
+    w->first = o->group != NULL ? (double *)(w->s + w->groups) : space + momentum_HEADER;
     for (size_t k = 0; k < w->tensors; k++) {
         w->first[k] = (double)chunks;
         chunks += momentum_chunks(o->whole != NULL ? o->whole->sizes[k] : w->list[k].n);
     }
     w->first[w->tensors] = (double)chunks;
     w->chunks = (size_t)chunks;
-    space[0] = (double)w->tensors;
-    space[1] = (double)chunks;
     w->totals = w->first + w->tensors + 1;
     w->tensor_sums = w->totals + momentum_SUMS;
     w->sums = w->tensor_sums + momentum_SUMS * w->tensors;
+    space[0] = (double)(w->sums - space);
+    space[1] = (double)chunks;
     return momentum_OK;
 }
 
@@ -759,8 +804,16 @@ typedef struct momentum_work_f64 {
     size_t tensors, chunks; /* whole ones, of which the list may have parts */
     double *first;          /* the first chunk of each tensor among all chunks, and the end of the last */
     double *totals, *tensor_sums, *sums; /* of all tensors, of each tensor, of each chunk */
-    momentum_scalars s;
+    size_t groups;
+    momentum_scalars *s; /* of each group, in the workspace; where there are no groups, `only` */
+    momentum_scalars only;
 } momentum_work_f64;
+
+/* The scalars of the group of tensor number k of the list. */
+static const momentum_scalars *momentum_group_f64(const momentum_work_f64 *w, size_t k)
+{
+    return w->options->group != NULL ? &w->s[w->options->group[k]] : w->s;
+}
 
 /* Counts NaN and infinity among gradients. */
 static void momentum_count_f64(const momentum_scalars *s, const double *g, size_t n, double *nan, double *inf)
@@ -935,7 +988,7 @@ static void momentum_share_f64(const momentum_work_f64 *w, int phase, uint64_t k
             const size_t whole = parted != NULL ? parted->parts[j].tensor : j;
             const size_t before = parted != NULL ? parted->parts[j].begin / momentum_CHUNK : 0;
             const size_t chunk = w->sums != NULL ? (size_t)w->first[whole] + before : 0;
-            const momentum_scalars *s = &w->s;
+            const momentum_scalars *s = momentum_group_f64(w, j);
 
             for (size_t c = begin; c < end; c += momentum_CHUNK) {
                 const size_t stop = end - c < momentum_CHUNK ? end : c + momentum_CHUNK;
@@ -1028,7 +1081,7 @@ static int momentum_check_tensor_f64(const momentum_tensor_f64 *x)
 static int momentum_check_list_f64(momentum_work_f64 *w, const momentum_hyper *h, uint64_t t)
 {
     const momentum_options *o = w->options;
-    int status;
+    int status = momentum_OK;
 
     if (h == NULL || (w->list == NULL && w->count > 0))
         return momentum_ERROR_NULL;
@@ -1036,11 +1089,23 @@ static int momentum_check_list_f64(momentum_work_f64 *w, const momentum_hyper *h
         return momentum_ERROR_GRAD_SCALE;
     if (o->whole != NULL && (o->whole->sizes == NULL || o->whole->parts == NULL))
         return momentum_ERROR_NULL;
-    status = momentum_begin_step(&w->s, h, t, 1.0 / o->grad_scale);
+    w->groups = 1;
+    w->s = &w->only;
+    if (o->group != NULL) {
+        status = momentum_check_space(o, momentum_HEADER);
+        if (status != momentum_OK)
+            return status;
+        w->groups = o->groups;
+        w->s = (momentum_scalars *)((double *)o->workspace + momentum_HEADER);
+    }
+    for (size_t k = 0; k < w->groups && status == momentum_OK; k++)
+        status = momentum_begin_step(&w->s[k], &h[k], t, 1.0 / o->grad_scale);
     w->elements = 0;
     for (size_t k = 0; k < w->count && status == momentum_OK; k++) {
         const momentum_tensor_f64 *x = &w->list[k];
 
+        if (o->group != NULL && o->group[k] >= o->groups)
+            return momentum_ERROR_GROUP;
         status = o->checked ? momentum_OK : momentum_check_tensor_f64(x);
         if (status == momentum_OK && o->whole != NULL)
             status = momentum_check_part(o->whole, k, x->n);
@@ -1053,7 +1118,7 @@ static int momentum_check_list_f64(momentum_work_f64 *w, const momentum_hyper *h
 static int momentum_prepare_f64(momentum_work_f64 *w, const momentum_hyper *h, uint64_t t)
 {
     const momentum_options *o = w->options;
-    const int status = momentum_check_list_f64(w, h, t);
+    int status = momentum_check_list_f64(w, h, t);
     double *const space = (double *)o->workspace;
     uint64_t elements = 0, chunks = 0;
 
@@ -1063,25 +1128,23 @@ static int momentum_prepare_f64(momentum_work_f64 *w, const momentum_hyper *h, u
     w->first = w->totals = w->tensor_sums = w->sums = NULL;
     if (status != momentum_OK || !(w->observe || o->skip_nonfinite))
         return status;
-    if (space == NULL)
-        return momentum_ERROR_NULL;
     for (size_t k = 0; k < w->tensors; k++)
         elements += o->whole != NULL ? o->whole->sizes[k] : w->list[k].n;
-    if ((uintptr_t)space % sizeof(double) != 0 || o->workspace_size < momentum_workspace_size(elements,
-        w->tensors))
-        return momentum_ERROR_WORKSPACE;
-    w->first = space + 2;
+    status = momentum_check_space(o, momentum_HEADER + momentum_sums_size(elements, w->tensors));
+    if (status != momentum_OK)
+        return status;
+    w->first = o->group != NULL ? (double *)(w->s + w->groups) : space + momentum_HEADER;
     for (size_t k = 0; k < w->tensors; k++) {
         w->first[k] = (double)chunks;
         chunks += momentum_chunks(o->whole != NULL ? o->whole->sizes[k] : w->list[k].n);
     }
     w->first[w->tensors] = (double)chunks;
     w->chunks = (size_t)chunks;
-    space[0] = (double)w->tensors;
-    space[1] = (double)chunks;
     w->totals = w->first + w->tensors + 1;
     w->tensor_sums = w->totals + momentum_SUMS;
     w->sums = w->tensor_sums + momentum_SUMS * w->tensors;
+    space[0] = (double)(w->sums - space);
+    space[1] = (double)chunks;
     return momentum_OK;
 }
 

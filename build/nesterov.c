@@ -109,6 +109,8 @@ const char *nesterov_strerror(int status)
         return "the workspace is too small, or not aligned to doubles";
     case nesterov_ERROR_PART:
         return "a part is not in its tensor, or does not begin and end between chunks";
+    case nesterov_ERROR_GROUP:
+        return "a tensor's group is none of the groups";
     case nesterov_ERROR_ASSERT:
         return "the hyperparameters break: 0 <= momentum < 1";
     case nesterov_SKIPPED:
@@ -217,11 +219,23 @@ static size_t nesterov_chunks(uint64_t n)
     return (size_t)(n / nesterov_CHUNK + (n % nesterov_CHUNK != 0));
 }
 
-size_t nesterov_workspace_size(uint64_t elements, size_t count)
+/* The workspace begins with nesterov_HEADER doubles, which tell where the sums of chunks begin and how many chunks there
+ * are; then come the scalars of the groups, the first chunk of each tensor, and the sums. */
+enum { nesterov_HEADER = 2 };
+
+/* Doubles of workspace behind the scalars of the groups. */
+static size_t nesterov_sums_size(uint64_t elements, size_t count)
 {
     const size_t chunks = (size_t)(elements / nesterov_CHUNK) + count;
 
-    return sizeof(double) * (3 + count + nesterov_SUMS * (1 + count + chunks));
+    return 1 + count + nesterov_SUMS * (1 + count + chunks);
+}
+
+size_t nesterov_workspace_size(uint64_t elements, size_t count)
+{
+    const size_t doubles = nesterov_HEADER + nesterov_sums_size(elements, count);
+
+    return sizeof(double) * doubles + sizeof(nesterov_scalars) * count;
 }
 
 /* Where the sums of a phase begin. */
@@ -243,15 +257,28 @@ static size_t nesterov_first_observed(int phase)
 double *nesterov_partials(void *workspace, int phase, size_t *number)
 {
     double *const space = (double *)workspace;
-    size_t tensors, chunks;
+    size_t chunks;
 
     *number = 0;
     if (space == NULL || phase < 0 || phase >= nesterov_PHASES - 1)
         return space;
-    tensors = (size_t)space[0];
     chunks = (size_t)space[1];
     *number = (nesterov_first_sum(phase + 1) - nesterov_first_sum(phase)) * chunks;
-    return space + 3 + tensors + nesterov_SUMS * (1 + tensors) + nesterov_first_sum(phase) * chunks;
+    return space + (size_t)space[0] + nesterov_first_sum(phase) * chunks;
+}
+
+/* Whether the workspace has room for the scalars of the groups and so many doubles. */
+static int nesterov_check_space(const nesterov_options *o, size_t doubles)
+{
+    const size_t groups = o->group != NULL ? o->groups : 0;
+
+    if (o->workspace == NULL)
+        return nesterov_ERROR_NULL;
+    if ((uintptr_t)o->workspace % sizeof(double) != 0 || o->workspace_size < sizeof(double) * doubles)
+        return nesterov_ERROR_WORKSPACE;
+    if ((o->workspace_size - sizeof(double) * doubles) / sizeof(nesterov_scalars) < groups)
+        return nesterov_ERROR_WORKSPACE;
+    return nesterov_OK;
 }
 
 /* Whether part k lies in its tensor, between chunks. */
@@ -310,8 +337,16 @@ typedef struct nesterov_work_f32 {
     size_t tensors, chunks; /* whole ones, of which the list may have parts */
     double *first;          /* the first chunk of each tensor among all chunks, and the end of the last */
     double *totals, *tensor_sums, *sums; /* of all tensors, of each tensor, of each chunk */
-    nesterov_scalars s;
+    size_t groups;
+    nesterov_scalars *s; /* of each group, in the workspace; where there are no groups, `only` */
+    nesterov_scalars only;
 } nesterov_work_f32;
+
+/* The scalars of the group of tensor number k of the list. */
+static const nesterov_scalars *nesterov_group_f32(const nesterov_work_f32 *w, size_t k)
+{
+    return w->options->group != NULL ? &w->s[w->options->group[k]] : w->s;
+}
 
 /* Counts NaN and infinity among gradients. */
 static void nesterov_count_f32(const nesterov_scalars *s, const float *g, size_t n, double *nan, double *inf)
@@ -485,7 +520,7 @@ static void nesterov_share_f32(const nesterov_work_f32 *w, int phase, uint64_t k
             const size_t whole = parted != NULL ? parted->parts[j].tensor : j;
             const size_t before = parted != NULL ? parted->parts[j].begin / nesterov_CHUNK : 0;
             const size_t chunk = w->sums != NULL ? (size_t)w->first[whole] + before : 0;
-            const nesterov_scalars *s = &w->s;
+            const nesterov_scalars *s = nesterov_group_f32(w, j);
 
             for (size_t c = begin; c < end; c += nesterov_CHUNK) {
                 const size_t stop = end - c < nesterov_CHUNK ? end : c + nesterov_CHUNK;
@@ -578,7 +613,7 @@ static int nesterov_check_tensor_f32(const nesterov_tensor_f32 *x)
 static int nesterov_check_list_f32(nesterov_work_f32 *w, const nesterov_hyper *h, uint64_t t)
 {
     const nesterov_options *o = w->options;
-    int status;
+    int status = nesterov_OK;
 
     if (h == NULL || (w->list == NULL && w->count > 0))
         return nesterov_ERROR_NULL;
@@ -586,11 +621,23 @@ static int nesterov_check_list_f32(nesterov_work_f32 *w, const nesterov_hyper *h
         return nesterov_ERROR_GRAD_SCALE;
     if (o->whole != NULL && (o->whole->sizes == NULL || o->whole->parts == NULL))
         return nesterov_ERROR_NULL;
-    status = nesterov_begin_step(&w->s, h, t, 1.0 / o->grad_scale);
+    w->groups = 1;
+    w->s = &w->only;
+    if (o->group != NULL) {
+        status = nesterov_check_space(o, nesterov_HEADER);
+        if (status != nesterov_OK)
+            return status;
+        w->groups = o->groups;
+        w->s = (nesterov_scalars *)((double *)o->workspace + nesterov_HEADER);
+    }
+    for (size_t k = 0; k < w->groups && status == nesterov_OK; k++)
+        status = nesterov_begin_step(&w->s[k], &h[k], t, 1.0 / o->grad_scale);
     w->elements = 0;
     for (size_t k = 0; k < w->count && status == nesterov_OK; k++) {
         const nesterov_tensor_f32 *x = &w->list[k];
 
+        if (o->group != NULL && o->group[k] >= o->groups)
+            return nesterov_ERROR_GROUP;
         status = o->checked ? nesterov_OK : nesterov_check_tensor_f32(x);
         if (status == nesterov_OK && o->whole != NULL)
             status = nesterov_check_part(o->whole, k, x->n);
@@ -603,7 +650,7 @@ static int nesterov_check_list_f32(nesterov_work_f32 *w, const nesterov_hyper *h
 static int nesterov_prepare_f32(nesterov_work_f32 *w, const nesterov_hyper *h, uint64_t t)
 {
     const nesterov_options *o = w->options;
-    const int status = nesterov_check_list_f32(w, h, t);
+    int status = nesterov_check_list_f32(w, h, t);
     double *const space = (double *)o->workspace;
     uint64_t elements = 0, chunks = 0;
 
@@ -613,25 +660,23 @@ static int nesterov_prepare_f32(nesterov_work_f32 *w, const nesterov_hyper *h, u
     w->first = w->totals = w->tensor_sums = w->sums = NULL;
     if (status != nesterov_OK || !(w->observe || o->skip_nonfinite))
         return status;
-    if (space == NULL)
-        return nesterov_ERROR_NULL;
     for (size_t k = 0; k < w->tensors; k++)
         elements += o->whole != NULL ? o->whole->sizes[k] : w->list[k].n;
-    if ((uintptr_t)space % sizeof(double) != 0 || o->workspace_size < nesterov_workspace_size(elements,
-        w->tensors))
-        return nesterov_ERROR_WORKSPACE;
-    w->first = space + 2;
+    status = nesterov_check_space(o, nesterov_HEADER + nesterov_sums_size(elements, w->tensors));
+    if (status != nesterov_OK)
+        return status;
+    w->first = o->group != NULL ? (double *)(w->s + w->groups) : space + nesterov_HEADER;
     for (size_t k = 0; k < w->tensors; k++) {
         w->first[k] = (double)chunks;
         chunks += nesterov_chunks(o->whole != NULL ? o->whole->sizes[k] : w->list[k].n);
     }
     w->first[w->tensors] = (double)chunks;
     w->chunks = (size_t)chunks;
-    space[0] = (double)w->tensors;
-    space[1] = (double)chunks;
     w->totals = w->first + w->tensors + 1;
     w->tensor_sums = w->totals + nesterov_SUMS;
     w->sums = w->tensor_sums + nesterov_SUMS * w->tensors;
+    space[0] = (double)(w->sums - space);
+    space[1] = (double)chunks;
     return nesterov_OK;
 }
 
@@ -760,8 +805,16 @@ typedef struct nesterov_work_f64 {
     size_t tensors, chunks; /* whole ones, of which the list may have parts */
     double *first;          /* the first chunk of each tensor among all chunks, and the end of the last */
     double *totals, *tensor_sums, *sums; /* of all tensors, of each tensor, of each chunk */
-    nesterov_scalars s;
+    size_t groups;
+    nesterov_scalars *s; /* of each group, in the workspace; where there are no groups, `only` */
+    nesterov_scalars only;
 } nesterov_work_f64;
+
+/* The scalars of the group of tensor number k of the list. */
+static const nesterov_scalars *nesterov_group_f64(const nesterov_work_f64 *w, size_t k)
+{
+    return w->options->group != NULL ? &w->s[w->options->group[k]] : w->s;
+}
 
 /* Counts NaN and infinity among gradients. */
 static void nesterov_count_f64(const nesterov_scalars *s, const double *g, size_t n, double *nan, double *inf)
@@ -936,7 +989,7 @@ static void nesterov_share_f64(const nesterov_work_f64 *w, int phase, uint64_t k
             const size_t whole = parted != NULL ? parted->parts[j].tensor : j;
             const size_t before = parted != NULL ? parted->parts[j].begin / nesterov_CHUNK : 0;
             const size_t chunk = w->sums != NULL ? (size_t)w->first[whole] + before : 0;
-            const nesterov_scalars *s = &w->s;
+            const nesterov_scalars *s = nesterov_group_f64(w, j);
 
             for (size_t c = begin; c < end; c += nesterov_CHUNK) {
                 const size_t stop = end - c < nesterov_CHUNK ? end : c + nesterov_CHUNK;
@@ -1029,7 +1082,7 @@ static int nesterov_check_tensor_f64(const nesterov_tensor_f64 *x)
 static int nesterov_check_list_f64(nesterov_work_f64 *w, const nesterov_hyper *h, uint64_t t)
 {
     const nesterov_options *o = w->options;
-    int status;
+    int status = nesterov_OK;
 
     if (h == NULL || (w->list == NULL && w->count > 0))
         return nesterov_ERROR_NULL;
@@ -1037,11 +1090,23 @@ static int nesterov_check_list_f64(nesterov_work_f64 *w, const nesterov_hyper *h
         return nesterov_ERROR_GRAD_SCALE;
     if (o->whole != NULL && (o->whole->sizes == NULL || o->whole->parts == NULL))
         return nesterov_ERROR_NULL;
-    status = nesterov_begin_step(&w->s, h, t, 1.0 / o->grad_scale);
+    w->groups = 1;
+    w->s = &w->only;
+    if (o->group != NULL) {
+        status = nesterov_check_space(o, nesterov_HEADER);
+        if (status != nesterov_OK)
+            return status;
+        w->groups = o->groups;
+        w->s = (nesterov_scalars *)((double *)o->workspace + nesterov_HEADER);
+    }
+    for (size_t k = 0; k < w->groups && status == nesterov_OK; k++)
+        status = nesterov_begin_step(&w->s[k], &h[k], t, 1.0 / o->grad_scale);
     w->elements = 0;
     for (size_t k = 0; k < w->count && status == nesterov_OK; k++) {
         const nesterov_tensor_f64 *x = &w->list[k];
 
+        if (o->group != NULL && o->group[k] >= o->groups)
+            return nesterov_ERROR_GROUP;
         status = o->checked ? nesterov_OK : nesterov_check_tensor_f64(x);
         if (status == nesterov_OK && o->whole != NULL)
             status = nesterov_check_part(o->whole, k, x->n);
@@ -1054,7 +1119,7 @@ static int nesterov_check_list_f64(nesterov_work_f64 *w, const nesterov_hyper *h
 static int nesterov_prepare_f64(nesterov_work_f64 *w, const nesterov_hyper *h, uint64_t t)
 {
     const nesterov_options *o = w->options;
-    const int status = nesterov_check_list_f64(w, h, t);
+    int status = nesterov_check_list_f64(w, h, t);
     double *const space = (double *)o->workspace;
     uint64_t elements = 0, chunks = 0;
 
@@ -1064,25 +1129,23 @@ static int nesterov_prepare_f64(nesterov_work_f64 *w, const nesterov_hyper *h, u
     w->first = w->totals = w->tensor_sums = w->sums = NULL;
     if (status != nesterov_OK || !(w->observe || o->skip_nonfinite))
         return status;
-    if (space == NULL)
-        return nesterov_ERROR_NULL;
     for (size_t k = 0; k < w->tensors; k++)
         elements += o->whole != NULL ? o->whole->sizes[k] : w->list[k].n;
-    if ((uintptr_t)space % sizeof(double) != 0 || o->workspace_size < nesterov_workspace_size(elements,
-        w->tensors))
-        return nesterov_ERROR_WORKSPACE;
-    w->first = space + 2;
+    status = nesterov_check_space(o, nesterov_HEADER + nesterov_sums_size(elements, w->tensors));
+    if (status != nesterov_OK)
+        return status;
+    w->first = o->group != NULL ? (double *)(w->s + w->groups) : space + nesterov_HEADER;
     for (size_t k = 0; k < w->tensors; k++) {
         w->first[k] = (double)chunks;
         chunks += nesterov_chunks(o->whole != NULL ? o->whole->sizes[k] : w->list[k].n);
     }
     w->first[w->tensors] = (double)chunks;
     w->chunks = (size_t)chunks;
-    space[0] = (double)w->tensors;
-    space[1] = (double)chunks;
     w->totals = w->first + w->tensors + 1;
     w->tensor_sums = w->totals + nesterov_SUMS;
     w->sums = w->tensor_sums + nesterov_SUMS * w->tensors;
+    space[0] = (double)(w->sums - space);
+    space[1] = (double)chunks;
     return nesterov_OK;
 }
 

@@ -109,6 +109,8 @@ const char *novograd_strerror(int status)
         return "the workspace is too small, or not aligned to doubles";
     case novograd_ERROR_PART:
         return "a part is not in its tensor, or does not begin and end between chunks";
+    case novograd_ERROR_GROUP:
+        return "a tensor's group is none of the groups";
     case novograd_ERROR_ASSERT:
         return "the hyperparameters break: 0 <= beta1 < 1 and 0 <= beta2 < 1 and eps >= 0 and weight_decay >= 0";
     case novograd_SKIPPED:
@@ -255,11 +257,23 @@ static size_t novograd_chunks(uint64_t n)
     return (size_t)(n / novograd_CHUNK + (n % novograd_CHUNK != 0));
 }
 
-size_t novograd_workspace_size(uint64_t elements, size_t count)
+/* The workspace begins with novograd_HEADER doubles, which tell where the sums of chunks begin and how many chunks there
+ * are; then come the scalars of the groups, the first chunk of each tensor, and the sums. */
+enum { novograd_HEADER = 2 };
+
+/* Doubles of workspace behind the scalars of the groups. */
+static size_t novograd_sums_size(uint64_t elements, size_t count)
 {
     const size_t chunks = (size_t)(elements / novograd_CHUNK) + count;
 
-    return sizeof(double) * (3 + count + novograd_SUMS * (1 + count + chunks));
+    return 1 + count + novograd_SUMS * (1 + count + chunks);
+}
+
+size_t novograd_workspace_size(uint64_t elements, size_t count)
+{
+    const size_t doubles = novograd_HEADER + novograd_sums_size(elements, count);
+
+    return sizeof(double) * doubles + sizeof(novograd_scalars) * count;
 }
 
 /* Where the sums of a phase begin. */
@@ -281,15 +295,28 @@ static size_t novograd_first_observed(int phase)
 double *novograd_partials(void *workspace, int phase, size_t *number)
 {
     double *const space = (double *)workspace;
-    size_t tensors, chunks;
+    size_t chunks;
 
     *number = 0;
     if (space == NULL || phase < 0 || phase >= novograd_PHASES - 1)
         return space;
-    tensors = (size_t)space[0];
     chunks = (size_t)space[1];
     *number = (novograd_first_sum(phase + 1) - novograd_first_sum(phase)) * chunks;
-    return space + 3 + tensors + novograd_SUMS * (1 + tensors) + novograd_first_sum(phase) * chunks;
+    return space + (size_t)space[0] + novograd_first_sum(phase) * chunks;
+}
+
+/* Whether the workspace has room for the scalars of the groups and so many doubles. */
+static int novograd_check_space(const novograd_options *o, size_t doubles)
+{
+    const size_t groups = o->group != NULL ? o->groups : 0;
+
+    if (o->workspace == NULL)
+        return novograd_ERROR_NULL;
+    if ((uintptr_t)o->workspace % sizeof(double) != 0 || o->workspace_size < sizeof(double) * doubles)
+        return novograd_ERROR_WORKSPACE;
+    if ((o->workspace_size - sizeof(double) * doubles) / sizeof(novograd_scalars) < groups)
+        return novograd_ERROR_WORKSPACE;
+    return novograd_OK;
 }
 
 /* Whether part k lies in its tensor, between chunks. */
@@ -348,8 +375,16 @@ typedef struct novograd_work_f32 {
     size_t tensors, chunks; /* whole ones, of which the list may have parts */
     double *first;          /* the first chunk of each tensor among all chunks, and the end of the last */
     double *totals, *tensor_sums, *sums; /* of all tensors, of each tensor, of each chunk */
-    novograd_scalars s;
+    size_t groups;
+    novograd_scalars *s; /* of each group, in the workspace; where there are no groups, `only` */
+    novograd_scalars only;
 } novograd_work_f32;
+
+/* The scalars of the group of tensor number k of the list. */
+static const novograd_scalars *novograd_group_f32(const novograd_work_f32 *w, size_t k)
+{
+    return w->options->group != NULL ? &w->s[w->options->group[k]] : w->s;
+}
 
 /* Counts NaN and infinity among gradients. */
 static void novograd_count_f32(const novograd_scalars *s, const float *g, size_t n, double *nan, double *inf)
@@ -498,7 +533,7 @@ static novograd_scalars novograd_own_f32(const novograd_work_f32 *w, size_t k, i
     const size_t whole = parted != NULL ? parted->parts[k].tensor : k;
     const double size = (double)(parted != NULL ? parted->sizes[whole] : x->n);
     const int starting = w->options->starting != NULL && w->options->starting[k] != 0;
-    novograd_scalars own = w->s;
+    novograd_scalars own = *novograd_group_f32(w, k);
 
     (void)size;
     (void)starting;
@@ -643,7 +678,7 @@ static int novograd_check_tensor_f32(const novograd_tensor_f32 *x)
 static int novograd_check_list_f32(novograd_work_f32 *w, const novograd_hyper *h, uint64_t t)
 {
     const novograd_options *o = w->options;
-    int status;
+    int status = novograd_OK;
 
     if (h == NULL || (w->list == NULL && w->count > 0))
         return novograd_ERROR_NULL;
@@ -651,11 +686,23 @@ static int novograd_check_list_f32(novograd_work_f32 *w, const novograd_hyper *h
         return novograd_ERROR_GRAD_SCALE;
     if (o->whole != NULL && (o->whole->sizes == NULL || o->whole->parts == NULL))
         return novograd_ERROR_NULL;
-    status = novograd_begin_step(&w->s, h, t, 1.0 / o->grad_scale);
+    w->groups = 1;
+    w->s = &w->only;
+    if (o->group != NULL) {
+        status = novograd_check_space(o, novograd_HEADER);
+        if (status != novograd_OK)
+            return status;
+        w->groups = o->groups;
+        w->s = (novograd_scalars *)((double *)o->workspace + novograd_HEADER);
+    }
+    for (size_t k = 0; k < w->groups && status == novograd_OK; k++)
+        status = novograd_begin_step(&w->s[k], &h[k], t, 1.0 / o->grad_scale);
     w->elements = 0;
     for (size_t k = 0; k < w->count && status == novograd_OK; k++) {
         const novograd_tensor_f32 *x = &w->list[k];
 
+        if (o->group != NULL && o->group[k] >= o->groups)
+            return novograd_ERROR_GROUP;
         status = o->checked ? novograd_OK : novograd_check_tensor_f32(x);
         if (status == novograd_OK && o->whole != NULL)
             status = novograd_check_part(o->whole, k, x->n);
@@ -663,7 +710,7 @@ static int novograd_check_list_f32(novograd_work_f32 *w, const novograd_hyper *h
             const size_t whole = o->whole != NULL ? o->whole->parts[k].tensor : k;
             const double size = (double)(o->whole != NULL ? o->whole->sizes[whole] : x->n);
             const int starting = o->starting != NULL && o->starting[k] != 0;
-            novograd_scalars own = w->s;
+            novograd_scalars own = *novograd_group_f32(w, k);
 
             (void)size;
             (void)starting;
@@ -678,7 +725,7 @@ static int novograd_check_list_f32(novograd_work_f32 *w, const novograd_hyper *h
 static int novograd_prepare_f32(novograd_work_f32 *w, const novograd_hyper *h, uint64_t t)
 {
     const novograd_options *o = w->options;
-    const int status = novograd_check_list_f32(w, h, t);
+    int status = novograd_check_list_f32(w, h, t);
     double *const space = (double *)o->workspace;
     uint64_t elements = 0, chunks = 0;
 
@@ -688,25 +735,23 @@ static int novograd_prepare_f32(novograd_work_f32 *w, const novograd_hyper *h, u
     w->first = w->totals = w->tensor_sums = w->sums = NULL;
     if (status != novograd_OK)
         return status;
-    if (space == NULL)
-        return novograd_ERROR_NULL;
     for (size_t k = 0; k < w->tensors; k++)
         elements += o->whole != NULL ? o->whole->sizes[k] : w->list[k].n;
-    if ((uintptr_t)space % sizeof(double) != 0 || o->workspace_size < novograd_workspace_size(elements,
-        w->tensors))
-        return novograd_ERROR_WORKSPACE;
-    w->first = space + 2;
+    status = novograd_check_space(o, novograd_HEADER + novograd_sums_size(elements, w->tensors));
+    if (status != novograd_OK)
+        return status;
+    w->first = o->group != NULL ? (double *)(w->s + w->groups) : space + novograd_HEADER;
     for (size_t k = 0; k < w->tensors; k++) {
         w->first[k] = (double)chunks;
         chunks += novograd_chunks(o->whole != NULL ? o->whole->sizes[k] : w->list[k].n);
     }
     w->first[w->tensors] = (double)chunks;
     w->chunks = (size_t)chunks;
-    space[0] = (double)w->tensors;
-    space[1] = (double)chunks;
     w->totals = w->first + w->tensors + 1;
     w->tensor_sums = w->totals + novograd_SUMS;
     w->sums = w->tensor_sums + novograd_SUMS * w->tensors;
+    space[0] = (double)(w->sums - space);
+    space[1] = (double)chunks;
     return novograd_OK;
 }
 
@@ -843,8 +888,16 @@ typedef struct novograd_work_f64 {
     size_t tensors, chunks; /* whole ones, of which the list may have parts */
     double *first;          /* the first chunk of each tensor among all chunks, and the end of the last */
     double *totals, *tensor_sums, *sums; /* of all tensors, of each tensor, of each chunk */
-    novograd_scalars s;
+    size_t groups;
+    novograd_scalars *s; /* of each group, in the workspace; where there are no groups, `only` */
+    novograd_scalars only;
 } novograd_work_f64;
+
+/* The scalars of the group of tensor number k of the list. */
+static const novograd_scalars *novograd_group_f64(const novograd_work_f64 *w, size_t k)
+{
+    return w->options->group != NULL ? &w->s[w->options->group[k]] : w->s;
+}
 
 /* Counts NaN and infinity among gradients. */
 static void novograd_count_f64(const novograd_scalars *s, const double *g, size_t n, double *nan, double *inf)
@@ -993,7 +1046,7 @@ static novograd_scalars novograd_own_f64(const novograd_work_f64 *w, size_t k, i
     const size_t whole = parted != NULL ? parted->parts[k].tensor : k;
     const double size = (double)(parted != NULL ? parted->sizes[whole] : x->n);
     const int starting = w->options->starting != NULL && w->options->starting[k] != 0;
-    novograd_scalars own = w->s;
+    novograd_scalars own = *novograd_group_f64(w, k);
 
     (void)size;
     (void)starting;
@@ -1138,7 +1191,7 @@ static int novograd_check_tensor_f64(const novograd_tensor_f64 *x)
 static int novograd_check_list_f64(novograd_work_f64 *w, const novograd_hyper *h, uint64_t t)
 {
     const novograd_options *o = w->options;
-    int status;
+    int status = novograd_OK;
 
     if (h == NULL || (w->list == NULL && w->count > 0))
         return novograd_ERROR_NULL;
@@ -1146,11 +1199,23 @@ static int novograd_check_list_f64(novograd_work_f64 *w, const novograd_hyper *h
         return novograd_ERROR_GRAD_SCALE;
     if (o->whole != NULL && (o->whole->sizes == NULL || o->whole->parts == NULL))
         return novograd_ERROR_NULL;
-    status = novograd_begin_step(&w->s, h, t, 1.0 / o->grad_scale);
+    w->groups = 1;
+    w->s = &w->only;
+    if (o->group != NULL) {
+        status = novograd_check_space(o, novograd_HEADER);
+        if (status != novograd_OK)
+            return status;
+        w->groups = o->groups;
+        w->s = (novograd_scalars *)((double *)o->workspace + novograd_HEADER);
+    }
+    for (size_t k = 0; k < w->groups && status == novograd_OK; k++)
+        status = novograd_begin_step(&w->s[k], &h[k], t, 1.0 / o->grad_scale);
     w->elements = 0;
     for (size_t k = 0; k < w->count && status == novograd_OK; k++) {
         const novograd_tensor_f64 *x = &w->list[k];
 
+        if (o->group != NULL && o->group[k] >= o->groups)
+            return novograd_ERROR_GROUP;
         status = o->checked ? novograd_OK : novograd_check_tensor_f64(x);
         if (status == novograd_OK && o->whole != NULL)
             status = novograd_check_part(o->whole, k, x->n);
@@ -1158,7 +1223,7 @@ static int novograd_check_list_f64(novograd_work_f64 *w, const novograd_hyper *h
             const size_t whole = o->whole != NULL ? o->whole->parts[k].tensor : k;
             const double size = (double)(o->whole != NULL ? o->whole->sizes[whole] : x->n);
             const int starting = o->starting != NULL && o->starting[k] != 0;
-            novograd_scalars own = w->s;
+            novograd_scalars own = *novograd_group_f64(w, k);
 
             (void)size;
             (void)starting;
@@ -1173,7 +1238,7 @@ static int novograd_check_list_f64(novograd_work_f64 *w, const novograd_hyper *h
 static int novograd_prepare_f64(novograd_work_f64 *w, const novograd_hyper *h, uint64_t t)
 {
     const novograd_options *o = w->options;
-    const int status = novograd_check_list_f64(w, h, t);
+    int status = novograd_check_list_f64(w, h, t);
     double *const space = (double *)o->workspace;
     uint64_t elements = 0, chunks = 0;
 
@@ -1183,25 +1248,23 @@ static int novograd_prepare_f64(novograd_work_f64 *w, const novograd_hyper *h, u
     w->first = w->totals = w->tensor_sums = w->sums = NULL;
     if (status != novograd_OK)
         return status;
-    if (space == NULL)
-        return novograd_ERROR_NULL;
     for (size_t k = 0; k < w->tensors; k++)
         elements += o->whole != NULL ? o->whole->sizes[k] : w->list[k].n;
-    if ((uintptr_t)space % sizeof(double) != 0 || o->workspace_size < novograd_workspace_size(elements,
-        w->tensors))
-        return novograd_ERROR_WORKSPACE;
-    w->first = space + 2;
+    status = novograd_check_space(o, novograd_HEADER + novograd_sums_size(elements, w->tensors));
+    if (status != novograd_OK)
+        return status;
+    w->first = o->group != NULL ? (double *)(w->s + w->groups) : space + novograd_HEADER;
     for (size_t k = 0; k < w->tensors; k++) {
         w->first[k] = (double)chunks;
         chunks += novograd_chunks(o->whole != NULL ? o->whole->sizes[k] : w->list[k].n);
     }
     w->first[w->tensors] = (double)chunks;
     w->chunks = (size_t)chunks;
-    space[0] = (double)w->tensors;
-    space[1] = (double)chunks;
     w->totals = w->first + w->tensors + 1;
     w->tensor_sums = w->totals + novograd_SUMS;
     w->sums = w->tensor_sums + novograd_SUMS * w->tensors;
+    space[0] = (double)(w->sums - space);
+    space[1] = (double)chunks;
     return novograd_OK;
 }
 

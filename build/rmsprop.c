@@ -115,6 +115,8 @@ const char *rmsprop_strerror(int status)
         return "the workspace is too small, or not aligned to doubles";
     case rmsprop_ERROR_PART:
         return "a part is not in its tensor, or does not begin and end between chunks";
+    case rmsprop_ERROR_GROUP:
+        return "a tensor's group is none of the groups";
     case rmsprop_ERROR_ASSERT:
         return "the hyperparameters break: 0 <= rho < 1 and eps > 0";
     case rmsprop_SKIPPED:
@@ -231,11 +233,23 @@ static size_t rmsprop_chunks(uint64_t n)
     return (size_t)(n / rmsprop_CHUNK + (n % rmsprop_CHUNK != 0));
 }
 
-size_t rmsprop_workspace_size(uint64_t elements, size_t count)
+/* The workspace begins with rmsprop_HEADER doubles, which tell where the sums of chunks begin and how many chunks there
+ * are; then come the scalars of the groups, the first chunk of each tensor, and the sums. */
+enum { rmsprop_HEADER = 2 };
+
+/* Doubles of workspace behind the scalars of the groups. */
+static size_t rmsprop_sums_size(uint64_t elements, size_t count)
 {
     const size_t chunks = (size_t)(elements / rmsprop_CHUNK) + count;
 
-    return sizeof(double) * (3 + count + rmsprop_SUMS * (1 + count + chunks));
+    return 1 + count + rmsprop_SUMS * (1 + count + chunks);
+}
+
+size_t rmsprop_workspace_size(uint64_t elements, size_t count)
+{
+    const size_t doubles = rmsprop_HEADER + rmsprop_sums_size(elements, count);
+
+    return sizeof(double) * doubles + sizeof(rmsprop_scalars) * count;
 }
 
 /* Where the sums of a phase begin. */
@@ -257,15 +271,28 @@ static size_t rmsprop_first_observed(int phase)
 double *rmsprop_partials(void *workspace, int phase, size_t *number)
 {
     double *const space = (double *)workspace;
-    size_t tensors, chunks;
+    size_t chunks;
 
     *number = 0;
     if (space == NULL || phase < 0 || phase >= rmsprop_PHASES - 1)
         return space;
-    tensors = (size_t)space[0];
     chunks = (size_t)space[1];
     *number = (rmsprop_first_sum(phase + 1) - rmsprop_first_sum(phase)) * chunks;
-    return space + 3 + tensors + rmsprop_SUMS * (1 + tensors) + rmsprop_first_sum(phase) * chunks;
+    return space + (size_t)space[0] + rmsprop_first_sum(phase) * chunks;
+}
+
+/* Whether the workspace has room for the scalars of the groups and so many doubles. */
+static int rmsprop_check_space(const rmsprop_options *o, size_t doubles)
+{
+    const size_t groups = o->group != NULL ? o->groups : 0;
+
+    if (o->workspace == NULL)
+        return rmsprop_ERROR_NULL;
+    if ((uintptr_t)o->workspace % sizeof(double) != 0 || o->workspace_size < sizeof(double) * doubles)
+        return rmsprop_ERROR_WORKSPACE;
+    if ((o->workspace_size - sizeof(double) * doubles) / sizeof(rmsprop_scalars) < groups)
+        return rmsprop_ERROR_WORKSPACE;
+    return rmsprop_OK;
 }
 
 /* Whether part k lies in its tensor, between chunks. */
@@ -324,8 +351,16 @@ typedef struct rmsprop_work_f32 {
     size_t tensors, chunks; /* whole ones, of which the list may have parts */
     double *first;          /* the first chunk of each tensor among all chunks, and the end of the last */
     double *totals, *tensor_sums, *sums; /* of all tensors, of each tensor, of each chunk */
-    rmsprop_scalars s;
+    size_t groups;
+    rmsprop_scalars *s; /* of each group, in the workspace; where there are no groups, `only` */
+    rmsprop_scalars only;
 } rmsprop_work_f32;
+
+/* The scalars of the group of tensor number k of the list. */
+static const rmsprop_scalars *rmsprop_group_f32(const rmsprop_work_f32 *w, size_t k)
+{
+    return w->options->group != NULL ? &w->s[w->options->group[k]] : w->s;
+}
 
 /* Counts NaN and infinity among gradients. */
 static void rmsprop_count_f32(const rmsprop_scalars *s, const float *g, size_t n, double *nan, double *inf)
@@ -499,7 +534,7 @@ static void rmsprop_share_f32(const rmsprop_work_f32 *w, int phase, uint64_t k, 
             const size_t whole = parted != NULL ? parted->parts[j].tensor : j;
             const size_t before = parted != NULL ? parted->parts[j].begin / rmsprop_CHUNK : 0;
             const size_t chunk = w->sums != NULL ? (size_t)w->first[whole] + before : 0;
-            const rmsprop_scalars *s = &w->s;
+            const rmsprop_scalars *s = rmsprop_group_f32(w, j);
 
             for (size_t c = begin; c < end; c += rmsprop_CHUNK) {
                 const size_t stop = end - c < rmsprop_CHUNK ? end : c + rmsprop_CHUNK;
@@ -592,7 +627,7 @@ static int rmsprop_check_tensor_f32(const rmsprop_tensor_f32 *x)
 static int rmsprop_check_list_f32(rmsprop_work_f32 *w, const rmsprop_hyper *h, uint64_t t)
 {
     const rmsprop_options *o = w->options;
-    int status;
+    int status = rmsprop_OK;
 
     if (h == NULL || (w->list == NULL && w->count > 0))
         return rmsprop_ERROR_NULL;
@@ -600,11 +635,23 @@ static int rmsprop_check_list_f32(rmsprop_work_f32 *w, const rmsprop_hyper *h, u
         return rmsprop_ERROR_GRAD_SCALE;
     if (o->whole != NULL && (o->whole->sizes == NULL || o->whole->parts == NULL))
         return rmsprop_ERROR_NULL;
-    status = rmsprop_begin_step(&w->s, h, t, 1.0 / o->grad_scale);
+    w->groups = 1;
+    w->s = &w->only;
+    if (o->group != NULL) {
+        status = rmsprop_check_space(o, rmsprop_HEADER);
+        if (status != rmsprop_OK)
+            return status;
+        w->groups = o->groups;
+        w->s = (rmsprop_scalars *)((double *)o->workspace + rmsprop_HEADER);
+    }
+    for (size_t k = 0; k < w->groups && status == rmsprop_OK; k++)
+        status = rmsprop_begin_step(&w->s[k], &h[k], t, 1.0 / o->grad_scale);
     w->elements = 0;
     for (size_t k = 0; k < w->count && status == rmsprop_OK; k++) {
         const rmsprop_tensor_f32 *x = &w->list[k];
 
+        if (o->group != NULL && o->group[k] >= o->groups)
+            return rmsprop_ERROR_GROUP;
         status = o->checked ? rmsprop_OK : rmsprop_check_tensor_f32(x);
         if (status == rmsprop_OK && o->whole != NULL)
             status = rmsprop_check_part(o->whole, k, x->n);
@@ -617,7 +664,7 @@ static int rmsprop_check_list_f32(rmsprop_work_f32 *w, const rmsprop_hyper *h, u
 static int rmsprop_prepare_f32(rmsprop_work_f32 *w, const rmsprop_hyper *h, uint64_t t)
 {
     const rmsprop_options *o = w->options;
-    const int status = rmsprop_check_list_f32(w, h, t);
+    int status = rmsprop_check_list_f32(w, h, t);
     double *const space = (double *)o->workspace;
     uint64_t elements = 0, chunks = 0;
 
@@ -627,25 +674,23 @@ static int rmsprop_prepare_f32(rmsprop_work_f32 *w, const rmsprop_hyper *h, uint
     w->first = w->totals = w->tensor_sums = w->sums = NULL;
     if (status != rmsprop_OK || !(w->observe || o->skip_nonfinite))
         return status;
-    if (space == NULL)
-        return rmsprop_ERROR_NULL;
     for (size_t k = 0; k < w->tensors; k++)
         elements += o->whole != NULL ? o->whole->sizes[k] : w->list[k].n;
-    if ((uintptr_t)space % sizeof(double) != 0 || o->workspace_size < rmsprop_workspace_size(elements,
-        w->tensors))
-        return rmsprop_ERROR_WORKSPACE;
-    w->first = space + 2;
+    status = rmsprop_check_space(o, rmsprop_HEADER + rmsprop_sums_size(elements, w->tensors));
+    if (status != rmsprop_OK)
+        return status;
+    w->first = o->group != NULL ? (double *)(w->s + w->groups) : space + rmsprop_HEADER;
     for (size_t k = 0; k < w->tensors; k++) {
         w->first[k] = (double)chunks;
         chunks += rmsprop_chunks(o->whole != NULL ? o->whole->sizes[k] : w->list[k].n);
     }
     w->first[w->tensors] = (double)chunks;
     w->chunks = (size_t)chunks;
-    space[0] = (double)w->tensors;
-    space[1] = (double)chunks;
     w->totals = w->first + w->tensors + 1;
     w->tensor_sums = w->totals + rmsprop_SUMS;
     w->sums = w->tensor_sums + rmsprop_SUMS * w->tensors;
+    space[0] = (double)(w->sums - space);
+    space[1] = (double)chunks;
     return rmsprop_OK;
 }
 
@@ -774,8 +819,16 @@ typedef struct rmsprop_work_f64 {
     size_t tensors, chunks; /* whole ones, of which the list may have parts */
     double *first;          /* the first chunk of each tensor among all chunks, and the end of the last */
     double *totals, *tensor_sums, *sums; /* of all tensors, of each tensor, of each chunk */
-    rmsprop_scalars s;
+    size_t groups;
+    rmsprop_scalars *s; /* of each group, in the workspace; where there are no groups, `only` */
+    rmsprop_scalars only;
 } rmsprop_work_f64;
+
+/* The scalars of the group of tensor number k of the list. */
+static const rmsprop_scalars *rmsprop_group_f64(const rmsprop_work_f64 *w, size_t k)
+{
+    return w->options->group != NULL ? &w->s[w->options->group[k]] : w->s;
+}
 
 /* Counts NaN and infinity among gradients. */
 static void rmsprop_count_f64(const rmsprop_scalars *s, const double *g, size_t n, double *nan, double *inf)
@@ -949,7 +1002,7 @@ static void rmsprop_share_f64(const rmsprop_work_f64 *w, int phase, uint64_t k, 
             const size_t whole = parted != NULL ? parted->parts[j].tensor : j;
             const size_t before = parted != NULL ? parted->parts[j].begin / rmsprop_CHUNK : 0;
             const size_t chunk = w->sums != NULL ? (size_t)w->first[whole] + before : 0;
-            const rmsprop_scalars *s = &w->s;
+            const rmsprop_scalars *s = rmsprop_group_f64(w, j);
 
             for (size_t c = begin; c < end; c += rmsprop_CHUNK) {
                 const size_t stop = end - c < rmsprop_CHUNK ? end : c + rmsprop_CHUNK;
@@ -1042,7 +1095,7 @@ static int rmsprop_check_tensor_f64(const rmsprop_tensor_f64 *x)
 static int rmsprop_check_list_f64(rmsprop_work_f64 *w, const rmsprop_hyper *h, uint64_t t)
 {
     const rmsprop_options *o = w->options;
-    int status;
+    int status = rmsprop_OK;
 
     if (h == NULL || (w->list == NULL && w->count > 0))
         return rmsprop_ERROR_NULL;
@@ -1050,11 +1103,23 @@ static int rmsprop_check_list_f64(rmsprop_work_f64 *w, const rmsprop_hyper *h, u
         return rmsprop_ERROR_GRAD_SCALE;
     if (o->whole != NULL && (o->whole->sizes == NULL || o->whole->parts == NULL))
         return rmsprop_ERROR_NULL;
-    status = rmsprop_begin_step(&w->s, h, t, 1.0 / o->grad_scale);
+    w->groups = 1;
+    w->s = &w->only;
+    if (o->group != NULL) {
+        status = rmsprop_check_space(o, rmsprop_HEADER);
+        if (status != rmsprop_OK)
+            return status;
+        w->groups = o->groups;
+        w->s = (rmsprop_scalars *)((double *)o->workspace + rmsprop_HEADER);
+    }
+    for (size_t k = 0; k < w->groups && status == rmsprop_OK; k++)
+        status = rmsprop_begin_step(&w->s[k], &h[k], t, 1.0 / o->grad_scale);
     w->elements = 0;
     for (size_t k = 0; k < w->count && status == rmsprop_OK; k++) {
         const rmsprop_tensor_f64 *x = &w->list[k];
 
+        if (o->group != NULL && o->group[k] >= o->groups)
+            return rmsprop_ERROR_GROUP;
         status = o->checked ? rmsprop_OK : rmsprop_check_tensor_f64(x);
         if (status == rmsprop_OK && o->whole != NULL)
             status = rmsprop_check_part(o->whole, k, x->n);
@@ -1067,7 +1132,7 @@ static int rmsprop_check_list_f64(rmsprop_work_f64 *w, const rmsprop_hyper *h, u
 static int rmsprop_prepare_f64(rmsprop_work_f64 *w, const rmsprop_hyper *h, uint64_t t)
 {
     const rmsprop_options *o = w->options;
-    const int status = rmsprop_check_list_f64(w, h, t);
+    int status = rmsprop_check_list_f64(w, h, t);
     double *const space = (double *)o->workspace;
     uint64_t elements = 0, chunks = 0;
 
@@ -1077,25 +1142,23 @@ static int rmsprop_prepare_f64(rmsprop_work_f64 *w, const rmsprop_hyper *h, uint
     w->first = w->totals = w->tensor_sums = w->sums = NULL;
     if (status != rmsprop_OK || !(w->observe || o->skip_nonfinite))
         return status;
-    if (space == NULL)
-        return rmsprop_ERROR_NULL;
     for (size_t k = 0; k < w->tensors; k++)
         elements += o->whole != NULL ? o->whole->sizes[k] : w->list[k].n;
-    if ((uintptr_t)space % sizeof(double) != 0 || o->workspace_size < rmsprop_workspace_size(elements,
-        w->tensors))
-        return rmsprop_ERROR_WORKSPACE;
-    w->first = space + 2;
+    status = rmsprop_check_space(o, rmsprop_HEADER + rmsprop_sums_size(elements, w->tensors));
+    if (status != rmsprop_OK)
+        return status;
+    w->first = o->group != NULL ? (double *)(w->s + w->groups) : space + rmsprop_HEADER;
     for (size_t k = 0; k < w->tensors; k++) {
         w->first[k] = (double)chunks;
         chunks += rmsprop_chunks(o->whole != NULL ? o->whole->sizes[k] : w->list[k].n);
     }
     w->first[w->tensors] = (double)chunks;
     w->chunks = (size_t)chunks;
-    space[0] = (double)w->tensors;
-    space[1] = (double)chunks;
     w->totals = w->first + w->tensors + 1;
     w->tensor_sums = w->totals + rmsprop_SUMS;
     w->sums = w->tensor_sums + rmsprop_SUMS * w->tensors;
+    space[0] = (double)(w->sums - space);
+    space[1] = (double)chunks;
     return rmsprop_OK;
 }
 

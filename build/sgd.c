@@ -104,6 +104,8 @@ const char *sgd_strerror(int status)
         return "the workspace is too small, or not aligned to doubles";
     case sgd_ERROR_PART:
         return "a part is not in its tensor, or does not begin and end between chunks";
+    case sgd_ERROR_GROUP:
+        return "a tensor's group is none of the groups";
     case sgd_SKIPPED:
         return "a gradient is NaN or infinite, so nothing was changed, and t does not advance";
     default:
@@ -204,11 +206,23 @@ static size_t sgd_chunks(uint64_t n)
     return (size_t)(n / sgd_CHUNK + (n % sgd_CHUNK != 0));
 }
 
-size_t sgd_workspace_size(uint64_t elements, size_t count)
+/* The workspace begins with sgd_HEADER doubles, which tell where the sums of chunks begin and how many chunks there
+ * are; then come the scalars of the groups, the first chunk of each tensor, and the sums. */
+enum { sgd_HEADER = 2 };
+
+/* Doubles of workspace behind the scalars of the groups. */
+static size_t sgd_sums_size(uint64_t elements, size_t count)
 {
     const size_t chunks = (size_t)(elements / sgd_CHUNK) + count;
 
-    return sizeof(double) * (3 + count + sgd_SUMS * (1 + count + chunks));
+    return 1 + count + sgd_SUMS * (1 + count + chunks);
+}
+
+size_t sgd_workspace_size(uint64_t elements, size_t count)
+{
+    const size_t doubles = sgd_HEADER + sgd_sums_size(elements, count);
+
+    return sizeof(double) * doubles + sizeof(sgd_scalars) * count;
 }
 
 /* Where the sums of a phase begin. */
@@ -230,15 +244,28 @@ static size_t sgd_first_observed(int phase)
 double *sgd_partials(void *workspace, int phase, size_t *number)
 {
     double *const space = (double *)workspace;
-    size_t tensors, chunks;
+    size_t chunks;
 
     *number = 0;
     if (space == NULL || phase < 0 || phase >= sgd_PHASES - 1)
         return space;
-    tensors = (size_t)space[0];
     chunks = (size_t)space[1];
     *number = (sgd_first_sum(phase + 1) - sgd_first_sum(phase)) * chunks;
-    return space + 3 + tensors + sgd_SUMS * (1 + tensors) + sgd_first_sum(phase) * chunks;
+    return space + (size_t)space[0] + sgd_first_sum(phase) * chunks;
+}
+
+/* Whether the workspace has room for the scalars of the groups and so many doubles. */
+static int sgd_check_space(const sgd_options *o, size_t doubles)
+{
+    const size_t groups = o->group != NULL ? o->groups : 0;
+
+    if (o->workspace == NULL)
+        return sgd_ERROR_NULL;
+    if ((uintptr_t)o->workspace % sizeof(double) != 0 || o->workspace_size < sizeof(double) * doubles)
+        return sgd_ERROR_WORKSPACE;
+    if ((o->workspace_size - sizeof(double) * doubles) / sizeof(sgd_scalars) < groups)
+        return sgd_ERROR_WORKSPACE;
+    return sgd_OK;
 }
 
 /* Whether part k lies in its tensor, between chunks. */
@@ -297,8 +324,16 @@ typedef struct sgd_work_f32 {
     size_t tensors, chunks; /* whole ones, of which the list may have parts */
     double *first;          /* the first chunk of each tensor among all chunks, and the end of the last */
     double *totals, *tensor_sums, *sums; /* of all tensors, of each tensor, of each chunk */
-    sgd_scalars s;
+    size_t groups;
+    sgd_scalars *s; /* of each group, in the workspace; where there are no groups, `only` */
+    sgd_scalars only;
 } sgd_work_f32;
+
+/* The scalars of the group of tensor number k of the list. */
+static const sgd_scalars *sgd_group_f32(const sgd_work_f32 *w, size_t k)
+{
+    return w->options->group != NULL ? &w->s[w->options->group[k]] : w->s;
+}
 
 /* Counts NaN and infinity among gradients. */
 static void sgd_count_f32(const sgd_scalars *s, const float *g, size_t n, double *nan, double *inf)
@@ -460,7 +495,7 @@ static void sgd_share_f32(const sgd_work_f32 *w, int phase, uint64_t k, uint64_t
             const size_t whole = parted != NULL ? parted->parts[j].tensor : j;
             const size_t before = parted != NULL ? parted->parts[j].begin / sgd_CHUNK : 0;
             const size_t chunk = w->sums != NULL ? (size_t)w->first[whole] + before : 0;
-            const sgd_scalars *s = &w->s;
+            const sgd_scalars *s = sgd_group_f32(w, j);
 
             for (size_t c = begin; c < end; c += sgd_CHUNK) {
                 const size_t stop = end - c < sgd_CHUNK ? end : c + sgd_CHUNK;
@@ -553,7 +588,7 @@ static int sgd_check_tensor_f32(const sgd_tensor_f32 *x)
 static int sgd_check_list_f32(sgd_work_f32 *w, const sgd_hyper *h, uint64_t t)
 {
     const sgd_options *o = w->options;
-    int status;
+    int status = sgd_OK;
 
     if (h == NULL || (w->list == NULL && w->count > 0))
         return sgd_ERROR_NULL;
@@ -561,11 +596,23 @@ static int sgd_check_list_f32(sgd_work_f32 *w, const sgd_hyper *h, uint64_t t)
         return sgd_ERROR_GRAD_SCALE;
     if (o->whole != NULL && (o->whole->sizes == NULL || o->whole->parts == NULL))
         return sgd_ERROR_NULL;
-    status = sgd_begin_step(&w->s, h, t, 1.0 / o->grad_scale);
+    w->groups = 1;
+    w->s = &w->only;
+    if (o->group != NULL) {
+        status = sgd_check_space(o, sgd_HEADER);
+        if (status != sgd_OK)
+            return status;
+        w->groups = o->groups;
+        w->s = (sgd_scalars *)((double *)o->workspace + sgd_HEADER);
+    }
+    for (size_t k = 0; k < w->groups && status == sgd_OK; k++)
+        status = sgd_begin_step(&w->s[k], &h[k], t, 1.0 / o->grad_scale);
     w->elements = 0;
     for (size_t k = 0; k < w->count && status == sgd_OK; k++) {
         const sgd_tensor_f32 *x = &w->list[k];
 
+        if (o->group != NULL && o->group[k] >= o->groups)
+            return sgd_ERROR_GROUP;
         status = o->checked ? sgd_OK : sgd_check_tensor_f32(x);
         if (status == sgd_OK && o->whole != NULL)
             status = sgd_check_part(o->whole, k, x->n);
@@ -578,7 +625,7 @@ static int sgd_check_list_f32(sgd_work_f32 *w, const sgd_hyper *h, uint64_t t)
 static int sgd_prepare_f32(sgd_work_f32 *w, const sgd_hyper *h, uint64_t t)
 {
     const sgd_options *o = w->options;
-    const int status = sgd_check_list_f32(w, h, t);
+    int status = sgd_check_list_f32(w, h, t);
     double *const space = (double *)o->workspace;
     uint64_t elements = 0, chunks = 0;
 
@@ -588,25 +635,23 @@ static int sgd_prepare_f32(sgd_work_f32 *w, const sgd_hyper *h, uint64_t t)
     w->first = w->totals = w->tensor_sums = w->sums = NULL;
     if (status != sgd_OK || !(w->observe || o->skip_nonfinite))
         return status;
-    if (space == NULL)
-        return sgd_ERROR_NULL;
     for (size_t k = 0; k < w->tensors; k++)
         elements += o->whole != NULL ? o->whole->sizes[k] : w->list[k].n;
-    if ((uintptr_t)space % sizeof(double) != 0 || o->workspace_size < sgd_workspace_size(elements,
-        w->tensors))
-        return sgd_ERROR_WORKSPACE;
-    w->first = space + 2;
+    status = sgd_check_space(o, sgd_HEADER + sgd_sums_size(elements, w->tensors));
+    if (status != sgd_OK)
+        return status;
+    w->first = o->group != NULL ? (double *)(w->s + w->groups) : space + sgd_HEADER;
     for (size_t k = 0; k < w->tensors; k++) {
         w->first[k] = (double)chunks;
         chunks += sgd_chunks(o->whole != NULL ? o->whole->sizes[k] : w->list[k].n);
     }
     w->first[w->tensors] = (double)chunks;
     w->chunks = (size_t)chunks;
-    space[0] = (double)w->tensors;
-    space[1] = (double)chunks;
     w->totals = w->first + w->tensors + 1;
     w->tensor_sums = w->totals + sgd_SUMS;
     w->sums = w->tensor_sums + sgd_SUMS * w->tensors;
+    space[0] = (double)(w->sums - space);
+    space[1] = (double)chunks;
     return sgd_OK;
 }
 
@@ -733,8 +778,16 @@ typedef struct sgd_work_f64 {
     size_t tensors, chunks; /* whole ones, of which the list may have parts */
     double *first;          /* the first chunk of each tensor among all chunks, and the end of the last */
     double *totals, *tensor_sums, *sums; /* of all tensors, of each tensor, of each chunk */
-    sgd_scalars s;
+    size_t groups;
+    sgd_scalars *s; /* of each group, in the workspace; where there are no groups, `only` */
+    sgd_scalars only;
 } sgd_work_f64;
+
+/* The scalars of the group of tensor number k of the list. */
+static const sgd_scalars *sgd_group_f64(const sgd_work_f64 *w, size_t k)
+{
+    return w->options->group != NULL ? &w->s[w->options->group[k]] : w->s;
+}
 
 /* Counts NaN and infinity among gradients. */
 static void sgd_count_f64(const sgd_scalars *s, const double *g, size_t n, double *nan, double *inf)
@@ -896,7 +949,7 @@ static void sgd_share_f64(const sgd_work_f64 *w, int phase, uint64_t k, uint64_t
             const size_t whole = parted != NULL ? parted->parts[j].tensor : j;
             const size_t before = parted != NULL ? parted->parts[j].begin / sgd_CHUNK : 0;
             const size_t chunk = w->sums != NULL ? (size_t)w->first[whole] + before : 0;
-            const sgd_scalars *s = &w->s;
+            const sgd_scalars *s = sgd_group_f64(w, j);
 
             for (size_t c = begin; c < end; c += sgd_CHUNK) {
                 const size_t stop = end - c < sgd_CHUNK ? end : c + sgd_CHUNK;
@@ -989,7 +1042,7 @@ static int sgd_check_tensor_f64(const sgd_tensor_f64 *x)
 static int sgd_check_list_f64(sgd_work_f64 *w, const sgd_hyper *h, uint64_t t)
 {
     const sgd_options *o = w->options;
-    int status;
+    int status = sgd_OK;
 
     if (h == NULL || (w->list == NULL && w->count > 0))
         return sgd_ERROR_NULL;
@@ -997,11 +1050,23 @@ static int sgd_check_list_f64(sgd_work_f64 *w, const sgd_hyper *h, uint64_t t)
         return sgd_ERROR_GRAD_SCALE;
     if (o->whole != NULL && (o->whole->sizes == NULL || o->whole->parts == NULL))
         return sgd_ERROR_NULL;
-    status = sgd_begin_step(&w->s, h, t, 1.0 / o->grad_scale);
+    w->groups = 1;
+    w->s = &w->only;
+    if (o->group != NULL) {
+        status = sgd_check_space(o, sgd_HEADER);
+        if (status != sgd_OK)
+            return status;
+        w->groups = o->groups;
+        w->s = (sgd_scalars *)((double *)o->workspace + sgd_HEADER);
+    }
+    for (size_t k = 0; k < w->groups && status == sgd_OK; k++)
+        status = sgd_begin_step(&w->s[k], &h[k], t, 1.0 / o->grad_scale);
     w->elements = 0;
     for (size_t k = 0; k < w->count && status == sgd_OK; k++) {
         const sgd_tensor_f64 *x = &w->list[k];
 
+        if (o->group != NULL && o->group[k] >= o->groups)
+            return sgd_ERROR_GROUP;
         status = o->checked ? sgd_OK : sgd_check_tensor_f64(x);
         if (status == sgd_OK && o->whole != NULL)
             status = sgd_check_part(o->whole, k, x->n);
@@ -1014,7 +1079,7 @@ static int sgd_check_list_f64(sgd_work_f64 *w, const sgd_hyper *h, uint64_t t)
 static int sgd_prepare_f64(sgd_work_f64 *w, const sgd_hyper *h, uint64_t t)
 {
     const sgd_options *o = w->options;
-    const int status = sgd_check_list_f64(w, h, t);
+    int status = sgd_check_list_f64(w, h, t);
     double *const space = (double *)o->workspace;
     uint64_t elements = 0, chunks = 0;
 
@@ -1024,25 +1089,23 @@ static int sgd_prepare_f64(sgd_work_f64 *w, const sgd_hyper *h, uint64_t t)
     w->first = w->totals = w->tensor_sums = w->sums = NULL;
     if (status != sgd_OK || !(w->observe || o->skip_nonfinite))
         return status;
-    if (space == NULL)
-        return sgd_ERROR_NULL;
     for (size_t k = 0; k < w->tensors; k++)
         elements += o->whole != NULL ? o->whole->sizes[k] : w->list[k].n;
-    if ((uintptr_t)space % sizeof(double) != 0 || o->workspace_size < sgd_workspace_size(elements,
-        w->tensors))
-        return sgd_ERROR_WORKSPACE;
-    w->first = space + 2;
+    status = sgd_check_space(o, sgd_HEADER + sgd_sums_size(elements, w->tensors));
+    if (status != sgd_OK)
+        return status;
+    w->first = o->group != NULL ? (double *)(w->s + w->groups) : space + sgd_HEADER;
     for (size_t k = 0; k < w->tensors; k++) {
         w->first[k] = (double)chunks;
         chunks += sgd_chunks(o->whole != NULL ? o->whole->sizes[k] : w->list[k].n);
     }
     w->first[w->tensors] = (double)chunks;
     w->chunks = (size_t)chunks;
-    space[0] = (double)w->tensors;
-    space[1] = (double)chunks;
     w->totals = w->first + w->tensors + 1;
     w->tensor_sums = w->totals + sgd_SUMS;
     w->sums = w->tensor_sums + sgd_SUMS * w->tensors;
+    space[0] = (double)(w->sums - space);
+    space[1] = (double)chunks;
     return sgd_OK;
 }
 

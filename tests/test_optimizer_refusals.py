@@ -192,15 +192,15 @@ def broken(p, g, *, lr=0.1):
 
 @pytest.mark.parametrize("clashing", ["method", "attribute"])
 def test_a_hyperparameter_that_could_not_be_read(clashing: str) -> None:
-    given, name = {"method": (hiding_method, "_in_order"), "attribute": (hiding_attribute, "_t")}[clashing]
+    given, name = {"method": (hiding_method, "_prepare"), "attribute": (hiding_attribute, "_t")}[clashing]
     with refused(UsageError, f"^the Optimizer uses the name '{name}' of rule 'hiding_{clashing}' itself"):
         Optimizer(small(1), given, target="numpy")
 
 
 @rule
-def hiding_method(p, g, *, _in_order=0.1):
+def hiding_method(p, g, *, _prepare=0.1):
     """A name that is in use."""
-    p = p - _in_order * g
+    p = p - _prepare * g
     return p
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import types
-from collections.abc import Callable, Iterable, Mapping, Set
+import warnings
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from operator import is_
 from typing import Any, NoReturn
@@ -12,17 +13,18 @@ from typing import Any, NoReturn
 import numpy as np
 
 from . import targets
-from .arrays import Ranges, address, gradient, is_array, kind, parameter, pointer
+from .arrays import Ranges, address, gradient, kind, parameter, pointer
 from .catalogue import BUILT_IN
-from .diagnostics import NotSupportedYet, UsageError, nearest
+from .diagnostics import UsageError, nearest
 from .functions import Array
+from .groups import Group, settle
+from .hyperparameters import Hyperparameters
 from .language import Rule
 from .memory import allocate
 from .plain import initial
-from .resume import matching, noting, saved_hyperparameters, saved_state
-from .scalars import check_hyperparameters
-from .settings import real
+from .resume import matching, noting, saved_hyperparameters, saved_state, schedules_to_save
 from .stats import RECORD, Stats
+from .structure import Structure, structured
 from .tensor import How, Tensor
 
 MOST_THREADS = 1024  # more are never of use, and starting them can end the process
@@ -33,9 +35,10 @@ class Optimizer:
 
     Parameters
     ----------
-    params : list, tuple or dict of arrays
+    params : list, tuple or dict of arrays, or a list of groups
         float32 or float64, C-contiguous, writable: NumPy arrays, or CPU arrays that share memory through DLPack or the
-        buffer protocol (PyTorch CPU tensors). Any other iterable of arrays is taken as a list.
+        buffer protocol (PyTorch CPU tensors). Any other iterable of arrays is taken as a list. A group is a dict of
+        "params", such a collection, and of hyperparameters that it does not have from `settings`.
     rule : Rule or str
         A rule, or the name of a built-in one.
     target : str
@@ -51,12 +54,15 @@ class Optimizer:
         Whether a step, a skipped one too, sets the gradients to zero when it is done with them, in the same pass.
     **settings
         Hyperparameters, and static options of the rule. Each is an attribute as well: `opt.lr = 1e-4` holds from the
-        next step on.
+        next step on, for all groups. A hyperparameter may be a schedule: a function of the step count t, an int from
+        1, which is called once before each step; read, it then gives the value of the last step, before the first
+        step that of the first.
 
     Attributes
     ----------
     params : list, tuple or dict
-        The arrays that were passed.
+        The arrays that were passed; where there are groups, a list with such a collection for each. `grads` and state
+        have the same structure.
     rule : Rule
     target : str
     threads : int or None
@@ -90,6 +96,9 @@ class Optimizer:
     skip_nonfinite: bool
     zero_grads: bool
 
+    _hyper: Hyperparameters
+    _structure: Structure
+
     def __init__(
         self,
         /,
@@ -107,22 +116,22 @@ class Optimizer:
                 raise TypeError(f"{name} is True or False, not {value!r}")
         check_threads(threads)
         make = engine(target)
-        self._set(rule=named_rule(rule), target=target, threads=threads, params=structured(params))
+        structure, owners, own = structured(params)
+        self._set(rule=named_rule(rule), target=target, threads=threads, params=structure.build(owners))
         self._set(skip_nonfinite=bool(skip_nonfinite), zero_grads=bool(zero_grads))
-        values, options = self.rule.settings(settings)
+        rows, options = settle(self.rule, settings, own, structure.grouped)
         # The kernel has the rule's own defaults, so that other hyperparameters need no other library.
         kernel = self.rule.kernel(**options)
-        check_hyperparameters(kernel, values)
+        hyper = Hyperparameters(kernel, rows)
         most = min(threads or 0, MOST_THREADS)
-        self._set(_kernel=kernel, _options=options, _names=tuple(values), _t=0)
+        self._set(_kernel=kernel, _options=options, _names=hyper.names, _hyper=hyper, _values=hyper.values, _t=0)
+        self._set(_structure=structure, _listed=structure.listed)
         self._set(_usual=How(most, 1.0, self.skip_nonfinite, self.zero_grads))
         self._set(_how=self._usual)
-        # A rule without hyperparameters still passes an address.
-        self._set(_values=np.array([*values.values()] or [0.0], np.float64))
-        self._set(_tensors=self._make_tensors(values))
+        self._set(_tensors=self._make_tensors(owners))
         self._set(_ranges=self._occupied(), _engine=make(self.rule, kernel))
-        self._set(_plan=None, _kept=(), _watched=(), _starting=(), _places=())
-        for name in (*values, *options):
+        self._set(_plan=None, _kept=(), _watched=(), _starting=(), _places=(), _plain=False)
+        for name in (*hyper.names, *options):
             if name in self.__dict__ or hasattr(type(self), name):
                 raise UsageError(
                     f"the Optimizer uses the name {name!r} of rule {self.rule.name!r} itself; choose another"
@@ -133,16 +142,20 @@ class Optimizer:
         for name, value in attributes.items():
             object.__setattr__(self, name, value)
 
-    def _make_tensors(self, hyperparameters: Mapping[str, float]) -> list[Tensor]:
+    def _make_tensors(self, owners: list[Any]) -> list[Tensor]:
         """The tensors with their state allocated and, where it is a number, initialised."""
-        items = list(self.params.items() if isinstance(self.params, dict) else enumerate(self.params))
-        arrays = [parameter(owner, f"params[{key!r}]") for key, owner in items]
+        paths = self._structure.paths
+        arrays = [parameter(owner, f"params{path}") for owner, (_, path) in zip(owners, paths, strict=True)]
         flats = [array.reshape(-1) for array in arrays]
         names = [state.name for state in self._kernel.array_state]
+        rows = self._rows()
         tensors = []
-        for (key, owner), array, flat, own in zip(items, arrays, flats, allocate(flats, len(names)), strict=True):
-            tensor = Tensor(key, owner, array.shape, flat, dict(zip(names, own, strict=True)), {}, {})
+        for (group, path), owner, array, flat, own in zip(
+            paths, owners, arrays, flats, allocate(flats, len(names)), strict=True
+        ):
+            tensor = Tensor(path, group, owner, array.shape, flat, dict(zip(names, own, strict=True)), {}, {})
             tensor.place(flat)
+            hyperparameters = rows[group]
             for state in self._kernel.state:
                 with np.errstate(all="ignore"):
                     if state.scalar:
@@ -158,7 +171,7 @@ class Optimizer:
         """The memory that a step writes to, where parameters of these labels are elsewhere now."""
         written = [(tensor.label, moved.get(tensor.label, tensor.p)) for tensor in self._tensors]
         for tensor in self._tensors:
-            written += [(f"state[{name!r}][{tensor.key!r}]", array) for name, array in tensor.arrays.items()]
+            written += [(f"state[{name!r}]{tensor.path}", array) for name, array in tensor.arrays.items()]
         return Ranges(written)
 
     # ── stepping ────────────────────────────────────────────────────────────────────────────────────────────────
@@ -185,13 +198,14 @@ class Optimizer:
         Raises
         ------
         TypeError, ValueError
-            A gradient does not fit, or `grad_scale` is no positive number; nothing was written, and `t` stays.
+            A gradient does not fit, `grad_scale` is no positive number, or a schedule gives no value that the rule
+            takes; nothing was written, and `t` stays.
         ScalarError
             A scalar of the rule has no value at this step, such as x/0; likewise.
         """
         # The arrays of the last step again, which is usual, need no check: they were checked then, and are kept.
-        plain = (type(grads) is list or type(grads) is tuple) and type(self.params) is not dict
-        listed = grads if plain else self._in_order(grads)
+        plain = (type(grads) is list or type(grads) is tuple) and self._listed
+        listed = grads if plain else self._structure.flatten(grads, "grads")
         kept = self._kept
         if (
             self._plan is None
@@ -205,26 +219,10 @@ class Optimizer:
             scale = 1.0 if grad_scale is None else loss_scale(grad_scale)
             records = np.zeros(len(self._places) + 1, RECORD) if stats else None
             how = replace(how, grad_scale=scale, stats=records)
-        skipped = self._first_step(how) if self._starting else self._plan.step(self._values, self._t + 1, how)
+        skipped = self._plan.step(self._values, self._t + 1, how) if self._plain else self._unusual_step(how)
         if not skipped:
             object.__setattr__(self, "_t", self._t + 1)
         return Stats(how.stats, self._places, len(self._tensors)) if stats else None
-
-    def _in_order(self, grads: Any) -> list[Any]:
-        """The gradients as a list in the order of the tensors."""
-        if isinstance(self.params, dict):
-            if not isinstance(grads, Mapping):
-                raise TypeError(f"params is a dict, so grads must be one with the same keys, not {kind(grads)}")
-            for key in grads:
-                if key not in self.params:
-                    raise ValueError(f"grads has the key {key!r}, which params has not")
-            for tensor in self._tensors:
-                if tensor.key not in grads:
-                    raise ValueError(f"grads lacks the key {tensor.key!r}; None leaves a tensor alone")
-            return [grads[tensor.key] for tensor in self._tensors]
-        if isinstance(grads, (Mapping, Set, str)) or is_array(grads) or not isinstance(grads, Iterable):
-            raise TypeError(f"grads must be a list or tuple of arrays like params, not {kind(grads)}")
-        return list(grads)
 
     def _prepare(self, grads: list[Any]) -> None:
         """Check the gradients and make the plan of steps with them."""
@@ -234,7 +232,7 @@ class Optimizer:
         places, views = [], []
         for place, (tensor, given) in enumerate(zip(self._tensors, grads, strict=True)):
             if given is not None:
-                label = tensor.label.replace("params", "grads", 1)
+                label = tensor.gradient_label
                 view = gradient(given, label, tensor.shape, tensor.p.dtype, writes=self.zero_grads).reshape(-1)
                 self._ranges.check_apart(view, label)
                 places.append(place)
@@ -244,15 +242,13 @@ class Optimizer:
                     watched.append(moving)
         tensors = [self._tensors[place] for place in places]
         if self.zero_grads:
-            Ranges(
-                (tensor.label.replace("params", "grads", 1), view) for tensor, view in zip(tensors, views, strict=True)
-            )
+            Ranges((tensor.gradient_label, view) for tensor, view in zip(tensors, views, strict=True))
         starting = [(tensor, view) for tensor, view in zip(tensors, views, strict=True) if not tensor.started]
         how = self._usual
         if starting:
             how = replace(how, starting=np.array([not tensor.started for tensor in tensors], np.uint8))
         self._set(_plan=self._engine.plan(tensors, views), _starting=starting, _watched=watched)
-        self._set(_kept=grads, _places=places, _how=how)
+        self._set(_kept=grads, _places=places, _how=how, _plain=not (starting or self._hyper.schedules))
 
     def _follow_parameters(self) -> list[tuple[Callable[[], int], int]]:
         """Find the parameters that were given other memory; gives what tells where each of that kind is, and where."""
@@ -274,20 +270,22 @@ class Optimizer:
                     tensor.place(moved[tensor.label])
         return watched
 
-    def _first_step(self, how: How) -> bool:
-        """A step that is the first of some tensors, whose state starts now; undone if the step fails or is skipped.
+    def _unusual_step(self, how: How) -> bool:
+        """A step with schedules, or the first of some tensors, whose state starts now; undone if it changes nothing.
 
         State that starts as the gradient is begun by the kernel, which knows the gradient as the rule sees it.
         """
-        hyperparameters = self._hyperparameters()
-        before = []
+        scheduled = self._hyper.at(self._t + 1)
+        before = [(self._values, self._values.copy())]
+        self._values[...] = scheduled
+        rows = self._rows()
         for tensor, view in self._starting:
             for state in self._kernel.state:
                 if isinstance(state.initial, str) and state.initial != "g":
                     own = tensor.scalars[state.name] if state.scalar else tensor.arrays[state.name]
                     before.append((own, own.copy()))
                     with np.errstate(all="ignore"):
-                        own[...] = initial(state, tensor.p, view, hyperparameters)
+                        own[...] = initial(state, tensor.p, view, rows[tensor.group])
         skipped = True
         try:
             skipped = bool(self._plan.step(self._values, self._t + 1, how))
@@ -298,7 +296,7 @@ class Optimizer:
         if not skipped:
             for tensor, _ in self._starting:
                 tensor.started = True
-            self._set(_starting=[], _how=self._usual)
+            self._set(_starting=[], _how=self._usual, _plain=not self._hyper.schedules)
         return skipped
 
     # ── reading and setting ─────────────────────────────────────────────────────────────────────────────────────
@@ -312,7 +310,7 @@ class Optimizer:
     def state(self) -> dict[str, Any]:
         """State by name in the structure of `params`: live arrays, and floats where it is scalar."""
         return {
-            state.name: self._like_params(
+            state.name: self._structure.build(
                 float(tensor.scalars[state.name][0])
                 if state.scalar
                 else tensor.arrays[state.name].reshape(tensor.shape)
@@ -321,33 +319,42 @@ class Optimizer:
             for state in self._kernel.state
         }
 
-    def _like_params(self, values: Iterable[Any]) -> Any:
-        """Values of the tensors in the structure of `params`."""
-        if isinstance(self.params, dict):
-            return {tensor.key: value for tensor, value in zip(self._tensors, values, strict=True)}
-        return tuple(values) if isinstance(self.params, tuple) else list(values)
+    @property
+    def groups(self) -> list[Group]:
+        """The parameter groups, one where none were given: their "params", and hyperparameters that can be set."""
+        return [Group(self, k) for k in range(len(self._values))]
 
-    def _hyperparameters(self) -> dict[str, float]:
-        return dict(zip(self._names, self._values.tolist(), strict=False))
+    def _rows(self) -> list[dict[str, float]]:
+        """The hyperparameters of each group."""
+        return [self._hyper.of(k) for k in range(len(self._values))]
+
+    def _assign(self, groups: Iterable[int], name: str, value: Any) -> None:
+        """Set a hyperparameter of some groups."""
+        self._hyper.assign(groups, name, value, max(self._t, 1))
+        self._set(_plain=not (self._starting or self._hyper.schedules))
 
     def __getattr__(self, name: str) -> Any:
         # Called for what is not an ordinary attribute: hyperparameters and options.
         own = self.__dict__
         if name in own.get("_names", ()):
-            return float(own["_values"][own["_names"].index(name)])
+            values = own["_hyper"].column(name)
+            if values.count(values[0]) < len(values):
+                each = ", ".join(map(repr, values))
+                raise ValueError(f"{name!r} differs between the groups ({each}); read opt.groups[k][{name!r}]")
+            return values[0]
         if name in own.get("_options", ()):
             return own["_options"][name]
         raise AttributeError(f"{type(self).__name__} has no attribute {name!r}{nearest(name, own.get('_names', ()))}")
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in self._names:
-            changed = {**self._hyperparameters(), name: real(name, value)}
-            check_hyperparameters(self._kernel, changed)
-            self._values[self._names.index(name)] = changed[name]
+            self._assign(range(len(self._values)), name, value)
         elif name in self._options:
             raise ValueError(f"option {name!r} was fixed when the kernel was generated; make another Optimizer")
         elif name == "t":
-            object.__setattr__(self, "_t", steps_taken(value))
+            t = steps_taken(value)
+            self._hyper.replace(self._hyper.at(max(t, 1)), self._hyper.schedules)
+            object.__setattr__(self, "_t", t)
         elif name in self.__dict__ or hasattr(type(self), name):
             raise AttributeError(f"{name!r} of an Optimizer cannot be set")
         else:
@@ -360,10 +367,12 @@ class Optimizer:
         return [*super().__dir__(), *self._names, *self._options]
 
     def __repr__(self) -> str:
-        shown = ", ".join(f"{name}={value!r}" for name, value in {**self._hyperparameters(), **self._options}.items())
-        return (
-            f"<Optimizer {self.rule.name} of {len(self._tensors)} tensor(s), t={self.t}{', ' if shown else ''}{shown}>"
-        )
+        values = {name: self._hyper.column(name) for name in self._names}
+        alike = {name: own[0] if own.count(own[0]) == len(own) else own for name, own in values.items()}
+        settings = [f"{name}={value!r}" for name, value in {**alike, **self._options}.items()]
+        groups = f" in {len(self._values)} groups" if self._structure.grouped else ""
+        about = ", ".join([f"{self.rule.name} of {len(self._tensors)} tensor(s){groups}", f"t={self.t}", *settings])
+        return f"<Optimizer {about}>"
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
         raise TypeError("an Optimizer is not copied or pickled: make another one, and give it state_dict() of this one")
@@ -376,30 +385,37 @@ class Optimizer:
         Returns
         -------
         dict
-            "rule" and "hash" (str), "options", "hyperparameters", "t" (int), "state" (name to copies in the structure
-            of `params`) and "started" (whether each tensor has had a step, in the structure of `params`).
+            "rule" and "hash" (str), "options", "hyperparameters" (or "groups", a list with those of each, where there
+            are groups), "t" (int), "state" (name to copies in the structure of `params`) and "started" (whether each
+            tensor has had a step, in the structure of `params`). Where there are schedules, "schedules" has a dict for
+            each group: name to what the schedule's `to_dict()` gives, or to None for one that has no such method: of
+            that one only the present value is saved, and a warning says so.
         """
+        hyperparameters = {"groups": self._rows()} if self._structure.grouped else {"hyperparameters": self._rows()[0]}
+        schedules = schedules_to_save(self._hyper)
         return {
             "rule": self.rule.name,
             "hash": self.rule.hash,
             "options": dict(self._options),
-            "hyperparameters": self._hyperparameters(),
+            **hyperparameters,
             "t": self.t,
             "state": {
-                name: self._like_params(
-                    value.copy() if isinstance(value, np.ndarray) else value for value in self._values_of(tree)
+                name: self._structure.build(
+                    value.copy() if isinstance(value, np.ndarray) else value
+                    for value in self._structure.flatten(tree, name)
                 )
                 for name, tree in self.state.items()
             },
-            "started": self._like_params(tensor.started for tensor in self._tensors),
+            "started": self._structure.build(tensor.started for tensor in self._tensors),
+            **({"schedules": schedules} if schedules else {}),
         }
-
-    def _values_of(self, tree: Any) -> list[Any]:
-        """The values of a structure like `params`, in the order of the tensors."""
-        return [tree[tensor.key] for tensor in self._tensors]
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Take over what `state_dict` gave; the next step has the bits that it would have had there.
+
+        A hyperparameter that was a number there is that number here; one that was a schedule with a `to_dict()` is the
+        same schedule; one that was another function of t keeps the schedule that it has here, and where it has none
+        here, it stays at the value that it had there, with a warning.
 
         Raises
         ------
@@ -409,8 +425,12 @@ class Optimizer:
         """
         if not isinstance(saved, Mapping):
             raise TypeError(f"a state dict is a dict, not {kind(saved)}")
-        wanted = ("rule", "hash", "options", "hyperparameters", "t", "state", "started")
+        mine, other = ("groups", "hyperparameters") if self._structure.grouped else ("hyperparameters", "groups")
+        wanted = ("rule", "hash", "options", mine, "t", "state", "started")
         missing = [name for name in wanted if name not in saved]
+        if missing == [mine] and other in saved:
+            has = "no groups, params has" if self._structure.grouped else "groups, params has none"
+            raise ValueError(f"the state dict is of parameters with {has}")
         if missing:
             raise ValueError(f"the state dict lacks {', '.join(map(repr, missing))}")
         problems: list[str] = []
@@ -424,12 +444,13 @@ class Optimizer:
             raise ValueError("; ".join(problems))
 
         t = noting(problems, steps_taken, saved["t"])
-        hyperparameters = saved_hyperparameters(self._kernel, saved["hyperparameters"], problems)
-        started = matching(self._tensors, saved["started"], "started", problems)
+        rows = saved["groups"] if self._structure.grouped else [saved["hyperparameters"]]
+        hyperparameters, lost = saved_hyperparameters(self._hyper, rows, saved.get("schedules"), t or 0, problems)
+        started = matching(self._structure, saved["started"], "started", problems)
         for tensor, flag in zip(self._tensors, started, strict=False):
             if not isinstance(flag, (bool, np.bool_)):
-                problems.append(f"{tensor.label.replace('params', 'started', 1)} is {flag!r}, not True or False")
-        changes = saved_state(self._kernel, self._tensors, saved["state"], problems)
+                problems.append(f"started{tensor.path} is {flag!r}, not True or False")
+        changes = saved_state(self._kernel, self._structure, self._tensors, saved["state"], problems)
         if problems:
             raise ValueError("; ".join(problems))
 
@@ -437,8 +458,10 @@ class Optimizer:
             own[...] = given.reshape(-1)
         for tensor, flag in zip(self._tensors, started, strict=True):
             tensor.started = bool(flag)
-        self._values[: len(self._names)] = hyperparameters
+        self._hyper.replace(*hyperparameters)
         self._set(_t=t, _plan=None, _kept=())
+        for name, value in lost:
+            warnings.warn(f"{name} was a function that could not be saved; it is {value!r} from here on", stacklevel=2)
 
 
 def loss_scale(value: Any) -> float:
@@ -483,21 +506,6 @@ def named_rule(rule: Rule | str) -> Rule:
         listed = f"; there are {', '.join(BUILT_IN)}"
         raise UsageError(f"there is no rule {rule!r}{nearest(rule, BUILT_IN) or listed}")
     return BUILT_IN[rule]
-
-
-def structured(params: Any) -> Any:
-    """The parameters as a list, tuple or dict of our own, which its owner does not change."""
-    if isinstance(params, (Set, str)) or is_array(params) or not isinstance(params, Iterable):
-        raise TypeError(f"params must be a list, tuple or dict of arrays, not {kind(params)}")
-    if isinstance(params, Mapping):
-        params = dict(params)
-    else:
-        params = tuple(params) if isinstance(params, tuple) else list(params)
-    if not params:
-        raise ValueError("params is empty: there is nothing to optimize")
-    if not isinstance(params, dict) and any(isinstance(array, Mapping) for array in params):
-        raise NotSupportedYet("parameter groups are not supported yet")
-    return params
 
 
 def steps_taken(value: Any) -> int:

@@ -2,33 +2,78 @@
 
 from __future__ import annotations
 
+import importlib
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from .functions import Array
+from .hyperparameters import Hyperparameters, Schedules
 from .ir import Kernel
-from .scalars import check_hyperparameters
 from .settings import real
+from .structure import Structure
 from .tensor import Tensor
 
 
-def saved_hyperparameters(kernel: Kernel, saved: Any, problems: list[str]) -> list[float]:
-    """The hyperparameters of a state dict, in order; what does not fit is noted."""
-    names = [name for name, _ in kernel.hyperparameters]
-    if not isinstance(saved, Mapping) or set(saved) != set(names):
-        problems.append(f"its hyperparameters are {keys_of(saved)}, here {sorted(names)}")
-        return []
+def schedules_to_save(hyper: Hyperparameters) -> list[dict[str, Any]]:
+    """The schedules of each group as a state dict has them; empty where there are none."""
+    saved: list[dict[str, Any]] = [{} for _ in hyper.values]
+    for (group, name), schedule in hyper.schedules.items():
+        saved[group][name] = schedule.to_dict() if hasattr(schedule, "to_dict") else None
+        if saved[group][name] is None:
+            what = f"{hyper.where(group)}the schedule of hyperparameter {name!r} is {schedule!r}"
+            warnings.warn(f"{what}, which cannot be saved; only its present value is", stacklevel=3)
+    return saved if hyper.schedules else []
+
+
+def saved_hyperparameters(
+    hyper: Hyperparameters, saved: Any, schedules: Any, t: int, problems: list[str]
+) -> tuple[tuple[Array, Schedules], list[tuple[str, float]]]:
+    """The hyperparameters of a state dict as `Hyperparameters.replace` takes them; what does not fit is noted.
+
+    Also gives those that were functions which could not be saved, and are numbers here.
+    """
+    nothing: tuple[tuple[Array, Schedules], list[tuple[str, float]]] = ((hyper.values, hyper.schedules), [])
+    number = len(hyper.values)
+    schedules = [{}] * number if schedules is None else schedules
+    for what, given in (("groups", saved), ("schedules", schedules)):
+        if not isinstance(given, (list, tuple)) or len(given) != number:
+            shown = f"{len(given)} {what}" if isinstance(given, (list, tuple)) else f"{given!r} for its {what}"
+            problems.append(f"it has {shown}, here are {number} groups")
+            return nothing
     before = len(problems)
-    values = {name: noting(problems, real, name, saved[name]) for name in names}
-    if len(problems) == before:
-        noting(problems, check_hyperparameters, kernel, values)
-    return list(values.values())
+    found, lost = {}, []
+    for group, (row, functions) in enumerate(zip(saved, schedules, strict=True)):
+        where = hyper.where(group)
+        if not isinstance(row, Mapping) or set(row) != set(hyper.names):
+            problems.append(f"{where}its hyperparameters are {keys_of(row)}, here {sorted(hyper.names)}")
+            continue
+        if not isinstance(functions, Mapping) or not set(functions) <= set(hyper.names):
+            problems.append(f"{where}its schedules are {keys_of(functions)}, here {sorted(hyper.names)}")
+            continue
+        values = {name: noting(problems, real, name, row[name], where) for name in hyper.names}
+        for name, described in functions.items():
+            if described is not None:
+                found[group, name] = noting(problems, schedule_of, described)
+            elif (group, name) in hyper.schedules:
+                found[group, name] = hyper.schedules[group, name]
+            else:
+                lost.append((f"{where}hyperparameter {name!r}", values[name]))
+    if len(problems) > before:
+        return nothing
+    changed = noting(problems, hyper.changed, saved, found, max(t, 1))
+    return (changed, lost) if changed else nothing
+
+
+def schedule_of(described: Any) -> Any:
+    """The schedule that a dict describes."""
+    return importlib.import_module(".schedules", __package__).from_dict(described)
 
 
 def saved_state(
-    kernel: Kernel, tensors: Sequence[Tensor], saved: Any, problems: list[str]
+    kernel: Kernel, structure: Structure, tensors: Sequence[Tensor], saved: Any, problems: list[str]
 ) -> list[tuple[Array, Array]]:
     """Own state with what a state dict has for it; what does not fit is noted."""
     names = [state.name for state in kernel.state]
@@ -37,9 +82,9 @@ def saved_state(
         return []
     changes = []
     for state in kernel.state:
-        values = matching(tensors, saved[state.name], state.name, problems)
+        values = matching(structure, saved[state.name], state.name, problems)
         for tensor, value in zip(tensors, values, strict=False):
-            label = f"state[{state.name!r}][{tensor.key!r}]"
+            label = f"state[{state.name!r}]{tensor.path}"
             try:
                 given = np.asarray(value)
             except (TypeError, ValueError) as problem:
@@ -59,17 +104,12 @@ def saved_state(
     return changes
 
 
-def matching(tensors: Sequence[Tensor], tree: Any, name: str, problems: list[str]) -> list[Any]:
+def matching(structure: Structure, tree: Any, name: str, problems: list[str]) -> list[Any]:
     """The values of a saved structure; empty, with a problem noted, where it is unlike `params`."""
-    keys = [tensor.key for tensor in tensors]
-    if isinstance(tree, Mapping):
-        fits = set(tree) == set(keys)
-    else:
-        fits = isinstance(tree, (list, tuple)) and list(range(len(tree))) == keys
-    if not fits:
+    values = structure.saved(tree)
+    if values is None:
         problems.append(f"its {name!r} does not have the structure of params")
-        return []
-    return [tree[key] for key in keys]
+    return values or []
 
 
 def noting(problems: list[str], function: Callable[..., Any], *arguments: Any) -> Any:

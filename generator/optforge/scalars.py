@@ -146,8 +146,8 @@ class Scalars:
             raise ScalarError(f"{op}({', '.join(map(repr, values))}) is not defined") from None
 
 
-def check_hyperparameters(kernel: Kernel, hyperparameters: Mapping[str, float]) -> None:
-    """Raise ValueError where an assert of the rule does not hold, or has no value."""
+def check_hyperparameters(kernel: Kernel, hyperparameters: Mapping[str, float], where: str = "") -> None:
+    """Raise ValueError where an assert of the rule does not hold, or has no value; the message begins with `where`."""
     scalars = Scalars(hyperparameters, 0)
     for assertion in kernel.asserts:
         problem = ""
@@ -160,4 +160,4 @@ def check_hyperparameters(kernel: Kernel, hyperparameters: Mapping[str, float]) 
         given = ", ".join(f"{name}={value!r}" for name, value in hyperparameters.items() if name in names)
         message = f" ({assertion.message})" if assertion.message else ""
         error = ScalarError if problem else ValueError
-        raise error(f"rule {kernel.name!r} needs {assertion.text}{message}; given are {given}{problem}")
+        raise error(f"{where}rule {kernel.name!r} needs {assertion.text}{message}; given are {given}{problem}")

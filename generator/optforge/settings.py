@@ -41,15 +41,14 @@ def configure(composition: Composition, given: Mapping[str, object]) -> Composit
     return replace(composition, settings={**composition.settings, **{name: every[name] for name in given}})
 
 
-def real(name: str, value: object) -> float:
-    """A hyperparameter's value as a double; NaN is refused."""
+def real(name: str, value: object, where: str = "") -> float:
+    """A hyperparameter's value as a double; NaN is refused, in a message that begins with `where`."""
     try:
         number = float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError):
-        later = "; schedules are not supported yet" if callable(value) else ""
-        raise TypeError(f"hyperparameter {name!r} is a number, not {value!r}{later}") from None
+        raise TypeError(f"{where}hyperparameter {name!r} is a number, not {value!r}") from None
     except OverflowError:
-        raise ValueError(f"hyperparameter {name!r} is beyond the range of a double") from None
+        raise ValueError(f"{where}hyperparameter {name!r} is beyond the range of a double") from None
     if number != number:
-        raise ValueError(f"hyperparameter {name!r} is NaN")
+        raise ValueError(f"{where}hyperparameter {name!r} is NaN")
     return number

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,18 +10,21 @@ from .arrays import address
 from .diagnostics import ScalarError
 from .functions import Array
 from .ir import Kernel
-from .scalars import Scalars
+from .scalars import Scalars, check_hyperparameters
 
 
 @dataclass
 class Tensor:
     """One parameter with its state.
 
-    `p` and `arrays` (state by name) are flat views; `scalars` holds scalar state as float64 arrays of one element.
-    `addresses` tells where "p" and each state are. `started` is False until the first step that is applied to it.
+    `path` leads to it in `params`, as in "[1]['w']"; `group` is the number of its group, which is a row of the
+    hyperparameters. `p` and `arrays` (state by name) are flat views; `scalars` holds scalar state as float64 arrays of
+    one element. `addresses` tells where "p" and each state are. `started` is False until the first step that is applied
+    to it.
     """
 
-    key: Any
+    path: str
+    group: int
     owner: Any
     shape: tuple[int, ...]
     p: Array
@@ -38,10 +41,15 @@ class Tensor:
     @property
     def label(self) -> str:
         """What messages call it."""
-        return f"params[{self.key!r}]"
+        return f"params{self.path}"
 
-    def scalars_at(self, kernel: Kernel, hyperparameters: Mapping[str, float], t: int, unscale: float = 1.0) -> Scalars:
-        """The scalars of a kernel before the first phase of a step.
+    @property
+    def gradient_label(self) -> str:
+        """What messages call its gradient."""
+        return f"grads{self.path}"
+
+    def scalars_at(self, kernel: Kernel, hyperparameters: Array, t: int, unscale: float = 1.0) -> Scalars:
+        """The scalars of a kernel before the first phase of a step, from the hyperparameters of all groups.
 
         Raises
         ------
@@ -49,13 +57,15 @@ class Tensor:
             One has no value.
         """
         state = {name: float(value[0]) for name, value in self.scalars.items()}
-        scalars = Scalars(hyperparameters, t, state, unscale, self.p.size, not self.started)
+        named = named_values(kernel, hyperparameters, self.group)
+        scalars = Scalars(named, t, state, unscale, self.p.size, not self.started)
         for group in kernel.scalars:
             if group.phase == 0:
                 try:
                     scalars.run(group)
                 except ScalarError as problem:
-                    where = f"{self.label}: " if group.scope == "tensor" else ""
+                    several = f"groups[{self.group}]: " if len(hyperparameters) > 1 else ""
+                    where = f"{self.label}: " if group.scope == "tensor" else several
                     raise ScalarError(f"{where}{problem}") from None
         return scalars
 
@@ -74,3 +84,27 @@ class How:
     zero_grads: bool = False
     starting: Array | None = None
     stats: Array | None = None
+
+
+def named_values(kernel: Kernel, hyperparameters: Array, group: int) -> dict[str, float]:
+    """The hyperparameters of a group by name, from those of all groups."""
+    names = (name for name, _ in kernel.hyperparameters)
+    return dict(zip(names, hyperparameters[group].tolist(), strict=False))
+
+
+def explain(kernel: Kernel, tensors: Iterable[Tensor], hyperparameters: Array, t: int, how: How) -> None:
+    """Raise what a step of these tensors fails of, if it is their hyperparameters or a scalar.
+
+    Raises
+    ------
+    ValueError
+        An assert of the rule does not hold.
+    ScalarError
+        A scalar has no value.
+    """
+    tensors = list(tensors)
+    for group in sorted({tensor.group for tensor in tensors}):
+        where = f"groups[{group}]: " if len(hyperparameters) > 1 else ""
+        check_hyperparameters(kernel, named_values(kernel, hyperparameters, group), where)
+    for tensor in tensors:
+        tensor.scalars_at(kernel, hyperparameters, t, 1 / how.grad_scale)

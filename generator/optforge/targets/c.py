@@ -18,8 +18,7 @@ from ..diagnostics import EnvironmentProblem
 from ..dtypes import BY_NUMPY, DTYPES
 from ..functions import Array
 from ..ir import Kernel
-from ..scalars import check_hyperparameters
-from ..tensor import How, Tensor
+from ..tensor import How, Tensor, explain
 
 if TYPE_CHECKING:
     from ..language import Rule
@@ -50,6 +49,7 @@ typedef struct {
     void *stats, *tensor_stats;
     const unsigned char *starting;
     const whole *whole;
+    const size_t *group; size_t groups;
 } options;
 """
 SKIPPED = -1
@@ -89,6 +89,9 @@ class Plan:
             rows, places = grouped.setdefault(BY_NUMPY[tensor.p.dtype].suffix, ([], []))
             rows.append(row)
             places.append(place)
+        # Groups without a gradient take no part: the emitted functions see the others, and no groups where one is left.
+        used = sorted({tensor.group for tensor in tensors})
+        self.rows = None if used == list(range(len(used))) else used
         elements = sum(tensor.p.size for tensor in tensors)
         size = library.workspace_size(elements, len(tensors)) if tensors else 8
         self.workspace = np.zeros(size // 8 + 1)
@@ -110,19 +113,23 @@ class Plan:
                 whole.parts = ffi.cast("part *", address(parts))
                 options.whole = whole
                 self.kept += [parts, whole]
+            if len(used) > 1:
+                group = np.array([used.index(tensors[place].group) for place in places], np.uintp)
+                options.group, options.groups = ffi.cast("size_t *", address(group)), len(used)
+                self.kept.append(group)
             pointer = ffi.cast("const void *", address(table))
             self.calls.append(Call(library.phases[suffix], pointer, len(rows), table, np.array(places), options))
         self.last = How()
 
     def step(self, hyperparameters: Any, t: int, how: How) -> bool:
-        """One step in place; whether it was skipped.
+        """One step in place, with the hyperparameters of each group; whether it was skipped.
 
         Raises
         ------
         ScalarError
             A scalar of the rule has no value; nothing was written.
         """
-        hyper = self.library.ffi.from_buffer(hyperparameters)
+        hyper = self.library.ffi.from_buffer(hyperparameters if self.rows is None else hyperparameters[self.rows])
         if how is not self.last or forked:
             self.set(how)
         passes = self.library.passes
@@ -163,10 +170,7 @@ class Plan:
 
     def explain(self, status: int, hyperparameters: Array, t: int, how: How) -> None:
         """Raise what a status says."""
-        named = dict(zip((name for name, _ in self.kernel.hyperparameters), hyperparameters.tolist(), strict=False))
-        check_hyperparameters(self.kernel, named)
-        for tensor in self.tensors:
-            tensor.scalars_at(self.kernel, named, t, 1 / how.grad_scale)
+        explain(self.kernel, self.tensors, hyperparameters, t, how)
         text = self.library.ffi.string(self.library.strerror(status)).decode()
         raise RuntimeError(f"rule {self.kernel.name!r}: {text} (status {status})")
 

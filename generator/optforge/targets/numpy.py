@@ -110,7 +110,7 @@ class Plan:
     gradients: Sequence[Array]
 
     def step(self, hyperparameters: Array, t: int, how: How) -> bool:
-        """One step in place; whether it was skipped.
+        """One step in place, with the hyperparameters of each group; whether it was skipped.
 
         Raises
         ------
@@ -118,9 +118,8 @@ class Plan:
             A scalar has no value; nothing was written.
         """
         kernel = self.kernel
-        named = dict(zip((name for name, _ in kernel.hyperparameters), hyperparameters.tolist(), strict=False))
         walks = [
-            Walk(tensor, gradient, tensor.scalars_at(kernel, named, t, 1 / how.grad_scale))
+            Walk(tensor, gradient, tensor.scalars_at(kernel, hyperparameters, t, 1 / how.grad_scale))
             for tensor, gradient in zip(self.tensors, self.gradients, strict=True)
         ]
         skipped = False
