@@ -170,6 +170,7 @@ class Source:
             "scalar_state_comment": "\n * Scalar state is one double per tensor." if self.kernel.scalar_state else "",
             "init_comment": self.init_comment(),
             "starting": self.starting(),
+            "init_needs_hyper": self.init_needs_hyper(),
             "optional": self.kernel.phases[0].optional,
             "phases": len(self.kernel.phases),
         }

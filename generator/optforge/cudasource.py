@@ -76,7 +76,6 @@ LIBRARY = ("exp", "log", "tanh", "pow", "fmod")
 OWN_STATUSES = (
     ("ERROR_CUDA", "a CUDA call failed; cudaGetLastError tells which"),
     ("ERROR_ROWS", "the device came to a step whose scalars it was not given"),
-    ("ERROR_GROUP", "a tensor's group is not among the groups"),
 )
 
 
