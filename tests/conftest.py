@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from emulation import build_driver, environment, write_nvcc
 
 REQUIRED = os.environ.get("OPTFORGE_TEST_REQUIRE", "").split()
 COMPILERS = ("gcc", "clang")
@@ -27,11 +29,23 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         os.environ["OPTFORGE_CACHE_DIR"] = before
 
 
-def require(compiler: str) -> str:
-    """A compiler's path; the test is skipped without it, or fails where it is required."""
-    path = shutil.which(compiler)
+@pytest.fixture(scope="session")
+def emulated_cuda(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The environment of a process in which the driver and nvcc are emulated."""
+    require("g++")
+    directory = tmp_path_factory.mktemp("emulated_cuda")
+    build_driver(directory)
+    write_nvcc(directory)
+    return environment(directory)
+
+
+def require(tool: str) -> str:
+    """Where a compiler, or PyCUDA, is; the test is skipped without it, or fails where it is required."""
+    path = shutil.which(tool)
+    if tool == "pycuda" and (package := importlib.util.find_spec(tool)):
+        path = package.origin
     if path is None:
-        if compiler in REQUIRED:
-            pytest.fail(f"{compiler} is required here and is not installed")
-        pytest.skip(f"{compiler} is not installed")
+        if tool in REQUIRED:
+            pytest.fail(f"{tool} is required here and is not installed")
+        pytest.skip(f"{tool} is not installed")
     return path

@@ -1,18 +1,28 @@
-"""Emitted .cu files compiled for the CPU, and a driver library that lets PyCUDA load and launch them without a GPU."""
+"""Emitted .cu files on the CPU: compiled against the header beside this file, loaded by PyCUDA through a driver of our own.
+
+Both are for machines without a GPU, and prove indexing, argument passing and bits. What they emulate, and the
+environment variables that set the order of threads and blocks, stand at the top of cuda_runtime.h and libcuda.cpp.
+"""
 
 from __future__ import annotations
 
+import importlib.util
+import os
 import re
+import shlex
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 HERE = Path(__file__).parent
-# A plain access is checked for alignment too: the header itself answers what the instrumentation calls.
-FLAGS = ("-std=c++17", "-O1", "-fPIC", "-ffp-contract=off", "-fno-gnu-unique", "-fsanitize=alignment",
-         "-fno-sanitize-recover=alignment", "-Wno-attributes")  # fmt: skip
-# __global__ after the preprocessor.
-KERNEL = re.compile(r"__attribute__\(\(noinline, used\)\)\s+(?:static\s+)?void\s+(\w+)\s*\(")
+# Plain accesses are checked for alignment too; the header itself answers what the instrumentation calls.
+FLAGS = ("-std=c++17", "-O1", "-fPIC", "-ffp-contract=off", "-fno-gnu-unique", "-fno-sanitize-recover=alignment",
+         "-fsanitize=alignment")  # fmt: skip
+PREPROCESS = ("g++", "-E", "-x", "c++", f"-I{HERE}", "-include", "cuda_runtime.h")  # nvcc too includes it unasked
+KERNEL = re.compile(
+    r"__attribute__\(\(noinline, used\)\)\s+(?:static\s+)?void\s+(\w+)\s*\("
+)  # __global__, preprocessed
 
 
 def compile_emulated(files: Mapping[str, str], directory: Path, flags: Sequence[str] = ()) -> Path:
@@ -20,28 +30,67 @@ def compile_emulated(files: Mapping[str, str], directory: Path, flags: Sequence[
     directory.mkdir(parents=True, exist_ok=True)
     for name, text in files.items():
         (directory / name).write_text(text, encoding="utf-8")
-    return build([directory / name for name in files if name.endswith(".cu")], directory / "kernel.so", flags)
+    sources = [directory / name for name in files if name.endswith(".cu")]
+    return link_emulated(sources, directory / "kernel.so", flags)
 
 
-def build(sources: Sequence[Path], library: Path, flags: Sequence[str] = ()) -> Path:
-    """Each file is preprocessed, which shows its kernels, and compiled with an object that describes each of them."""
+def link_emulated(sources: Sequence[Path], library: Path, flags: Sequence[str] = ()) -> Path:
+    """The library of sources that are files already."""
     objects = []
     for number, source in enumerate(sources):
-        text = run(["g++", "-E", "-x", "c++", f"-I{HERE}", *FLAGS, *flags, str(source)])
-        for name in dict.fromkeys(KERNEL.findall(text)):
-            text += f'static const emulation::Kernel emulation_of_{name}("{name}", {name});\n'
-        preprocessed = library.with_suffix(f".{number}.ii")
-        preprocessed.write_text(text, encoding="utf-8")
-        objects.append(str(library.with_suffix(f".{number}.o")))
-        run(["g++", *FLAGS, *flags, "-c", str(preprocessed), "-o", objects[-1]])
+        preprocessed = run([*PREPROCESS, *FLAGS, *flags, str(source)])
+        names = dict.fromkeys(KERNEL.findall(preprocessed))
+        described = [f'static const emulation::Kernel emulation_of_{name}("{name}", {name});\n' for name in names]
+        unit = library.with_suffix(f".{number}.ii")
+        unit.write_text("".join([preprocessed, *described]), encoding="utf-8")
+        objects.append(str(unit.with_suffix(".o")))
+        run(["g++", *FLAGS, *flags, "-c", str(unit), "-o", objects[-1]])
     sanitizers = [flag for flag in flags if flag.startswith("-fsanitize=")]
     run(["g++", "-shared", *sanitizers, *objects, "-o", str(library)])
     return library
+
+
+def build_driver(directory: Path) -> Path:
+    """The emulated libcuda.so.1 in a directory, with every entry point that the installed PyCUDA is linked to."""
+    library, stubs = directory / "libcuda.so.1", directory / "stubs.cpp"
+    missing = pycuda_entry_points() - set(re.findall(r"\bcu[A-Z]\w+", run(["g++", "-E", str(HERE / "libcuda.cpp")])))
+    lines = [f'extern "C" int {name}() {{ return 801; }}  // CUDA_ERROR_NOT_SUPPORTED\n' for name in sorted(missing)]
+    stubs.write_text("".join(lines), encoding="utf-8")
+    options = ["-std=c++17", "-O1", "-fPIC", "-shared", "-Wl,-soname,libcuda.so.1"]
+    run(["g++", *options, str(HERE / "libcuda.cpp"), str(stubs), "-o", str(library)])
+    return library
+
+
+def pycuda_entry_points() -> set[str]:
+    """The driver's functions that PyCUDA wants; none where it is not installed."""
+    package = importlib.util.find_spec("pycuda")
+    places = (package.submodule_search_locations or []) if package else []
+    extensions = [path for place in places for path in Path(place).glob("_driver*.so")]
+    return {name for path in extensions for name in re.findall(r"\bU (cu[A-Z]\w+)", run(["nm", "-D", str(path)]))}
+
+
+def write_nvcc(directory: Path) -> Path:
+    """An executable nvcc in a directory, which makes a library for the emulation where a cubin is asked for."""
+    script = directory / "nvcc"
+    command = shlex.join([sys.executable, str(HERE / "nvcc.py")])
+    script.write_text(f'#!/bin/sh\nexec {command} "$@"\n', encoding="utf-8")
+    script.chmod(0o755)
+    return script
+
+
+def environment(directory: Path) -> dict[str, str]:
+    """The environment of a process that finds the emulated driver and nvcc of a directory before any real ones."""
+    before = os.environ.get("LD_LIBRARY_PATH")
+    return {
+        **os.environ,
+        "LD_LIBRARY_PATH": os.pathsep.join([str(directory), *([before] if before else [])]),
+        "PATH": os.pathsep.join([str(directory), os.environ["PATH"]]),
+    }
 
 
 def run(command: Sequence[str]) -> str:
     """What a command that must succeed prints."""
     answer = subprocess.run(command, capture_output=True, text=True, check=False)
     if answer.returncode != 0:
-        raise RuntimeError(f"{' '.join(command)}\n{answer.stderr}")
+        raise RuntimeError(f"{shlex.join(command)}\n{answer.stderr}")
     return answer.stdout

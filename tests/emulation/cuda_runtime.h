@@ -6,6 +6,7 @@
 //
 //   OPTFORGE_EMULATION_THREADS   which of the threads that can run goes first: ascending (default), descending, random:SEED
 //   OPTFORGE_EMULATION_BLOCKS    the order of the blocks, likewise
+//   OPTFORGE_EMULATION_MULTIPROCESSORS   how many the device claims to have (default 4)
 //
 // Misuse (a barrier that some threads never reach, a mask of absent lanes, a misaligned access, an impossible grid, a
 // write beyond an allocation) ends the process with a message. Not emulated: extern __shared__, textures, <<<>>>.
@@ -584,6 +585,7 @@ inline double __ddiv_rn(double a, double b) { return a / b; }
 inline double __drcp_rn(double a) { return 1 / a; }
 inline double __dsqrt_rn(double a) { return sqrt(a); }
 inline double __fma_rn(double a, double b, double c) { return fma(a, b, c); }
+inline void sincos(float a, float *sine, float *cosine) { sincosf(a, sine, cosine); }
 inline float rsqrtf(float a) { return 1 / sqrtf(a); }
 inline double rsqrt(double a) { return 1 / sqrt(a); }
 
@@ -666,6 +668,10 @@ using cudaStream_t = struct CUstream_st *;
 
 namespace emulation __attribute__((visibility("hidden"))) {
 inline cudaError_t last_error = cudaSuccess;
+inline int multiprocessors() {
+    const char *value = std::getenv("OPTFORGE_EMULATION_MULTIPROCESSORS");
+    return value ? std::atoi(value) : 4;
+}
 inline cudaError_t done(cudaError_t error = cudaSuccess) {
     if (error != cudaSuccess) last_error = error;
     return error;
@@ -738,7 +744,9 @@ EMULATION_EXPORT cudaError_t cudaGetDevice(int *device) {
     return emulation::done();
 }
 EMULATION_EXPORT cudaError_t cudaDeviceGetAttribute(int *value, cudaDeviceAttr attribute, int) {
-    *value = attribute == cudaDevAttrMultiProcessorCount ? 4 : attribute == cudaDevAttrComputeCapabilityMajor ? 9 : 0;
+    *value = attribute == cudaDevAttrMultiProcessorCount        ? emulation::multiprocessors()
+             : attribute == cudaDevAttrComputeCapabilityMajor ? 9
+                                                              : 0;
     return emulation::done();
 }
 template <class Function>
