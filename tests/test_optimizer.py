@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import optforge as of
-from optforge import Optimizer, optimizer, rule
+from optforge import Optimizer, arrays, rule
 from optforge.diagnostics import EnvironmentProblem
 from optforge.targets.c import CTarget
 from optimizing import (
@@ -354,8 +354,8 @@ def test_the_same_arrays_again_are_not_checked_again(target: str, monkeypatch: p
         seen.append(label)
         return real(given, label, *rest, **more)
 
-    real = optimizer.gradient
-    monkeypatch.setattr(optimizer, "gradient", spy)
+    real = arrays.gradient
+    monkeypatch.setattr(arrays, "gradient", spy)
     opt = Optimizer(small(1), nadam, target=target, **SETTINGS)
     judge = Judge(small(1), nadam, **SETTINGS)
     grads = small(2)

@@ -107,9 +107,10 @@ def gradient(array: Any, label: str, shape: tuple[int, ...], dtype: np.dtype[Any
     return viewed
 
 
-def address(array: Array) -> int:
-    """Where an array's elements are."""
-    return int(array.__array_interface__["data"][0])
+def address(array: Any) -> int:
+    """Where an array's elements are, on whichever device."""
+    interface = getattr(array, "__array_interface__", None)
+    return int((array.__cuda_array_interface__ if interface is None else interface)["data"][0])
 
 
 def pointer(array: Any) -> tuple[Callable[[], int], int] | None:

@@ -76,6 +76,14 @@ class Sums:
         }
 
 
+def phase_title(kernel: Kernel, k: int) -> str:
+    """What the functions of a phase are called."""
+    usual = [number for number, phase in enumerate(kernel.phases) if not phase.optional]
+    if kernel.phases[k].optional:
+        return "scan"
+    return "elements" if len(usual) == 1 else f"pass_{usual.index(k) + 1}"
+
+
 class Elements:
     """The functions of one dtype that run over neighbouring elements."""
 
@@ -96,13 +104,6 @@ class Elements:
     def variable(let: Let) -> tuple[str, str]:
         """The C variable of a binding; bindings of one name share it."""
         return ("mask" if let.expr.type is Type.MASK else "element", let.name)
-
-    def title(self, k: int) -> str:
-        """What the functions of a phase are called."""
-        usual = [number for number, phase in enumerate(self.kernel.phases) if not phase.optional]
-        if self.kernel.phases[k].optional:
-            return "scan"
-        return "elements" if len(usual) == 1 else f"pass_{usual.index(k) + 1}"
 
     def comment(self, k: int) -> str:
         """What a phase does."""
@@ -134,7 +135,7 @@ class Elements:
         slots = sums.of_phase(k)
         return {
             "number": k,
-            "title": self.title(k),
+            "title": phase_title(self.kernel, k),
             "comment": self.comment(k),
             "optional": phase.optional,
             **self.statements(phase, scope, array),

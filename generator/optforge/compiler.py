@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -123,10 +123,21 @@ def library(files: Mapping[str, str]) -> Path:
     parts = [*compiler.command, compiler.version, *FLAGS, *OPTIONAL_FLAGS, cpu(), sys.platform]
     key = digest(part.encode() for part in [*parts, *(text for item in sorted(files.items()) for text in item)])
     stem = next(name for name in files if name.endswith(".c"))[:-2]
+    return cached(stem, ".so", key, lambda directory: compile_files(compiler, files, directory))
+
+
+def cached(stem: str, ending: str, key: str, build: Callable[[Path], Path]) -> Path:
+    """A compiled file of this key, taken from the cache or built now, in a directory that `build` is given.
+
+    Raises
+    ------
+    EnvironmentProblem
+        It cannot be built, or others can write to the cache.
+    """
     readable = stem if stem.isascii() and len(stem) < 64 else "rule"
     try:
         directory = cache_directory()
-        target = directory / f"{readable}-{key[:32]}.so"
+        target = directory / f"{readable}-{key[:32]}{ending}"
         if intact(target, key):
             return target
         with locked(target.with_suffix(".lock")):
@@ -134,10 +145,10 @@ def library(files: Mapping[str, str]) -> Path:
                 for left in directory.glob(f"{target.stem}.*{UNFINISHED}"):  # by a process that was killed
                     shutil.rmtree(left, ignore_errors=True)
                 with tempfile.TemporaryDirectory(UNFINISHED, f"{target.stem}.", directory) as work:
-                    publish(compile_files(compiler, files, Path(work)), target, key)
+                    publish(build(Path(work)), target, key)
         return target
     except (OSError, NotImplementedError) as problem:  # the latter where the file system has no locks
-        return private(compiler, files, key, problem)
+        return private(build, key, problem)
 
 
 def digest(parts: Iterable[bytes]) -> str:
@@ -214,8 +225,8 @@ def locked(path: Path) -> Iterator[None]:
         lock.release()
 
 
-def private(compiler: Compiler, files: Mapping[str, str], key: str, problem: Exception) -> Path:
-    """A library for this process alone, with a warning: what is done where the cache cannot be used.
+def private(build: Callable[[Path], Path], key: str, problem: Exception) -> Path:
+    """A file for this process alone, with a warning: what is done where the cache cannot be used.
 
     Raises
     ------
@@ -227,7 +238,7 @@ def private(compiler: Compiler, files: Mapping[str, str], key: str, problem: Exc
     try:
         work = Path(tempfile.mkdtemp(prefix="optforge-"))
         atexit.register(discard, work, os.getpid())
-        PRIVATE[key] = compile_files(compiler, files, work)
+        PRIVATE[key] = build(work)
     except OSError as also:
         message = (
             f"the kernel cannot be compiled: {described(also)}; free some space, or set TMPDIR to another directory"
@@ -237,7 +248,7 @@ def private(compiler: Compiler, files: Mapping[str, str], key: str, problem: Exc
         f"optforge's cache cannot be used ({described(problem)}): the kernel was compiled for this process alone; "
         "OPTFORGE_CACHE_DIR can name another directory"
     )
-    warnings.warn(message, RuntimeWarning, stacklevel=3)
+    warnings.warn(message, RuntimeWarning, stacklevel=4)
     return PRIVATE[key]
 
 

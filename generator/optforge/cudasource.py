@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from . import helpers
-from .celements import Slot, Sums
-from .csource import STATUSES, Source, files
+from .celements import Slot, Sums, phase_title
 from .cscalars import Scalars
+from .csource import STATUSES, Source, files
 from .cudaelements import REAL, CudaElements
 from .dtypes import F64, DType
-from .functions import FUNCTIONS
+from .functions import FUNCTIONS, RAISES
 from .ir import Kernel
 
 if TYPE_CHECKING:
@@ -87,9 +88,7 @@ def render(
     settings: Mapping[str, object] | None = None,
 ) -> dict[str, str]:
     """The files of a kernel: name to text."""
-    return files(
-        CudaSource, {".cuh": "kernel.cuh.j2", ".cu": "kernel.cu.j2"}, rule, kernel, dtypes, prefix, settings
-    )
+    return files(CudaSource, {".cuh": "kernel.cuh.j2", ".cu": "kernel.cu.j2"}, rule, kernel, dtypes, prefix, settings)
 
 
 class CudaSource(Source):
@@ -124,6 +123,7 @@ class CudaSource(Source):
 
     def template(self, word: str, name: str) -> str:
         """A function of elements of any type."""
+        body: tuple[str, ...]
         if word == "squared":
             head = f"static __device__ __forceinline__ {self.prefix}_f64 {name}(real x)"
             body = (f"const {self.prefix}_f64 wide(x);", "", "return wide * wide;")
@@ -146,9 +146,7 @@ class CudaSource(Source):
         self.device_helpers: dict[str, str] = {}
         asserts = self.assert_statuses()
         real = f"{self.prefix}_f64"
-        scalars = Scalars(
-            self.kernel, self.prefix, self.hyper, self.fields, self.size, self.helper, self.device, real
-        )
+        scalars = Scalars(self.kernel, self.prefix, self.hyper, self.fields, self.size, self.helper, self.device, real)
         sums = Sums(self.kernel, self.device)
         elements = CudaElements(self.kernel, self.prefix, self.fields, REAL, scalars, self.device)
         phases = [elements.context(k, sums) for k in range(len(self.kernel.phases))]
@@ -166,7 +164,8 @@ class CudaSource(Source):
             "plan": [self.field(*entry) for entry in PLAN],
             "control": [self.field(*entry) for entry in CONTROL],
             "window": [self.field(*entry) for entry in WINDOW],
-            "launched": launched(phases),
+            "launched": passes(self.kernel),
+            "try_scalars": scalars_can_fail(self.kernel),
             "sums": sums.context(),
             "slots_of": [self.slots(sums.of_phase(k)) for k in range(len(self.kernel.phases))],
             "passes": phases,
@@ -239,19 +238,40 @@ class CudaSource(Source):
         return {"name": self.fields.of[state.name], "scalar": state.scalar, "value": value}
 
 
-def launched(phases: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """For each phase the kernels of a plain pass and of one that observes, each with whether it adds up."""
+@dataclass(frozen=True)
+class Pass:
+    """What is launched for a phase: kernels by the end of their names, with statistics (`observed`) and without.
+
+    A pass that `adds` up takes a block a chunk, another one a tile; one with statistics always adds up. `folds` says
+    whether sums of a plain pass go on to the tensors and to all.
+    """
+
+    plain: str
+    observed: str
+    adds: bool
+    folds: bool
+    optional: bool
+
+    @property
+    def two(self) -> bool:
+        """Whether statistics have a kernel of their own."""
+        return self.observed != self.plain
+
+
+def passes(kernel: Kernel) -> list[Pass]:
+    """What is launched for each phase."""
     found = []
-    for phase in phases:
-        name = phase["title"]
-        observed = f"{name}_observed" if phase["observed"] and not phase["optional"] else name
+    for k, phase in enumerate(kernel.phases):
+        title = phase_title(kernel, k)
+        observes = any(r.observed or r.counts for r in phase.reductions) and not phase.optional
+        adds = any(not r.observed for r in phase.reductions)
         found.append(
-            {
-                "plain": name,
-                "observed": observed,
-                "two": observed != name,
-                "adds": phase["adds"] or phase["optional"],
-                "optional": phase["optional"],
-            }
+            Pass(title, f"{title}_observed" if observes else title, adds or phase.optional, adds, phase.optional)
         )
     return found
+
+
+def scalars_can_fail(kernel: Kernel) -> bool:
+    """Whether a scalar of a tensor may have no value before the first write."""
+    lets = [let for group in kernel.scalars if (group.scope, group.phase) == ("tensor", 0) for let in group.lets]
+    return any(e.op in RAISES for let in lets for e in let.expr.walk())

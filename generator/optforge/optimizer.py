@@ -13,16 +13,16 @@ from typing import Any, NoReturn
 import numpy as np
 
 from . import targets
-from .arrays import Ranges, address, gradient, kind, parameter, pointer
+from .arrays import Ranges, address, kind
 from .catalogue import BUILT_IN
 from .diagnostics import UsageError, nearest
 from .functions import Array
 from .groups import Group, settle
 from .hyperparameters import Hyperparameters
+from .ir import State
 from .language import Rule
-from .memory import allocate
-from .plain import initial
 from .resume import matching, noting, saved_hyperparameters, saved_state, schedules_to_save
+from .spaces import HOST, Host
 from .stats import RECORD, Stats
 from .structure import Structure, structured
 from .tensor import How, Tensor
@@ -98,6 +98,7 @@ class Optimizer:
 
     _hyper: Hyperparameters
     _structure: Structure
+    _space: Host
 
     def __init__(
         self,
@@ -128,6 +129,7 @@ class Optimizer:
         self._set(_structure=structure, _listed=structure.listed)
         self._set(_usual=How(most, 1.0, self.skip_nonfinite, self.zero_grads))
         self._set(_how=self._usual)
+        self._set(_space=make.space() if hasattr(make, "space") else HOST)
         self._set(_tensors=self._make_tensors(owners))
         self._set(_ranges=self._occupied(), _engine=make(self.rule, kernel))
         self._set(_plan=None, _kept=(), _watched=(), _starting=(), _places=(), _plain=False)
@@ -145,27 +147,33 @@ class Optimizer:
     def _make_tensors(self, owners: list[Any]) -> list[Tensor]:
         """The tensors with their state allocated and, where it is a number, initialised."""
         paths = self._structure.paths
-        arrays = [parameter(owner, f"params{path}") for owner, (_, path) in zip(owners, paths, strict=True)]
+        space = self._space
+        arrays = [space.parameter(owner, f"params{path}") for owner, (_, path) in zip(owners, paths, strict=True)]
         flats = [array.reshape(-1) for array in arrays]
         names = [state.name for state in self._kernel.array_state]
         rows = self._rows()
         tensors = []
         for (group, path), owner, array, flat, own in zip(
-            paths, owners, arrays, flats, allocate(flats, len(names)), strict=True
+            paths, owners, arrays, flats, space.allocate(flats, len(names)), strict=True
         ):
-            tensor = Tensor(path, group, owner, array.shape, flat, dict(zip(names, own, strict=True)), {}, {})
+            state_arrays = dict(zip(names, own, strict=True))
+            tensor = Tensor(path, group, owner, array.shape, flat, state_arrays, {}, {}, space=space)
             tensor.place(flat)
-            hyperparameters = rows[group]
             for state in self._kernel.state:
-                with np.errstate(all="ignore"):
-                    if state.scalar:
-                        tensor.scalars[state.name] = np.array([initial(state, flat, flat, hyperparameters)], np.float64)
-                    elif state.initial not in (0.0, "g"):
-                        tensor.arrays[state.name][...] = initial(state, flat, flat, hyperparameters)
+                if state.scalar:
+                    tensor.scalars[state.name] = space.number()
+                if state.initial not in (0.0, "g"):
+                    self._begin(tensor, state, rows[group])
                 place = tensor.scalars if state.scalar else tensor.arrays
                 tensor.addresses[state.name] = address(place[state.name])
             tensors.append(tensor)
         return tensors
+
+    def _begin(self, tensor: Tensor, state: State, hyperparameters: Mapping[str, float]) -> None:
+        """Let a state start, unless it starts as the gradient."""
+        own = tensor.scalars[state.name] if state.scalar else tensor.arrays[state.name]
+        value = hyperparameters.get(str(state.initial), state.initial)
+        self._space.write(own, tensor.p if value == "p" else value)
 
     def _occupied(self, moved: Mapping[str, Array] = types.MappingProxyType({})) -> Ranges:
         """The memory that a step writes to, where parameters of these labels are elsewhere now."""
@@ -233,11 +241,11 @@ class Optimizer:
         for place, (tensor, given) in enumerate(zip(self._tensors, grads, strict=True)):
             if given is not None:
                 label = tensor.gradient_label
-                view = gradient(given, label, tensor.shape, tensor.p.dtype, writes=self.zero_grads).reshape(-1)
+                view = self._space.gradient(given, label, tensor.shape, tensor.p.dtype, self.zero_grads).reshape(-1)
                 self._ranges.check_apart(view, label)
                 places.append(place)
                 views.append(view)
-                moving = pointer(given)
+                moving = self._space.pointer(given)
                 if moving is not None:
                     watched.append(moving)
         tensors = [self._tensors[place] for place in places]
@@ -254,9 +262,9 @@ class Optimizer:
         """Find the parameters that were given other memory; gives what tells where each of that kind is, and where."""
         watched, moved = [], {}
         for tensor in self._tensors:
-            moving = pointer(tensor.owner)
+            moving = self._space.pointer(tensor.owner)
             if moving is not None:
-                array = parameter(tensor.owner, tensor.label)
+                array = self._space.parameter(tensor.owner, tensor.label)
                 if array.shape != tensor.shape or array.dtype != tensor.p.dtype:
                     now = f"{array.dtype} of shape {array.shape}"
                     raise ValueError(f"{tensor.label} has become {now} since the optimizer was made")
@@ -276,23 +284,23 @@ class Optimizer:
         State that starts as the gradient is begun by the kernel, which knows the gradient as the rule sees it.
         """
         scheduled = self._hyper.at(self._t + 1)
-        before = [(self._values, self._values.copy())]
+        values, before = self._values.copy(), []
         self._values[...] = scheduled
         rows = self._rows()
-        for tensor, view in self._starting:
+        for tensor, _ in self._starting:
             for state in self._kernel.state:
                 if isinstance(state.initial, str) and state.initial != "g":
                     own = tensor.scalars[state.name] if state.scalar else tensor.arrays[state.name]
-                    before.append((own, own.copy()))
-                    with np.errstate(all="ignore"):
-                        own[...] = initial(state, tensor.p, view, rows[tensor.group])
+                    before.append((own, self._space.copy(own)))
+                    self._begin(tensor, state, rows[tensor.group])
         skipped = True
         try:
             skipped = bool(self._plan.step(self._values, self._t + 1, how))
         finally:
             if skipped:
+                self._values[...] = values
                 for own, old in before:
-                    own[...] = old
+                    self._space.write(own, old)
         if not skipped:
             for tensor, _ in self._starting:
                 tensor.started = True
@@ -311,9 +319,7 @@ class Optimizer:
         """State by name in the structure of `params`: live arrays, and floats where it is scalar."""
         return {
             state.name: self._structure.build(
-                float(tensor.scalars[state.name][0])
-                if state.scalar
-                else tensor.arrays[state.name].reshape(tensor.shape)
+                tensor.number(state.name) if state.scalar else tensor.arrays[state.name].reshape(tensor.shape)
                 for tensor in self._tensors
             )
             for state in self._kernel.state
@@ -401,7 +407,7 @@ class Optimizer:
             "t": self.t,
             "state": {
                 name: self._structure.build(
-                    value.copy() if isinstance(value, np.ndarray) else value
+                    value if isinstance(value, float) else np.array(self._space.read(value))
                     for value in self._structure.flatten(tree, name)
                 )
                 for name, tree in self.state.items()
@@ -455,7 +461,7 @@ class Optimizer:
             raise ValueError("; ".join(problems))
 
         for own, given in changes:
-            own[...] = given.reshape(-1)
+            self._space.write(own, given.reshape(-1))
         for tensor, flag in zip(self._tensors, started, strict=True):
             tensor.started = bool(flag)
         self._hyper.replace(*hyperparameters)

@@ -11,6 +11,7 @@ from .diagnostics import ScalarError
 from .functions import Array
 from .ir import Kernel
 from .scalars import Scalars, check_hyperparameters
+from .spaces import HOST
 
 
 @dataclass
@@ -18,25 +19,30 @@ class Tensor:
     """One parameter with its state.
 
     `path` leads to it in `params`, as in "[1]['w']"; `group` is the number of its group, which is a row of the
-    hyperparameters. `p` and `arrays` (state by name) are flat views; `scalars` holds scalar state as float64 arrays of
-    one element. `addresses` tells where "p" and each state are. `started` is False until the first step that is applied
-    to it.
+    hyperparameters. `p` and `arrays` (state by name) are flat views in a `space`; `scalars` holds scalar state there as
+    float64 arrays of one element. `addresses` tells where "p" and each state are. `started` is False until the first
+    step that is applied to it.
     """
 
     path: str
     group: int
     owner: Any
     shape: tuple[int, ...]
-    p: Array
-    arrays: dict[str, Array]
-    scalars: dict[str, Array]
+    p: Any
+    arrays: dict[str, Any]
+    scalars: dict[str, Any]
     addresses: dict[str, int]
     started: bool = False
+    space: Any = HOST
 
-    def place(self, p: Array) -> None:
+    def place(self, p: Any) -> None:
         """Take the parameter's elements from here on."""
         self.p = p
         self.addresses["p"] = address(p)
+
+    def number(self, name: str) -> float:
+        """The value of a scalar state."""
+        return float(self.space.read(self.scalars[name])[0])
 
     @property
     def label(self) -> str:
@@ -56,7 +62,7 @@ class Tensor:
         ScalarError
             One has no value.
         """
-        state = {name: float(value[0]) for name, value in self.scalars.items()}
+        state = {name: self.number(name) for name in self.scalars}
         named = named_values(kernel, hyperparameters, self.group)
         scalars = Scalars(named, t, state, unscale, self.p.size, not self.started)
         for group in kernel.scalars:

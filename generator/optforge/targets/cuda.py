@@ -1,7 +1,339 @@
-"""The CUDA target."""
+"""The CUDA target: emits CUDA, and runs it on a device through PyCUDA."""
 
-from ..cudasource import render
+from __future__ import annotations
 
-__all__ = ["render"]
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..cudasource import CONTROL, PLAN, ROWS, THREADS, TILE, WINDOW, passes, render, scalars_can_fail
+from ..device import ALIGNMENT, Device, DeviceSpace
+from ..diagnostics import EnvironmentProblem
+from ..dtypes import BY_NUMPY, DTYPES
+from ..ir import Kernel
+from ..nvcc import cubin
+from ..rowsource import Rows
+from ..stats import RECORD
+from ..tensor import How, Tensor, explain
+from ..tree import CHUNK
+
+if TYPE_CHECKING:
+    from ..language import Rule
+
+__all__ = ["CudaEngine", "CudaTarget", "engine", "render"]
 
 ENDINGS = (".cuh", ".cu")  # of the files that it emits
+
+PREFIX = "k"
+KINDS = {"uint64_t": "u8", "uint32_t": "u4", "int32_t": "i4"}
+
+
+def struct(entries: Any) -> np.dtype[Any]:
+    """The dtype of a struct of the emitted files; pointers are whole numbers."""
+    return np.dtype([(name, KINDS.get(kind.strip(), "u8")) for kind, name, _ in entries], align=True)
+
+
+PLAN_STRUCT, CONTROL_STRUCT, WINDOW_STRUCT = struct(PLAN), struct((*CONTROL, *WINDOW)), struct(WINDOW)
+ASKED_FOR = ("starting", "stats", "tensor_stats")  # addresses that depend on how a step is done
+WINDOW_AT = struct(CONTROL).itemsize
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A kernel with its grid and its argument."""
+
+    function: Any
+    grid: tuple[int, int]
+    argument: bytes
+
+
+class Plan:
+    """A prepared step: the tables of its tensors on the device, and what is launched.
+
+    Parameters
+    ----------
+    engine : CudaEngine
+    tensors : sequence of Tensor
+    gradients : sequence of GPUArray
+        Kept alive with the plan.
+    """
+
+    def __init__(self, engine: CudaEngine, tensors: Sequence[Tensor], gradients: Sequence[Any]):
+        self.engine, self.tensors, self.gradients = engine, tensors, gradients
+        self.drv, self.kernel = engine.device.drv, engine.kernel
+        self.used = sorted({tensor.group for tensor in tensors}) or [0]
+        self.moved = [
+            (array.ptr, tensor.space.hosts[array.ptr], writes)
+            for tensor, g in zip(tensors, gradients, strict=True)
+            for array, writes in ((tensor.p, True), (g, False))
+            if array.size and array.ptr in tensor.space.hosts
+        ]
+        with engine.device.current():
+            self.lay_out()
+        self.key: Any = None
+        self.next = self.end = self.ahead = 0
+        self.last: How | None = None
+
+    def lay_out(self) -> None:
+        """Bring the tables of the lists, one for each dtype, which are parts of one whole."""
+        tensors, scalars = self.tensors, self.engine.rows.dtype.itemsize
+        lists: dict[str, list[int]] = {}
+        for place, tensor in enumerate(tensors):
+            lists.setdefault(BY_NUMPY[tensor.p.dtype].suffix, []).append(place)
+        sizes = np.array([tensor.p.size for tensor in tensors], np.uint64)
+        chunks = int(sum(-(-tensor.p.size // CHUNK) for tensor in tensors))
+        slots = self.engine.slots
+        need = Places()
+        shared = {"control": need.take(CONTROL_STRUCT.itemsize)}
+        # The scalars stand right behind, so that one copy brings both.
+        shared["rows"] = shared["control"] + CONTROL_STRUCT.itemsize
+        need.take(ROWS * len(self.used) * scalars + CONTROL_STRUCT.itemsize)
+        shared["s"] = need.take(len(self.used) * scalars)
+        shared["sizes"] = need.take(sizes.nbytes)
+        shared["first"] = need.take(sizes.nbytes + 8)
+        shared["totals"] = need.take(8 * slots)
+        shared["tensor_sums"] = need.take(8 * slots * len(tensors))
+        shared["sums"] = need.take(8 * slots * chunks)
+        self.stats_at = need.take((1 + len(tensors)) * RECORD.itemsize)
+        uploads = [(shared["sizes"], sizes)]
+        self.lists: list[tuple[str, np.ndarray[Any, Any], int, int]] = []
+        for suffix, places in lists.items() or [("f32", [])]:
+            plan = np.zeros((), PLAN_STRUCT)
+            rows = [self.row(tensors[place], self.gradients[place]) for place in places]
+            own = [sizes[place] for place in places]
+            table = np.array(rows, np.uint64).reshape(len(rows), -1)
+            plan["count"], plan["tensors"], plan["chunks"] = len(places), len(tensors), chunks
+            plan["tiles"] = sum(-(-int(n) // TILE) for n in own)
+            plan["own_chunks"] = sum(-(-int(n) // CHUNK) for n in own)
+            plan["groups"], plan["parted"], plan["type"] = len(self.used), 1, list(DTYPES).index(suffix)
+            tables = {
+                "list": table,
+                "part": np.array([[place, 0] for place in places], np.uint64).reshape(-1),
+                "group": np.array([self.used.index(tensors[place].group) for place in places], np.uint64),
+            }
+            for name, array in tables.items():
+                plan[name] = need.take(array.nbytes)
+                uploads.append((int(plan[name]), array))
+            plan["tile"], plan["chunk"] = (need.take(8 * (len(places) + 1)) for _ in range(2))
+            starting = need.take(len(places))
+            for name, place in shared.items():
+                plan[name] = place
+            self.lists.append((suffix, plan, starting, len(places)))
+        base = self.engine.workspace(need.size)
+        for place, array in uploads:
+            if array.nbytes:
+                self.drv.memcpy_htod(base + place, np.ascontiguousarray(array))
+        addresses = [
+            name for kind, name, _ in PLAN if kind.endswith("*") and name not in ("starting", "stats", "tensor_stats")
+        ]
+        for _, plan, _, _ in self.lists:
+            for name in addresses:
+                plan[name] += base
+        self.base, self.control = base, base + shared["control"]
+        self.places = {suffix: np.array(places, np.intp) for suffix, places in lists.items()}
+        self.drv.memset_d8(self.control, 0, CONTROL_STRUCT.itemsize)
+        for suffix, plan, _, _ in self.lists:
+            self.run(Launch(self.engine.function(f"lay_out_{suffix}"), (1, 1), plan.tobytes()))
+
+    def row(self, tensor: Tensor, gradient: Any) -> list[int]:
+        """A tensor as kernels take it."""
+        states = [tensor.addresses[state.name] for state in self.kernel.state]
+        return [tensor.p.size, tensor.addresses["p"], int(gradient.ptr), *states]
+
+    def run(self, launch: Launch) -> None:
+        """Launch a kernel."""
+        launch.function.prepared_async_call(launch.grid, (THREADS, 1, 1), self.engine.stream, launch.argument)
+
+    # ── steps ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def step(self, hyperparameters: Any, t: int, how: How) -> bool:
+        """One step in place, with the hyperparameters of each group; whether it was skipped.
+
+        It only enqueues work, unless it must learn what the device has decided: with skip_nonfinite, for statistics,
+        and where scalars of a tensor may have no value.
+
+        Raises
+        ------
+        ScalarError
+            A scalar of the rule has no value; nothing was written.
+        """
+        with self.engine.device.current():
+            if how is not self.last:
+                self.set(how)
+            self.bring_rows(hyperparameters, t, how)
+            for address, host, _ in self.moved:
+                self.drv.memcpy_htod(address, host)
+            for launch in self.launches:
+                self.run(launch)
+            self.next = t + 1
+            for address, host, writes in self.moved:
+                if writes or how.zero_grads:
+                    self.drv.memcpy_dtoh(host, address)
+            return self.outcome(hyperparameters, t, how) if self.asks else False
+
+    def outcome(self, hyperparameters: Any, t: int, how: How) -> bool:
+        """What the device has decided: whether the step was skipped."""
+        control = np.zeros((), CONTROL_STRUCT)
+        self.drv.memcpy_dtoh(control.reshape(1), self.control)
+        if control["idle"]:
+            self.next = 0
+            explain(self.kernel, self.tensors, hyperparameters, t, how)
+            raise RuntimeError(
+                f"rule {self.kernel.name!r}: the device did not do step {t} (status {control['status']})"
+            )
+        if control["skipped"]:
+            self.next = t
+        if how.stats is not None:
+            self.drv.memcpy_dtoh(how.stats, self.base + self.stats_at)
+        return bool(control["skipped"])
+
+    def set(self, how: How) -> None:
+        """Prepare for steps that are done so: what is launched."""
+        engine, observe = self.engine, how.stats is not None
+        for suffix, plan, starting, count in self.lists:
+            plan["observe"], plan["skip_nonfinite"], plan["zero_grads"] = observe, how.skip_nonfinite, how.zero_grads
+            plan["stats"] = self.base + self.stats_at if observe else 0
+            plan["tensor_stats"] = plan["stats"] + RECORD.itemsize if observe else 0
+            plan["starting"] = 0
+            if how.starting is not None and count:
+                flags = np.ascontiguousarray(how.starting[self.places[suffix]], np.uint8)
+                self.drv.memcpy_htod(self.base + starting, flags)
+                plan["starting"] = self.base + starting
+        first = self.lists[0][1]
+        launches = [Launch(engine.function("begin"), (1, 1), first.tobytes())]
+        if engine.tries:
+            launches += [self.launch("try_scalars", own, 1) for own in self.lists]
+        for number, own in enumerate(engine.passes):
+            if own.optional and not how.skip_nonfinite:
+                continue
+            looks = observe or (number == 0 and how.skip_nonfinite)
+            name = own.observed if looks else own.plain
+            for entry in self.lists:
+                blocks = entry[1]["own_chunks" if own.adds or looks else "tiles"]
+                launches.append(self.launch(name, entry, int(blocks), number))
+            if own.folds or looks:
+                first["phase"] = number
+                launches.append(Launch(engine.function("add_up"), (max(len(self.tensors), 1), 1), first.tobytes()))
+        if observe or self.kernel.state_stores:
+            launches += [self.launch("finish", own, 1) for own in self.lists]
+        self.launches = [launch for launch in launches if launch.grid[0] > 0]
+        self.asks = observe or how.skip_nonfinite or engine.tries
+        self.last = how
+
+    def launch(self, name: str, entry: tuple[str, Any, int, int], blocks: int, phase: int = 0) -> Launch:
+        """A kernel for one list."""
+        suffix, plan, _, _ = entry
+        plan["phase"] = phase
+        return Launch(self.engine.function(f"{name}_{suffix}"), (blocks, 1), plan.tobytes())
+
+    def bring_rows(self, hyperparameters: Any, t: int, how: How) -> None:
+        """Hand over the scalars of this step and, while nothing changes, of more and more to come."""
+        key = (hyperparameters.tobytes(), how.grad_scale)
+        if key == self.key and t == self.next and t < self.end:
+            return
+        self.ahead = min(2 * self.ahead, ROWS) if key == self.key and t == self.next else 1
+        rows, groups = self.engine.rows, [hyperparameters[k].tolist() for k in self.used]
+        table = np.zeros((self.ahead, len(groups)), rows.dtype)
+        begun = table[list(rows.dtype.names or ())[: rows.begun]]
+        number = 0
+        try:
+            for number in range(self.ahead):
+                for k, own in enumerate(groups):
+                    begun[number, k] = rows.compute(own, float(t + number), 1 / how.grad_scale)
+            number = self.ahead
+        except (ArithmeticError, ValueError):
+            if number == 0:
+                explain(self.kernel, self.tensors, hyperparameters, t, how)
+                raise
+        window = np.zeros((), WINDOW_STRUCT)
+        window["set"], window["base"], window["first_row"], window["rows"] = 1, t - 1, t, number
+        brought = np.frombuffer(window.tobytes() + table[:number].tobytes(), np.uint8)
+        self.drv.memcpy_htod_async(self.control + WINDOW_AT, brought, self.engine.stream)
+        self.kept = brought  # until the copy is done
+        self.key, self.end = key, t + number
+
+
+class Places:
+    """Gives out places in a block of memory."""
+
+    def __init__(self) -> None:
+        self.size = 0
+
+    def take(self, size: int) -> int:
+        """Room for so many bytes."""
+        place = self.size
+        self.size += -(-size // 16) * 16
+        return place
+
+
+class CudaEngine:
+    """A kernel compiled for a device and loaded there.
+
+    Raises
+    ------
+    EnvironmentProblem
+        It cannot be compiled or loaded.
+    """
+
+    def __init__(self, rule: Rule, kernel: Kernel, device: Device, stream: Any = None):
+        self.kernel, self.device, self.stream = kernel, device, stream
+        self.rows, self.passes, self.tries = Rows(kernel), passes(kernel), scalars_can_fail(kernel)
+        self.slots = sum(len(p.reductions) + 2 * sum(r.counts for r in p.reductions) for p in kernel.phases)
+        path = cubin(render(rule, kernel, prefix=PREFIX), device.capability)
+        with device.current():
+            try:
+                self.module = device.drv.module_from_buffer(path.read_bytes())
+            except device.drv.Error as problem:
+                raise EnvironmentProblem(f"the compiled kernel {path} cannot be loaded: {problem}") from None
+        self.functions: dict[str, Any] = {}
+        self.block: Any = None
+        self.size = 0
+
+    def function(self, name: str) -> Any:
+        """A kernel, prepared to take its one argument."""
+        if name not in self.functions:
+            found = self.module.get_function(f"{PREFIX}_cuda_{name}")
+            found.prepare(f"{PLAN_STRUCT.itemsize}s")
+            self.functions[name] = found
+        return self.functions[name]
+
+    def workspace(self, size: int) -> int:
+        """The address of so many bytes, kept for the next plan."""
+        if self.block is None or self.size < size:
+            self.block = None
+            self.block, self.size = self.device.allocate(size + ALIGNMENT), size
+        return int(self.block)
+
+    def plan(self, tensors: Sequence[Tensor], gradients: Sequence[Any]) -> Plan:
+        """Prepare steps over these arrays."""
+        return Plan(self, tensors, gradients)
+
+
+@dataclass(frozen=True)
+class CudaTarget:
+    """The CUDA target on a chosen device or stream: pass it as `target` to `Optimizer`.
+
+    Parameters
+    ----------
+    device : int
+        Number of the device, from 0.
+    stream : pycuda.driver.Stream, optional
+        The stream on which steps are enqueued; the default stream if left out, which other libraries wait for unless
+        they use streams of their own. They can wrap its handle: torch.cuda.ExternalStream(stream.handle).
+    """
+
+    device: int = 0
+    stream: Any = None
+
+    def space(self) -> DeviceSpace:
+        """Where arrays are."""
+        return DeviceSpace(self.device)
+
+    def __call__(self, rule: Rule, kernel: Kernel) -> CudaEngine:
+        """The engine of a rule."""
+        return CudaEngine(rule, kernel, self.space().device, self.stream)
+
+
+engine = CudaTarget()

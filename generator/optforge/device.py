@@ -1,0 +1,271 @@
+"""A CUDA device through PyCUDA: its context, and arrays in its memory."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import functools
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from . import arrays
+from .arrays import kind
+from .diagnostics import EnvironmentProblem
+from .dtypes import BY_NUMPY
+from .functions import Array
+from .spaces import Host
+
+ALIGNMENT = 256  # bytes to a multiple of which arrays begin
+OLDEST = (7, 0)  # the compute capability that emitted kernels need
+
+
+@functools.cache
+def driver() -> Any:
+    """PyCUDA's driver, initialised.
+
+    Raises
+    ------
+    EnvironmentProblem
+        There is no PyCUDA, no driver or no device.
+    """
+    try:
+        import pycuda.driver as drv
+    except ImportError as problem:
+        if "libcuda" in str(problem):
+            raise EnvironmentProblem(f'target "cuda" needs NVIDIA\'s driver, and there is none: {problem}') from None
+        what = f'target "cuda" needs PyCUDA, which cannot be imported ({problem})'
+        raise EnvironmentProblem(f"{what}: pip install 'optforge[cuda]'") from None
+    try:
+        drv.init()
+        number = drv.Device.count()
+    except drv.Error as problem:
+        raise EnvironmentProblem(f"NVIDIA's driver does not start: {problem}") from None
+    if number == 0:
+        raise EnvironmentProblem('target "cuda" needs a CUDA device, and this machine has none')
+    return drv
+
+
+class Device:
+    """A device and its primary context, the one that PyTorch and CuPy use as well.
+
+    The context is current in the thread that first asked for the device, for good; other threads, which may use other
+    contexts, have it for as long as they need it.
+    """
+
+    def __init__(self, number: int):
+        self.drv, self.number = driver(), number
+        count = self.drv.Device.count()
+        if not 0 <= number < count:
+            raise EnvironmentProblem(f"there is no CUDA device {number}; there are {count}, counted from 0")
+        device = self.drv.Device(number)
+        self.name, self.capability = device.name(), device.compute_capability()
+        if self.capability < OLDEST:
+            own, least = (".".join(map(str, version)) for version in (self.capability, OLDEST))
+            what = f"CUDA device {number}, {self.name}, is too old"
+            raise EnvironmentProblem(f"{what}: its compute capability is {own}, and {least} is needed")
+        try:
+            self.context = device.retain_primary_context()
+            self.context.push()
+        except self.drv.Error as problem:
+            raise EnvironmentProblem(f"CUDA device {number}, {self.name}, cannot be used: {problem}") from None
+        self.thread = threading.get_ident()
+        atexit.register(self.leave)
+
+    def leave(self) -> None:
+        """Give the context back before PyCUDA is torn down, which would end the process with an error otherwise."""
+        with contextlib.suppress(self.drv.Error):
+            if threading.get_ident() == self.thread:
+                self.context.pop()
+            self.context.detach()
+
+    @contextlib.contextmanager
+    def current(self) -> Iterator[None]:
+        """Make the context current, where it is not."""
+        if threading.get_ident() == self.thread:
+            yield
+            return
+        self.context.push()
+        try:
+            yield
+        finally:
+            self.context.pop()
+
+    def allocate(self, size: int) -> Any:
+        """So many bytes.
+
+        Raises
+        ------
+        EnvironmentProblem
+            The device has not so many.
+        """
+        try:
+            return self.drv.mem_alloc(max(size, 1))
+        except self.drv.MemoryError:
+            free, total = self.drv.mem_get_info()
+            has = f"has {free:,} of {total:,} bytes left"
+            raise EnvironmentProblem(
+                f"CUDA device {self.number}, {self.name}, {has}, and {size:,} are needed"
+            ) from None
+
+
+@functools.cache
+def device(number: int) -> Device:
+    """A device, asked for once."""
+    return Device(number)
+
+
+class DeviceSpace(Host):
+    """Arrays in the memory of a device, as PyCUDA's GPUArrays.
+
+    Arrays of the device are used where they are. For arrays of the host there is a copy on the device; `hosts` has the
+    array by the copy's address, and the engine brings and fetches its elements at each step.
+    """
+
+    def __init__(self, number: int):
+        self.device = device(number)
+        self.copies: dict[str, Any] = {}
+        self.hosts: dict[int, Array] = {}
+        from pycuda import gpuarray
+
+        self.gpuarray = gpuarray
+        self.warned = False
+
+    def make(self, shape: tuple[int, ...], dtype: Any, memory: Any, owner: Any = None) -> Any:
+        """A GPUArray over memory of the device, which keeps its owner alive."""
+        return self.gpuarray.GPUArray(shape, dtype, gpudata=memory, base=owner)
+
+    def parameter(self, array: Any, label: str) -> Any:
+        """A parameter's array on the device."""
+        return self.view(array, label, arrays.parameter)
+
+    def gradient(self, array: Any, label: str, shape: tuple[int, ...], dtype: Any, writes: bool = False) -> Any:
+        """A gradient's array on the device, of the shape and dtype of its parameter."""
+
+        def check(given: Any, label: str) -> Array:
+            return arrays.gradient(given, label, shape, dtype, writes)
+
+        view = self.view(array, label, check)
+        if view.dtype != dtype:
+            raise TypeError(f"{label} is {view.dtype}, its parameter {dtype}")
+        if view.shape != shape:
+            raise ValueError(f"{label} has the shape {view.shape}, its parameter {shape}")
+        return view
+
+    def view(self, array: Any, label: str, host: Callable[[Any, str], Array]) -> Any:
+        """A GPUArray over an array of the device, or the copy of one of the host, which `host` checks."""
+        plain = array.detach() if hasattr(array, "detach") else array
+        interface = getattr(plain, "__cuda_array_interface__", None)
+        if interface is None:
+            return self.held(host(array, label), label)
+        found = np.dtype(interface["typestr"])
+        if found not in BY_NUMPY:
+            raise TypeError(f"{label} is {found}; it must be float32 or float64")
+        shape = tuple(interface["shape"])
+        strides = interface.get("strides")
+        if strides is not None and not contiguous(shape, tuple(strides), found.itemsize):
+            raise ValueError(f"{label} is not C-contiguous (strides {tuple(strides)}); pass a contiguous copy")
+        pointer, read_only = interface["data"]
+        if read_only:
+            raise ValueError(f"{label} is {kind(array)} that may only be read")
+        number = number_of_device(array)
+        if number not in (None, self.device.number):
+            advice = f"pass target=CudaTarget(device={number}), or move it"
+            raise ValueError(f"{label} is on CUDA device {number}, this optimizer on {self.device.number}; {advice}")
+        if pointer % found.itemsize:
+            raise ValueError(f"{label} is not aligned to its elements; pass a copy")
+        return self.make(shape, found, int(pointer or 0), plain)
+
+    def held(self, array: Array, label: str) -> Any:
+        """The copy of an array of the host, in the same place as the last of this label."""
+        if not self.warned:
+            self.warned = True
+            message = (
+                f"{label} is in the memory of the host, and so it is copied to the CUDA device and back at every step; "
+                "arrays that are on the device (PyTorch, CuPy, PyCUDA) are updated in place, which is much faster"
+            )
+            warnings.warn(message, RuntimeWarning, stacklevel=6)
+        held = self.copies.get(label)
+        if held is None or held.shape != array.shape or held.dtype != array.dtype:
+            with self.device.current():
+                held = self.make(array.shape, array.dtype, self.device.allocate(array.nbytes))
+            self.copies[label] = held
+        if array.size:
+            self.hosts[held.ptr] = array
+        return held
+
+    def pointer(self, array: Any) -> tuple[Callable[[], int], int] | None:
+        """For an array that may be given other memory (PyTorch's): what tells its address, and the address now."""
+        ask = getattr(array, "data_ptr", None)
+        return None if ask is None else (ask, ask())
+
+    def allocate(self, parameters: Sequence[Any], count: int) -> list[list[Any]]:
+        """Zeroed arrays like the parameters, `count` for each, in one block."""
+        places, position = [], 0
+        for parameter in parameters:
+            own = []
+            for _ in range(count):
+                own.append(position)
+                position += -(-parameter.nbytes // ALIGNMENT) * ALIGNMENT
+            places.append(own)
+        with self.device.current():
+            block = self.device.allocate(position)
+            self.device.drv.memset_d8(block, 0, max(position, 1))
+        return [
+            [self.make((parameter.size,), parameter.dtype, int(block) + place, block) for place in own]
+            for parameter, own in zip(parameters, places, strict=True)
+        ]
+
+    def number(self) -> Any:
+        """Room for one double."""
+        with self.device.current():
+            block = self.device.allocate(8)
+            self.device.drv.memset_d8(block, 0, 8)
+        return self.make((1,), np.float64, block)
+
+    def write(self, array: Any, values: Any) -> None:
+        """Set elements to those of an array of the device or of the host, or all to one number."""
+        if array.size == 0:
+            return
+        with self.device.current():
+            if hasattr(values, "gpudata"):
+                self.device.drv.memcpy_dtod(array.ptr, values.ptr, array.nbytes)
+            else:
+                with np.errstate(all="ignore"):
+                    whole = np.ascontiguousarray(np.broadcast_to(values, array.shape), array.dtype)
+                self.device.drv.memcpy_htod(array.ptr, whole)
+
+    def copy(self, array: Any) -> Any:
+        """A copy, in memory of its own."""
+        with self.device.current():
+            made = self.make(array.shape, array.dtype, self.device.allocate(array.nbytes))
+        self.write(made, array)
+        return made
+
+    def read(self, array: Any) -> Array:
+        """A copy of the elements on the host."""
+        values = np.empty(array.shape, array.dtype)
+        if array.size:
+            with self.device.current():
+                self.device.drv.memcpy_dtoh(values, array.ptr)
+        return values
+
+
+def contiguous(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> bool:
+    """Whether an array is C-contiguous."""
+    expected = itemsize
+    for length, stride in zip(reversed(shape), reversed(strides), strict=True):
+        if length != 1 and stride != expected and 0 not in shape:
+            return False
+        expected *= length
+    return True
+
+
+def number_of_device(array: Any) -> int | None:
+    """The number of the device that an array is on, as PyTorch and CuPy tell it; None where nobody tells."""
+    own = getattr(array, "device", None)
+    number = getattr(own, "index", None) if getattr(own, "type", None) == "cuda" else getattr(own, "id", None)
+    return number if isinstance(number, int) else None
