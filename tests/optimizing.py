@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,7 +11,8 @@ import numpy as np
 
 from optforge import Optimizer, Rule, abs, exp, log, rule, scalar, sqrt
 
-TARGETS = ("c", "numpy")
+# A run on a GPU, or on the emulation of one, names others: OPTFORGE_TEST_TARGETS=cuda
+TARGETS = tuple(os.environ.get("OPTFORGE_TEST_TARGETS", "c numpy").split())
 
 
 @rule

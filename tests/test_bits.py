@@ -9,6 +9,7 @@ import pytest
 
 import optforge as of
 from data import DTYPES, SIZES, Guarded, gradients, same, special_pairs
+from optimizing import TARGETS
 from oracles import begin, names, oracle
 
 RULES = names()
@@ -35,7 +36,7 @@ def start(name: str, arrays: list[Any]) -> list[dict[str, Any]]:
     return [begin(name, p) for p in arrays]
 
 
-@pytest.mark.parametrize("target", ["c", "numpy"])
+@pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("name", "k"), CASES)
 def test_trajectory_equals_the_oracle(name: str, k: int, dtype: Any, target: str) -> None:
@@ -63,7 +64,7 @@ def test_trajectory_equals_the_oracle(name: str, k: int, dtype: Any, target: str
     assert grads.intact()
 
 
-@pytest.mark.parametrize("target", ["c", "numpy"])
+@pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("name", "k"), CASES)
 def test_special_values_equal_the_oracle(name: str, k: int, dtype: Any, target: str) -> None:

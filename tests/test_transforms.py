@@ -15,6 +15,7 @@ import pytest
 import optforge as of
 from conftest import require
 from data import same
+from optimizing import TARGETS
 from oracles import names, oracle
 from stepping import SIZES, Beside, composed
 
@@ -131,7 +132,7 @@ def test_the_order_matters() -> None:
     assert not same(results[0].params[0], results[1].params[0])
 
 
-@pytest.mark.parametrize("target", ["c", "numpy"])
+@pytest.mark.parametrize("target", TARGETS)
 def test_the_threshold_is_reached_by_equality(target: str) -> None:
     """A norm of exactly max_norm is scaled by 1, which changes nothing, not even a NaN elsewhere."""
     for norm, expected in ((5.0, [3.0, 4.0]), (2.5, [1.5, 2.0]), (10.0, [3.0, 4.0])):
@@ -143,7 +144,7 @@ def test_the_threshold_is_reached_by_equality(target: str) -> None:
         assert (told.grad_norm, told.clipped_grad_norm) == (5.0, min(norm, 5.0))
 
 
-@pytest.mark.parametrize("target", ["c", "numpy"])
+@pytest.mark.parametrize("target", TARGETS)
 def test_clipping_by_value_keeps_nan(target: str) -> None:
     p, g = np.zeros(5, np.float32), np.array([np.nan, np.inf, -np.inf, 0.25, -0.0], np.float32)
     of.Optimizer([p], of.clip_by_value >> of.rules.sgd, target=target, lr=-1.0, max_value=0.5).step([g])

@@ -14,7 +14,7 @@ import numpy as np
 
 from . import arrays
 from .arrays import kind
-from .diagnostics import EnvironmentProblem
+from .diagnostics import EnvironmentProblem, PerformanceWarning
 from .dtypes import BY_NUMPY
 from .functions import Array
 from .spaces import Host
@@ -118,6 +118,23 @@ def device(number: int) -> Device:
     return Device(number)
 
 
+@functools.cache
+def device_array() -> Any:
+    """The class of arrays on a device: PyCUDA's GPUArray, which NumPy can copy to the host."""
+    from pycuda import gpuarray
+
+    class DeviceArray(gpuarray.GPUArray):  # type: ignore[misc]
+        """An array on a CUDA device, with `__cuda_array_interface__` and the methods of PyCUDA's GPUArray."""
+
+        def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
+            if copy is False:
+                raise ValueError("an array on a device is copied when it becomes a NumPy array")
+            values: Array = self.get()
+            return values if dtype is None else values.astype(dtype)
+
+    return DeviceArray
+
+
 class DeviceSpace(Host):
     """Arrays in the memory of a device, as PyCUDA's GPUArrays.
 
@@ -129,14 +146,12 @@ class DeviceSpace(Host):
         self.device = device(number)
         self.copies: dict[str, Any] = {}
         self.hosts: dict[int, Array] = {}
-        from pycuda import gpuarray
-
-        self.gpuarray = gpuarray
+        self.array = device_array()
         self.warned = False
 
     def make(self, shape: tuple[int, ...], dtype: Any, memory: Any, owner: Any = None) -> Any:
         """A GPUArray over memory of the device, which keeps its owner alive."""
-        return self.gpuarray.GPUArray(shape, dtype, gpudata=memory, base=owner)
+        return self.array(shape, dtype, gpudata=memory, base=owner)
 
     def parameter(self, array: Any, label: str) -> Any:
         """A parameter's array on the device."""
@@ -187,7 +202,7 @@ class DeviceSpace(Host):
                 f"{label} is in the memory of the host, and so it is copied to the CUDA device and back at every step; "
                 "arrays that are on the device (PyTorch, CuPy, PyCUDA) are updated in place, which is much faster"
             )
-            warnings.warn(message, RuntimeWarning, stacklevel=6)
+            warnings.warn(message, PerformanceWarning, stacklevel=6)
         held = self.copies.get(label)
         if held is None or held.shape != array.shape or held.dtype != array.dtype:
             with self.device.current():

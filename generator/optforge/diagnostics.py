@@ -47,6 +47,10 @@ class ScalarError(OptforgeError, ArithmeticError, ValueError):
     """
 
 
+class PerformanceWarning(RuntimeWarning):
+    """Something works, and could be much faster."""
+
+
 class NotSupportedYet(OptforgeError, NotImplementedError):
     """A part of the language or of the interface that this release does not carry out."""
 
