@@ -4,7 +4,7 @@
 // and modules; all others that PyCUDA is linked to are added when it is built and answer CUDA_ERROR_NOT_SUPPORTED.
 // Everything is done when a call returns. There is one device; calls without a current context fail, as they must.
 //
-//   OPTFORGE_EMULATION_TRACE            a file to which each call appends its name
+//   OPTFORGE_EMULATION_TRACE  a file to which each call appends its name; for other variables see cuda_runtime.h
 
 #include <dlfcn.h>
 #include <elf.h>
@@ -18,7 +18,7 @@
 #include <set>
 #include <string>
 
-#include "cuda_runtime.h"
+#include "machine.h"
 
 namespace {
 
@@ -163,7 +163,9 @@ int attribute_value(int attribute) {
 }  // namespace
 
 #define API extern "C" __attribute__((visibility("default"))) int
-#define CALL const Call call(__func__)
+#define CALL                 \
+    const Call call(__func__); \
+    if (const int error = emulation::refused(__func__)) return error
 #define CALL_IN_CONTEXT \
     CALL;               \
     if (const Status status = call.status()) return status

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import struct
 import sys
 from pathlib import Path
@@ -39,6 +40,10 @@ try:
     assert "named symbol not found" in refused(module.get_function, "absent")
     assert "image is invalid" in refused(cuda.module_from_buffer, b"// PTX")
     assert "not supported" in refused(cuda.TextureReference)
+
+    os.environ["OPTFORGE_EMULATION_REFUSE"] = "cuMemAlloc_v2:2"
+    assert "out of memory" in refused(cuda.mem_alloc, 4)
+    del os.environ["OPTFORGE_EMULATION_REFUSE"]
 
     # One struct as the only argument, as bytes, on the default stream and on another.
     source, target = cuda.mem_alloc(x.nbytes), cuda.mem_alloc(x.nbytes)
