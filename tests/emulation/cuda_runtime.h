@@ -56,9 +56,9 @@ inline void __syncthreads() { emulation::barrier(); }
 inline int __syncthreads_count(int vote) { return int(emulation::barrier(vote)); }
 inline int __syncthreads_or(int vote) { return emulation::barrier(vote) != 0; }
 inline int __syncthreads_and(int vote) { return emulation::barrier(vote) == emulation::block->size; }
-inline void __syncwarp(unsigned mask = ~0u) { emulation::in_warp(emulation::Operation::join, mask); }
+inline void __syncwarp(unsigned mask = ~0u) { emulation::warp_operation(emulation::Operation::join, mask); }
 inline unsigned __ballot_sync(unsigned mask, int vote) {
-    return unsigned(emulation::in_warp(emulation::Operation::vote, mask, vote != 0));
+    return unsigned(emulation::warp_operation(emulation::Operation::vote, mask, vote != 0));
 }
 inline int __any_sync(unsigned mask, int vote) { return __ballot_sync(mask, vote) != 0; }
 inline int __all_sync(unsigned mask, int vote) { return __ballot_sync(mask, vote) == mask; }
@@ -76,7 +76,7 @@ T shuffle(std::uint32_t mask, T value, unsigned source, bool in_segment) {
     static_assert(std::is_arithmetic_v<T> && sizeof(T) <= 8);
     std::uint64_t bits = 0;
     std::memcpy(&bits, &value, sizeof value);
-    bits = in_warp(Operation::shuffle, mask, bits, in_segment ? source : lane());
+    bits = warp_operation(Operation::shuffle, mask, bits, in_segment ? source : lane());
     std::memcpy(&value, &bits, sizeof value);
     return value;
 }

@@ -119,7 +119,7 @@ private:
 
 // ---- Fibers
 
-constexpr std::size_t stack_size = 256 << 10, page = 64 << 10;
+constexpr std::size_t stack_size = 256 << 10, stack_guard = 64 << 10;  // bytes, the guard among them
 
 #if defined(__x86_64__) && !defined(OPTFORGE_EMULATION_UCONTEXT)  // swapcontext makes a system call at every switch
 using Context = void *;  // the stack pointer; whatever else a call preserves lies on the stack
@@ -179,7 +179,7 @@ struct Thread {
         std::uint32_t mask;
         unsigned source;  // a lane
         std::uint64_t value;
-    } request;              // while it waits in a warp operation
+    } request;  // while it waits in a warp operation
     std::uint64_t result;
 };
 
@@ -236,7 +236,7 @@ inline unsigned barrier(bool vote = false) {  // the number of threads that vote
     return b.result;
 }
 
-inline std::uint64_t in_warp(Operation operation, std::uint32_t mask, std::uint64_t value = 0, unsigned source = 0) {
+inline std::uint64_t warp_operation(Operation operation, std::uint32_t mask, std::uint64_t value = 0, unsigned source = 0) {
     Block &b = *block;
     Thread &self = b.threads[b.current];
     const unsigned warp = b.current / warp_size, lane = b.current % warp_size;
@@ -271,22 +271,30 @@ inline std::uint64_t in_warp(Operation operation, std::uint32_t mask, std::uint6
     return self.result;
 }
 
+struct Memory {
+    char *start;
+    std::size_t size;
+};
+
 inline thread_local char shared_anchor;  // so that the library has thread-local variables in any case
 
-inline void poison_shared() {
-    volatile char *const anchor = &shared_anchor;  // makes them exist in this thread
-    *anchor = 0;
-    const auto overwrite = [](dl_phdr_info *library, std::size_t, void *address) {
-        for (int i = 0; i < library->dlpi_phnum; i++) {
-            const ElfW(Phdr) &segment = library->dlpi_phdr[i];
-            const char *const start = static_cast<char *>(library->dlpi_tls_data);
-            if (segment.p_type != PT_TLS || !start || start > address || start + segment.p_memsz <= address) continue;
-            std::memset(library->dlpi_tls_data, poison, segment.p_memsz);
+inline Memory shared_memory() {  // all __shared__ variables: the thread-local ones of this library and this thread
+    volatile char *const anchor = &shared_anchor;
+    *anchor = 0;  // makes them exist
+    Memory found{const_cast<char *>(anchor), 1};
+    const auto compare = [](dl_phdr_info *library, std::size_t, void *data) {
+        Memory &found = *static_cast<Memory *>(data);
+        char *const start = static_cast<char *>(library->dlpi_tls_data);
+        for (int i = 0; start && i < library->dlpi_phnum; i++) {
+            const std::size_t size = library->dlpi_phdr[i].p_memsz;
+            if (library->dlpi_phdr[i].p_type != PT_TLS || found.start < start || found.start >= start + size) continue;
+            found = {start, size};
             return 1;
         }
         return 0;
     };
-    dl_iterate_phdr(overwrite, const_cast<char *>(anchor));
+    dl_iterate_phdr(compare, &found);
+    return found;
 }
 
 inline char *stack_top(unsigned thread) {  // a little apart from its neighbours in the cache
@@ -294,7 +302,8 @@ inline char *stack_top(unsigned thread) {  // a little apart from its neighbours
         void *all = mmap(nullptr, stack_size * largest_block, PROT_READ | PROT_WRITE,
                          MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
         if (all == MAP_FAILED) fail("no memory for the threads' stacks");
-        for (unsigned i = 0; i < largest_block; i++) mprotect(static_cast<char *>(all) + i * stack_size, page, PROT_NONE);
+        for (unsigned i = 0; i < largest_block; i++)
+            mprotect(static_cast<char *>(all) + i * stack_size, stack_guard, PROT_NONE);
         return static_cast<char *>(all);
     }();
     return stacks + (thread + 1) * stack_size - thread % 64 * 192;
@@ -317,9 +326,10 @@ inline void launch(const Kernel &kernel, dim3 grid, dim3 size, void **arguments)
         b.threads[i].index = {i % size.x, i / size.x % size.y, i / size.x / size.y};
         prepare(b.threads[i].context, stack_top(i), run_thread);
     }
+    const Memory shared = shared_memory();
     now = {&kernel, {}, {}, size, grid};
     for (const std::uint64_t i : Order("OPTFORGE_EMULATION_BLOCKS").arrange(std::uint64_t(grid.x) * grid.y * grid.z)) {
-        poison_shared();
+        std::memset(shared.start, poison, shared.size);
         now.block = {unsigned(i % grid.x), unsigned(i / grid.x % grid.y), unsigned(i / grid.x / grid.y)};
         b.ready_warps = b.at_barrier = b.finished = b.votes = 0;
         for (unsigned warp = 0; warp * warp_size < b.size; warp++) {
@@ -372,7 +382,8 @@ inline void release(void *pointer) {
     if (!std::all_of(all + sizeof size, all + guard, untouched) ||
         !std::all_of(all + guard + size, all + 2 * guard + size, untouched))
         fail("memory beside the allocation of %zu bytes at %p was overwritten, or it is no allocation", size, pointer);
-    std::memset(all, poison, size + guard);  // for whoever reads it afterwards
+    std::memset(all, poison, size + guard);  // for whoever reads it afterwards, whatever the compiler thinks of that
+    asm volatile("" : : "r"(all) : "memory");
     std::free(all);
 }
 
