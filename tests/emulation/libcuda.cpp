@@ -1,4 +1,4 @@
-// A libcuda.so.1 without a GPU: what the emulated cuda_runtime.h makes of a .cu file is loaded and launched as a module.
+// A libcuda.so.1 without a GPU, which loads as a module and launches what the emulation made of a .cu file.
 //
 // For tests only. It has the entry points of the driver that PyCUDA calls to manage contexts, memory, streams, events
 // and modules; all others that PyCUDA is linked to are added when it is built and answer CUDA_ERROR_NOT_SUPPORTED.
@@ -81,7 +81,8 @@ thread_local std::vector<Context *> stack;  // the current context is the last
 class Call {
 public:
     explicit Call(const char *name) : lock(one_at_a_time) {
-        if (const char *path = std::getenv("OPTFORGE_EMULATION_TRACE")) std::ofstream(path, std::ios::app) << name << '\n';
+        const char *path = std::getenv("OPTFORGE_EMULATION_TRACE");
+        if (path) std::ofstream(path, std::ios::app) << name << '\n';
     }
     Status status() const {
         return !initialized                      ? not_initialized
@@ -148,7 +149,7 @@ int attribute_value(int attribute) {
     case 13: case 36: return 1000000;  // kHz
     case 14: return 512;  // alignment of textures
     case 16: return emulation::multiprocessors();
-    case 19: case 31: case 40: case 41: return 1;  // can map host memory, run kernels at a time, copy, one address space
+    case 19: case 31: case 40: case 41: return 1;  // maps host memory, has concurrent kernels, copies
     case 37: return 5120;  // width of the memory bus
     case 38: return 50 << 20;  // bytes of level 2 cache
     case 39: return 2048;  // threads on a multiprocessor
@@ -359,7 +360,8 @@ API cuFuncGetAttribute(int *value, int attribute, Function *) {
     return success;
 }
 API cuLaunchKernel(Function *function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x,
-                   unsigned block_y, unsigned block_z, unsigned shared, Stream *stream, void **arguments, void **extra) {
+                   unsigned block_y, unsigned block_z, unsigned shared, Stream *stream, void **arguments,
+                   void **extra) {
     CALL_IN_CONTEXT;
     if (!function || !alive(stream)) return invalid_handle;
     if (shared) emulation::fail("dynamic shared memory is not emulated");

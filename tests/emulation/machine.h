@@ -236,11 +236,13 @@ inline unsigned barrier(bool vote = false) {  // the number of threads that vote
     return b.result;
 }
 
-inline std::uint64_t warp_operation(Operation operation, std::uint32_t mask, std::uint64_t value = 0, unsigned source = 0) {
+inline std::uint64_t warp_operation(Operation operation, std::uint32_t mask, std::uint64_t value = 0,
+                                    unsigned source = 0) {
     Block &b = *block;
     Thread &self = b.threads[b.current];
     const unsigned warp = b.current / warp_size, lane = b.current % warp_size;
-    if (!(mask >> lane & 1)) fail("the mask %08x of a warp operation does not name lane %u, which calls it", mask, lane);
+    if (!(mask >> lane & 1))
+        fail("the mask %08x of a warp operation does not name lane %u, which calls it", mask, lane);
     if (const std::uint32_t absent = mask & ~b.running[warp])
         fail("the mask %08x of a warp operation names lane %d, which has returned or is not in the block", mask,
              __builtin_ctz(absent));
@@ -417,7 +419,8 @@ EMULATION_EXPORT void emulation_launch(const void *found, const unsigned grid[3]
             emulation::fail("%s takes %zu bytes of arguments and is launched with %zu", kernel.name,
                             kernel.packed_size, packed_size);
         if (packed) std::memcpy(copy.data(), packed, packed_size);
-        for (const std::size_t offset : kernel.offsets) pointers.push_back(reinterpret_cast<char *>(copy.data()) + offset);
+        char *const start = reinterpret_cast<char *>(copy.data());
+        for (const std::size_t offset : kernel.offsets) pointers.push_back(start + offset);
         arguments = pointers.data();
     }
     emulation::launch(kernel, {grid[0], grid[1], grid[2]}, {block[0], block[1], block[2]}, arguments);
