@@ -244,11 +244,12 @@ def test_kernels_are_cuda(tmp_path: Path) -> None:
     run([nvcc, "-cubin", "-std=c++17", "-arch=sm_90", "-o", str(tmp_path / "kernels.cubin"), str(HERE / "kernels.cu")])
 
 
-def test_pycuda_on_the_emulated_driver(emulated_cuda: dict[str, str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("lazy", [{}, {"OPTFORGE_EMULATION_LAZY": "1"}], ids=["eager", "lazy"])
+def test_pycuda_on_the_emulated_driver(emulated_cuda: dict[str, str], tmp_path: Path, lazy: dict[str, str]) -> None:
     require("pycuda")
     cubin, trace = tmp_path / "kernels.cubin", tmp_path / "trace"
     nvcc = ["nvcc", "-cubin", "-std=c++17", "-arch=sm_90", "-Werror", "all-warnings", "-O3", "-o", str(cubin)]
-    variables = {**emulated_cuda, "XDG_CACHE_HOME": str(tmp_path), "OPTFORGE_EMULATION_TRACE": str(trace)}
+    variables = {**emulated_cuda, "XDG_CACHE_HOME": str(tmp_path), "OPTFORGE_EMULATION_TRACE": str(trace), **lazy}
     subprocess.run([*nvcc, str(HERE / "kernels.cu")], env=variables, check=True)
     command = [sys.executable, "-W", "error", str(HERE / "with_pycuda.py"), str(cubin)]
     answer = subprocess.run(command, env=variables, capture_output=True, text=True)

@@ -86,6 +86,7 @@ def environment(directory: Path) -> dict[str, str]:
     return {
         **os.environ,
         "LD_LIBRARY_PATH": os.pathsep.join([str(directory), *([before] if before else [])]),
+        "NVCC": str(directory / "nvcc"),
         "PATH": os.pathsep.join([str(directory), os.environ["PATH"]]),
     }
 
