@@ -21,9 +21,8 @@ HERE = Path(__file__).parent
 FLAGS = ("-std=c++17", "-O1", "-fPIC", "-ffp-contract=off", "-fno-gnu-unique", "-fno-sanitize-recover=alignment",
          "-fsanitize=alignment")  # fmt: skip
 PREPROCESS = ("g++", "-E", "-x", "c++", f"-I{HERE}", "-include", "cuda_runtime.h")  # nvcc too includes it unasked
-KERNEL = re.compile(
-    r"__attribute__\(\(noinline, used\)\)\s+(?:static\s+)?void\s+(\w+)\s*\("
-)  # __global__, preprocessed
+# What the preprocessor makes of __global__.
+KERNEL = re.compile(r"__attribute__\(\(noinline, used\)\)\s+(?:static\s+)?void\s+(\w+)\s*\(")
 
 
 def compile_emulated(files: Mapping[str, str], directory: Path, flags: Sequence[str] = ()) -> Path:
