@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from emulation import build_driver, environment, write_nvcc
 
 REQUIRED = os.environ.get("OPTFORGE_TEST_REQUIRE", "").split()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from conftest import require
 from emulation import HERE, compile_emulated, run
 
@@ -155,6 +157,14 @@ def test_memory_functions(library: ctypes.CDLL) -> None:
     assert np.array_equal(y, np.where(x < 4, 0, x))
 
 
+def test_errors_that_a_test_asks_for(library: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> None:
+    y = np.zeros(4, np.float32)
+    arguments = (ctypes.c_void_p(y.ctypes.data), ctypes.c_double(0.5), ctypes.c_int(2), ctypes.c_float(3), None)
+    monkeypatch.setenv("OPTFORGE_EMULATION_REFUSE", "cudaLaunchKernel:719")
+    assert library.run_several(*arguments) == 719 and not y.any()
+    assert [library.cudaPeekAtLastError(), library.cudaGetLastError(), library.cudaGetLastError()] == [719, 719, 0]
+
+
 def test_missing_barrier_shows(library: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> None:
     memory, seen = Memory(256), set()
     for order in ORDERS:
@@ -172,36 +182,50 @@ def test_shared_memory_is_poisoned_between_blocks(library: ctypes.CDLL) -> None:
     assert (memory.y[:5] == POISON).all()
 
 
+WARP, BLOCK = ((1, 1, 1), (32, 1, 1)), ((1, 1, 1), (256, 1, 1))
 MISTAKES = {
-    "barrier_for_some": "100 wait in __syncthreads, 0 in a warp operation, 156 have returned",
-    "barrier_or_shuffle": "of 32 threads, 31 wait in __syncthreads, 1 in a warp operation",
-    "shuffle_without_lane": "mask ffffffff of a warp operation names lane 5, which has returned or is not in the block",
-    "shuffle_outside_its_mask": "the mask 0000ffff of a warp operation does not name lane",
-    "shuffle_from_outside_its_mask": "which its mask 0000ffff does not name",
-    "misaligned_hint": "misaligned_hint, block (0, 0, 0), thread (1, 0, 0): misaligned access",
-    "misaligned_plain": "misaligned_plain, block (0, 0, 0), thread (2, 0, 0): {}:",
-    "where (0, 1, 1) (32, 1, 1)": "where: a grid of (0, 1, 1) blocks is impossible",
-    "where (1, 65536, 1) (32, 1, 1)": "where: a grid of (1, 65536, 1) blocks is impossible",
-    "where (1, 1, 1) (1025, 1, 1)": "where: blocks of (1025, 1, 1) threads are impossible",
-    "where (1, 1, 1) (32, 1, 0)": "where: blocks of (32, 1, 0) threads are impossible",
-    "lanes (1, 1, 1) (16, 1, 1)": "names lane 16, which has returned or is not in the block",
+    ("barrier_for_some", *BLOCK): "100 wait in __syncthreads, 0 in a warp operation, 156 have returned",
+    ("barrier_or_shuffle", *WARP): "of 32 threads, 31 wait in __syncthreads, 1 in a warp operation",
+    (
+        "shuffle_without_lane",
+        *WARP,
+    ): "ffffffff of a warp operation names lane 5, which has returned or is not in the block",
+    ("shuffle_outside_its_mask", *WARP): "the mask 0000ffff of a warp operation does not name lane",
+    ("shuffle_from_outside_its_mask", *WARP): "which its mask 0000ffff does not name",
+    ("misaligned_hint", *WARP): "misaligned_hint, block (0, 0, 0), thread (1, 0, 0): misaligned access",
+    ("misaligned_plain", *WARP): "misaligned_plain, block (0, 0, 0), thread (2, 0, 0): {}:",
+    ("where", (0, 1, 1), (32, 1, 1)): "where: a grid of (0, 1, 1) blocks is impossible",
+    ("where", (1, 65536, 1), (32, 1, 1)): "where: a grid of (1, 65536, 1) blocks is impossible",
+    ("where", (1, 1, 1), (1025, 1, 1)): "where: blocks of (1025, 1, 1) threads are impossible",
+    ("where", (1, 1, 1), (32, 1, 0)): "where: blocks of (32, 1, 0) threads are impossible",
+    ("lanes", (1, 1, 1), (16, 1, 1)): "which has returned or is not in the block",
 }
+MISTAKEN = """
+import ctypes, os, sys, tempfile
+library, memory, outcomes = ctypes.CDLL(sys.argv[1]), (ctypes.c_double * 4000)(), {}
+start = ctypes.addressof(memory) + 64 - ctypes.addressof(memory) % 64
+work = (ctypes.c_size_t * 5)(start, start, start, start, 2000)
+for name, grid, block in eval(sys.stdin.read()):
+    with tempfile.TemporaryFile() as said:
+        if (child := os.fork()) == 0:
+            os.dup2(said.fileno(), 2)
+            library.launch(name.encode(), work, (ctypes.c_uint * 3)(*grid), (ctypes.c_uint * 3)(*block))
+            os._exit(0)
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        said.seek(0)
+        outcomes[name, grid, block] = status, said.read().decode()
+print(outcomes)
+"""
 
 
 @pytest.mark.parametrize("order", ORDERS[1:3])
-@pytest.mark.parametrize("mistake", MISTAKES)
-def test_mistakes_end_the_process(path: Path, mistake: str, order: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mistakes_end_the_process(path: Path, order: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPTFORGE_EMULATION_THREADS", order)
-    name, _, sizes = mistake.partition(" ")
-    sizes = sizes or ("(1, 1, 1) (32, 1, 1)" if "shuffle" in name else "(1, 1, 1) (256, 1, 1)")
-    code = f"""
-import ctypes, sys
-from test_emulation import Memory, launch
-launch(ctypes.CDLL(sys.argv[1]), "{name}", Memory(2000).work, {sizes.replace(") (", "), (")})
-"""
-    answer = subprocess.run([sys.executable, "-c", code, path], cwd=HERE.parent, capture_output=True, text=True)
-    assert answer.returncode < 0 and answer.stderr.startswith("CUDA emulation: ")
-    assert MISTAKES[mistake].format(path.with_name("kernels.cu")) in answer.stderr.splitlines()[0]
+    command = [sys.executable, "-c", MISTAKEN, str(path)]
+    answer = subprocess.run(command, input=str(list(MISTAKES)), capture_output=True, text=True, check=True)
+    for mistake, (status, said) in eval(answer.stdout).items():
+        expected = MISTAKES[mistake].format(path.with_name("kernels.cu"))
+        assert status == -signal.SIGABRT and said.startswith("CUDA emulation: ") and expected in said, (mistake, said)
 
 
 def test_write_beyond_an_allocation_is_seen_when_it_is_freed(path: Path) -> None:
@@ -220,11 +244,12 @@ def test_kernels_are_cuda(tmp_path: Path) -> None:
     run([nvcc, "-cubin", "-std=c++17", "-arch=sm_90", "-o", str(tmp_path / "kernels.cubin"), str(HERE / "kernels.cu")])
 
 
-def test_pycuda_on_the_emulated_driver(emulated_cuda: dict[str, str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("lazy", [{}, {"OPTFORGE_EMULATION_LAZY": "1"}], ids=["eager", "lazy"])
+def test_pycuda_on_the_emulated_driver(emulated_cuda: dict[str, str], tmp_path: Path, lazy: dict[str, str]) -> None:
     require("pycuda")
     cubin, trace = tmp_path / "kernels.cubin", tmp_path / "trace"
     nvcc = ["nvcc", "-cubin", "-std=c++17", "-arch=sm_90", "-Werror", "all-warnings", "-O3", "-o", str(cubin)]
-    variables = {**emulated_cuda, "XDG_CACHE_HOME": str(tmp_path), "OPTFORGE_EMULATION_TRACE": str(trace)}
+    variables = {**emulated_cuda, "XDG_CACHE_HOME": str(tmp_path), "OPTFORGE_EMULATION_TRACE": str(trace), **lazy}
     subprocess.run([*nvcc, str(HERE / "kernels.cu")], env=variables, check=True)
     command = [sys.executable, "-W", "error", str(HERE / "with_pycuda.py"), str(cubin)]
     answer = subprocess.run(command, env=variables, capture_output=True, text=True)

@@ -12,6 +12,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -20,9 +21,8 @@ HERE = Path(__file__).parent
 FLAGS = ("-std=c++17", "-O1", "-fPIC", "-ffp-contract=off", "-fno-gnu-unique", "-fno-sanitize-recover=alignment",
          "-fsanitize=alignment")  # fmt: skip
 PREPROCESS = ("g++", "-E", "-x", "c++", f"-I{HERE}", "-include", "cuda_runtime.h")  # nvcc too includes it unasked
-KERNEL = re.compile(
-    r"__attribute__\(\(noinline, used\)\)\s+(?:static\s+)?void\s+(\w+)\s*\("
-)  # __global__, preprocessed
+# What the preprocessor makes of __global__.
+KERNEL = re.compile(r"__attribute__\(\(noinline, used\)\)\s+(?:static\s+)?void\s+(\w+)\s*\(")
 
 
 def compile_emulated(files: Mapping[str, str], directory: Path, flags: Sequence[str] = ()) -> Path:
@@ -36,17 +36,18 @@ def compile_emulated(files: Mapping[str, str], directory: Path, flags: Sequence[
 
 def link_emulated(sources: Sequence[Path], library: Path, flags: Sequence[str] = ()) -> Path:
     """The library of sources that are files already."""
-    objects = []
-    for number, source in enumerate(sources):
-        preprocessed = run([*PREPROCESS, *FLAGS, *flags, str(source)])
-        names = dict.fromkeys(KERNEL.findall(preprocessed))
-        described = [f'static const emulation::Kernel emulation_of_{name}("{name}", {name});\n' for name in names]
-        unit = library.with_suffix(f".{number}.ii")
-        unit.write_text("".join([preprocessed, *described]), encoding="utf-8")
-        objects.append(str(unit.with_suffix(".o")))
-        run(["g++", *FLAGS, *flags, "-c", str(unit), "-o", objects[-1]])
-    sanitizers = [flag for flag in flags if flag.startswith("-fsanitize=")]
-    run(["g++", "-shared", *sanitizers, *objects, "-o", str(library)])
+    with tempfile.TemporaryDirectory() as scratch:
+        objects = []
+        for number, source in enumerate(sources):
+            preprocessed = run([*PREPROCESS, *FLAGS, *flags, str(source)])
+            names = dict.fromkeys(KERNEL.findall(preprocessed))
+            described = [f'static const emulation::Kernel emulation_of_{name}("{name}", {name});\n' for name in names]
+            unit = Path(scratch, f"{number}.ii")
+            unit.write_text("".join([preprocessed, *described]), encoding="utf-8")
+            objects.append(str(unit.with_suffix(".o")))
+            run(["g++", *FLAGS, *flags, "-c", str(unit), "-o", objects[-1]])
+        sanitizers = [flag for flag in flags if flag.startswith("-fsanitize=")]
+        run(["g++", "-shared", "-Wl,-Bsymbolic", *sanitizers, *objects, "-o", str(library)])
     return library
 
 
@@ -84,6 +85,7 @@ def environment(directory: Path) -> dict[str, str]:
     return {
         **os.environ,
         "LD_LIBRARY_PATH": os.pathsep.join([str(directory), *([before] if before else [])]),
+        "NVCC": str(directory / "nvcc"),
         "PATH": os.pathsep.join([str(directory), os.environ["PATH"]]),
     }
 

@@ -4,33 +4,28 @@
 // another goes on, all on one CPU thread. So this shows indexing, argument passing, reduction trees and bits, and a
 // missing barrier shows under some order of the fibers. It shows nothing about memory order or speed.
 //
-//   OPTFORGE_EMULATION_THREADS   which of the threads that can run goes first: ascending (default), descending, random:SEED
-//   OPTFORGE_EMULATION_BLOCKS    the order of the blocks, likewise
-//   OPTFORGE_EMULATION_MULTIPROCESSORS   how many the device claims to have (default 4)
+//   OPTFORGE_EMULATION_THREADS          which thread that can run goes on: ascending (default), descending, random:SEED
+//   OPTFORGE_EMULATION_BLOCKS           the order of the blocks, likewise
+//   OPTFORGE_EMULATION_MULTIPROCESSORS  how many the device claims to have (default 4)
+//   OPTFORGE_EMULATION_REFUSE           NAME:CODE, a call that fails, as cudaLaunchKernel:719 or cuMemAlloc_v2:2
 //
 // Misuse (a barrier that some threads never reach, a mask of absent lanes, a misaligned access, an impossible grid, a
-// write beyond an allocation) ends the process with a message. Not emulated: extern __shared__, textures, <<<>>>.
+// write beyond an allocation) ends the process with a message. Shared and freshly allocated memory holds 0x7f in every
+// byte. Not emulated: kernels that are templates, extern __shared__, textures, <<<>>>.
 //
 // Kernels are found by name and address through objects of the class Kernel, one for each, which the build appends to
-// the preprocessed file (see compile_emulated).
+// the preprocessed file (link_emulated in __init__.py).
 #pragma once
 
 #include <math.h>
 
-#include <algorithm>
-#include <cstdarg>
 #include <cstddef>
 #include <cstdint>
-#include <cstdio>
-#include <cstdlib>
 #include <cstring>
-#include <mutex>
 #include <type_traits>
-#include <utility>
-#include <vector>
 
-#include <link.h>
-#include <sys/mman.h>
+#include "machine.h"
+#include "vector_types.h"
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Language
@@ -48,417 +43,6 @@
 // shared variables can be overwritten between two blocks.
 #define __shared__ thread_local
 
-#define EMULATION_VECTORS(T, name, align2, align4)                         \
-    struct name##1 { T x; };                                               \
-    struct alignas(align2) name##2 { T x, y; };                            \
-    struct name##3 { T x, y, z; };                                         \
-    struct alignas(align4) name##4 { T x, y, z, w; };                      \
-    inline name##1 make_##name##1(T x) { return {x}; }                     \
-    inline name##2 make_##name##2(T x, T y) { return {x, y}; }             \
-    inline name##3 make_##name##3(T x, T y, T z) { return {x, y, z}; }     \
-    inline name##4 make_##name##4(T x, T y, T z, T w) { return {x, y, z, w}; }
-EMULATION_VECTORS(signed char, char, 2, 4)
-EMULATION_VECTORS(unsigned char, uchar, 2, 4)
-EMULATION_VECTORS(short, short, 4, 8)
-EMULATION_VECTORS(unsigned short, ushort, 4, 8)
-EMULATION_VECTORS(int, int, 8, 16)
-EMULATION_VECTORS(unsigned, uint, 8, 16)
-EMULATION_VECTORS(long long, longlong, 16, 16)
-EMULATION_VECTORS(unsigned long long, ulonglong, 16, 16)
-EMULATION_VECTORS(float, float, 8, 16)
-EMULATION_VECTORS(double, double, 16, 16)
-#undef EMULATION_VECTORS
-
-struct dim3 {
-    unsigned x, y, z;
-    constexpr dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
-};
-
-// ---------------------------------------------------------------------------------------------------------------------
-// The machine. All of it belongs to one shared library, whatever else the process has loaded: hence hidden.
-
-namespace emulation __attribute__((visibility("hidden"))) {
-
-constexpr unsigned warp_size = 32, largest_block = 1024;
-constexpr int poison = 0x7f;  // in each byte: an enormous float, double or integer
-
-struct Kernel;
-struct Launch {
-    const Kernel *kernel = nullptr;  // null: nothing is running
-    uint3 thread{}, block{};
-    dim3 block_size, grid_size;
-};
-inline Launch now;
-
-[[noreturn]] void fail(const char *format, ...) __attribute__((format(printf, 1, 2)));
-
-// ---- Kernels
-
-struct Kernel {
-    const char *name;
-    const void *address;
-    std::vector<std::size_t> offsets;  // of the arguments where they lie packed as in a struct
-    std::size_t packed_size = 0;
-    void (*call)(const Kernel &kernel, void **arguments);
-    const Kernel *next;
-    static inline const Kernel *first = nullptr;
-
-    template <class... Arguments>
-    Kernel(const char *name, void (*function)(Arguments...))
-        : name(name), address(reinterpret_cast<const void *>(function)), next(first) {
-        (place(sizeof(Arguments), alignof(Arguments)), ...);
-        call = [](const Kernel &kernel, void **arguments) {
-            unpack<Arguments...>(kernel.address, arguments, std::index_sequence_for<Arguments...>{});
-        };
-        first = this;
-    }
-
-private:
-    void place(std::size_t size, std::size_t alignment) {
-        offsets.push_back((packed_size + alignment - 1) / alignment * alignment);
-        packed_size = offsets.back() + size;
-    }
-    template <class... Arguments, std::size_t... i>
-    static void unpack(const void *function, [[maybe_unused]] void **arguments, std::index_sequence<i...>) {
-        reinterpret_cast<void (*)(Arguments...)>(function)(*static_cast<Arguments *>(arguments[i])...);
-    }
-};
-
-inline void fail(const char *format, ...) {
-    std::fflush(stdout);
-    std::fputs("CUDA emulation: ", stderr);
-    if (now.kernel)
-        std::fprintf(stderr, "%s, block (%u, %u, %u), thread (%u, %u, %u): ", now.kernel->name, now.block.x,
-                     now.block.y, now.block.z, now.thread.x, now.thread.y, now.thread.z);
-    va_list values;
-    va_start(values, format);
-    std::vfprintf(stderr, format, values);
-    va_end(values);
-    std::fputc('\n', stderr);
-    std::abort();
-}
-
-// ---- Orders
-
-class Order {  // in which things are taken from a set
-public:
-    explicit Order(const char *variable) {
-        const char *value = std::getenv(variable);
-        if (!value || std::strcmp(value, "ascending") == 0) return;
-        descending = std::strcmp(value, "descending") == 0;
-        random = std::strncmp(value, "random:", 7) == 0;
-        if (random) state = std::strtoull(value + 7, nullptr, 10);
-        if (!descending && !random) fail("%s is %s: not ascending, descending or random:SEED", variable, value);
-    }
-    unsigned pick(std::uint32_t set) {  // a bit of a set that is not empty
-        if (descending) return 31 - __builtin_clz(set);
-        if (random)
-            for (unsigned skip = below(__builtin_popcount(set)); skip > 0; skip--) set &= set - 1;
-        return __builtin_ctz(set);
-    }
-    std::vector<std::uint64_t> arrange(std::uint64_t count) {
-        std::vector<std::uint64_t> all(count);
-        for (std::uint64_t i = 0; i < count; i++) all[i] = descending ? count - 1 - i : i;
-        if (random)
-            for (std::uint64_t i = count; i > 1; i--) std::swap(all[i - 1], all[below(i)]);
-        return all;
-    }
-
-private:
-    bool descending = false, random = false;
-    std::uint64_t state = 0;
-    std::uint64_t below(std::uint64_t bound) {  // splitmix64
-        std::uint64_t z = state += 0x9e3779b97f4a7c15;
-        z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9;
-        z = (z ^ z >> 27) * 0x94d049bb133111eb;
-        return (z ^ z >> 31) % bound;
-    }
-};
-
-// ---- Fibers
-
-constexpr std::size_t stack_size = 256 << 10, page = 64 << 10;
-
-#if defined(__x86_64__) && !defined(OPTFORGE_EMULATION_UCONTEXT)  // swapcontext makes a system call at every switch
-using Context = void *;  // the stack pointer; whatever else a call preserves lies on the stack
-extern "C" void emulation_switch(Context *from, Context to) __attribute__((visibility("hidden")));
-asm(R"(
-    .text
-    .weak emulation_switch
-    .hidden emulation_switch
-    .type emulation_switch, @function
-emulation_switch:
-    pushq %rbp
-    pushq %rbx
-    pushq %r12
-    pushq %r13
-    pushq %r14
-    pushq %r15
-    movq %rsp, (%rdi)
-    movq %rsi, %rsp
-    popq %r15
-    popq %r14
-    popq %r13
-    popq %r12
-    popq %rbx
-    popq %rbp
-    ret
-)");
-inline void switch_context(Context &from, Context &to) { emulation_switch(&from, to); }
-inline void prepare(Context &context, char *top, void (*entry)()) {
-    void **stack = reinterpret_cast<void **>(top) - 8;  // six registers, where to return to, and an end
-    std::fill(stack, stack + 8, nullptr);
-    stack[6] = reinterpret_cast<void *>(entry);
-    context = stack;
-}
-#else
-}  // namespace emulation
-#include <ucontext.h>
-namespace emulation __attribute__((visibility("hidden"))) {
-using Context = ucontext_t;
-inline void switch_context(Context &from, Context &to) { swapcontext(&from, &to); }
-inline void prepare(Context &context, char *top, void (*entry)()) {
-    getcontext(&context);
-    context.uc_stack.ss_sp = top - stack_size / 2;
-    context.uc_stack.ss_size = stack_size / 2;
-    makecontext(&context, entry, 0);
-}
-#endif
-
-// ---- A block and its threads
-
-enum class Operation { shuffle, vote, join };
-
-struct Thread {
-    Context context;
-    uint3 index;
-    struct {
-        Operation operation;
-        std::uint32_t mask;
-        unsigned source;  // a lane
-        std::uint64_t value;
-    } request;              // while it waits in a warp operation
-    std::uint64_t result;
-};
-
-struct Block {
-    std::vector<Thread> threads{largest_block + 1};  // the last is whoever launched
-    unsigned size, current;
-    std::uint32_t ready_warps, ready[warp_size], in_warp[warp_size], running[warp_size];  // sets of warps, of lanes
-    unsigned at_barrier, finished, votes, result;
-    Order order{"OPTFORGE_EMULATION_THREADS"};
-    void **arguments;
-};
-inline Block *block;
-
-inline void make_ready(unsigned warp, std::uint32_t lanes) {
-    block->ready[warp] |= lanes;
-    block->ready_warps |= 1u << warp;
-}
-
-inline void go_on() {  // with a thread that can run, or back to the launch where all have finished
-    Block &b = *block;
-    unsigned next = largest_block;
-    if (b.ready_warps) {
-        const unsigned warp = b.order.pick(b.ready_warps), lane = b.order.pick(b.ready[warp]);
-        if (!(b.ready[warp] &= ~(1u << lane))) b.ready_warps &= ~(1u << warp);
-        next = warp * warp_size + lane;
-    } else if (b.finished < b.size) {
-        const unsigned in_warp = b.size - b.finished - b.at_barrier;
-        fail("no thread can go on: of %u threads, %u wait in __syncthreads, %u in a warp operation, %u have returned",
-             b.size, b.at_barrier, in_warp, b.finished);
-    }
-    const unsigned last = std::exchange(b.current, next);
-    now.thread = b.threads[next].index;
-    if (next != last) switch_context(b.threads[last].context, b.threads[next].context);
-}
-
-inline void run_thread() {
-    for (;;) {  // once for each block
-        now.kernel->call(*now.kernel, block->arguments);
-        block->running[block->current / warp_size] &= ~(1u << block->current % warp_size);
-        block->finished++;
-        go_on();
-    }
-}
-
-inline unsigned barrier(bool vote = false) {  // the number of threads that voted so
-    Block &b = *block;
-    b.votes += vote;
-    if (++b.at_barrier == b.size) {
-        b.result = std::exchange(b.votes, 0);
-        b.at_barrier = 0;
-        for (unsigned warp = 0; warp * warp_size < b.size; warp++) make_ready(warp, b.running[warp]);
-    }
-    go_on();
-    return b.result;
-}
-
-inline std::uint64_t in_warp(Operation operation, std::uint32_t mask, std::uint64_t value = 0, unsigned source = 0) {
-    Block &b = *block;
-    Thread &self = b.threads[b.current];
-    const unsigned warp = b.current / warp_size, lane = b.current % warp_size;
-    if (!(mask >> lane & 1)) fail("the mask %08x of a warp operation does not name lane %u, which calls it", mask, lane);
-    if (const std::uint32_t absent = mask & ~b.running[warp])
-        fail("the mask %08x of a warp operation names lane %d, which has returned or is not in the block", mask,
-             __builtin_ctz(absent));
-    if (operation == Operation::shuffle && !(mask >> source & 1))
-        fail("a shuffle reads lane %u, which its mask %08x does not name", source, mask);
-    self.request = {operation, mask, source, value};
-    b.in_warp[warp] |= 1u << lane;
-
-    Thread *const lanes = &b.threads[warp * warp_size];
-    std::uint32_t came = 0, ballot = 0;
-    if ((b.in_warp[warp] & mask) == mask)
-        for (std::uint32_t rest = mask; rest; rest &= rest - 1) {
-            const unsigned i = __builtin_ctz(rest);
-            came |= std::uint32_t(lanes[i].request.operation == operation && lanes[i].request.mask == mask) << i;
-            ballot |= std::uint32_t(lanes[i].request.value != 0) << i;
-        }
-    if (came != mask) {  // the last one to come completes the operation
-        go_on();
-        return self.result;
-    }
-    for (std::uint32_t rest = mask; rest; rest &= rest - 1) {
-        Thread &other = lanes[__builtin_ctz(rest)];
-        other.result = operation == Operation::vote ? ballot : lanes[other.request.source].request.value;
-    }
-    b.in_warp[warp] &= ~mask;
-    make_ready(warp, mask);
-    go_on();
-    return self.result;
-}
-
-inline thread_local char shared_anchor;  // so that the library has thread-local variables in any case
-
-inline void poison_shared() {
-    volatile char *const anchor = &shared_anchor;  // makes them exist in this thread
-    *anchor = 0;
-    const auto overwrite = [](dl_phdr_info *library, std::size_t, void *address) {
-        for (int i = 0; i < library->dlpi_phnum; i++) {
-            const ElfW(Phdr) &segment = library->dlpi_phdr[i];
-            const char *const start = static_cast<char *>(library->dlpi_tls_data);
-            if (segment.p_type != PT_TLS || !start || start > address || start + segment.p_memsz <= address) continue;
-            std::memset(library->dlpi_tls_data, poison, segment.p_memsz);
-            return 1;
-        }
-        return 0;
-    };
-    dl_iterate_phdr(overwrite, const_cast<char *>(anchor));
-}
-
-inline char *stack_top(unsigned thread) {  // a little apart from its neighbours in the cache
-    static char *const stacks = [] {
-        void *all = mmap(nullptr, stack_size * largest_block, PROT_READ | PROT_WRITE,
-                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-        if (all == MAP_FAILED) fail("no memory for the threads' stacks");
-        for (unsigned i = 0; i < largest_block; i++) mprotect(static_cast<char *>(all) + i * stack_size, page, PROT_NONE);
-        return static_cast<char *>(all);
-    }();
-    return stacks + (thread + 1) * stack_size - thread % 64 * 192;
-}
-
-inline void launch(const Kernel &kernel, dim3 grid, dim3 size, void **arguments) {
-    static std::mutex one_at_a_time;
-    const std::lock_guard<std::mutex> lock(one_at_a_time);
-    const std::uint64_t threads = std::uint64_t(size.x) * size.y * size.z;
-    if (threads == 0 || threads > largest_block || size.z > 64)
-        fail("%s: blocks of (%u, %u, %u) threads are impossible", kernel.name, size.x, size.y, size.z);
-    if (grid.x == 0 || grid.y == 0 || grid.z == 0 || grid.x > 0x7fffffff || grid.y > 0xffff || grid.z > 0xffff)
-        fail("%s: a grid of (%u, %u, %u) blocks is impossible", kernel.name, grid.x, grid.y, grid.z);
-
-    Block b;
-    block = &b;
-    b.size = threads;
-    b.arguments = arguments;
-    for (unsigned i = 0; i < b.size; i++) {
-        b.threads[i].index = {i % size.x, i / size.x % size.y, i / size.x / size.y};
-        prepare(b.threads[i].context, stack_top(i), run_thread);
-    }
-    now = {&kernel, {}, {}, size, grid};
-    for (const std::uint64_t i : Order("OPTFORGE_EMULATION_BLOCKS").arrange(std::uint64_t(grid.x) * grid.y * grid.z)) {
-        poison_shared();
-        now.block = {unsigned(i % grid.x), unsigned(i / grid.x % grid.y), unsigned(i / grid.x / grid.y)};
-        b.ready_warps = b.at_barrier = b.finished = b.votes = 0;
-        for (unsigned warp = 0; warp * warp_size < b.size; warp++) {
-            b.running[warp] = b.size - warp * warp_size >= warp_size ? ~0u : (1u << b.size % warp_size) - 1;
-            b.ready[warp] = b.in_warp[warp] = 0;
-            make_ready(warp, b.running[warp]);
-        }
-        b.current = largest_block;
-        go_on();
-    }
-    now.kernel = nullptr;
-}
-
-// ---- Memory
-
-template <class T>
-T &aligned(T *pointer) {
-    if (reinterpret_cast<std::uintptr_t>(pointer) % alignof(T))
-        fail("misaligned access: %p is no multiple of %zu", static_cast<const void *>(pointer), alignof(T));
-    return *pointer;
-}
-
-constexpr std::size_t guard = 256;  // bytes on both sides of an allocation, the first of which tell its size
-
-inline void *allocate(std::size_t size) {
-    char *const all = static_cast<char *>(std::aligned_alloc(guard, (size + 3 * guard - 1) / guard * guard));
-    if (!all) return nullptr;
-    std::memset(all, poison, size + 2 * guard);
-    std::memcpy(all, &size, sizeof size);
-    return all + guard;
-}
-
-inline void release(void *pointer) {
-    if (!pointer) return;
-    const char *const all = static_cast<char *>(pointer) - guard;
-    std::size_t size;
-    std::memcpy(&size, all, sizeof size);
-    const auto untouched = [](char byte) { return byte == poison; };
-    if (!std::all_of(all + sizeof size, all + guard, untouched) ||
-        !std::all_of(all + guard + size, all + 2 * guard + size, untouched))
-        fail("memory beside the allocation of %zu bytes at %p was overwritten, or it is no allocation", size, pointer);
-    std::memset(pointer, poison, size);
-    std::free(pointer ? const_cast<char *>(all) : nullptr);
-}
-
-}  // namespace emulation
-
-// What code compiled with -fsanitize=alignment calls where a plain access is misaligned.
-extern "C" [[gnu::used, gnu::visibility("hidden")]] inline void __ubsan_handle_type_mismatch_v1_abort(
-    const void *what, std::uintptr_t pointer) {
-    struct { const char *file; std::uint32_t line, column; const char *type; unsigned char alignment; } where;
-    std::memcpy(&where, what, sizeof where);
-    emulation::fail("%s:%u: misaligned access: %#zx is no multiple of %u, as %s needs", where.file, where.line,
-                    static_cast<std::size_t>(pointer), 1u << where.alignment, where.type + 4);
-}
-
-// What the emulated driver calls in a library that it loaded as a module.
-#define EMULATION_EXPORT extern "C" [[gnu::used, gnu::visibility("default")]] inline
-
-EMULATION_EXPORT const void *emulation_find(const char *name) {
-    const emulation::Kernel *kernel = emulation::Kernel::first;
-    while (kernel && std::strcmp(kernel->name, name) != 0) kernel = kernel->next;
-    return kernel;
-}
-
-EMULATION_EXPORT void emulation_launch(const void *found, const unsigned grid[3], const unsigned block[3],
-                                       void **arguments, const void *packed, std::size_t packed_size) {
-    const emulation::Kernel &kernel = *static_cast<const emulation::Kernel *>(found);
-    std::vector<std::max_align_t> copy((packed_size + sizeof(std::max_align_t)) / sizeof(std::max_align_t));
-    std::vector<void *> pointers;
-    if (!arguments) {
-        if (packed_size != kernel.packed_size)
-            emulation::fail("%s takes %zu bytes of arguments and is launched with %zu", kernel.name,
-                            kernel.packed_size, packed_size);
-        if (packed) std::memcpy(copy.data(), packed, packed_size);
-        for (const std::size_t offset : kernel.offsets) pointers.push_back(reinterpret_cast<char *>(copy.data()) + offset);
-        arguments = pointers.data();
-    }
-    emulation::launch(kernel, {grid[0], grid[1], grid[2]}, {block[0], block[1], block[2]}, arguments);
-}
-
 // ---------------------------------------------------------------------------------------------------------------------
 // Device functions
 
@@ -472,9 +56,9 @@ inline void __syncthreads() { emulation::barrier(); }
 inline int __syncthreads_count(int vote) { return int(emulation::barrier(vote)); }
 inline int __syncthreads_or(int vote) { return emulation::barrier(vote) != 0; }
 inline int __syncthreads_and(int vote) { return emulation::barrier(vote) == emulation::block->size; }
-inline void __syncwarp(unsigned mask = ~0u) { emulation::in_warp(emulation::Operation::join, mask); }
+inline void __syncwarp(unsigned mask = ~0u) { emulation::warp_operation(emulation::Operation::join, mask); }
 inline unsigned __ballot_sync(unsigned mask, int vote) {
-    return unsigned(emulation::in_warp(emulation::Operation::vote, mask, vote != 0));
+    return unsigned(emulation::warp_operation(emulation::Operation::vote, mask, vote != 0));
 }
 inline int __any_sync(unsigned mask, int vote) { return __ballot_sync(mask, vote) != 0; }
 inline int __all_sync(unsigned mask, int vote) { return __ballot_sync(mask, vote) == mask; }
@@ -492,7 +76,7 @@ T shuffle(std::uint32_t mask, T value, unsigned source, bool in_segment) {
     static_assert(std::is_arithmetic_v<T> && sizeof(T) <= 8);
     std::uint64_t bits = 0;
     std::memcpy(&bits, &value, sizeof value);
-    bits = in_warp(Operation::shuffle, mask, bits, in_segment ? source : lane());
+    bits = warp_operation(Operation::shuffle, mask, bits, in_segment ? source : lane());
     std::memcpy(&value, &bits, sizeof value);
     return value;
 }
@@ -668,15 +252,14 @@ using cudaStream_t = struct CUstream_st *;
 
 namespace emulation __attribute__((visibility("hidden"))) {
 inline cudaError_t last_error = cudaSuccess;
-inline int multiprocessors() {
-    const char *value = std::getenv("OPTFORGE_EMULATION_MULTIPROCESSORS");
-    return value ? std::atoi(value) : 4;
-}
 inline cudaError_t done(cudaError_t error = cudaSuccess) {
     if (error != cudaSuccess) last_error = error;
     return error;
 }
 }  // namespace emulation
+
+#define EMULATION_REFUSAL \
+    if (const int error = emulation::refused(__func__)) return emulation::done(cudaError_t(error))
 
 EMULATION_EXPORT cudaError_t cudaGetLastError() { return std::exchange(emulation::last_error, cudaSuccess); }
 EMULATION_EXPORT cudaError_t cudaPeekAtLastError() { return emulation::last_error; }
@@ -689,6 +272,7 @@ EMULATION_EXPORT const char *cudaGetErrorName(cudaError_t error) {
 
 EMULATION_EXPORT cudaError_t cudaLaunchKernel(const void *function, dim3 grid, dim3 block, void **arguments,
                                               std::size_t shared, cudaStream_t) {
+    EMULATION_REFUSAL;
     const emulation::Kernel *kernel = emulation::Kernel::first;
     while (kernel && kernel->address != function) kernel = kernel->next;
     if (!kernel) return emulation::done(cudaErrorInvalidDeviceFunction);
@@ -703,6 +287,7 @@ cudaError_t cudaLaunchKernel(void (*function)(Arguments...), dim3 grid, dim3 blo
 }
 
 EMULATION_EXPORT cudaError_t cudaMalloc(void **pointer, std::size_t size) {
+    EMULATION_REFUSAL;
     *pointer = size ? emulation::allocate(size) : nullptr;
     return emulation::done(size && !*pointer ? cudaErrorMemoryAllocation : cudaSuccess);
 }
@@ -715,18 +300,22 @@ EMULATION_EXPORT cudaError_t cudaFree(void *pointer) {
     return emulation::done();
 }
 EMULATION_EXPORT cudaError_t cudaMemcpy(void *to, const void *from, std::size_t size, cudaMemcpyKind) {
+    EMULATION_REFUSAL;
     if (size) std::memcpy(to, from, size);
     return emulation::done();
 }
 EMULATION_EXPORT cudaError_t cudaMemset(void *pointer, int value, std::size_t size) {
+    EMULATION_REFUSAL;
     if (size) std::memset(pointer, value, size);
     return emulation::done();
 }
 EMULATION_EXPORT cudaError_t cudaMemcpyAsync(void *to, const void *from, std::size_t size, cudaMemcpyKind kind,
                                              cudaStream_t = nullptr) {
+    EMULATION_REFUSAL;
     return cudaMemcpy(to, from, size, kind);
 }
 EMULATION_EXPORT cudaError_t cudaMemsetAsync(void *pointer, int value, std::size_t size, cudaStream_t = nullptr) {
+    EMULATION_REFUSAL;
     return cudaMemset(pointer, value, size);
 }
 EMULATION_EXPORT cudaError_t cudaDeviceSynchronize() { return emulation::done(); }

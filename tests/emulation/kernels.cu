@@ -95,8 +95,9 @@ KERNEL lanes(const Work w) {  // of one warp
     to[32 + threadIdx.x] = unsigned(__any_sync(~0u, threadIdx.x == 9) * 2 + __all_sync(~0u, threadIdx.x != 9));
     if (threadIdx.x < 8) to[64 + threadIdx.x] = __shfl_sync(0xffu, threadIdx.x, 5, 8);
     __syncwarp();
-    to[96 + threadIdx.x] = unsigned(__syncthreads_count(threadIdx.x < 9) * 4 + (__syncthreads_or(threadIdx.x == 9) != 0) * 2 +
-                                    (__syncthreads_and(threadIdx.x != 9) != 0));
+    const int count = __syncthreads_count(threadIdx.x < 9);
+    const bool any = __syncthreads_or(threadIdx.x == 9), all = __syncthreads_and(threadIdx.x != 9);
+    to[96 + threadIdx.x] = unsigned(count) * 4 + any * 2 + all;
 }
 
 KERNEL atomics(const Work w) {
@@ -198,7 +199,8 @@ struct Case {
 };
 static const Case cases[] = {
 #define CASE(name) {#name, (const void *)name}
-    CASE(where), CASE(arithmetic), CASE(sums_f32), CASE(sums_f64), CASE(total), CASE(lanes), CASE(atomics), CASE(reversed),
+    CASE(where), CASE(arithmetic), CASE(sums_f32), CASE(sums_f64), CASE(total), CASE(lanes), CASE(atomics),
+    CASE(reversed),
     CASE(sized_16), CASE(sized_24), CASE(sized_32), CASE(sized_40), CASE(sized_264), CASE(sized_4000),
     CASE(reversed_without_barrier), CASE(reads_before_it_writes), CASE(barrier_for_some), CASE(barrier_or_shuffle),
     CASE(shuffle_without_lane), CASE(shuffle_outside_its_mask), CASE(shuffle_from_outside_its_mask),

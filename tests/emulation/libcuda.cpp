@@ -1,10 +1,15 @@
-// A libcuda.so.1 without a GPU: what the emulated cuda_runtime.h makes of a .cu file is loaded and launched as a module.
+// A libcuda.so.1 without a GPU, which loads as a module and launches what the emulation made of a .cu file.
 //
 // For tests only. It has the entry points of the driver that PyCUDA calls to manage contexts, memory, streams, events
 // and modules; all others that PyCUDA is linked to are added when it is built and answer CUDA_ERROR_NOT_SUPPORTED.
-// Everything is done when a call returns. There is one device; calls without a current context fail, as they must.
+// There is one device, and calls without a current context fail, as they must.
 //
-//   OPTFORGE_EMULATION_TRACE            a file to which each call appends its name
+//   OPTFORGE_EMULATION_TRACE  a file to which each call appends its name
+//   OPTFORGE_EMULATION_LAZY   set: work waits until a call must wait for it, so that whoever reads a result too early, or
+//                             overwrites page-locked memory that is still to be copied, gets other bits. Otherwise
+//                             everything is done when a call returns.
+//
+// For other variables see cuda_runtime.h.
 
 #include <dlfcn.h>
 #include <elf.h>
@@ -12,13 +17,15 @@
 #include <time.h>
 #include <unistd.h>
 
+#include <deque>
 #include <fstream>
+#include <functional>
 #include <iterator>
 #include <map>
 #include <set>
 #include <string>
 
-#include "cuda_runtime.h"
+#include "machine.h"
 
 namespace {
 
@@ -34,6 +41,7 @@ enum Status {
     file_not_found = 301,
     invalid_handle = 400,
     not_found = 500,
+    not_ready = 600,
     context_is_destroyed = 709,
 };
 
@@ -49,6 +57,7 @@ const std::map<int, std::pair<const char *, const char *>> errors = {
     {file_not_found, {"CUDA_ERROR_FILE_NOT_FOUND", "file not found"}},
     {invalid_handle, {"CUDA_ERROR_INVALID_HANDLE", "invalid resource handle"}},
     {not_found, {"CUDA_ERROR_NOT_FOUND", "named symbol not found"}},
+    {not_ready, {"CUDA_ERROR_NOT_READY", "device not ready"}},
     {context_is_destroyed, {"CUDA_ERROR_CONTEXT_IS_DESTROYED", "context is destroyed"}},
     {801, {"CUDA_ERROR_NOT_SUPPORTED", "operation not supported by the emulation"}},
 };
@@ -68,12 +77,15 @@ struct Function {
 struct Stream {};
 struct Event {
     timespec recorded{};
+    int pending = 0;
 };
 
 bool initialized = false;
 Context primary;
 std::set<Context *> contexts;
 std::set<Stream *> streams;
+std::map<const char *, std::size_t> locked;  // page-locked memory: start and size
+std::deque<std::function<void()>> waiting;  // the work of all streams, in one order
 std::mutex one_at_a_time;
 thread_local std::vector<Context *> stack;  // the current context is the last
 
@@ -81,7 +93,8 @@ thread_local std::vector<Context *> stack;  // the current context is the last
 class Call {
 public:
     explicit Call(const char *name) : lock(one_at_a_time) {
-        if (const char *path = std::getenv("OPTFORGE_EMULATION_TRACE")) std::ofstream(path, std::ios::app) << name << '\n';
+        const char *path = std::getenv("OPTFORGE_EMULATION_TRACE");
+        if (path) std::ofstream(path, std::ios::app) << name << '\n';
     }
     Status status() const {
         return !initialized                      ? not_initialized
@@ -97,15 +110,46 @@ private:
 void *address(Pointer pointer) { return reinterpret_cast<void *>(pointer); }
 bool alive(Stream *stream) { return reinterpret_cast<std::uintptr_t>(stream) <= 2 || streams.count(stream); }
 
-template <class Word>
-Status fill(Pointer to, Word value, std::size_t count) {
-    std::fill_n(&emulation::aligned(static_cast<Word *>(address(to))), count, value);
+void work_off(std::size_t left = 0) {
+    while (waiting.size() > left) {
+        const std::function<void()> work = std::move(waiting.front());
+        waiting.pop_front();
+        work();
+    }
+}
+
+Status enqueue(Stream *stream, std::function<void()> work) {
+    if (!alive(stream)) return invalid_handle;
+    waiting.push_back(std::move(work));
+    if (!std::getenv("OPTFORGE_EMULATION_LAZY")) work_off();
     return success;
 }
 
-Status copy(void *to, const void *from, std::size_t size) {
-    if (size) std::memmove(to, from, size);
+Status synchronize(Stream *stream = nullptr) {
+    if (!alive(stream)) return invalid_handle;
+    work_off();
     return success;
+}
+
+Status progress(bool done) {  // whoever asks often enough sees the end
+    if (done) return success;
+    work_off(waiting.size() - 1);
+    return not_ready;
+}
+
+bool is_locked(const void *pointer) {
+    const char *const byte = static_cast<const char *>(pointer);
+    const auto after = locked.upper_bound(byte);
+    return after != locked.begin() && byte < std::prev(after)->first + std::prev(after)->second;
+}
+
+template <class Word>
+Status fill(Pointer to, Word value, std::size_t count, Stream *stream) {
+    return enqueue(stream, [=] { std::fill_n(&emulation::aligned(static_cast<Word *>(address(to))), count, value); });
+}
+
+Status copy(void *to, const void *from, std::size_t size, Stream *stream = nullptr) {
+    return enqueue(stream, [=] { std::memmove(to, from, size); });
 }
 
 Status allocate(void **pointer, std::size_t size) {
@@ -148,7 +192,7 @@ int attribute_value(int attribute) {
     case 13: case 36: return 1000000;  // kHz
     case 14: return 512;  // alignment of textures
     case 16: return emulation::multiprocessors();
-    case 19: case 31: case 40: case 41: return 1;  // can map host memory, run kernels at a time, copy, one address space
+    case 19: case 31: case 40: case 41: return 1;  // maps host memory, has concurrent kernels, copies
     case 37: return 5120;  // width of the memory bus
     case 38: return 50 << 20;  // bytes of level 2 cache
     case 39: return 2048;  // threads on a multiprocessor
@@ -163,7 +207,9 @@ int attribute_value(int attribute) {
 }  // namespace
 
 #define API extern "C" __attribute__((visibility("default"))) int
-#define CALL const Call call(__func__)
+#define CALL                 \
+    const Call call(__func__); \
+    if (const int error = emulation::refused(__func__)) return error
 #define CALL_IN_CONTEXT \
     CALL;               \
     if (const Status status = call.status()) return status
@@ -239,6 +285,7 @@ API cuDevicePrimaryCtxRetain(Context **context, Device) {
 API cuDevicePrimaryCtxRelease_v2(Device) {
     CALL;
     if (primary.users == 0) return invalid_context;
+    work_off();
     if (--primary.users == 0) contexts.erase(&primary);
     return success;
 }
@@ -292,7 +339,7 @@ API cuCtxGetApiVersion(Context *, unsigned *version) {
 }
 API cuCtxSynchronize() {
     CALL_IN_CONTEXT;
-    return success;
+    return synchronize();
 }
 
 // ---- Modules and launches
@@ -315,6 +362,7 @@ API cuModuleLoad(Module **module, const char *path) {
 }
 API cuModuleUnload(Module *module) {
     CALL_IN_CONTEXT;
+    synchronize();
     dlclose(module->library);
     delete module;
     return success;
@@ -357,18 +405,22 @@ API cuFuncGetAttribute(int *value, int attribute, Function *) {
     return success;
 }
 API cuLaunchKernel(Function *function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x,
-                   unsigned block_y, unsigned block_z, unsigned shared, Stream *stream, void **arguments, void **extra) {
+                   unsigned block_y, unsigned block_z, unsigned shared, Stream *stream, void **arguments,
+                   void **extra) {
     CALL_IN_CONTEXT;
     if (!function || !alive(stream)) return invalid_handle;
     if (shared) emulation::fail("dynamic shared memory is not emulated");
-    const unsigned grid[] = {grid_x, grid_y, grid_z}, block[] = {block_x, block_y, block_z};
-    const void *packed = nullptr;
+    const char *packed = nullptr;
     std::size_t size = 0;
     for (; extra && *extra; extra += 2)  // pairs: 1 and a buffer of arguments, 2 and a pointer to its size, until 0
-        if (reinterpret_cast<std::uintptr_t>(extra[0]) == 1) packed = extra[1];
+        if (reinterpret_cast<std::uintptr_t>(extra[0]) == 1) packed = static_cast<const char *>(extra[1]);
         else size = *static_cast<const std::size_t *>(extra[1]);
-    function->launch(function->kernel, grid, block, arguments, packed, size);
-    return success;
+    const std::string copied(packed ? packed : "", size);
+    const Status status = enqueue(stream, [=] {
+        const unsigned grid[] = {grid_x, grid_y, grid_z}, block[] = {block_x, block_y, block_z};
+        function->launch(function->kernel, grid, block, arguments, copied.data(), size);
+    });
+    return status || !arguments ? status : synchronize();  // arguments that are not packed are the caller's
 }
 
 // ---- Memory
@@ -389,24 +441,32 @@ API cuMemAllocManaged(Pointer *pointer, std::size_t size, unsigned) {
 }
 API cuMemFree_v2(Pointer pointer) {
     CALL_IN_CONTEXT;
+    synchronize();
     emulation::release(address(pointer));
     return success;
 }
 API cuMemHostAlloc(void **pointer, std::size_t size, unsigned) {
     CALL_IN_CONTEXT;
-    return allocate(pointer, size);
+    if (const Status status = allocate(pointer, size)) return status;
+    locked[static_cast<char *>(*pointer)] = size;
+    return success;
 }
 API cuMemFreeHost(void *pointer) {
     CALL_IN_CONTEXT;
+    synchronize();
+    locked.erase(static_cast<char *>(pointer));
     emulation::release(pointer);
     return success;
 }
-API cuMemHostRegister_v2(void *, std::size_t, unsigned) {
+API cuMemHostRegister_v2(void *pointer, std::size_t size, unsigned) {
     CALL_IN_CONTEXT;
+    locked[static_cast<char *>(pointer)] = size;
     return success;
 }
-API cuMemHostUnregister(void *) {
+API cuMemHostUnregister(void *pointer) {
     CALL_IN_CONTEXT;
+    synchronize();
+    locked.erase(static_cast<char *>(pointer));
     return success;
 }
 API cuMemHostGetDevicePointer_v2(Pointer *pointer, void *host, unsigned) {
@@ -416,11 +476,13 @@ API cuMemHostGetDevicePointer_v2(Pointer *pointer, void *host, unsigned) {
 }
 API cuMemcpyHtoD_v2(Pointer to, const void *from, std::size_t size) {
     CALL_IN_CONTEXT;
-    return copy(address(to), from, size);
+    copy(address(to), from, size);
+    return synchronize();
 }
 API cuMemcpyDtoH_v2(void *to, Pointer from, std::size_t size) {
     CALL_IN_CONTEXT;
-    return copy(to, address(from), size);
+    copy(to, address(from), size);
+    return synchronize();
 }
 API cuMemcpyDtoD_v2(Pointer to, Pointer from, std::size_t size) {
     CALL_IN_CONTEXT;
@@ -428,24 +490,28 @@ API cuMemcpyDtoD_v2(Pointer to, Pointer from, std::size_t size) {
 }
 API cuMemcpyHtoDAsync_v2(Pointer to, const void *from, std::size_t size, Stream *stream) {
     CALL_IN_CONTEXT;
-    return alive(stream) ? copy(address(to), from, size) : invalid_handle;
+    if (is_locked(from)) return copy(address(to), from, size, stream);
+    const char *const bytes = static_cast<const char *>(from);  // other memory is free again when the call returns
+    const std::string taken(bytes, size);
+    return enqueue(stream, [=] { std::memcpy(address(to), taken.data(), size); });
 }
 API cuMemcpyDtoHAsync_v2(void *to, Pointer from, std::size_t size, Stream *stream) {
     CALL_IN_CONTEXT;
-    return alive(stream) ? copy(to, address(from), size) : invalid_handle;
+    const Status status = copy(to, address(from), size, stream);
+    return status || is_locked(to) ? status : synchronize(stream);
 }
 API cuMemcpyDtoDAsync_v2(Pointer to, Pointer from, std::size_t size, Stream *stream) {
     CALL_IN_CONTEXT;
-    return alive(stream) ? copy(address(to), address(from), size) : invalid_handle;
+    return copy(address(to), address(from), size, stream);
 }
 #define FILL(name, Word)                                                         \
     API cuMemset##name##_v2(Pointer to, Word value, std::size_t count) {         \
         CALL_IN_CONTEXT;                                                         \
-        return fill(to, value, count);                                           \
+        return fill(to, value, count, nullptr);                                  \
     }                                                                            \
     API cuMemset##name##Async(Pointer to, Word value, std::size_t count, Stream *stream) { \
         CALL_IN_CONTEXT;                                                         \
-        return alive(stream) ? fill(to, value, count) : invalid_handle;          \
+        return fill(to, value, count, stream);                                   \
     }
 FILL(D8, unsigned char)
 FILL(D16, unsigned short)
@@ -466,11 +532,11 @@ API cuStreamDestroy_v2(Stream *stream) {
 }
 API cuStreamQuery(Stream *stream) {
     CALL_IN_CONTEXT;
-    return alive(stream) ? success : invalid_handle;
+    return alive(stream) ? progress(waiting.empty()) : invalid_handle;
 }
 API cuStreamSynchronize(Stream *stream) {
     CALL_IN_CONTEXT;
-    return alive(stream) ? success : invalid_handle;
+    return synchronize(stream);
 }
 API cuStreamWaitEvent(Stream *stream, Event *, unsigned) {
     CALL_IN_CONTEXT;
@@ -483,24 +549,29 @@ API cuEventCreate(Event **event, unsigned) {
 }
 API cuEventDestroy_v2(Event *event) {
     CALL_IN_CONTEXT;
+    synchronize();
     delete event;
     return success;
 }
 API cuEventRecord(Event *event, Stream *stream) {
     CALL_IN_CONTEXT;
-    clock_gettime(CLOCK_MONOTONIC, &event->recorded);
-    return alive(stream) ? success : invalid_handle;
+    event->pending++;
+    return enqueue(stream, [=] {
+        clock_gettime(CLOCK_MONOTONIC, &event->recorded);
+        event->pending--;
+    });
 }
-API cuEventQuery(Event *) {
+API cuEventQuery(Event *event) {
     CALL_IN_CONTEXT;
-    return success;
+    return progress(event->pending == 0);
 }
 API cuEventSynchronize(Event *) {
     CALL_IN_CONTEXT;
-    return success;
+    return synchronize();
 }
 API cuEventElapsedTime_v2(float *milliseconds, Event *start, Event *end) {
     CALL_IN_CONTEXT;
+    if (start->pending || end->pending) return not_ready;
     if (start->recorded.tv_sec == 0 || end->recorded.tv_sec == 0) return invalid_handle;
     *milliseconds = float(double(end->recorded.tv_sec - start->recorded.tv_sec) * 1e3 +
                           double(end->recorded.tv_nsec - start->recorded.tv_nsec) * 1e-6);

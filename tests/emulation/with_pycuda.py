@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import struct
 import sys
 from pathlib import Path
@@ -40,6 +41,10 @@ try:
     assert "image is invalid" in refused(cuda.module_from_buffer, b"// PTX")
     assert "not supported" in refused(cuda.TextureReference)
 
+    os.environ["OPTFORGE_EMULATION_REFUSE"] = "cuMemAlloc_v2:2"
+    assert "out of memory" in refused(cuda.mem_alloc, 4)
+    del os.environ["OPTFORGE_EMULATION_REFUSE"]
+
     # One struct as the only argument, as bytes, on the default stream and on another.
     source, target = cuda.mem_alloc(x.nbytes), cuda.mem_alloc(x.nbytes)
     cuda.memcpy_htod(source, x)
@@ -76,6 +81,16 @@ try:
     end.synchronize()
     assert end.query() and end.time_since(start) >= 0 and stream.is_done()
     assert np.array_equal(locked, x) and stream.handle == int(stream.handle) != 0
+
+    # A kernel reads page-locked memory when its turn comes: overwritten too early, it shows where work is lazy.
+    cuda.memcpy_htod_async(source, locked, stream)
+    locked[:] = 5
+    stream.synchronize()
+    cuda.memcpy_dtoh(result, source)
+    assert np.array_equal(result, np.full_like(x, 5) if "OPTFORGE_EMULATION_LAZY" in os.environ else x)
+    end.record(stream)
+    while not end.query():
+        pass
 
     # The current context is known to whatever else calls the driver.
     driver, current = ctypes.CDLL("libcuda.so.1"), ctypes.c_void_p()
