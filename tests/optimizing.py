@@ -146,6 +146,8 @@ def bits(thing: Any) -> Any:
         return type(thing)(map(bits, thing))
     if isinstance(thing, FakeTensor):
         return bits(thing.array)
+    if hasattr(thing, "__cuda_array_interface__"):
+        return bits(np.asarray(thing))
     if isinstance(thing, np.ndarray):
         return thing.dtype.str, thing.shape, thing.tobytes()
     if isinstance(thing, float):

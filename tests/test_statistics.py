@@ -121,8 +121,8 @@ def test_a_skipped_first_step_leaves_the_state_unbegun(target: str) -> None:
     opt.lr = 0.5
     opt.step([g])
     assert opt.state_dict()["started"] == [True]
-    assert opt.state["first"][0].tolist() == [2.0] * 3
-    assert opt.state["slow"][0].tolist() == [7.0] * 3
+    assert np.asarray(opt.state["first"][0]).tolist() == [2.0] * 3
+    assert np.asarray(opt.state["slow"][0]).tolist() == [7.0] * 3
     # size starts as lr too, and gains norm(p).
     assert opt.state["size"][0] == 0.5 + tree.norm(p)
 
@@ -449,10 +449,10 @@ def test_state_that_starts_as_the_gradient_sees_the_transformed_one(target: str)
     p = [np.ones(3), np.ones(4, np.float32)]
     opt = of.Optimizer(p, halve >> follower, target=target)
     opt.step([np.full(3, 8.0), None], grad_scale=2.0)
-    assert opt.state["first"][0].tolist() == [2.0] * 3
+    assert np.asarray(opt.state["first"][0]).tolist() == [2.0] * 3
     opt.step([np.full(3, 4.0), np.full(4, 16.0, np.float32)])
-    assert opt.state["first"][0].tolist() == [2.0] * 3
-    assert opt.state["first"][1].tolist() == [8.0] * 4
+    assert np.asarray(opt.state["first"][0]).tolist() == [2.0] * 3
+    assert np.asarray(opt.state["first"][1]).tolist() == [8.0] * 4
 
 
 def test_first_steps_of_lists_of_several_dtypes_keep_their_flags() -> None:

@@ -113,7 +113,7 @@ class CudaSource(Source):
             return name
         name = f"{self.prefix}_{word}"
         self.device_helpers.setdefault(name, self.template(word, name))
-        return name
+        return f"{name}<{self.prefix}_f64>" if kind is F64 else name  # which takes plain doubles as well
 
     def on_device(self, text: str) -> str:
         """A function of doubles as one of the device's doubles: nothing there folds a call in advance."""

@@ -8,6 +8,7 @@ import functools
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -73,14 +74,32 @@ class Device:
         except self.drv.Error as problem:
             raise EnvironmentProblem(f"CUDA device {number}, {self.name}, cannot be used: {problem}") from None
         self.thread = threading.get_ident()
+        self.modules: dict[Path, Any] = {}
         atexit.register(self.leave)
 
     def leave(self) -> None:
         """Give the context back before PyCUDA is torn down, which would end the process with an error otherwise."""
+        self.modules.clear()
         with contextlib.suppress(self.drv.Error):
             if threading.get_ident() == self.thread:
                 self.context.pop()
             self.context.detach()
+
+    def module(self, path: Path) -> Any:
+        """The kernels of a cubin, loaded once.
+
+        Raises
+        ------
+        EnvironmentProblem
+            They cannot be loaded.
+        """
+        with self.current():
+            try:
+                if path not in self.modules:
+                    self.modules[path] = self.drv.module_from_buffer(path.read_bytes())
+            except self.drv.Error as problem:
+                raise EnvironmentProblem(f"the compiled kernel {path} cannot be loaded: {problem}") from None
+        return self.modules[path]
 
     @contextlib.contextmanager
     def current(self) -> Iterator[None]:
@@ -131,6 +150,10 @@ def device_array() -> Any:
                 raise ValueError("an array on a device is copied when it becomes a NumPy array")
             values: Array = self.get()
             return values if dtype is None else values.astype(dtype)
+
+        def reshape(self, *shape: Any) -> Any:
+            found = np.empty(self.shape, np.bool_).reshape(*shape).shape  # memory that nobody touches
+            return DeviceArray(found, self.dtype, gpudata=self.gpudata, base=self)
 
     return DeviceArray
 
@@ -214,8 +237,8 @@ class DeviceSpace(Host):
 
     def pointer(self, array: Any) -> tuple[Callable[[], int], int] | None:
         """For an array that may be given other memory (PyTorch's): what tells its address, and the address now."""
-        ask = getattr(array, "data_ptr", None)
-        return None if ask is None else (ask, ask())
+        on_device = hasattr(array, "__cuda_array_interface__") and not hasattr(array, "data_ptr")
+        return None if on_device else arrays.pointer(array)
 
     def allocate(self, parameters: Sequence[Any], count: int) -> list[list[Any]]:
         """Zeroed arrays like the parameters, `count` for each, in one block."""
@@ -246,12 +269,19 @@ class DeviceSpace(Host):
         if array.size == 0:
             return
         with self.device.current():
+            values = self.memory(values) if hasattr(values, "gpudata") else values
             if hasattr(values, "gpudata"):
                 self.device.drv.memcpy_dtod(array.ptr, values.ptr, array.nbytes)
             else:
                 with np.errstate(all="ignore"):
-                    whole = np.ascontiguousarray(np.broadcast_to(values, array.shape), array.dtype)
+                    whole = np.ascontiguousarray(
+                        np.broadcast_to(np.reshape(values, -1) if np.ndim(values) else values, array.shape), array.dtype
+                    )
                 self.device.drv.memcpy_htod(array.ptr, whole)
+
+    def memory(self, array: Any) -> Any:
+        """The array whose memory is the owner's: that of the host, where this is a copy of one."""
+        return self.hosts.get(array.ptr, array) if array.size else array
 
     def copy(self, array: Any) -> Any:
         """A copy, in memory of its own."""

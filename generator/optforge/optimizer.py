@@ -177,7 +177,8 @@ class Optimizer:
 
     def _occupied(self, moved: Mapping[str, Array] = types.MappingProxyType({})) -> Ranges:
         """The memory that a step writes to, where parameters of these labels are elsewhere now."""
-        written = [(tensor.label, moved.get(tensor.label, tensor.p)) for tensor in self._tensors]
+        memory = self._space.memory
+        written = [(tensor.label, memory(moved.get(tensor.label, tensor.p))) for tensor in self._tensors]
         for tensor in self._tensors:
             written += [(f"state[{name!r}]{tensor.path}", array) for name, array in tensor.arrays.items()]
         return Ranges(written)
@@ -242,7 +243,7 @@ class Optimizer:
             if given is not None:
                 label = tensor.gradient_label
                 view = self._space.gradient(given, label, tensor.shape, tensor.p.dtype, self.zero_grads).reshape(-1)
-                self._ranges.check_apart(view, label)
+                self._ranges.check_apart(self._space.memory(view), label)
                 places.append(place)
                 views.append(view)
                 moving = self._space.pointer(given)
@@ -250,7 +251,8 @@ class Optimizer:
                     watched.append(moving)
         tensors = [self._tensors[place] for place in places]
         if self.zero_grads:
-            Ranges((tensor.gradient_label, view) for tensor, view in zip(tensors, views, strict=True))
+            memory = self._space.memory
+            Ranges((tensor.gradient_label, memory(view)) for tensor, view in zip(tensors, views, strict=True))
         starting = [(tensor, view) for tensor, view in zip(tensors, views, strict=True) if not tensor.started]
         how = self._usual
         if starting:
@@ -268,7 +270,7 @@ class Optimizer:
                 if array.shape != tensor.shape or array.dtype != tensor.p.dtype:
                     now = f"{array.dtype} of shape {array.shape}"
                     raise ValueError(f"{tensor.label} has become {now} since the optimizer was made")
-                if address(array) != tensor.addresses["p"]:
+                if address(self._space.memory(array)) != tensor.home:
                     moved[tensor.label] = array.reshape(-1)
                 watched.append(moving)
         if moved:

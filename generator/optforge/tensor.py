@@ -20,7 +20,7 @@ class Tensor:
 
     `path` leads to it in `params`, as in "[1]['w']"; `group` is the number of its group, which is a row of the
     hyperparameters. `p` and `arrays` (state by name) are flat views in a `space`; `scalars` holds scalar state there as
-    float64 arrays of one element. `addresses` tells where "p" and each state are. `started` is False until the first
+    float64 arrays of one element. `addresses` tells where "p" and each state are, `home` where its owner has the parameter. `started` is False until the first
     step that is applied to it.
     """
 
@@ -34,11 +34,13 @@ class Tensor:
     addresses: dict[str, int]
     started: bool = False
     space: Any = HOST
+    home: int = 0
 
     def place(self, p: Any) -> None:
         """Take the parameter's elements from here on."""
         self.p = p
         self.addresses["p"] = address(p)
+        self.home = address(self.space.memory(p))
 
     def number(self, name: str) -> float:
         """The value of a scalar state."""

@@ -119,7 +119,7 @@ private:
 
 // ---- Fibers
 
-constexpr std::size_t stack_size = 256 << 10, stack_guard = 64 << 10;  // bytes, the guard among them
+constexpr std::size_t stack_size = 256 << 10;
 
 #if defined(__x86_64__) && !defined(OPTFORGE_EMULATION_UCONTEXT)  // swapcontext makes a system call at every switch
 using Context = void *;  // the stack pointer; whatever else a call preserves lies on the stack
@@ -299,16 +299,30 @@ inline Memory shared_memory() {  // all __shared__ variables: the thread-local o
     return found;
 }
 
-inline char *stack_top(unsigned thread) {  // a little apart from its neighbours in the cache
-    static char *const stacks = [] {
+// The threads' stacks, for as long as the library is loaded.
+struct Stacks {
+    char *start;
+
+    Stacks() {
         void *all = mmap(nullptr, stack_size * largest_block, PROT_READ | PROT_WRITE,
                          MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
         if (all == MAP_FAILED) fail("no memory for the threads' stacks");
-        for (unsigned i = 0; i < largest_block; i++)
-            mprotect(static_cast<char *>(all) + i * stack_size, stack_guard, PROT_NONE);
-        return static_cast<char *>(all);
-    }();
-    return stacks + (thread + 1) * stack_size - thread % 64 * 192;
+        start = static_cast<char *>(all);
+    }
+    ~Stacks() { munmap(start, stack_size * largest_block); }
+
+    // Guard pages would be mappings, of which a process has no more than some tens of thousands.
+    static constexpr std::uint64_t canary = 0x5ca1ab1e0ddba11;
+    std::uint64_t &end(unsigned thread) const { return *reinterpret_cast<std::uint64_t *>(start + thread * stack_size); }
+};
+
+inline const Stacks &stacks() {
+    static const Stacks all;
+    return all;
+}
+
+inline char *stack_top(unsigned thread) {  // a little apart from its neighbours in the cache
+    return stacks().start + (thread + 1) * stack_size - thread % 64 * 192;
 }
 
 inline void launch(const Kernel &kernel, dim3 grid, dim3 size, void **arguments) {
@@ -327,6 +341,7 @@ inline void launch(const Kernel &kernel, dim3 grid, dim3 size, void **arguments)
     for (unsigned i = 0; i < b.size; i++) {
         b.threads[i].index = {i % size.x, i / size.x % size.y, i / size.x / size.y};
         prepare(b.threads[i].context, stack_top(i), run_thread);
+        stacks().end(i) = Stacks::canary;
     }
     const Memory shared = shared_memory();
     now = {&kernel, {}, {}, size, grid};
@@ -342,6 +357,8 @@ inline void launch(const Kernel &kernel, dim3 grid, dim3 size, void **arguments)
         b.current = largest_block;
         go_on();
     }
+    for (unsigned i = 0; i < b.size; i++)
+        if (stacks().end(i) != Stacks::canary) fail("%s: thread %u needs more stack than there is", kernel.name, i);
     now.kernel = nullptr;
 }
 

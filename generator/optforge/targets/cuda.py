@@ -10,7 +10,6 @@ import numpy as np
 
 from ..cudasource import CONTROL, PLAN, ROWS, THREADS, TILE, WINDOW, passes, render, scalars_can_fail
 from ..device import ALIGNMENT, Device, DeviceSpace
-from ..diagnostics import EnvironmentProblem
 from ..dtypes import BY_NUMPY, DTYPES
 from ..ir import Kernel
 from ..nvcc import cubin
@@ -103,7 +102,7 @@ class Plan:
             plan = np.zeros((), PLAN_STRUCT)
             rows = [self.row(tensors[place], self.gradients[place]) for place in places]
             own = [sizes[place] for place in places]
-            table = np.array(rows, np.uint64).reshape(len(rows), -1)
+            table = np.array(rows, np.uint64)
             plan["count"], plan["tensors"], plan["chunks"] = len(places), len(tensors), chunks
             plan["tiles"] = sum(-(-int(n) // TILE) for n in own)
             plan["own_chunks"] = sum(-(-int(n) // CHUNK) for n in own)
@@ -281,12 +280,7 @@ class CudaEngine:
         self.kernel, self.device, self.stream = kernel, device, stream
         self.rows, self.passes, self.tries = Rows(kernel), passes(kernel), scalars_can_fail(kernel)
         self.slots = sum(len(p.reductions) + 2 * sum(r.counts for r in p.reductions) for p in kernel.phases)
-        path = cubin(render(rule, kernel, prefix=PREFIX), device.capability)
-        with device.current():
-            try:
-                self.module = device.drv.module_from_buffer(path.read_bytes())
-            except device.drv.Error as problem:
-                raise EnvironmentProblem(f"the compiled kernel {path} cannot be loaded: {problem}") from None
+        self.module = device.module(cubin(render(rule, kernel, prefix=PREFIX), device.capability))
         self.functions: dict[str, Any] = {}
         self.block: Any = None
         self.size = 0
@@ -295,7 +289,7 @@ class CudaEngine:
         """A kernel, prepared to take its one argument."""
         if name not in self.functions:
             found = self.module.get_function(f"{PREFIX}_cuda_{name}")
-            found.prepare(f"{PLAN_STRUCT.itemsize}s")
+            found.prepare([f"{PLAN_STRUCT.itemsize}s"])
             self.functions[name] = found
         return self.functions[name]
 
