@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import types
-import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from operator import is_
@@ -12,7 +11,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from . import targets
+from . import resume, targets
 from .arrays import Ranges, address, gradient, kind, parameter, pointer
 from .catalogue import BUILT_IN
 from .diagnostics import UsageError, nearest
@@ -22,7 +21,7 @@ from .hyperparameters import Hyperparameters
 from .language import Rule
 from .memory import allocate
 from .plain import initial
-from .resume import matching, noting, saved_hyperparameters, saved_state, schedules_to_save
+from .resume import steps_taken
 from .stats import RECORD, Stats
 from .structure import Structure, structured
 from .tensor import How, Tensor
@@ -391,24 +390,7 @@ class Optimizer:
             each group: name to what the schedule's `to_dict()` gives, or to None for one that has no such method: of
             that one only the present value is saved, and a warning says so.
         """
-        hyperparameters = {"groups": self._rows()} if self._structure.grouped else {"hyperparameters": self._rows()[0]}
-        schedules = schedules_to_save(self._hyper)
-        return {
-            "rule": self.rule.name,
-            "hash": self.rule.hash,
-            "options": dict(self._options),
-            **hyperparameters,
-            "t": self.t,
-            "state": {
-                name: self._structure.build(
-                    value.copy() if isinstance(value, np.ndarray) else value
-                    for value in self._structure.flatten(tree, name)
-                )
-                for name, tree in self.state.items()
-            },
-            "started": self._structure.build(tensor.started for tensor in self._tensors),
-            **({"schedules": schedules} if schedules else {}),
-        }
+        return resume.state_dict(self)
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Take over what `state_dict` gave; the next step has the bits that it would have had there.
@@ -423,45 +405,7 @@ class Optimizer:
             It is of another rule, other options or other shapes; nothing was changed, and the message says all that
             does not fit.
         """
-        if not isinstance(saved, Mapping):
-            raise TypeError(f"a state dict is a dict, not {kind(saved)}")
-        mine, other = ("groups", "hyperparameters") if self._structure.grouped else ("hyperparameters", "groups")
-        wanted = ("rule", "hash", "options", mine, "t", "state", "started")
-        missing = [name for name in wanted if name not in saved]
-        if missing == [mine] and other in saved:
-            has = "no groups, params has" if self._structure.grouped else "groups, params has none"
-            raise ValueError(f"the state dict is of parameters with {has}")
-        if missing:
-            raise ValueError(f"the state dict lacks {', '.join(map(repr, missing))}")
-        problems: list[str] = []
-        if saved["rule"] != self.rule.name:
-            problems.append(f"it is of rule {saved['rule']!r}, this optimizer of {self.rule.name!r}")
-        elif saved["hash"] != self.rule.hash:
-            problems.append(f"it is of another version of rule {self.rule.name!r} (the hashes differ)")
-        if saved["options"] != self._options:
-            problems.append(f"its options are {saved['options']!r}, here {self._options!r}")
-        if problems:  # the rest cannot fit
-            raise ValueError("; ".join(problems))
-
-        t = noting(problems, steps_taken, saved["t"])
-        rows = saved["groups"] if self._structure.grouped else [saved["hyperparameters"]]
-        hyperparameters, lost = saved_hyperparameters(self._hyper, rows, saved.get("schedules"), t or 0, problems)
-        started = matching(self._structure, saved["started"], "started", problems)
-        for tensor, flag in zip(self._tensors, started, strict=False):
-            if not isinstance(flag, (bool, np.bool_)):
-                problems.append(f"started{tensor.path} is {flag!r}, not True or False")
-        changes = saved_state(self._kernel, self._structure, self._tensors, saved["state"], problems)
-        if problems:
-            raise ValueError("; ".join(problems))
-
-        for own, given in changes:
-            own[...] = given.reshape(-1)
-        for tensor, flag in zip(self._tensors, started, strict=True):
-            tensor.started = bool(flag)
-        self._hyper.replace(*hyperparameters)
-        self._set(_t=t, _plan=None, _kept=())
-        for name, value in lost:
-            warnings.warn(f"{name} was a function that could not be saved; it is {value!r} from here on", stacklevel=2)
+        resume.checked(self, saved).apply(self)
 
 
 def loss_scale(value: Any) -> float:
@@ -506,12 +450,3 @@ def named_rule(rule: Rule | str) -> Rule:
         listed = f"; there are {', '.join(BUILT_IN)}"
         raise UsageError(f"there is no rule {rule!r}{nearest(rule, BUILT_IN) or listed}")
     return BUILT_IN[rule]
-
-
-def steps_taken(value: Any) -> int:
-    """A step count."""
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"t is a whole number, not {value!r}")
-    if not 0 <= value < 2**63:
-        raise ValueError(f"t counts steps, and cannot be {value}")
-    return int(value)
