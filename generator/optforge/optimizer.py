@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import types
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
@@ -11,7 +12,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from . import resume, targets
+from . import checkpoint, resume, targets
 from .arrays import Ranges, address, gradient, kind, parameter, pointer
 from .catalogue import BUILT_IN
 from .diagnostics import UsageError, nearest
@@ -406,6 +407,35 @@ class Optimizer:
             does not fit.
         """
         resume.checked(self, saved).apply(self)
+
+    def save(self, path: str | os.PathLike[str], /, **companions: Any) -> None:
+        """Write a checkpoint: parameters, state, hyperparameters, schedules and t, in the safetensors format.
+
+        The file is written beside the old one, which it replaces when it is complete: a process that is killed at any
+        time leaves one of the two. What it was writing is removed by the next `save` to the same path.
+
+        Parameters
+        ----------
+        path : path
+        **companions
+            Other objects to save with it, such as a schedule that watches the loss: what their `state_dict()` gives,
+            which JSON must be able to say. `opt.load(path, **companions)` gives it to their `load_state_dict`.
+
+        Raises
+        ------
+        OSError
+            The file cannot be written; an earlier one is as it was.
+        ValueError
+            A key of `params` or the state of a companion cannot be written down.
+
+        Warns
+        -----
+        UserWarning
+            A hyperparameter is a function of t without a `to_dict()`: only its present value is saved.
+        """
+        checkpoint.save(self, path, companions)
+
+    load = checkpoint.Load()
 
 
 def loss_scale(value: Any) -> float:
