@@ -18,7 +18,7 @@ from .catalogue import named
 from .diagnostics import UsageError
 from .functions import Array
 from .language import Rule
-from .resume import checked, other_rule, schedules_to_save
+from .resume import checked, other_options, other_rule, schedules_to_save
 from .structure import Branch, Structure
 
 if TYPE_CHECKING:
@@ -147,10 +147,12 @@ def create(
         It is damaged, or is of another rule.
     """
     header, arrays = contents(path)
-    if rule is None:
-        if ".py" in header["origin"]:
-            raise UsageError(f"{path} is of rule {header['rule']!r} of {header['origin']}: give it as rule=")
-        rule = named(header["origin"])
+    if rule is None and ".py" in header["origin"]:
+        raise UsageError(f"{path} is of rule {header['rule']!r} of {header['origin']}: give it as rule=")
+    rule = named(header["origin"] if rule is None else rule) if not isinstance(rule, Rule) else rule
+    problems = other_rule(rule, header)
+    if problems:
+        raise UsageError(f"{path} does not fit: {'; '.join(problems)}")
     branches = [
         Branch(KINDS[branch["kind"]], tuple(map(ast.literal_eval, branch["keys"]))) for branch in header["branches"]
     ]
@@ -189,7 +191,7 @@ def take_over(
     companions: Mapping[str, Any],
 ) -> None:
     """Make an optimizer and its companions what a checkpoint says, or nothing of it."""
-    problems = other_rule(opt, header) + other_parameters(opt, header)
+    problems = [*other_rule(opt.rule, header), *other_options(opt, header), *other_parameters(opt, header)]
     problems += [f"it has no {name!r}" for name in companions if name not in header["companions"]]
     if not problems:
         try:

@@ -14,6 +14,7 @@ from .arrays import kind
 from .functions import Array
 from .hyperparameters import Hyperparameters, Schedules
 from .ir import Kernel
+from .language import Rule
 from .settings import real
 from .structure import Structure
 from .tensor import Tensor
@@ -89,7 +90,7 @@ def checked(opt: Optimizer, saved: Any) -> Saved:
         )
     if missing:
         raise ValueError(f"the state dict lacks {', '.join(map(repr, missing))}")
-    problems = other_rule(opt, saved)
+    problems = other_rule(opt.rule, saved) + other_options(opt, saved)
     if problems:  # the rest cannot fit
         raise ValueError("; ".join(problems))
 
@@ -106,16 +107,18 @@ def checked(opt: Optimizer, saved: Any) -> Saved:
     return Saved(t, hyperparameters, lost, started, changes)
 
 
-def other_rule(opt: Optimizer, saved: Mapping[str, Any]) -> list[str]:
+def other_rule(rule: Rule, saved: Mapping[str, Any]) -> list[str]:
     """What does not fit of the rule that was saved."""
-    problems = []
-    if saved["rule"] != opt.rule.name:
-        problems.append(f"it is of rule {saved['rule']!r}, this optimizer of {opt.rule.name!r}")
-    elif saved["hash"] != opt.rule.hash:
-        problems.append(f"it is of another version of rule {opt.rule.name!r} (the hashes differ)")
-    if saved["options"] != opt._options:
-        problems.append(f"its options are {saved['options']!r}, here {opt._options!r}")
-    return problems
+    if saved["rule"] != rule.name:
+        return [f"it is of rule {saved['rule']!r}, this optimizer of {rule.name!r}"]
+    return [f"it is of another version of rule {rule.name!r} (the hashes differ)"] if saved["hash"] != rule.hash else []
+
+
+def other_options(opt: Optimizer, saved: Mapping[str, Any]) -> list[str]:
+    """What does not fit of the options that were saved."""
+    if saved["options"] == opt._options:
+        return []
+    return [f"its options are {saved['options']!r}, here {opt._options!r}"]
 
 
 def steps_taken(value: Any) -> int:
