@@ -63,6 +63,9 @@ class Optimizer:
     params : list, tuple or dict
         The arrays that were passed; where there are groups, a list with such a collection for each. `grads` and state
         have the same structure.
+    groups : list of Group
+        The parameter groups, one where none were given: `opt.groups[1]["lr"]`. Where groups differ in a hyperparameter,
+        reading it from the optimizer itself is a ValueError.
     rule : Rule
     target : str
     threads : int or None

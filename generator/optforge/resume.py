@@ -137,7 +137,7 @@ def schedules_to_save(hyper: Hyperparameters) -> list[dict[str, Any]]:
         saved[group][name] = schedule.to_dict() if hasattr(schedule, "to_dict") else None
         if saved[group][name] is None:
             what = f"{hyper.where(group)}the schedule of hyperparameter {name!r} is {schedule!r}"
-            warnings.warn(f"{what}, which cannot be saved; only its present value is", stacklevel=3)
+            warnings.warn(f"{what}, which cannot be saved; only its present value is", stacklevel=4)
     return saved if hyper.schedules else []
 
 
