@@ -236,21 +236,14 @@ static size_t adadelta_chunks(uint64_t n)
     return (size_t)(n / adadelta_CHUNK + (n % adadelta_CHUNK != 0));
 }
 
-/* The workspace begins with adadelta_HEADER doubles, which tell where the sums of chunks begin and how many chunks there
- * are; then come the scalars of the groups, the first chunk of each tensor, and the sums. */
+/* A workspace begins with where the sums of chunks are and how many chunks there are; then come the scalars of the
+ * groups, the first chunk of each tensor, and the sums. */
 enum { adadelta_HEADER = 2 };
-
-/* Doubles of workspace behind the scalars of the groups. */
-static size_t adadelta_sums_size(uint64_t elements, size_t count)
-{
-    const size_t chunks = (size_t)(elements / adadelta_CHUNK) + count;
-
-    return 1 + count + adadelta_SUMS * (1 + count + chunks);
-}
 
 size_t adadelta_workspace_size(uint64_t elements, size_t count)
 {
-    const size_t doubles = adadelta_HEADER + adadelta_sums_size(elements, count);
+    const size_t chunks = (size_t)(elements / adadelta_CHUNK) + count;
+    const size_t doubles = adadelta_HEADER + 1 + count + adadelta_SUMS * (1 + count + chunks);
 
     return sizeof(double) * doubles + sizeof(adadelta_scalars) * count;
 }
@@ -284,16 +277,17 @@ double *adadelta_partials(void *workspace, int phase, size_t *number)
     return space + (size_t)space[0] + adadelta_first_sum(phase) * chunks;
 }
 
-/* Whether the workspace has room for the scalars of the groups and so many doubles. */
-static int adadelta_check_space(const adadelta_options *o, size_t doubles)
+/* Whether the workspace does for so many tensors and elements, and for the groups. */
+static int adadelta_check_space(const adadelta_options *o, uint64_t elements, size_t tensors)
 {
     const size_t groups = o->group != NULL ? o->groups : 0;
+    const size_t needed = adadelta_workspace_size(elements, tensors > groups ? tensors : groups);
 
     if (o->workspace == NULL)
         return adadelta_ERROR_NULL;
-    if ((uintptr_t)o->workspace % sizeof(double) != 0 || o->workspace_size < sizeof(double) * doubles)
+    if ((uintptr_t)o->workspace % sizeof(double) != 0)
         return adadelta_ERROR_WORKSPACE;
-    if ((o->workspace_size - sizeof(double) * doubles) / sizeof(adadelta_scalars) < groups)
+    if (o->workspace_size < needed || o->workspace_size / sizeof(adadelta_scalars) < groups)
         return adadelta_ERROR_WORKSPACE;
     return adadelta_OK;
 }
@@ -647,7 +641,7 @@ static int adadelta_check_list_f32(adadelta_work_f32 *w, const adadelta_hyper *h
     w->groups = 1;
     w->s = &w->only;
     if (o->group != NULL) {
-        status = adadelta_check_space(o, adadelta_HEADER);
+        status = adadelta_check_space(o, 0, 0);
         if (status != adadelta_OK)
             return status;
         w->groups = o->groups;
@@ -685,7 +679,7 @@ static int adadelta_prepare_f32(adadelta_work_f32 *w, const adadelta_hyper *h, u
         return status;
     for (size_t k = 0; k < w->tensors; k++)
         elements += o->whole != NULL ? o->whole->sizes[k] : w->list[k].n;
-    status = adadelta_check_space(o, adadelta_HEADER + adadelta_sums_size(elements, w->tensors));
+    status = adadelta_check_space(o, elements, w->tensors);
     if (status != adadelta_OK)
         return status;
     w->first = o->group != NULL ? (double *)(w->s + w->groups) : space + adadelta_HEADER;
@@ -1123,7 +1117,7 @@ static int adadelta_check_list_f64(adadelta_work_f64 *w, const adadelta_hyper *h
     w->groups = 1;
     w->s = &w->only;
     if (o->group != NULL) {
-        status = adadelta_check_space(o, adadelta_HEADER);
+        status = adadelta_check_space(o, 0, 0);
         if (status != adadelta_OK)
             return status;
         w->groups = o->groups;
@@ -1161,7 +1155,7 @@ static int adadelta_prepare_f64(adadelta_work_f64 *w, const adadelta_hyper *h, u
         return status;
     for (size_t k = 0; k < w->tensors; k++)
         elements += o->whole != NULL ? o->whole->sizes[k] : w->list[k].n;
-    status = adadelta_check_space(o, adadelta_HEADER + adadelta_sums_size(elements, w->tensors));
+    status = adadelta_check_space(o, elements, w->tensors);
     if (status != adadelta_OK)
         return status;
     w->first = o->group != NULL ? (double *)(w->s + w->groups) : space + adadelta_HEADER;

@@ -226,21 +226,14 @@ static size_t adagrad_chunks(uint64_t n)
     return (size_t)(n / adagrad_CHUNK + (n % adagrad_CHUNK != 0));
 }
 
-/* The workspace begins with adagrad_HEADER doubles, which tell where the sums of chunks begin and how many chunks there
- * are; then come the scalars of the groups, the first chunk of each tensor, and the sums. */
+/* A workspace begins with where the sums of chunks are and how many chunks there are; then come the scalars of the
+ * groups, the first chunk of each tensor, and the sums. */
 enum { adagrad_HEADER = 2 };
-
-/* Doubles of workspace behind the scalars of the groups. */
-static size_t adagrad_sums_size(uint64_t elements, size_t count)
-{
-    const size_t chunks = (size_t)(elements / adagrad_CHUNK) + count;
-
-    return 1 + count + adagrad_SUMS * (1 + count + chunks);
-}
 
 size_t adagrad_workspace_size(uint64_t elements, size_t count)
 {
-    const size_t doubles = adagrad_HEADER + adagrad_sums_size(elements, count);
+    const size_t chunks = (size_t)(elements / adagrad_CHUNK) + count;
+    const size_t doubles = adagrad_HEADER + 1 + count + adagrad_SUMS * (1 + count + chunks);
 
     return sizeof(double) * doubles + sizeof(adagrad_scalars) * count;
 }
@@ -274,16 +267,17 @@ double *adagrad_partials(void *workspace, int phase, size_t *number)
     return space + (size_t)space[0] + adagrad_first_sum(phase) * chunks;
 }
 
-/* Whether the workspace has room for the scalars of the groups and so many doubles. */
-static int adagrad_check_space(const adagrad_options *o, size_t doubles)
+/* Whether the workspace does for so many tensors and elements, and for the groups. */
+static int adagrad_check_space(const adagrad_options *o, uint64_t elements, size_t tensors)
 {
     const size_t groups = o->group != NULL ? o->groups : 0;
+    const size_t needed = adagrad_workspace_size(elements, tensors > groups ? tensors : groups);
 
     if (o->workspace == NULL)
         return adagrad_ERROR_NULL;
-    if ((uintptr_t)o->workspace % sizeof(double) != 0 || o->workspace_size < sizeof(double) * doubles)
+    if ((uintptr_t)o->workspace % sizeof(double) != 0)
         return adagrad_ERROR_WORKSPACE;
-    if ((o->workspace_size - sizeof(double) * doubles) / sizeof(adagrad_scalars) < groups)
+    if (o->workspace_size < needed || o->workspace_size / sizeof(adagrad_scalars) < groups)
         return adagrad_ERROR_WORKSPACE;
     return adagrad_OK;
 }
@@ -629,7 +623,7 @@ static int adagrad_check_list_f32(adagrad_work_f32 *w, const adagrad_hyper *h, u
     w->groups = 1;
     w->s = &w->only;
     if (o->group != NULL) {
-        status = adagrad_check_space(o, adagrad_HEADER);
+        status = adagrad_check_space(o, 0, 0);
         if (status != adagrad_OK)
             return status;
         w->groups = o->groups;
@@ -667,7 +661,7 @@ static int adagrad_prepare_f32(adagrad_work_f32 *w, const adagrad_hyper *h, uint
         return status;
     for (size_t k = 0; k < w->tensors; k++)
         elements += o->whole != NULL ? o->whole->sizes[k] : w->list[k].n;
-    status = adagrad_check_space(o, adagrad_HEADER + adagrad_sums_size(elements, w->tensors));
+    status = adagrad_check_space(o, elements, w->tensors);
     if (status != adagrad_OK)
         return status;
     w->first = o->group != NULL ? (double *)(w->s + w->groups) : space + adagrad_HEADER;
@@ -1095,7 +1089,7 @@ static int adagrad_check_list_f64(adagrad_work_f64 *w, const adagrad_hyper *h, u
     w->groups = 1;
     w->s = &w->only;
     if (o->group != NULL) {
-        status = adagrad_check_space(o, adagrad_HEADER);
+        status = adagrad_check_space(o, 0, 0);
         if (status != adagrad_OK)
             return status;
         w->groups = o->groups;
@@ -1133,7 +1127,7 @@ static int adagrad_prepare_f64(adagrad_work_f64 *w, const adagrad_hyper *h, uint
         return status;
     for (size_t k = 0; k < w->tensors; k++)
         elements += o->whole != NULL ? o->whole->sizes[k] : w->list[k].n;
-    status = adagrad_check_space(o, adagrad_HEADER + adagrad_sums_size(elements, w->tensors));
+    status = adagrad_check_space(o, elements, w->tensors);
     if (status != adagrad_OK)
         return status;
     w->first = o->group != NULL ? (double *)(w->s + w->groups) : space + adagrad_HEADER;

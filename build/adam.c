@@ -266,21 +266,14 @@ static size_t adam_chunks(uint64_t n)
     return (size_t)(n / adam_CHUNK + (n % adam_CHUNK != 0));
 }
 
-/* The workspace begins with adam_HEADER doubles, which tell where the sums of chunks begin and how many chunks there
- * are; then come the scalars of the groups, the first chunk of each tensor, and the sums. */
+/* A workspace begins with where the sums of chunks are and how many chunks there are; then come the scalars of the
+ * groups, the first chunk of each tensor, and the sums. */
 enum { adam_HEADER = 2 };
-
-/* Doubles of workspace behind the scalars of the groups. */
-static size_t adam_sums_size(uint64_t elements, size_t count)
-{
-    const size_t chunks = (size_t)(elements / adam_CHUNK) + count;
-
-    return 1 + count + adam_SUMS * (1 + count + chunks);
-}
 
 size_t adam_workspace_size(uint64_t elements, size_t count)
 {
-    const size_t doubles = adam_HEADER + adam_sums_size(elements, count);
+    const size_t chunks = (size_t)(elements / adam_CHUNK) + count;
+    const size_t doubles = adam_HEADER + 1 + count + adam_SUMS * (1 + count + chunks);
 
     return sizeof(double) * doubles + sizeof(adam_scalars) * count;
 }
@@ -314,16 +307,17 @@ double *adam_partials(void *workspace, int phase, size_t *number)
     return space + (size_t)space[0] + adam_first_sum(phase) * chunks;
 }
 
-/* Whether the workspace has room for the scalars of the groups and so many doubles. */
-static int adam_check_space(const adam_options *o, size_t doubles)
+/* Whether the workspace does for so many tensors and elements, and for the groups. */
+static int adam_check_space(const adam_options *o, uint64_t elements, size_t tensors)
 {
     const size_t groups = o->group != NULL ? o->groups : 0;
+    const size_t needed = adam_workspace_size(elements, tensors > groups ? tensors : groups);
 
     if (o->workspace == NULL)
         return adam_ERROR_NULL;
-    if ((uintptr_t)o->workspace % sizeof(double) != 0 || o->workspace_size < sizeof(double) * doubles)
+    if ((uintptr_t)o->workspace % sizeof(double) != 0)
         return adam_ERROR_WORKSPACE;
-    if ((o->workspace_size - sizeof(double) * doubles) / sizeof(adam_scalars) < groups)
+    if (o->workspace_size < needed || o->workspace_size / sizeof(adam_scalars) < groups)
         return adam_ERROR_WORKSPACE;
     return adam_OK;
 }
@@ -676,7 +670,7 @@ static int adam_check_list_f32(adam_work_f32 *w, const adam_hyper *h, uint64_t t
     w->groups = 1;
     w->s = &w->only;
     if (o->group != NULL) {
-        status = adam_check_space(o, adam_HEADER);
+        status = adam_check_space(o, 0, 0);
         if (status != adam_OK)
             return status;
         w->groups = o->groups;
@@ -714,7 +708,7 @@ static int adam_prepare_f32(adam_work_f32 *w, const adam_hyper *h, uint64_t t)
         return status;
     for (size_t k = 0; k < w->tensors; k++)
         elements += o->whole != NULL ? o->whole->sizes[k] : w->list[k].n;
-    status = adam_check_space(o, adam_HEADER + adam_sums_size(elements, w->tensors));
+    status = adam_check_space(o, elements, w->tensors);
     if (status != adam_OK)
         return status;
     w->first = o->group != NULL ? (double *)(w->s + w->groups) : space + adam_HEADER;
@@ -1150,7 +1144,7 @@ static int adam_check_list_f64(adam_work_f64 *w, const adam_hyper *h, uint64_t t
     w->groups = 1;
     w->s = &w->only;
     if (o->group != NULL) {
-        status = adam_check_space(o, adam_HEADER);
+        status = adam_check_space(o, 0, 0);
         if (status != adam_OK)
             return status;
         w->groups = o->groups;
@@ -1188,7 +1182,7 @@ static int adam_prepare_f64(adam_work_f64 *w, const adam_hyper *h, uint64_t t)
         return status;
     for (size_t k = 0; k < w->tensors; k++)
         elements += o->whole != NULL ? o->whole->sizes[k] : w->list[k].n;
-    status = adam_check_space(o, adam_HEADER + adam_sums_size(elements, w->tensors));
+    status = adam_check_space(o, elements, w->tensors);
     if (status != adam_OK)
         return status;
     w->first = o->group != NULL ? (double *)(w->s + w->groups) : space + adam_HEADER;

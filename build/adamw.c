@@ -275,21 +275,14 @@ static size_t adamw_chunks(uint64_t n)
     return (size_t)(n / adamw_CHUNK + (n % adamw_CHUNK != 0));
 }
 
-/* The workspace begins with adamw_HEADER doubles, which tell where the sums of chunks begin and how many chunks there
- * are; then come the scalars of the groups, the first chunk of each tensor, and the sums. */
+/* A workspace begins with where the sums of chunks are and how many chunks there are; then come the scalars of the
+ * groups, the first chunk of each tensor, and the sums. */
 enum { adamw_HEADER = 2 };
-
-/* Doubles of workspace behind the scalars of the groups. */
-static size_t adamw_sums_size(uint64_t elements, size_t count)
-{
-    const size_t chunks = (size_t)(elements / adamw_CHUNK) + count;
-
-    return 1 + count + adamw_SUMS * (1 + count + chunks);
-}
 
 size_t adamw_workspace_size(uint64_t elements, size_t count)
 {
-    const size_t doubles = adamw_HEADER + adamw_sums_size(elements, count);
+    const size_t chunks = (size_t)(elements / adamw_CHUNK) + count;
+    const size_t doubles = adamw_HEADER + 1 + count + adamw_SUMS * (1 + count + chunks);
 
     return sizeof(double) * doubles + sizeof(adamw_scalars) * count;
 }
@@ -323,16 +316,17 @@ double *adamw_partials(void *workspace, int phase, size_t *number)
     return space + (size_t)space[0] + adamw_first_sum(phase) * chunks;
 }
 
-/* Whether the workspace has room for the scalars of the groups and so many doubles. */
-static int adamw_check_space(const adamw_options *o, size_t doubles)
+/* Whether the workspace does for so many tensors and elements, and for the groups. */
+static int adamw_check_space(const adamw_options *o, uint64_t elements, size_t tensors)
 {
     const size_t groups = o->group != NULL ? o->groups : 0;
+    const size_t needed = adamw_workspace_size(elements, tensors > groups ? tensors : groups);
 
     if (o->workspace == NULL)
         return adamw_ERROR_NULL;
-    if ((uintptr_t)o->workspace % sizeof(double) != 0 || o->workspace_size < sizeof(double) * doubles)
+    if ((uintptr_t)o->workspace % sizeof(double) != 0)
         return adamw_ERROR_WORKSPACE;
-    if ((o->workspace_size - sizeof(double) * doubles) / sizeof(adamw_scalars) < groups)
+    if (o->workspace_size < needed || o->workspace_size / sizeof(adamw_scalars) < groups)
         return adamw_ERROR_WORKSPACE;
     return adamw_OK;
 }
@@ -687,7 +681,7 @@ static int adamw_check_list_f32(adamw_work_f32 *w, const adamw_hyper *h, uint64_
     w->groups = 1;
     w->s = &w->only;
     if (o->group != NULL) {
-        status = adamw_check_space(o, adamw_HEADER);
+        status = adamw_check_space(o, 0, 0);
         if (status != adamw_OK)
             return status;
         w->groups = o->groups;
@@ -725,7 +719,7 @@ static int adamw_prepare_f32(adamw_work_f32 *w, const adamw_hyper *h, uint64_t t
         return status;
     for (size_t k = 0; k < w->tensors; k++)
         elements += o->whole != NULL ? o->whole->sizes[k] : w->list[k].n;
-    status = adamw_check_space(o, adamw_HEADER + adamw_sums_size(elements, w->tensors));
+    status = adamw_check_space(o, elements, w->tensors);
     if (status != adamw_OK)
         return status;
     w->first = o->group != NULL ? (double *)(w->s + w->groups) : space + adamw_HEADER;
@@ -1163,7 +1157,7 @@ static int adamw_check_list_f64(adamw_work_f64 *w, const adamw_hyper *h, uint64_
     w->groups = 1;
     w->s = &w->only;
     if (o->group != NULL) {
-        status = adamw_check_space(o, adamw_HEADER);
+        status = adamw_check_space(o, 0, 0);
         if (status != adamw_OK)
             return status;
         w->groups = o->groups;
@@ -1201,7 +1195,7 @@ static int adamw_prepare_f64(adamw_work_f64 *w, const adamw_hyper *h, uint64_t t
         return status;
     for (size_t k = 0; k < w->tensors; k++)
         elements += o->whole != NULL ? o->whole->sizes[k] : w->list[k].n;
-    status = adamw_check_space(o, adamw_HEADER + adamw_sums_size(elements, w->tensors));
+    status = adamw_check_space(o, elements, w->tensors);
     if (status != adamw_OK)
         return status;
     w->first = o->group != NULL ? (double *)(w->s + w->groups) : space + adamw_HEADER;

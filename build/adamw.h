@@ -104,7 +104,7 @@ typedef struct adamw_options {
     int zero_grads;                      /* g, which must not be const then, is set to 0, also by a skipped step */
     int threads;                         /* at most so many; 0 leaves their number to OpenMP. Small lists run on one */
     int checked;                         /* this list was checked by an earlier call and has not changed */
-    void *workspace;                     /* for skip_nonfinite, statistics and groups */
+    void *workspace;                     /* for skip_nonfinite, statistics, groups */
     size_t workspace_size;               /* in bytes */
     adamw_stats *stats;            /* filled in, over all tensors */
     adamw_stats *tensor_stats;     /* filled in, one for each tensor, each whole tensor where there are parts */

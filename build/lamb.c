@@ -289,21 +289,14 @@ static size_t lamb_chunks(uint64_t n)
     return (size_t)(n / lamb_CHUNK + (n % lamb_CHUNK != 0));
 }
 
-/* The workspace begins with lamb_HEADER doubles, which tell where the sums of chunks begin and how many chunks there
- * are; then come the scalars of the groups, the first chunk of each tensor, and the sums. */
+/* A workspace begins with where the sums of chunks are and how many chunks there are; then come the scalars of the
+ * groups, the first chunk of each tensor, and the sums. */
 enum { lamb_HEADER = 2 };
-
-/* Doubles of workspace behind the scalars of the groups. */
-static size_t lamb_sums_size(uint64_t elements, size_t count)
-{
-    const size_t chunks = (size_t)(elements / lamb_CHUNK) + count;
-
-    return 1 + count + lamb_SUMS * (1 + count + chunks);
-}
 
 size_t lamb_workspace_size(uint64_t elements, size_t count)
 {
-    const size_t doubles = lamb_HEADER + lamb_sums_size(elements, count);
+    const size_t chunks = (size_t)(elements / lamb_CHUNK) + count;
+    const size_t doubles = lamb_HEADER + 1 + count + lamb_SUMS * (1 + count + chunks);
 
     return sizeof(double) * doubles + sizeof(lamb_scalars) * count;
 }
@@ -337,16 +330,17 @@ double *lamb_partials(void *workspace, int phase, size_t *number)
     return space + (size_t)space[0] + lamb_first_sum(phase) * chunks;
 }
 
-/* Whether the workspace has room for the scalars of the groups and so many doubles. */
-static int lamb_check_space(const lamb_options *o, size_t doubles)
+/* Whether the workspace does for so many tensors and elements, and for the groups. */
+static int lamb_check_space(const lamb_options *o, uint64_t elements, size_t tensors)
 {
     const size_t groups = o->group != NULL ? o->groups : 0;
+    const size_t needed = lamb_workspace_size(elements, tensors > groups ? tensors : groups);
 
     if (o->workspace == NULL)
         return lamb_ERROR_NULL;
-    if ((uintptr_t)o->workspace % sizeof(double) != 0 || o->workspace_size < sizeof(double) * doubles)
+    if ((uintptr_t)o->workspace % sizeof(double) != 0)
         return lamb_ERROR_WORKSPACE;
-    if ((o->workspace_size - sizeof(double) * doubles) / sizeof(lamb_scalars) < groups)
+    if (o->workspace_size < needed || o->workspace_size / sizeof(lamb_scalars) < groups)
         return lamb_ERROR_WORKSPACE;
     return lamb_OK;
 }
@@ -775,7 +769,7 @@ static int lamb_check_list_f32(lamb_work_f32 *w, const lamb_hyper *h, uint64_t t
     w->groups = 1;
     w->s = &w->only;
     if (o->group != NULL) {
-        status = lamb_check_space(o, lamb_HEADER);
+        status = lamb_check_space(o, 0, 0);
         if (status != lamb_OK)
             return status;
         w->groups = o->groups;
@@ -813,7 +807,7 @@ static int lamb_prepare_f32(lamb_work_f32 *w, const lamb_hyper *h, uint64_t t)
         return status;
     for (size_t k = 0; k < w->tensors; k++)
         elements += o->whole != NULL ? o->whole->sizes[k] : w->list[k].n;
-    status = lamb_check_space(o, lamb_HEADER + lamb_sums_size(elements, w->tensors));
+    status = lamb_check_space(o, elements, w->tensors);
     if (status != lamb_OK)
         return status;
     w->first = o->group != NULL ? (double *)(w->s + w->groups) : space + lamb_HEADER;
@@ -1328,7 +1322,7 @@ static int lamb_check_list_f64(lamb_work_f64 *w, const lamb_hyper *h, uint64_t t
     w->groups = 1;
     w->s = &w->only;
     if (o->group != NULL) {
-        status = lamb_check_space(o, lamb_HEADER);
+        status = lamb_check_space(o, 0, 0);
         if (status != lamb_OK)
             return status;
         w->groups = o->groups;
@@ -1366,7 +1360,7 @@ static int lamb_prepare_f64(lamb_work_f64 *w, const lamb_hyper *h, uint64_t t)
         return status;
     for (size_t k = 0; k < w->tensors; k++)
         elements += o->whole != NULL ? o->whole->sizes[k] : w->list[k].n;
-    status = lamb_check_space(o, lamb_HEADER + lamb_sums_size(elements, w->tensors));
+    status = lamb_check_space(o, elements, w->tensors);
     if (status != lamb_OK)
         return status;
     w->first = o->group != NULL ? (double *)(w->s + w->groups) : space + lamb_HEADER;

@@ -109,7 +109,7 @@ typedef struct lamb_options {
     int zero_grads;                      /* g, which must not be const then, is set to 0, also by a skipped step */
     int threads;                         /* at most so many; 0 leaves their number to OpenMP. Small lists run on one */
     int checked;                         /* this list was checked by an earlier call and has not changed */
-    void *workspace;                     /* for skip_nonfinite, statistics and groups, and for every step of this rule */
+    void *workspace;                     /* for skip_nonfinite, statistics, groups, and every step of this rule */
     size_t workspace_size;               /* in bytes */
     lamb_stats *stats;            /* filled in, over all tensors */
     lamb_stats *tensor_stats;     /* filled in, one for each tensor, each whole tensor where there are parts */

@@ -247,21 +247,14 @@ static size_t lars_chunks(uint64_t n)
     return (size_t)(n / lars_CHUNK + (n % lars_CHUNK != 0));
 }
 
-/* The workspace begins with lars_HEADER doubles, which tell where the sums of chunks begin and how many chunks there
- * are; then come the scalars of the groups, the first chunk of each tensor, and the sums. */
+/* A workspace begins with where the sums of chunks are and how many chunks there are; then come the scalars of the
+ * groups, the first chunk of each tensor, and the sums. */
 enum { lars_HEADER = 2 };
-
-/* Doubles of workspace behind the scalars of the groups. */
-static size_t lars_sums_size(uint64_t elements, size_t count)
-{
-    const size_t chunks = (size_t)(elements / lars_CHUNK) + count;
-
-    return 1 + count + lars_SUMS * (1 + count + chunks);
-}
 
 size_t lars_workspace_size(uint64_t elements, size_t count)
 {
-    const size_t doubles = lars_HEADER + lars_sums_size(elements, count);
+    const size_t chunks = (size_t)(elements / lars_CHUNK) + count;
+    const size_t doubles = lars_HEADER + 1 + count + lars_SUMS * (1 + count + chunks);
 
     return sizeof(double) * doubles + sizeof(lars_scalars) * count;
 }
@@ -295,16 +288,17 @@ double *lars_partials(void *workspace, int phase, size_t *number)
     return space + (size_t)space[0] + lars_first_sum(phase) * chunks;
 }
 
-/* Whether the workspace has room for the scalars of the groups and so many doubles. */
-static int lars_check_space(const lars_options *o, size_t doubles)
+/* Whether the workspace does for so many tensors and elements, and for the groups. */
+static int lars_check_space(const lars_options *o, uint64_t elements, size_t tensors)
 {
     const size_t groups = o->group != NULL ? o->groups : 0;
+    const size_t needed = lars_workspace_size(elements, tensors > groups ? tensors : groups);
 
     if (o->workspace == NULL)
         return lars_ERROR_NULL;
-    if ((uintptr_t)o->workspace % sizeof(double) != 0 || o->workspace_size < sizeof(double) * doubles)
+    if ((uintptr_t)o->workspace % sizeof(double) != 0)
         return lars_ERROR_WORKSPACE;
-    if ((o->workspace_size - sizeof(double) * doubles) / sizeof(lars_scalars) < groups)
+    if (o->workspace_size < needed || o->workspace_size / sizeof(lars_scalars) < groups)
         return lars_ERROR_WORKSPACE;
     return lars_OK;
 }
@@ -665,7 +659,7 @@ static int lars_check_list_f32(lars_work_f32 *w, const lars_hyper *h, uint64_t t
     w->groups = 1;
     w->s = &w->only;
     if (o->group != NULL) {
-        status = lars_check_space(o, lars_HEADER);
+        status = lars_check_space(o, 0, 0);
         if (status != lars_OK)
             return status;
         w->groups = o->groups;
@@ -703,7 +697,7 @@ static int lars_prepare_f32(lars_work_f32 *w, const lars_hyper *h, uint64_t t)
         return status;
     for (size_t k = 0; k < w->tensors; k++)
         elements += o->whole != NULL ? o->whole->sizes[k] : w->list[k].n;
-    status = lars_check_space(o, lars_HEADER + lars_sums_size(elements, w->tensors));
+    status = lars_check_space(o, elements, w->tensors);
     if (status != lars_OK)
         return status;
     w->first = o->group != NULL ? (double *)(w->s + w->groups) : space + lars_HEADER;
@@ -1147,7 +1141,7 @@ static int lars_check_list_f64(lars_work_f64 *w, const lars_hyper *h, uint64_t t
     w->groups = 1;
     w->s = &w->only;
     if (o->group != NULL) {
-        status = lars_check_space(o, lars_HEADER);
+        status = lars_check_space(o, 0, 0);
         if (status != lars_OK)
             return status;
         w->groups = o->groups;
@@ -1185,7 +1179,7 @@ static int lars_prepare_f64(lars_work_f64 *w, const lars_hyper *h, uint64_t t)
         return status;
     for (size_t k = 0; k < w->tensors; k++)
         elements += o->whole != NULL ? o->whole->sizes[k] : w->list[k].n;
-    status = lars_check_space(o, lars_HEADER + lars_sums_size(elements, w->tensors));
+    status = lars_check_space(o, elements, w->tensors);
     if (status != lars_OK)
         return status;
     w->first = o->group != NULL ? (double *)(w->s + w->groups) : space + lars_HEADER;

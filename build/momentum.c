@@ -218,21 +218,14 @@ static size_t momentum_chunks(uint64_t n)
     return (size_t)(n / momentum_CHUNK + (n % momentum_CHUNK != 0));
 }
 
-/* The workspace begins with momentum_HEADER doubles, which tell where the sums of chunks begin and how many chunks there
- * are; then come the scalars of the groups, the first chunk of each tensor, and the sums. */
+/* A workspace begins with where the sums of chunks are and how many chunks there are; then come the scalars of the
+ * groups, the first chunk of each tensor, and the sums. */
 enum { momentum_HEADER = 2 };
-
-/* Doubles of workspace behind the scalars of the groups. */
-static size_t momentum_sums_size(uint64_t elements, size_t count)
-{
-    const size_t chunks = (size_t)(elements / momentum_CHUNK) + count;
-
-    return 1 + count + momentum_SUMS * (1 + count + chunks);
-}
 
 size_t momentum_workspace_size(uint64_t elements, size_t count)
 {
-    const size_t doubles = momentum_HEADER + momentum_sums_size(elements, count);
+    const size_t chunks = (size_t)(elements / momentum_CHUNK) + count;
+    const size_t doubles = momentum_HEADER + 1 + count + momentum_SUMS * (1 + count + chunks);
 
     return sizeof(double) * doubles + sizeof(momentum_scalars) * count;
 }
@@ -266,16 +259,17 @@ double *momentum_partials(void *workspace, int phase, size_t *number)
     return space + (size_t)space[0] + momentum_first_sum(phase) * chunks;
 }
 
-/* Whether the workspace has room for the scalars of the groups and so many doubles. */
-static int momentum_check_space(const momentum_options *o, size_t doubles)
+/* Whether the workspace does for so many tensors and elements, and for the groups. */
+static int momentum_check_space(const momentum_options *o, uint64_t elements, size_t tensors)
 {
     const size_t groups = o->group != NULL ? o->groups : 0;
+    const size_t needed = momentum_workspace_size(elements, tensors > groups ? tensors : groups);
 
     if (o->workspace == NULL)
         return momentum_ERROR_NULL;
-    if ((uintptr_t)o->workspace % sizeof(double) != 0 || o->workspace_size < sizeof(double) * doubles)
+    if ((uintptr_t)o->workspace % sizeof(double) != 0)
         return momentum_ERROR_WORKSPACE;
-    if ((o->workspace_size - sizeof(double) * doubles) / sizeof(momentum_scalars) < groups)
+    if (o->workspace_size < needed || o->workspace_size / sizeof(momentum_scalars) < groups)
         return momentum_ERROR_WORKSPACE;
     return momentum_OK;
 }
@@ -623,7 +617,7 @@ static int momentum_check_list_f32(momentum_work_f32 *w, const momentum_hyper *h
     w->groups = 1;
     w->s = &w->only;
     if (o->group != NULL) {
-        status = momentum_check_space(o, momentum_HEADER);
+        status = momentum_check_space(o, 0, 0);
         if (status != momentum_OK)
             return status;
         w->groups = o->groups;
@@ -661,7 +655,7 @@ static int momentum_prepare_f32(momentum_work_f32 *w, const momentum_hyper *h, u
         return status;
     for (size_t k = 0; k < w->tensors; k++)
         elements += o->whole != NULL ? o->whole->sizes[k] : w->list[k].n;
-    status = momentum_check_space(o, momentum_HEADER + momentum_sums_size(elements, w->tensors));
+    status = momentum_check_space(o, elements, w->tensors);
     if (status != momentum_OK)
         return status;
     w->first = o->group != NULL ? (double *)(w->s + w->groups) : space + momentum_HEADER;
@@ -1092,7 +1086,7 @@ static int momentum_check_list_f64(momentum_work_f64 *w, const momentum_hyper *h
     w->groups = 1;
     w->s = &w->only;
     if (o->group != NULL) {
-        status = momentum_check_space(o, momentum_HEADER);
+        status = momentum_check_space(o, 0, 0);
         if (status != momentum_OK)
             return status;
         w->groups = o->groups;
@@ -1130,7 +1124,7 @@ static int momentum_prepare_f64(momentum_work_f64 *w, const momentum_hyper *h, u
         return status;
     for (size_t k = 0; k < w->tensors; k++)
         elements += o->whole != NULL ? o->whole->sizes[k] : w->list[k].n;
-    status = momentum_check_space(o, momentum_HEADER + momentum_sums_size(elements, w->tensors));
+    status = momentum_check_space(o, elements, w->tensors);
     if (status != momentum_OK)
         return status;
     w->first = o->group != NULL ? (double *)(w->s + w->groups) : space + momentum_HEADER;

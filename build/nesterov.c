@@ -219,21 +219,14 @@ static size_t nesterov_chunks(uint64_t n)
     return (size_t)(n / nesterov_CHUNK + (n % nesterov_CHUNK != 0));
 }
 
-/* The workspace begins with nesterov_HEADER doubles, which tell where the sums of chunks begin and how many chunks there
- * are; then come the scalars of the groups, the first chunk of each tensor, and the sums. */
+/* A workspace begins with where the sums of chunks are and how many chunks there are; then come the scalars of the
+ * groups, the first chunk of each tensor, and the sums. */
 enum { nesterov_HEADER = 2 };
-
-/* Doubles of workspace behind the scalars of the groups. */
-static size_t nesterov_sums_size(uint64_t elements, size_t count)
-{
-    const size_t chunks = (size_t)(elements / nesterov_CHUNK) + count;
-
-    return 1 + count + nesterov_SUMS * (1 + count + chunks);
-}
 
 size_t nesterov_workspace_size(uint64_t elements, size_t count)
 {
-    const size_t doubles = nesterov_HEADER + nesterov_sums_size(elements, count);
+    const size_t chunks = (size_t)(elements / nesterov_CHUNK) + count;
+    const size_t doubles = nesterov_HEADER + 1 + count + nesterov_SUMS * (1 + count + chunks);
 
     return sizeof(double) * doubles + sizeof(nesterov_scalars) * count;
 }
@@ -267,16 +260,17 @@ double *nesterov_partials(void *workspace, int phase, size_t *number)
     return space + (size_t)space[0] + nesterov_first_sum(phase) * chunks;
 }
 
-/* Whether the workspace has room for the scalars of the groups and so many doubles. */
-static int nesterov_check_space(const nesterov_options *o, size_t doubles)
+/* Whether the workspace does for so many tensors and elements, and for the groups. */
+static int nesterov_check_space(const nesterov_options *o, uint64_t elements, size_t tensors)
 {
     const size_t groups = o->group != NULL ? o->groups : 0;
+    const size_t needed = nesterov_workspace_size(elements, tensors > groups ? tensors : groups);
 
     if (o->workspace == NULL)
         return nesterov_ERROR_NULL;
-    if ((uintptr_t)o->workspace % sizeof(double) != 0 || o->workspace_size < sizeof(double) * doubles)
+    if ((uintptr_t)o->workspace % sizeof(double) != 0)
         return nesterov_ERROR_WORKSPACE;
-    if ((o->workspace_size - sizeof(double) * doubles) / sizeof(nesterov_scalars) < groups)
+    if (o->workspace_size < needed || o->workspace_size / sizeof(nesterov_scalars) < groups)
         return nesterov_ERROR_WORKSPACE;
     return nesterov_OK;
 }
@@ -624,7 +618,7 @@ static int nesterov_check_list_f32(nesterov_work_f32 *w, const nesterov_hyper *h
     w->groups = 1;
     w->s = &w->only;
     if (o->group != NULL) {
-        status = nesterov_check_space(o, nesterov_HEADER);
+        status = nesterov_check_space(o, 0, 0);
         if (status != nesterov_OK)
             return status;
         w->groups = o->groups;
@@ -662,7 +656,7 @@ static int nesterov_prepare_f32(nesterov_work_f32 *w, const nesterov_hyper *h, u
         return status;
     for (size_t k = 0; k < w->tensors; k++)
         elements += o->whole != NULL ? o->whole->sizes[k] : w->list[k].n;
-    status = nesterov_check_space(o, nesterov_HEADER + nesterov_sums_size(elements, w->tensors));
+    status = nesterov_check_space(o, elements, w->tensors);
     if (status != nesterov_OK)
         return status;
     w->first = o->group != NULL ? (double *)(w->s + w->groups) : space + nesterov_HEADER;
@@ -1093,7 +1087,7 @@ static int nesterov_check_list_f64(nesterov_work_f64 *w, const nesterov_hyper *h
     w->groups = 1;
     w->s = &w->only;
     if (o->group != NULL) {
-        status = nesterov_check_space(o, nesterov_HEADER);
+        status = nesterov_check_space(o, 0, 0);
         if (status != nesterov_OK)
             return status;
         w->groups = o->groups;
@@ -1131,7 +1125,7 @@ static int nesterov_prepare_f64(nesterov_work_f64 *w, const nesterov_hyper *h, u
         return status;
     for (size_t k = 0; k < w->tensors; k++)
         elements += o->whole != NULL ? o->whole->sizes[k] : w->list[k].n;
-    status = nesterov_check_space(o, nesterov_HEADER + nesterov_sums_size(elements, w->tensors));
+    status = nesterov_check_space(o, elements, w->tensors);
     if (status != nesterov_OK)
         return status;
     w->first = o->group != NULL ? (double *)(w->s + w->groups) : space + nesterov_HEADER;

@@ -257,21 +257,14 @@ static size_t novograd_chunks(uint64_t n)
     return (size_t)(n / novograd_CHUNK + (n % novograd_CHUNK != 0));
 }
 
-/* The workspace begins with novograd_HEADER doubles, which tell where the sums of chunks begin and how many chunks there
- * are; then come the scalars of the groups, the first chunk of each tensor, and the sums. */
+/* A workspace begins with where the sums of chunks are and how many chunks there are; then come the scalars of the
+ * groups, the first chunk of each tensor, and the sums. */
 enum { novograd_HEADER = 2 };
-
-/* Doubles of workspace behind the scalars of the groups. */
-static size_t novograd_sums_size(uint64_t elements, size_t count)
-{
-    const size_t chunks = (size_t)(elements / novograd_CHUNK) + count;
-
-    return 1 + count + novograd_SUMS * (1 + count + chunks);
-}
 
 size_t novograd_workspace_size(uint64_t elements, size_t count)
 {
-    const size_t doubles = novograd_HEADER + novograd_sums_size(elements, count);
+    const size_t chunks = (size_t)(elements / novograd_CHUNK) + count;
+    const size_t doubles = novograd_HEADER + 1 + count + novograd_SUMS * (1 + count + chunks);
 
     return sizeof(double) * doubles + sizeof(novograd_scalars) * count;
 }
@@ -305,16 +298,17 @@ double *novograd_partials(void *workspace, int phase, size_t *number)
     return space + (size_t)space[0] + novograd_first_sum(phase) * chunks;
 }
 
-/* Whether the workspace has room for the scalars of the groups and so many doubles. */
-static int novograd_check_space(const novograd_options *o, size_t doubles)
+/* Whether the workspace does for so many tensors and elements, and for the groups. */
+static int novograd_check_space(const novograd_options *o, uint64_t elements, size_t tensors)
 {
     const size_t groups = o->group != NULL ? o->groups : 0;
+    const size_t needed = novograd_workspace_size(elements, tensors > groups ? tensors : groups);
 
     if (o->workspace == NULL)
         return novograd_ERROR_NULL;
-    if ((uintptr_t)o->workspace % sizeof(double) != 0 || o->workspace_size < sizeof(double) * doubles)
+    if ((uintptr_t)o->workspace % sizeof(double) != 0)
         return novograd_ERROR_WORKSPACE;
-    if ((o->workspace_size - sizeof(double) * doubles) / sizeof(novograd_scalars) < groups)
+    if (o->workspace_size < needed || o->workspace_size / sizeof(novograd_scalars) < groups)
         return novograd_ERROR_WORKSPACE;
     return novograd_OK;
 }
@@ -689,7 +683,7 @@ static int novograd_check_list_f32(novograd_work_f32 *w, const novograd_hyper *h
     w->groups = 1;
     w->s = &w->only;
     if (o->group != NULL) {
-        status = novograd_check_space(o, novograd_HEADER);
+        status = novograd_check_space(o, 0, 0);
         if (status != novograd_OK)
             return status;
         w->groups = o->groups;
@@ -737,7 +731,7 @@ static int novograd_prepare_f32(novograd_work_f32 *w, const novograd_hyper *h, u
         return status;
     for (size_t k = 0; k < w->tensors; k++)
         elements += o->whole != NULL ? o->whole->sizes[k] : w->list[k].n;
-    status = novograd_check_space(o, novograd_HEADER + novograd_sums_size(elements, w->tensors));
+    status = novograd_check_space(o, elements, w->tensors);
     if (status != novograd_OK)
         return status;
     w->first = o->group != NULL ? (double *)(w->s + w->groups) : space + novograd_HEADER;
@@ -1202,7 +1196,7 @@ static int novograd_check_list_f64(novograd_work_f64 *w, const novograd_hyper *h
     w->groups = 1;
     w->s = &w->only;
     if (o->group != NULL) {
-        status = novograd_check_space(o, novograd_HEADER);
+        status = novograd_check_space(o, 0, 0);
         if (status != novograd_OK)
             return status;
         w->groups = o->groups;
@@ -1250,7 +1244,7 @@ static int novograd_prepare_f64(novograd_work_f64 *w, const novograd_hyper *h, u
         return status;
     for (size_t k = 0; k < w->tensors; k++)
         elements += o->whole != NULL ? o->whole->sizes[k] : w->list[k].n;
-    status = novograd_check_space(o, novograd_HEADER + novograd_sums_size(elements, w->tensors));
+    status = novograd_check_space(o, elements, w->tensors);
     if (status != novograd_OK)
         return status;
     w->first = o->group != NULL ? (double *)(w->s + w->groups) : space + novograd_HEADER;

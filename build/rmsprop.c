@@ -233,21 +233,14 @@ static size_t rmsprop_chunks(uint64_t n)
     return (size_t)(n / rmsprop_CHUNK + (n % rmsprop_CHUNK != 0));
 }
 
-/* The workspace begins with rmsprop_HEADER doubles, which tell where the sums of chunks begin and how many chunks there
- * are; then come the scalars of the groups, the first chunk of each tensor, and the sums. */
+/* A workspace begins with where the sums of chunks are and how many chunks there are; then come the scalars of the
+ * groups, the first chunk of each tensor, and the sums. */
 enum { rmsprop_HEADER = 2 };
-
-/* Doubles of workspace behind the scalars of the groups. */
-static size_t rmsprop_sums_size(uint64_t elements, size_t count)
-{
-    const size_t chunks = (size_t)(elements / rmsprop_CHUNK) + count;
-
-    return 1 + count + rmsprop_SUMS * (1 + count + chunks);
-}
 
 size_t rmsprop_workspace_size(uint64_t elements, size_t count)
 {
-    const size_t doubles = rmsprop_HEADER + rmsprop_sums_size(elements, count);
+    const size_t chunks = (size_t)(elements / rmsprop_CHUNK) + count;
+    const size_t doubles = rmsprop_HEADER + 1 + count + rmsprop_SUMS * (1 + count + chunks);
 
     return sizeof(double) * doubles + sizeof(rmsprop_scalars) * count;
 }
@@ -281,16 +274,17 @@ double *rmsprop_partials(void *workspace, int phase, size_t *number)
     return space + (size_t)space[0] + rmsprop_first_sum(phase) * chunks;
 }
 
-/* Whether the workspace has room for the scalars of the groups and so many doubles. */
-static int rmsprop_check_space(const rmsprop_options *o, size_t doubles)
+/* Whether the workspace does for so many tensors and elements, and for the groups. */
+static int rmsprop_check_space(const rmsprop_options *o, uint64_t elements, size_t tensors)
 {
     const size_t groups = o->group != NULL ? o->groups : 0;
+    const size_t needed = rmsprop_workspace_size(elements, tensors > groups ? tensors : groups);
 
     if (o->workspace == NULL)
         return rmsprop_ERROR_NULL;
-    if ((uintptr_t)o->workspace % sizeof(double) != 0 || o->workspace_size < sizeof(double) * doubles)
+    if ((uintptr_t)o->workspace % sizeof(double) != 0)
         return rmsprop_ERROR_WORKSPACE;
-    if ((o->workspace_size - sizeof(double) * doubles) / sizeof(rmsprop_scalars) < groups)
+    if (o->workspace_size < needed || o->workspace_size / sizeof(rmsprop_scalars) < groups)
         return rmsprop_ERROR_WORKSPACE;
     return rmsprop_OK;
 }
@@ -638,7 +632,7 @@ static int rmsprop_check_list_f32(rmsprop_work_f32 *w, const rmsprop_hyper *h, u
     w->groups = 1;
     w->s = &w->only;
     if (o->group != NULL) {
-        status = rmsprop_check_space(o, rmsprop_HEADER);
+        status = rmsprop_check_space(o, 0, 0);
         if (status != rmsprop_OK)
             return status;
         w->groups = o->groups;
@@ -676,7 +670,7 @@ static int rmsprop_prepare_f32(rmsprop_work_f32 *w, const rmsprop_hyper *h, uint
         return status;
     for (size_t k = 0; k < w->tensors; k++)
         elements += o->whole != NULL ? o->whole->sizes[k] : w->list[k].n;
-    status = rmsprop_check_space(o, rmsprop_HEADER + rmsprop_sums_size(elements, w->tensors));
+    status = rmsprop_check_space(o, elements, w->tensors);
     if (status != rmsprop_OK)
         return status;
     w->first = o->group != NULL ? (double *)(w->s + w->groups) : space + rmsprop_HEADER;
@@ -1106,7 +1100,7 @@ static int rmsprop_check_list_f64(rmsprop_work_f64 *w, const rmsprop_hyper *h, u
     w->groups = 1;
     w->s = &w->only;
     if (o->group != NULL) {
-        status = rmsprop_check_space(o, rmsprop_HEADER);
+        status = rmsprop_check_space(o, 0, 0);
         if (status != rmsprop_OK)
             return status;
         w->groups = o->groups;
@@ -1144,7 +1138,7 @@ static int rmsprop_prepare_f64(rmsprop_work_f64 *w, const rmsprop_hyper *h, uint
         return status;
     for (size_t k = 0; k < w->tensors; k++)
         elements += o->whole != NULL ? o->whole->sizes[k] : w->list[k].n;
-    status = rmsprop_check_space(o, rmsprop_HEADER + rmsprop_sums_size(elements, w->tensors));
+    status = rmsprop_check_space(o, elements, w->tensors);
     if (status != rmsprop_OK)
         return status;
     w->first = o->group != NULL ? (double *)(w->s + w->groups) : space + rmsprop_HEADER;

@@ -206,21 +206,14 @@ static size_t sgd_chunks(uint64_t n)
     return (size_t)(n / sgd_CHUNK + (n % sgd_CHUNK != 0));
 }
 
-/* The workspace begins with sgd_HEADER doubles, which tell where the sums of chunks begin and how many chunks there
- * are; then come the scalars of the groups, the first chunk of each tensor, and the sums. */
+/* A workspace begins with where the sums of chunks are and how many chunks there are; then come the scalars of the
+ * groups, the first chunk of each tensor, and the sums. */
 enum { sgd_HEADER = 2 };
-
-/* Doubles of workspace behind the scalars of the groups. */
-static size_t sgd_sums_size(uint64_t elements, size_t count)
-{
-    const size_t chunks = (size_t)(elements / sgd_CHUNK) + count;
-
-    return 1 + count + sgd_SUMS * (1 + count + chunks);
-}
 
 size_t sgd_workspace_size(uint64_t elements, size_t count)
 {
-    const size_t doubles = sgd_HEADER + sgd_sums_size(elements, count);
+    const size_t chunks = (size_t)(elements / sgd_CHUNK) + count;
+    const size_t doubles = sgd_HEADER + 1 + count + sgd_SUMS * (1 + count + chunks);
 
     return sizeof(double) * doubles + sizeof(sgd_scalars) * count;
 }
@@ -254,16 +247,17 @@ double *sgd_partials(void *workspace, int phase, size_t *number)
     return space + (size_t)space[0] + sgd_first_sum(phase) * chunks;
 }
 
-/* Whether the workspace has room for the scalars of the groups and so many doubles. */
-static int sgd_check_space(const sgd_options *o, size_t doubles)
+/* Whether the workspace does for so many tensors and elements, and for the groups. */
+static int sgd_check_space(const sgd_options *o, uint64_t elements, size_t tensors)
 {
     const size_t groups = o->group != NULL ? o->groups : 0;
+    const size_t needed = sgd_workspace_size(elements, tensors > groups ? tensors : groups);
 
     if (o->workspace == NULL)
         return sgd_ERROR_NULL;
-    if ((uintptr_t)o->workspace % sizeof(double) != 0 || o->workspace_size < sizeof(double) * doubles)
+    if ((uintptr_t)o->workspace % sizeof(double) != 0)
         return sgd_ERROR_WORKSPACE;
-    if ((o->workspace_size - sizeof(double) * doubles) / sizeof(sgd_scalars) < groups)
+    if (o->workspace_size < needed || o->workspace_size / sizeof(sgd_scalars) < groups)
         return sgd_ERROR_WORKSPACE;
     return sgd_OK;
 }
@@ -599,7 +593,7 @@ static int sgd_check_list_f32(sgd_work_f32 *w, const sgd_hyper *h, uint64_t t)
     w->groups = 1;
     w->s = &w->only;
     if (o->group != NULL) {
-        status = sgd_check_space(o, sgd_HEADER);
+        status = sgd_check_space(o, 0, 0);
         if (status != sgd_OK)
             return status;
         w->groups = o->groups;
@@ -637,7 +631,7 @@ static int sgd_prepare_f32(sgd_work_f32 *w, const sgd_hyper *h, uint64_t t)
         return status;
     for (size_t k = 0; k < w->tensors; k++)
         elements += o->whole != NULL ? o->whole->sizes[k] : w->list[k].n;
-    status = sgd_check_space(o, sgd_HEADER + sgd_sums_size(elements, w->tensors));
+    status = sgd_check_space(o, elements, w->tensors);
     if (status != sgd_OK)
         return status;
     w->first = o->group != NULL ? (double *)(w->s + w->groups) : space + sgd_HEADER;
@@ -1053,7 +1047,7 @@ static int sgd_check_list_f64(sgd_work_f64 *w, const sgd_hyper *h, uint64_t t)
     w->groups = 1;
     w->s = &w->only;
     if (o->group != NULL) {
-        status = sgd_check_space(o, sgd_HEADER);
+        status = sgd_check_space(o, 0, 0);
         if (status != sgd_OK)
             return status;
         w->groups = o->groups;
@@ -1091,7 +1085,7 @@ static int sgd_prepare_f64(sgd_work_f64 *w, const sgd_hyper *h, uint64_t t)
         return status;
     for (size_t k = 0; k < w->tensors; k++)
         elements += o->whole != NULL ? o->whole->sizes[k] : w->list[k].n;
-    status = sgd_check_space(o, sgd_HEADER + sgd_sums_size(elements, w->tensors));
+    status = sgd_check_space(o, elements, w->tensors);
     if (status != sgd_OK)
         return status;
     w->first = o->group != NULL ? (double *)(w->s + w->groups) : space + sgd_HEADER;

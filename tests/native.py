@@ -107,4 +107,6 @@ class Options(ctypes.Structure):
         ("tensor_stats", ctypes.c_void_p),
         ("starting", ctypes.c_void_p),
         ("whole", ctypes.c_void_p),
+        ("group", ctypes.c_void_p),
+        ("groups", ctypes.c_size_t),
     )

@@ -75,7 +75,8 @@ class Options(ctypes.Structure):
         *((name, ctypes.c_int) for name in ("skip_nonfinite", "zero_grads", "threads", "checked")),
         ("workspace", ctypes.c_void_p),
         ("workspace_size", ctypes.c_size_t),
-        *((name, ctypes.c_void_p) for name in ("stats", "tensor_stats", "starting", "whole")),
+        *((name, ctypes.c_void_p) for name in ("stats", "tensor_stats", "starting", "whole", "group")),
+        ("groups", ctypes.c_size_t),
     )
 
 

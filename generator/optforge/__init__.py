@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 # Where each public name lives. They are imported when first used, so that `import optforge` takes no time; the
 # functions of the rule language (sqrt, where, …) are found in their own table.
 _HOMES = {
+    "from_torch": "interop",
     "Optimizer": "optimizer",
     "OptforgeError": "diagnostics",
     "Rule": "language",
@@ -20,6 +21,7 @@ _HOMES = {
     "rule": "language",
     "scalar": "language",
     "Stats": "stats",
+    "to_torch": "interop",
     "Transform": "language",
     "transform": "language",
 }

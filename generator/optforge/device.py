@@ -265,33 +265,27 @@ class DeviceSpace(Host):
         return self.make((1,), np.float64, block)
 
     def write(self, array: Any, values: Any) -> None:
-        """Set elements to those of an array of the device or of the host, or all to one number."""
-        if array.size == 0:
-            return
-        with self.device.current():
-            values = self.memory(values) if hasattr(values, "gpudata") else values
-            if hasattr(values, "gpudata"):
-                self.device.drv.memcpy_dtod(array.ptr, values.ptr, array.nbytes)
-            else:
+        """Set elements, in the memory of their owner, to those of another array, or all to one number."""
+        array = self.memory(array)
+        if hasattr(values, "gpudata"):
+            values = self.memory(values)
+        if isinstance(array, np.ndarray):
+            super().write(array.reshape(-1), self.read(values) if hasattr(values, "gpudata") else values)
+        elif array.size:
+            with self.device.current():
+                if hasattr(values, "gpudata"):
+                    self.device.drv.memcpy_dtod(array.ptr, values.ptr, array.nbytes)
+                    return
                 with np.errstate(all="ignore"):
-                    whole = np.ascontiguousarray(
-                        np.broadcast_to(np.reshape(values, -1) if np.ndim(values) else values, array.shape), array.dtype
-                    )
+                    flat = np.reshape(values, -1) if np.ndim(values) else values
+                    whole = np.ascontiguousarray(np.broadcast_to(flat, (array.size,)), array.dtype)
                 self.device.drv.memcpy_htod(array.ptr, whole)
 
-    def memory(self, array: Any) -> Any:
-        """The array whose memory is the owner's: that of the host, where this is a copy of one."""
-        return self.hosts.get(array.ptr, array) if array.size else array
-
-    def copy(self, array: Any) -> Any:
-        """A copy, in memory of its own."""
-        with self.device.current():
-            made = self.make(array.shape, array.dtype, self.device.allocate(array.nbytes))
-        self.write(made, array)
-        return made
-
     def read(self, array: Any) -> Array:
-        """A copy of the elements on the host."""
+        """The elements on the host: a copy, unless they are there."""
+        array = self.memory(array)
+        if isinstance(array, np.ndarray):
+            return array.reshape(-1)
         values = np.empty(array.shape, array.dtype)
         if array.size:
             with self.device.current():

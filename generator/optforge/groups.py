@@ -71,6 +71,8 @@ def settle(
     rows = []
     for k, given in enumerate(own):
         for name in given:
+            if not isinstance(name, str):
+                raise TypeError(f"groups[{k}] has the key {name!r}, which is no name")
             if name in options:
                 reason = "is fixed in the kernel, which all groups share: give it to the Optimizer itself"
                 raise ValueError(f"groups[{k}]: option {name!r} {reason}")

@@ -88,14 +88,15 @@ class Hyperparameters:
         groups = list(groups)
         values, schedules = self.values.copy(), dict(self.schedules)
         for group in groups:
+            where = self.where(group) if len(groups) < len(values) else ""
             schedules.pop((group, name), None)
             if callable(value):
                 schedules[group, name] = value
-                number = scheduled(value, name, t, self.where(group))
+                number = scheduled(value, name, t, where)
             else:
-                number = real(name, value)
+                number = real(name, value, where)
             values[group, self.names.index(name)] = number
-        self.check(values, groups)
+        self.check(values, groups, f"at t={t} " if callable(value) else "")
         self.replace(values, schedules)
 
     def at(self, t: int, values: Array | None = None, schedules: Schedules | None = None) -> Array:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
 import types
-import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from operator import is_
@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from . import targets
+from . import checkpoint, resume, targets
 from .arrays import Ranges, address, kind
 from .catalogue import BUILT_IN
 from .diagnostics import UsageError, nearest
@@ -21,7 +21,7 @@ from .groups import Group, settle
 from .hyperparameters import Hyperparameters
 from .ir import State
 from .language import Rule
-from .resume import matching, noting, saved_hyperparameters, saved_state, schedules_to_save
+from .resume import steps_taken
 from .spaces import HOST, Host
 from .stats import RECORD, Stats
 from .structure import Structure, structured
@@ -63,6 +63,9 @@ class Optimizer:
     params : list, tuple or dict
         The arrays that were passed; where there are groups, a list with such a collection for each. `grads` and state
         have the same structure.
+    groups : list of Group
+        The parameter groups, one where none were given: `opt.groups[1]["lr"]`. Where groups differ in a hyperparameter,
+        reading it from the optimizer itself is a ValueError.
     rule : Rule
     target : str
     threads : int or None
@@ -399,24 +402,7 @@ class Optimizer:
             each group: name to what the schedule's `to_dict()` gives, or to None for one that has no such method: of
             that one only the present value is saved, and a warning says so.
         """
-        hyperparameters = {"groups": self._rows()} if self._structure.grouped else {"hyperparameters": self._rows()[0]}
-        schedules = schedules_to_save(self._hyper)
-        return {
-            "rule": self.rule.name,
-            "hash": self.rule.hash,
-            "options": dict(self._options),
-            **hyperparameters,
-            "t": self.t,
-            "state": {
-                name: self._structure.build(
-                    value if isinstance(value, float) else np.array(self._space.read(value))
-                    for value in self._structure.flatten(tree, name)
-                )
-                for name, tree in self.state.items()
-            },
-            "started": self._structure.build(tensor.started for tensor in self._tensors),
-            **({"schedules": schedules} if schedules else {}),
-        }
+        return resume.state_dict(self)
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Take over what `state_dict` gave; the next step has the bits that it would have had there.
@@ -431,45 +417,36 @@ class Optimizer:
             It is of another rule, other options or other shapes; nothing was changed, and the message says all that
             does not fit.
         """
-        if not isinstance(saved, Mapping):
-            raise TypeError(f"a state dict is a dict, not {kind(saved)}")
-        mine, other = ("groups", "hyperparameters") if self._structure.grouped else ("hyperparameters", "groups")
-        wanted = ("rule", "hash", "options", mine, "t", "state", "started")
-        missing = [name for name in wanted if name not in saved]
-        if missing == [mine] and other in saved:
-            has = "no groups, params has" if self._structure.grouped else "groups, params has none"
-            raise ValueError(f"the state dict is of parameters with {has}")
-        if missing:
-            raise ValueError(f"the state dict lacks {', '.join(map(repr, missing))}")
-        problems: list[str] = []
-        if saved["rule"] != self.rule.name:
-            problems.append(f"it is of rule {saved['rule']!r}, this optimizer of {self.rule.name!r}")
-        elif saved["hash"] != self.rule.hash:
-            problems.append(f"it is of another version of rule {self.rule.name!r} (the hashes differ)")
-        if saved["options"] != self._options:
-            problems.append(f"its options are {saved['options']!r}, here {self._options!r}")
-        if problems:  # the rest cannot fit
-            raise ValueError("; ".join(problems))
+        resume.checked(self, saved).apply(self)
 
-        t = noting(problems, steps_taken, saved["t"])
-        rows = saved["groups"] if self._structure.grouped else [saved["hyperparameters"]]
-        hyperparameters, lost = saved_hyperparameters(self._hyper, rows, saved.get("schedules"), t or 0, problems)
-        started = matching(self._structure, saved["started"], "started", problems)
-        for tensor, flag in zip(self._tensors, started, strict=False):
-            if not isinstance(flag, (bool, np.bool_)):
-                problems.append(f"started{tensor.path} is {flag!r}, not True or False")
-        changes = saved_state(self._kernel, self._structure, self._tensors, saved["state"], problems)
-        if problems:
-            raise ValueError("; ".join(problems))
+    def save(self, path: str | os.PathLike[str], /, **companions: Any) -> None:
+        """Write a checkpoint: parameters, state, hyperparameters, schedules and t, in the safetensors format.
 
-        for own, given in changes:
-            self._space.write(own, given.reshape(-1))
-        for tensor, flag in zip(self._tensors, started, strict=True):
-            tensor.started = bool(flag)
-        self._hyper.replace(*hyperparameters)
-        self._set(_t=t, _plan=None, _kept=())
-        for name, value in lost:
-            warnings.warn(f"{name} was a function that could not be saved; it is {value!r} from here on", stacklevel=2)
+        The file is written beside the old one, which it replaces when it is complete: a process that is killed at any
+        time leaves one of the two. What it was writing is removed by the next `save` to the same path.
+
+        Parameters
+        ----------
+        path : path
+        **companions
+            Other objects to save with it, such as a schedule that watches the loss: what their `state_dict()` gives,
+            which JSON must be able to say. `opt.load(path, **companions)` gives it to their `load_state_dict`.
+
+        Raises
+        ------
+        OSError
+            The file cannot be written; an earlier one is as it was.
+        ValueError
+            A key of `params` or the state of a companion cannot be written down.
+
+        Warns
+        -----
+        UserWarning
+            A hyperparameter is a function of t without a `to_dict()`: only its present value is saved.
+        """
+        checkpoint.save(self, path, companions)
+
+    load = checkpoint.Load()
 
 
 def loss_scale(value: Any) -> float:
@@ -514,12 +491,3 @@ def named_rule(rule: Rule | str) -> Rule:
         listed = f"; there are {', '.join(BUILT_IN)}"
         raise UsageError(f"there is no rule {rule!r}{nearest(rule, BUILT_IN) or listed}")
     return BUILT_IN[rule]
-
-
-def steps_taken(value: Any) -> int:
-    """A step count."""
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"t is a whole number, not {value!r}")
-    if not 0 <= value < 2**63:
-        raise ValueError(f"t counts steps, and cannot be {value}")
-    return int(value)

@@ -1,20 +1,134 @@
-"""Check a saved state against an optimizer, noting all that does not fit."""
+"""Save what an optimizer is in the middle of, and take it over again: nothing of it unless all of it fits."""
 
 from __future__ import annotations
 
 import importlib
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .arrays import kind
 from .functions import Array
 from .hyperparameters import Hyperparameters, Schedules
 from .ir import Kernel
+from .language import Rule
 from .settings import real
 from .structure import Structure
 from .tensor import Tensor
+
+if TYPE_CHECKING:
+    from .optimizer import Optimizer
+
+
+def state_dict(opt: Optimizer) -> dict[str, Any]:
+    """`Optimizer.state_dict`."""
+    structure, hyper = opt._structure, opt._hyper
+    rows = [hyper.of(k) for k in range(len(hyper.values))]
+    schedules = schedules_to_save(hyper)
+    return {
+        "rule": opt.rule.name,
+        "hash": opt.rule.hash,
+        "options": dict(opt._options),
+        **({"groups": rows} if structure.grouped else {"hyperparameters": rows[0]}),
+        "t": opt.t,
+        "state": {
+            name: structure.build(
+                value if isinstance(value, float) else np.array(opt._space.read(value))
+                for value in structure.flatten(tree, name)
+            )
+            for name, tree in opt.state.items()
+        },
+        "started": structure.build(tensor.started for tensor in opt._tensors),
+        **({"schedules": schedules} if schedules else {}),
+    }
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What a state dict changes in an optimizer, checked: `changes` are own arrays and what they become.
+
+    `lost` are hyperparameters, with their values, that were functions of t which could not be saved.
+    """
+
+    t: int
+    hyperparameters: tuple[Array, Schedules]
+    lost: list[tuple[str, float]]
+    started: list[bool]
+    changes: list[tuple[Array, Array]]
+
+    def apply(self, opt: Optimizer) -> None:
+        """Make the changes."""
+        for own, given in self.changes:
+            opt._space.write(own, given.reshape(-1))
+        for tensor, flag in zip(opt._tensors, self.started, strict=True):
+            tensor.started = bool(flag)
+        opt._hyper.replace(*self.hyperparameters)
+        opt._set(_t=self.t, _plan=None, _kept=())
+        for name, value in self.lost:
+            warnings.warn(f"{name} was a function that could not be saved; it is {value!r} from here on", stacklevel=4)
+
+
+def checked(opt: Optimizer, saved: Any) -> Saved:
+    """What a state dict changes.
+
+    Raises
+    ------
+    TypeError, ValueError
+        It does not fit; the message says all that does not.
+    """
+    if not isinstance(saved, Mapping):
+        raise TypeError(f"a state dict is a dict, not {kind(saved)}")
+    grouped = opt._structure.grouped
+    mine, other = ("groups", "hyperparameters") if grouped else ("hyperparameters", "groups")
+    wanted = ("rule", "hash", "options", mine, "t", "state", "started")
+    missing = [name for name in wanted if name not in saved]
+    if missing == [mine] and other in saved:
+        raise ValueError(
+            f"it is of parameters {'without groups, here are some' if grouped else 'in groups, here are none'}"
+        )
+    if missing:
+        raise ValueError(f"the state dict lacks {', '.join(map(repr, missing))}")
+    problems = other_rule(opt.rule, saved) + other_options(opt, saved)
+    if problems:  # the rest cannot fit
+        raise ValueError("; ".join(problems))
+
+    t = noting(problems, steps_taken, saved["t"])
+    rows = saved["groups"] if grouped else [saved["hyperparameters"]]
+    hyperparameters, lost = saved_hyperparameters(opt._hyper, rows, saved.get("schedules"), t or 0, problems)
+    started = matching(opt._structure, saved["started"], "started", problems)
+    for tensor, flag in zip(opt._tensors, started, strict=False):
+        if not isinstance(flag, (bool, np.bool_)):
+            problems.append(f"started{tensor.path} is {flag!r}, not True or False")
+    changes = saved_state(opt._kernel, opt._structure, opt._tensors, saved["state"], problems)
+    if problems:
+        raise ValueError("; ".join(problems))
+    return Saved(t, hyperparameters, lost, started, changes)
+
+
+def other_rule(rule: Rule, saved: Mapping[str, Any]) -> list[str]:
+    """What does not fit of the rule that was saved."""
+    if saved["rule"] != rule.name:
+        return [f"it is of rule {saved['rule']!r}, this optimizer of {rule.name!r}"]
+    return [f"it is of another version of rule {rule.name!r} (the hashes differ)"] if saved["hash"] != rule.hash else []
+
+
+def other_options(opt: Optimizer, saved: Mapping[str, Any]) -> list[str]:
+    """What does not fit of the options that were saved."""
+    if saved["options"] == opt._options:
+        return []
+    return [f"its options are {saved['options']!r}, here {opt._options!r}"]
+
+
+def steps_taken(value: Any) -> int:
+    """A step count."""
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"t is a whole number, not {value!r}")
+    if not 0 <= value < 2**63:
+        raise ValueError(f"t counts steps, and cannot be {value}")
+    return int(value)
 
 
 def schedules_to_save(hyper: Hyperparameters) -> list[dict[str, Any]]:
@@ -24,7 +138,7 @@ def schedules_to_save(hyper: Hyperparameters) -> list[dict[str, Any]]:
         saved[group][name] = schedule.to_dict() if hasattr(schedule, "to_dict") else None
         if saved[group][name] is None:
             what = f"{hyper.where(group)}the schedule of hyperparameter {name!r} is {schedule!r}"
-            warnings.warn(f"{what}, which cannot be saved; only its present value is", stacklevel=3)
+            warnings.warn(f"{what}, which cannot be saved; only its present value is", stacklevel=4)
     return saved if hyper.schedules else []
 
 

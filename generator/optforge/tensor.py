@@ -20,8 +20,8 @@ class Tensor:
 
     `path` leads to it in `params`, as in "[1]['w']"; `group` is the number of its group, which is a row of the
     hyperparameters. `p` and `arrays` (state by name) are flat views in a `space`; `scalars` holds scalar state there as
-    float64 arrays of one element. `addresses` tells where "p" and each state are, `home` where its owner has the parameter. `started` is False until the first
-    step that is applied to it.
+    float64 arrays of one element. `addresses` tells where "p" and each state are, `home` where its owner has the
+    parameter. `started` is False until the first step that is applied to it.
     """
 
     path: str

@@ -1,0 +1,253 @@
+"""Checkpoints: everything of a training run that an optimizer has, in one file."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import types
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from . import tensorfile
+from .catalogue import named
+from .diagnostics import UsageError
+from .functions import Array
+from .language import Rule
+from .resume import checked, other_options, other_rule, schedules_to_save
+from .structure import Branch, Structure
+
+if TYPE_CHECKING:
+    from .optimizer import Optimizer
+
+FORMAT = 1
+KINDS: dict[str, type] = {"list": list, "tuple": tuple, "dict": dict}
+
+PathLike = str | os.PathLike[str]
+
+
+def save(opt: Optimizer, path: PathLike, companions: Mapping[str, Any]) -> None:
+    """`Optimizer.save`."""
+    opt._follow_parameters()
+    structure, tensors, read = opt._structure, opt._tensors, opt._space.read
+    arrays = {tensor.label: read(tensor.p).reshape(tensor.shape) for tensor in tensors}
+    for state in opt._kernel.state:
+        if state.scalar:
+            arrays[f"state[{state.name!r}]"] = np.array([tensor.number(state.name) for tensor in tensors])
+        else:
+            for tensor in tensors:
+                arrays[f"state[{state.name!r}]{tensor.path}"] = read(tensor.arrays[state.name]).reshape(tensor.shape)
+    header = {
+        "format": FORMAT,
+        "rule": opt.rule.name,
+        "origin": opt.rule.origin,
+        "hash": opt.rule.hash,
+        "options": opt._options,
+        "t": opt.t,
+        "grouped": structure.grouped,
+        "branches": [
+            {"kind": branch.kind.__name__, "keys": [written(key) for key in branch.keys]}
+            for branch in structure.branches
+        ],
+        "tensors": [
+            {"path": tensor.path, "shape": tensor.shape, "dtype": str(tensor.p.dtype), "started": tensor.started}
+            for tensor in tensors
+        ],
+        "hyperparameters": opt._rows(),
+        "schedules": schedules_to_save(opt._hyper),
+        "companions": {name: state_of(name, companion) for name, companion in companions.items()},
+    }
+    tensorfile.write(path, header, arrays)
+
+
+def written(key: Any) -> str:
+    """A key of a dict of parameters as text that gives it again."""
+    text = repr(key)
+    try:
+        same = ast.literal_eval(text) == key
+    except (SyntaxError, ValueError):
+        same = False
+    if not same:
+        raise UsageError(f"a checkpoint takes text, numbers and tuples of them as keys of params, not {text}")
+    return text
+
+
+def state_of(name: str, companion: Any) -> Any:
+    """The state of what is saved with an optimizer."""
+    state = companion.state_dict()
+    try:
+        json.dumps(state)
+    except (TypeError, ValueError) as problem:
+        raise UsageError(f"the state dict of {name!r} cannot be saved as JSON: {problem}") from None
+    return state
+
+
+class Load:
+    """`opt.load(path)` takes a checkpoint over, `Optimizer.load(path)` makes an optimizer of one."""
+
+    def __get__(self, opt: Optimizer | None, owner: type[Optimizer]) -> Callable[..., Any]:
+        return types.MethodType(create, owner) if opt is None else types.MethodType(load, opt)
+
+
+def load(opt: Optimizer, path: PathLike, /, **companions: Any) -> None:
+    """Take a checkpoint over, parameters included, in place; the next step has the bits that it would have had there.
+
+    Parameters
+    ----------
+    path : path
+        A file that `save` wrote, on any target.
+    **companions
+        What was saved with it under these names; their `load_state_dict` is called.
+
+    Raises
+    ------
+    OSError
+        The file cannot be read.
+    ValueError
+        It is damaged, or does not fit; the message says all that does not, and nothing was changed.
+    """
+    header, arrays = contents(path)
+    opt._follow_parameters()
+    take_over(opt, path, header, arrays, companions)
+    for name in header["companions"]:
+        if name not in companions:
+            warnings.warn(f"{path} also has the state of {name!r}: opt.load(path, {name}=…) restores it", stacklevel=2)
+
+
+def create(
+    cls: type[Optimizer],
+    path: PathLike,
+    *,
+    rule: Rule | str | None = None,
+    target: Any = "c",
+    threads: int | None = None,
+    skip_nonfinite: bool = False,
+    zero_grads: bool = False,
+) -> Optimizer:
+    """Make an optimizer of a checkpoint, whose parameters are new NumPy arrays, in the structure of those saved.
+
+    Parameters
+    ----------
+    path : path
+        A file that `save` wrote, on any target.
+    rule : Rule or str, optional
+        The rule; left out, the built-in one, or composition of built-in ones, that was saved.
+    target, threads, skip_nonfinite, zero_grads
+        As of the `Optimizer`; they are no part of a checkpoint.
+
+    Raises
+    ------
+    OSError
+        The file cannot be read.
+    ValueError
+        It is damaged, or is of another rule.
+    """
+    header, arrays = contents(path)
+    if rule is None and ".py" in header["origin"]:
+        raise UsageError(f"{path} is of rule {header['rule']!r} of {header['origin']}: give it as rule=")
+    rule = named(header["origin"] if rule is None else rule) if not isinstance(rule, Rule) else rule
+    problems = other_rule(rule, header)
+    if problems:
+        raise UsageError(f"{path} does not fit: {'; '.join(problems)}")
+    branches = [
+        Branch(KINDS[branch["kind"]], tuple(map(ast.literal_eval, branch["keys"]))) for branch in header["branches"]
+    ]
+    structure = Structure(tuple(branches), header["grouped"])
+    params = structure.build(arrays[f"params{path}"].copy() for _, path in structure.paths)
+    rows = header["hyperparameters"]
+    if structure.grouped:
+        params = [{"params": part, **row} for part, row in zip(params, rows, strict=True)]
+    opt = cls(
+        params,
+        rule,
+        target=target,
+        threads=threads,
+        skip_nonfinite=skip_nonfinite,
+        zero_grads=zero_grads,
+        **header["options"],
+        **({} if structure.grouped else rows[0]),
+    )
+    take_over(opt, path, header, arrays, {})
+    return opt
+
+
+def contents(path: PathLike) -> tuple[dict[str, Any], dict[str, Array]]:
+    """The header and the arrays of a checkpoint."""
+    header, arrays = tensorfile.read(path)
+    if header["format"] != FORMAT:
+        raise UsageError(f"{path} is of format {header['format']}, and this version of optforge reads format {FORMAT}")
+    return header, arrays
+
+
+def take_over(
+    opt: Optimizer,
+    path: PathLike,
+    header: Mapping[str, Any],
+    arrays: Mapping[str, Array],
+    companions: Mapping[str, Any],
+) -> None:
+    """Make an optimizer and its companions what a checkpoint says, or nothing of it."""
+    problems = [*other_rule(opt.rule, header), *other_options(opt, header), *other_parameters(opt, header)]
+    problems += [f"it has no {name!r}" for name in companions if name not in header["companions"]]
+    if not problems:
+        try:
+            change = checked(opt, as_state_dict(opt, header, arrays))
+        except (TypeError, ValueError) as problem:
+            problems.append(str(problem))
+    if problems:
+        raise UsageError(f"{path} does not fit: {'; '.join(problems)}")
+    own = [(tensor.p, arrays[tensor.label]) for tensor in opt._tensors]
+    before: list[tuple[Any, Any]] = []
+    try:
+        for name, companion in companions.items():
+            before.append((companion, companion.state_dict()))
+            companion.load_state_dict(header["companions"][name])
+    except Exception as problem:
+        for companion, state in before:
+            companion.load_state_dict(state)
+        raise UsageError(f"{path} does not fit: {name!r} refuses its state: {problem}") from problem
+    replace(change, changes=[*own, *change.changes]).apply(opt)
+
+
+def other_parameters(opt: Optimizer, header: Mapping[str, Any]) -> list[str]:
+    """What does not fit of the parameters that were saved."""
+    if header["grouped"] != opt._structure.grouped:
+        return ["it is of parameters " + ("in groups, here are none" if header["grouped"] else "without groups")]
+    saved = {f"params{one['path']}": one for one in header["tensors"]}
+    problems = []
+    for tensor in opt._tensors:
+        one = saved.pop(tensor.label, None)
+        if one is None:
+            problems.append(f"it has no {tensor.label}")
+        elif tuple(one["shape"]) != tensor.shape or one["dtype"] != str(tensor.p.dtype):
+            what = f"{tensor.label} is {one['dtype']} of shape {tuple(one['shape'])}"
+            problems.append(f"its {what}, here {tensor.p.dtype} of shape {tensor.shape}")
+    return problems + [f"its {label} is not here" for label in saved]
+
+
+def as_state_dict(opt: Optimizer, header: Mapping[str, Any], arrays: Mapping[str, Array]) -> dict[str, Any]:
+    """A checkpoint with the parameters of an optimizer as its `state_dict` would be."""
+    structure, rows = opt._structure, header["hyperparameters"]
+    places = {one["path"]: place for place, one in enumerate(header["tensors"])}
+    state = {}
+    for own in opt._kernel.state:
+        label = f"state[{own.name!r}]"
+        values = (
+            float(arrays[label][places[tensor.path]]) if own.scalar else arrays[f"{label}{tensor.path}"]
+            for tensor in opt._tensors
+        )
+        state[own.name] = structure.build(values)
+    return {
+        "rule": header["rule"],
+        "hash": header["hash"],
+        "options": header["options"],
+        "t": header["t"],
+        **({"groups": rows} if structure.grouped else {"hyperparameters": rows[0]}),
+        "state": state,
+        "started": structure.build(header["tensors"][places[tensor.path]]["started"] for tensor in opt._tensors),
+        **({"schedules": header["schedules"]} if header["schedules"] else {}),
+    }
