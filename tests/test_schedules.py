@@ -153,6 +153,24 @@ def test_the_ends_are_exact(schedule: Schedule, expected: Expected) -> None:
     assert schedule(np.int64(3)) == schedule(3)
 
 
+@pytest.mark.parametrize(
+    "schedule",
+    [  # with these, value * 3 / 3 and end + (value - end) are other numbers than value
+        schedules.constant(0.1, warmup=2),
+        schedules.cosine(0.7, steps=10, warmup=5),
+        schedules.linear(3e-4, steps=10, end=0.1),
+        schedules.cosine(3e-4, steps=10, end=0.1, restarts=1),
+        schedules.one_cycle(3e-4, steps=10, initial_divisor=3e-3),
+    ],
+    ids=label,
+)
+def test_roundings_do_not_move_a_value(schedule: Any) -> None:
+    top = 3 if isinstance(schedule, schedules.one_cycle) else schedule.warmup + 1
+    assert schedule(top) == schedule.value
+    if isinstance(schedule, schedules.cosine) and schedule.restarts:
+        assert schedule(6) == schedule.value
+
+
 @pytest.mark.parametrize("schedule", [case for case, _ in CASES if getattr(case, "warmup", 0)], ids=label)
 def test_a_warm_up_moves_the_rest(schedule: Any) -> None:
     """Behind it all goes as without it, for fewer steps."""
