@@ -154,8 +154,7 @@ class ReduceLROnPlateau:
                 "make another ReduceLROnPlateau"
             )
         better = self.improves(value)
-        count = self._count_torch if self.counting == "torch" else self._count_keras
-        bad, cooldown, due = count(better)
+        bad, cooldown, due = self._count(better)
         reduced = self._reduce(rates) if due else False
         if due and (reduced or self.counting == "torch"):
             bad, cooldown = 0, self.cooldown
@@ -164,23 +163,16 @@ class ReduceLROnPlateau:
         self.num_bad_steps, self.cooldown_left = bad, cooldown
         return reduced
 
-    def _count_torch(self, better: bool) -> tuple[int, int, bool]:
-        """Bad steps, steps of the cooldown, and whether it is time to reduce, after a metric that is better or not."""
-        bad, cooldown = 0 if better else self.num_bad_steps + 1, self.cooldown_left
-        if cooldown > 0:
-            bad, cooldown = 0, cooldown - 1
-        return bad, cooldown, bad > self.patience
+    def _count(self, better: bool) -> tuple[int, int, bool]:
+        """Bad steps, steps of the cooldown, and whether it is time to reduce, after a metric that is better or not.
 
-    def _count_keras(self, better: bool) -> tuple[int, int, bool]:
-        """The same in Keras' order: the cooldown first."""
-        bad, cooldown = self.num_bad_steps, self.cooldown_left
-        if cooldown > 0:
-            bad, cooldown = 0, cooldown - 1
-        if better:
-            return 0, cooldown, False
-        if cooldown > 0:
-            return bad, cooldown, False
-        return bad + 1, cooldown, bad + 1 >= self.patience
+        PyTorch counts the cooldown down after it has judged the metric, Keras before.
+        """
+        cooling = self.cooldown_left > 0
+        cooldown = self.cooldown_left - cooling
+        counts = not better and not (cooling if self.counting == "torch" else cooldown > 0)
+        bad = (0 if better or cooling else self.num_bad_steps) + counts
+        return bad, cooldown, counts and (bad > self.patience if self.counting == "torch" else bad >= self.patience)
 
     def _reduce(self, rates: list[float]) -> bool:
         """Give every group its smaller rate, all or, on an error, none; whether there was any."""
