@@ -10,11 +10,11 @@
  *     status = plateau_step(&plateau, loss);
  *     lr = plateau_lr(&plateau);
  *
- * Call plateau_step with the loss after each evaluation. A metric improves the best so far where it is smaller by
- * more than the threshold, or larger where the mode is plateau_MAX; any other is a bad step. The rate is multiplied by
- * the factor when more than `patience` bad steps follow each other with plateau_TORCH, and when `patience` do with
- * plateau_KERAS. Each counts as the callback ReduceLROnPlateau there, and both give, to the bit, the rates of the
- * Python class of that name in optforge. Of several learning rates each has its own state, and all get the same metrics.
+ * Call plateau_step with the loss after each evaluation. A metric improves the best so far where it is smaller
+ * by more than the threshold, or larger where the mode is plateau_MAX; any other is a bad step. The rate is
+ * multiplied by the factor when more than `patience` bad steps follow each other with plateau_TORCH, and when
+ * `patience` do with plateau_KERAS. Each counts as ReduceLROnPlateau there, and both give, to the bit, the rates of
+ * the Python class of that name in optforge. Each of several rates has a state, and all are given the same metrics.
  *
  * Build:     include it, as C99 or C++11; there is nothing to link
  * Re-create: optforge generate plateau
