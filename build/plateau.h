@@ -188,12 +188,12 @@ static inline int plateau_step(plateau_state *p, double metric) {
     if (cooling)
         p->cooldown_left--;
     const int counts = !better && !(pytorch ? cooling : p->cooldown_left > 0);
-    if (better || cooling)
-        p->bad_steps = 0;
     if (counts)
         p->bad_steps++;
-    if (better)
+    if (better) {
+        p->bad_steps = 0;
         p->best = metric;
+    }
     if (!counts || (pytorch ? p->bad_steps <= o->patience : p->bad_steps < o->patience))
         return plateau_OK;
 

@@ -171,7 +171,7 @@ class ReduceLROnPlateau:
         cooling = self.cooldown_left > 0
         cooldown = self.cooldown_left - cooling
         counts = not better and not (cooling if self.counting == "torch" else cooldown > 0)
-        bad = (0 if better or cooling else self.num_bad_steps) + counts
+        bad = 0 if better else self.num_bad_steps + counts
         return bad, cooldown, counts and (bad > self.patience if self.counting == "torch" else bad >= self.patience)
 
     def _reduce(self, rates: list[float]) -> bool:
