@@ -380,6 +380,22 @@ def test_a_schedule_is_refused() -> None:
     assert ours.rates == [0.1, schedule]
 
 
+@pytest.mark.skipif(not hasattr(of.Optimizer, "groups"), reason="this Optimizer has no groups")
+def test_groups_and_schedules_of_an_optimizer() -> None:
+    params = [{"params": [np.ones(3, np.float32)], "lr": 0.5}, {"params": [np.ones(2, np.float32)]}]
+    opt = of.Optimizer(params, "sgd", lr=0.25, target="numpy")
+    plateau = ReduceLROnPlateau(opt, factor=0.5, patience=0, min_lr=[0.0, 0.2])
+    assert [plateau.step(1.0) for _ in range(3)] == [False, True, True]
+    assert [group["lr"] for group in opt.groups] == [0.125, 0.2]
+    opt.groups[1]["lr"] = of.schedules.constant(0.1)
+    with pytest.raises(TypeError, match=r"the learning rate of group 1 is a schedule, constant\(0.1\)"):
+        plateau.step(1.0)
+    assert opt.groups[0]["lr"] == 0.125
+    opt = of.Optimizer([np.ones(3)], "sgd", lr=of.schedules.constant(0.1), target="numpy")
+    with pytest.raises(TypeError, match=r"the learning rate is a schedule, constant\(0.1\)"):
+        ReduceLROnPlateau(opt)
+
+
 def test_what_is_no_optimizer() -> None:
     with pytest.raises(TypeError, match="has no learning rate 'lr' to reduce"):
         ReduceLROnPlateau(object())

@@ -280,11 +280,14 @@ def learning_rates(opt: Any) -> list[float]:
         rates = [group["lr"] for group in opt.groups] if hasattr(opt, "groups") else [opt.lr]
     except (AttributeError, KeyError):
         raise TypeError(f"{opt!r} has no learning rate 'lr' to reduce") from None
+    # An Optimizer tells the value in use where it has a schedule, and keeps the schedule itself apart.
+    scheduled = getattr(getattr(opt, "_hyper", None), "schedules", {})
     for k, rate in enumerate(rates):
-        if callable(rate):
+        schedule = rate if callable(rate) else scheduled.get((k, "lr"))
+        if schedule is not None:
             where = f" of group {k}" if len(rates) > 1 else ""
             raise TypeError(
-                f"the learning rate{where} is a schedule, {rate!r}, which would overwrite what is reduced; "
+                f"the learning rate{where} is a schedule, {schedule!r}, which would overwrite what is reduced; "
                 "give the optimizer a number, or leave out ReduceLROnPlateau"
             )
     return [float(rate) for rate in rates]
