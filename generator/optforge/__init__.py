@@ -17,6 +17,7 @@ _MODULES = ("schedules",)
 # functions of the rule language (sqrt, where, …) are found in their own table.
 _HOMES = {
     "Optimizer": "optimizer",
+    "Monitor": "monitor",
     "OptforgeError": "diagnostics",
     "ReduceLROnPlateau": "plateau",
     "Rule": "language",
