@@ -35,7 +35,7 @@ class History:
     Parameters
     ----------
     most : int
-        Rows that are kept.
+        Rows that are kept; an even number, so that the newest is kept where every second one goes.
     """
 
     def __init__(self, most: int = MOST):
@@ -54,8 +54,6 @@ class History:
             if len(self._points) > self._most:
                 self._points = self._points[::2]
                 self._every *= 2
-                # The newest goes on being the last, whether it is among the kept or not.
-                self._last = None if self._points[-1] is point else point
 
     def points(self) -> list[Point]:
         """What is kept, in order."""
