@@ -247,6 +247,14 @@ def test_skipped_steps_are_counted() -> None:
     assert opt.t == 13
 
 
+def test_a_first_step_that_is_skipped_without_statistics(tmp_path: Path) -> None:
+    log = tmp_path / "run.csv"
+    with of.Monitor(every=5, log=log, show=False) as watched:
+        for t in (0, 0, 1):
+            watched.update(Fixed(t))
+    assert [(row["step"], row["skipped"]) for row in read(log)] == [("1", "2")]
+
+
 def test_steps_that_are_all_skipped() -> None:
     opt = optimizer(skip_nonfinite=True)
     with of.Monitor(every=5, show=False) as watched:
@@ -258,8 +266,10 @@ def test_steps_that_are_all_skipped() -> None:
         assert warned(run, 19, math.nan) == []
         assert warned(run, 1, 0.1) == []
         assert warned(run, 19, math.nan) == []
-        assert warned(run, 30, math.nan) == ["20 steps were skipped in a row after step 1, as not finite (said once)"]
-    assert watched.skipped == 68
+        text = "20 steps were skipped in a row after step 1, as not finite (said once)"
+        assert warned(run, 1, math.nan) == [text]
+        assert warned(run, 30, math.nan) == []
+    assert watched.skipped == 69
 
 
 def test_updates_of_unusual_size() -> None:
@@ -320,6 +330,7 @@ def test_lines_where_there_is_no_terminal() -> None:
 def test_a_live_table_on_a_terminal() -> None:
     said = shown(60, terminal=True)
     assert said.startswith("\x1b[?25l") and said.endswith("\x1b[?25h")  # the cursor is hidden, and is back
+    assert said.count("loss") < 20  # not once for each of the 31 rows, since a table takes some time
     table = said.rpartition("step")[2].splitlines()
     steps = [line.split()[0] for line in table[2:] if line.strip() and line.split()[0].isdigit()]
     assert steps == [str(t) for t in range(38, 61, 2)]
@@ -402,6 +413,8 @@ def test_panels_and_axes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     rate, norm = drawn[1].axes
     assert rate.get_yscale() == "linear"
     assert len(norm.lines) == 4
+    curves.draw([(t, rate, None, None, None, None, None) for t, rate in enumerate((9.0, 0.1, 0.0))], tmp_path / "x.png")
+    assert drawn[2].axes[0].get_yscale() == "linear"
 
 
 def test_the_picture_is_drawn_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
