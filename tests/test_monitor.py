@@ -298,6 +298,16 @@ def test_updates_of_unusual_size() -> None:
         assert said == []
 
 
+def test_the_end_of_a_schedule_is_no_alarm() -> None:
+    for last, alarms in ((2.2e-8, 1), (1.8e-8, 0), (0.0, 0)):
+        opt = optimizer(lr=2e-6)
+        with of.Monitor(every=1, show=False) as watched:
+            said = warned(train, watched, opt, 1)
+            opt.lr = last
+            said += warned(train, watched, opt, 3)
+        assert len(said) == alarms
+
+
 def test_parameters_that_start_at_zero_are_no_alarm() -> None:
     opt = of.Optimizer([np.zeros(3)], "sgd", target="numpy", lr=0.1)
     with of.Monitor(every=20, show=False) as watched:

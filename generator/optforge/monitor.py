@@ -21,6 +21,7 @@ from .stats import Stats
 NORMS = ("grad_norm", "clipped_grad_norm", "param_norm", "update_norm")
 COLUMNS = ("step", "loss", "lr", *NORMS, "ratio", "max_update_ratio", "nan", "inf", "skipped", "seconds")
 SKIPS_IN_A_ROW = 20  # a loss scale that begins at 2**16 is halved 16 times at most until nothing overflows
+BROUGHT_DOWN = 0.01  # of the largest rate so far: smaller ones are so on purpose
 REDRAW = 60.0  # seconds between pictures, each of which takes about half a second
 
 
@@ -50,7 +51,8 @@ class Monitor:
       two rows one after the other. A well chosen rate moves parameters by about a thousandth of their norm per step.
       Above a tenth, ten steps replace them, which is a rate too large. Below 1e-7 a float32, which has 24 bits, no
       longer changes when the update is added: training stands still. One row is not enough, since parameters that
-      start at zero are always above at first; and where the rate is 0, no update is what is meant.
+      start at zero are always above at first; and where the rate is 0, or below a hundredth of what it was at most,
+      as at the end of a schedule, a small update is what is meant.
     - 20 steps were skipped in a row: more than a loss scale needs to find its place.
 
     Parameters
@@ -115,6 +117,7 @@ class Monitor:
         self._last: int | None = None
         self._in_a_row = 0
         self._unusual = ""
+        self._largest_rate = 0.0
         self._warned: set[str] = set()
         self._closed = False
 
@@ -191,7 +194,9 @@ class Monitor:
     def _compare(self, ratio: float, rate: float | None, t: int) -> None:
         """Warn where the update is unusual for the second time."""
         low, high = self.usual
-        unusual = "large" if ratio > high else "small" if ratio < low and rate != 0 else ""
+        self._largest_rate = max(self._largest_rate, rate or 0.0)
+        brought_down = rate is not None and rate <= BROUGHT_DOWN * self._largest_rate
+        unusual = "large" if ratio > high else "small" if ratio < low and not brought_down else ""
         if unusual and unusual == self._unusual:
             advice = "a smaller learning rate may help" if unusual == "large" else "it hardly changes them"
             bound = f"above {high:g}" if unusual == "large" else f"below {low:g}"
