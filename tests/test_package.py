@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 import optforge as of
+from optforge.companions import COMPANIONS
 from optforge.language import Rule
 
 CHECKOUT = Path(__file__).resolve().parent.parent
@@ -134,6 +135,7 @@ def test_the_command_line_of_the_wheel(installed: Path, tmp_path: Path) -> None:
     assert outside([installed / "python", "-m", "optforge", "list"], tmp_path) == listed
     outside([installed / "optforge", "generate", "--all", "--out", "emitted"], tmp_path)
     expected = {file: text for name in of.rules for file, text in of.rules[name].generate().items()}
+    expected |= COMPANIONS["plateau"].emit("c", None)
     assert {path.name: path.read_text() for path in (tmp_path / "emitted").iterdir()} == expected
 
 
@@ -182,7 +184,7 @@ def test_every_public_name_is_there() -> None:
 @pytest.mark.parametrize("name", of.__all__)
 def test_each_public_name_can_be_imported_first(name: str) -> None:
     # In a process of its own for those that bring in much, where the order of imports could matter.
-    if name[0].isupper() or name in ("rule", "rules", "scalar", "transform", "transforms"):
+    if name[0].isupper() or name in ("rule", "rules", "scalar", "schedules", "transform", "transforms"):
         python(f"from optforge import {name}; assert {name} is not None")
     else:
         namespace: dict[str, object] = {}

@@ -10,12 +10,17 @@ from . import transforms as transforms
 
 __version__ = "0.1.0"
 
+# Modules that are public as they are.
+_MODULES = ("schedules",)
+
 # Where each public name lives. They are imported when first used, so that `import optforge` takes no time; the
 # functions of the rule language (sqrt, where, …) are found in their own table.
 _HOMES = {
     "from_torch": "interop",
     "Optimizer": "optimizer",
+    "Monitor": "monitor",
     "OptforgeError": "diagnostics",
+    "ReduceLROnPlateau": "plateau",
     "Rule": "language",
     "RuleError": "diagnostics",
     "rule": "language",
@@ -28,7 +33,9 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOMES:
+    if name in _MODULES:
+        value: Any = importlib.import_module(f".{name}", __name__)
+    elif name in _HOMES:
         value = getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
     elif name.startswith("_") and name != "__all__":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -38,7 +45,7 @@ def __getattr__(name: str) -> Any:
             **dict.fromkeys(importlib.import_module(".transforms", __name__)),
         }
         if name == "__all__":
-            return ["rules", "transforms", *_HOMES, *words]
+            return ["rules", "transforms", *_MODULES, *_HOMES, *words]
         if name not in words:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         value = words[name] or getattr(transforms, name)

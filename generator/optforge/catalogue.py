@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
-from . import rules, transforms
+from . import rules, targets, transforms
+from .companions import COMPANIONS, Companion
 from .compose import Composition, compose
 from .diagnostics import RuleError, UsageError, nearest
 from .finding import parse_file
@@ -31,6 +32,8 @@ def named(name: str) -> Rule:
         There is none.
     """
     parts = pieces(name)
+    if name in COMPANIONS:
+        raise UsageError(f"{name!r} is no rule; `optforge generate {name}` writes {name}.h")
     if len(parts) == 1 and parts[0] in BUILT_IN:
         rule = BUILT_IN[parts[0]]
         rule.definition  # noqa: B018 - errors appear here
@@ -72,14 +75,14 @@ def definition(part: str, last: bool) -> Composition:
     raise UsageError(f"there is no {what} {part!r}{hint}")
 
 
-def select(given: Sequence[str], every: bool) -> list[Rule]:
-    """The rules that the command line asks for, each once."""
-    wanted = [*given, *(BUILT_IN if every else ())]
+def select(given: Sequence[str], every: bool) -> list[Rule | Companion]:
+    """The rules, and what is emitted beside them, that the command line asks for, each once."""
+    wanted = [*given, *([*BUILT_IN, *COMPANIONS] if every else ())]
     if not wanted:
         raise UsageError("no rule is given; name some, or say --all")
-    found: dict[str, Rule] = {}
+    found: dict[str, Rule | Companion] = {}
     for name in dict.fromkeys(wanted):
-        rule = named(name)
+        rule = COMPANIONS.get(name) or named(name)
         if rule.name in found and found[rule.name].hash != rule.hash:
             raise UsageError(f"two different rules are called {rule.name!r}; emit them one at a time, with --prefix")
         found.setdefault(rule.name, rule)
@@ -87,20 +90,26 @@ def select(given: Sequence[str], every: bool) -> list[Rule]:
 
 
 def emit(
-    selected: Sequence[Rule],
-    targets: Sequence[str],
+    selected: Sequence[Rule | Companion],
+    wanted: Sequence[str],
     dtypes: Sequence[str],
     settings: Sequence[str],
     prefix: str | None,
 ) -> dict[str, str]:
-    """The files of rules: name to text."""
+    """The files, for each of the targets that are wanted: name to text."""
     if prefix is not None and len(selected) > 1:
         raise UsageError("--prefix names the files of one rule; give one rule")
-    chosen = parse_settings(settings, selected)
+    chosen = parse_settings(settings, [rule for rule in selected if isinstance(rule, Rule)])
     files: dict[str, str] = {}
-    for rule in selected:
-        for target in dict.fromkeys(targets):
-            files |= rule.emit(target, dtypes, prefix, chosen[rule.name])
+    for target in dict.fromkeys(wanted):
+        targets.renderer(target)  # raises where there is none
+        for item in selected:
+            if isinstance(item, Rule):
+                files |= item.emit(target, dtypes, prefix, chosen[item.name])
+            else:
+                files |= item.emit(target, prefix)
+    if not files:
+        raise UsageError(f"{selected[0].name!r} is C for the host: emit it with --target c")
     return files
 
 

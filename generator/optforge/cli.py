@@ -79,9 +79,11 @@ def common(
 def list_rules() -> None:
     """List the built-in rules: name, state, bytes that a step moves per float32 element, and what each is.
 
-    Behind them come the transforms, which stand before a rule: clip_by_global_norm:adam.
+    Behind them come the transforms, which stand before a rule, clip_by_global_norm:adam, and what else `optforge
+    generate` writes.
     """
     from .catalogue import BUILT_IN, TRANSFORMS
+    from .companions import COMPANIONS
     from .dtypes import F32
 
     rows = [("RULE", "STATE", "BYTES", "")]
@@ -90,13 +92,13 @@ def list_rules() -> None:
         bytes_moved = F32.bytes * sum(rule.kernel().moved)
         rows.append((name, " ".join(rule.state) or "-", str(bytes_moved), rule.doc.partition("\n")[0]))
     widest = max(map(len, TRANSFORMS))
-    transforms = [f"{name.ljust(widest)}  {TRANSFORMS[name].doc.partition(chr(10))[0]}" for name in TRANSFORMS]
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     for row in rows:
         say("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]).rstrip())
-    say("\nTRANSFORM, before a rule")
-    for line in transforms:
-        say(line)
+    for heading, others in (("TRANSFORM, before a rule", TRANSFORMS), ("BESIDE THE RULES", COMPANIONS)):
+        say(f"\n{heading}")
+        for name in others:
+            say(f"{name.ljust(widest)}  {others[name].doc.partition(chr(10))[0]}")
 
 
 @app.command(short_help="Show one rule.")
@@ -122,8 +124,10 @@ def show(
 
 @app.command(short_help="Emit kernels as source files.")
 def generate(
-    rule: Annotated[list[str] | None, typer.Argument(metavar="RULE", help="Built-in rules, or FILE.py:NAME.")] = None,
-    every: Annotated[bool, typer.Option("--all", help="All built-in rules.")] = False,
+    rule: Annotated[
+        list[str] | None, typer.Argument(metavar="RULE", help="Built-in rules, FILE.py:NAME, or plateau.")
+    ] = None,
+    every: Annotated[bool, typer.Option("--all", help="All built-in rules, and plateau.")] = False,
     target: Annotated[list[str] | None, typer.Option(metavar="c", help="What to emit; may be repeated.")] = None,
     dtype: Annotated[
         list[str] | None, typer.Option(metavar="f32|f64", help="Element types; may be repeated. Default: both.")
@@ -150,7 +154,10 @@ def generate(
     Examples:
       optforge generate adam
       optforge generate my_rule.py:my_rule --dtype f32 --set lr=3e-4 --out src
+      optforge generate plateau --prefix my_plateau
       optforge generate --all --check
+
+    plateau is no rule but a header for engines, which reduces a learning rate when a metric stops improving.
 
     With --check the exit code is 1 if a file is missing or differs. With --all as well, an emitted file in DIR that
     belongs to no rule counts too.

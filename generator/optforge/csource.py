@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -13,8 +12,8 @@ from .cscalars import Scalars
 from .diagnostics import UsageError
 from .dtypes import DTYPES, F64, DType
 from .ir import Kernel, State
-from .names import Names, claimed, spelled
-from .render import c_string, comment, comment_text, fold, render_template
+from .names import Names, check_prefix, spelled
+from .render import comment, fold, render_template, status_lines
 
 if TYPE_CHECKING:
     from .language import Rule
@@ -65,8 +64,7 @@ def files(
     if not chosen:
         raise UsageError("at least one dtype is needed")
     own = spelled(rule.name) if prefix is None else prefix
-    if prefix is not None and (not re.fullmatch(r"[A-Za-z_]\w*", prefix, re.ASCII) or claimed(prefix)):
-        raise UsageError(f"the prefix {prefix!r} is no C identifier")
+    check_prefix(prefix)
     context = source(rule, kernel, chosen, own, prefix, dict(settings or {})).context()
     return {f"{own}{ending}": fold(render_template(template, context)) for ending, template in templates.items()}
 
@@ -149,22 +147,11 @@ class Source:
         statuses = [(name, code, text) for code, (name, text) in enumerate(self.statuses)]
         statuses += [(name, ASSERTS_FROM + k, text) for k, (name, text) in enumerate(asserts)]
         statuses.append(("SKIPPED", -1, SKIPPED))
-        entries = [
-            f"{self.prefix}_{name} = {code}{',' * (k < len(statuses))}" for k, (name, code, _) in enumerate(statuses, 1)
-        ]
-        widest = max(map(len, entries))
         return {
             "prefix": self.prefix,
             "comment": self.header_comment(),
             "size": self.size,
-            "statuses": [
-                {
-                    "name": name,
-                    "literal": c_string(text),
-                    "line": f"{entry:<{widest}} /* {comment_text(text.removeprefix(BROKEN))} */",
-                }
-                for entry, (name, code, text) in zip(entries, statuses, strict=True)
-            ],
+            "statuses": status_lines(self.prefix, statuses, unsaid=BROKEN),
             "hyper_comment": self.hyper_comment(),
             "hyper_fields": self.hyper_fields(),
             "scalar_state_comment": "\n * Scalar state is one double per tensor." if self.kernel.scalar_state else "",

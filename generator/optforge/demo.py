@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from rich.text import Text
 from optforge import Optimizer
 from optforge.diagnostics import EnvironmentProblem
 from optforge.optimizer import named_rule
+from optforge.pictures import new_figure, save, tidy
 from optforge.targets.c import CTarget
 
 Floats = npt.NDArray[np.float32]
@@ -233,12 +233,9 @@ def tabulate(results: Sequence[Result]) -> Table:
 
 def draw(results: Sequence[Result], picture: Path) -> None:
     """Write the loss curves to `picture` as a PNG; the file is there completely or not at all."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    figure = Figure(figsize=(8, 5), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(8, 5)
     axes = figure.add_subplot()
     # From the highest final loss to the lowest, so that the legend lists the curves as they end.
     for index, result in sorted(enumerate(results), key=lambda pair: -pair[1].losses[-1]):
@@ -247,16 +244,9 @@ def draw(results: Sequence[Result], picture: Path) -> None:
     axes.set(title="Training loss on handwritten digits", xlabel="epoch", ylabel="mean cross-entropy", yscale="log")
     axes.margins(x=0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(color="0.9")
-    axes.spines[["top", "right"]].set_visible(False)
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, handlelength=3)
-
-    temporary = picture.with_name(f".{picture.name}.{os.getpid()}.tmp")
-    try:
-        figure.savefig(temporary, format="png")
-        os.replace(temporary, picture)
-    finally:
-        temporary.unlink(missing_ok=True)
+    tidy(axes)
+    save(figure, picture)
 
 
 def _require_extra() -> None:

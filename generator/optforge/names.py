@@ -6,6 +6,8 @@ import itertools
 import re
 from collections.abc import Hashable, Iterable
 
+from .diagnostics import UsageError
+
 KEYWORDS = frozenset(
     # C up to C23
     """auto break case char const constexpr continue default do double else enum extern false float for goto if inline
@@ -58,6 +60,12 @@ RESERVED = re.compile(r"(_[A-Z]|__)\w*[^\W_]|_[A-Z]|__\w*[^\W_]__")
 def claimed(name: str) -> bool:
     """Whether C, C++, CUDA or their macros claim a name wherever it stands."""
     return name in KEYWORDS or any(pattern.fullmatch(name) for pattern in (MACROS, RESERVED))
+
+
+def check_prefix(prefix: str | None) -> None:
+    """Raise UsageError where emitted names cannot begin with this; None is the name of what is emitted."""
+    if prefix is not None and (not re.fullmatch(r"[A-Za-z_]\w*", prefix, re.ASCII) or claimed(prefix)):
+        raise UsageError(f"the prefix {prefix!r} is no C identifier")
 
 
 # Letters that C99 allows in identifiers (its annex D: Latin, Greek, Cyrillic) and that compilers accept as they are.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,6 +62,20 @@ def c_string(text: str) -> str:
         else:
             pieces.append(f"\\{byte:03o}")
     return f'"{"".join(pieces)}"'
+
+
+def status_lines(prefix: str, statuses: Sequence[tuple[str, int, str]], unsaid: str = "") -> list[dict[str, str]]:
+    """Statuses, each a name, a code and a text, as templates show them; their comments do not begin with `unsaid`."""
+    entries = [f"{prefix}_{name} = {code}{',' * (k < len(statuses))}" for k, (name, code, _) in enumerate(statuses, 1)]
+    widest = max(map(len, entries))
+    return [
+        {
+            "name": name,
+            "literal": c_string(text),
+            "line": f"{entry:<{widest}} /* {comment_text(text.removeprefix(unsaid))} */",
+        }
+        for entry, (name, _, text) in zip(entries, statuses, strict=True)
+    ]
 
 
 def fold(text: str) -> str:

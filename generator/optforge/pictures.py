@@ -1,0 +1,61 @@
+"""Pictures as PNG files, with matplotlib where it is installed; no window is ever opened."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from .diagnostics import EnvironmentProblem
+
+# Okabe and Ito's palette, which the colour-blind can tell apart, without its yellow, which is too faint on white.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+
+
+def require_matplotlib() -> None:
+    """Raise where there is no matplotlib, for callers that want to know before they start.
+
+    Raises
+    ------
+    EnvironmentProblem
+        It is not installed.
+    """
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError as problem:
+        raise EnvironmentProblem("drawing needs matplotlib: pip install matplotlib") from problem
+
+
+def new_figure(width: float, height: float) -> Any:
+    """An empty figure, in inches at 150 pixels each, that leaves matplotlib's global state alone."""
+    require_matplotlib()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def tidy(axes: Any) -> None:
+    """A light grid and no frame: what is drawn should stand out."""
+    axes.grid(color="0.9")
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def save(figure: Any, picture: str | Path) -> None:
+    """Write a figure as a PNG; the file is there completely or not at all.
+
+    Raises
+    ------
+    OSError
+        It cannot be written.
+    """
+    picture = Path(picture)
+    temporary = picture.with_name(f".{picture.name}.{os.getpid()}.tmp")
+    try:
+        figure.savefig(temporary, format="png")
+        os.replace(temporary, picture)
+    finally:
+        temporary.unlink(missing_ok=True)
