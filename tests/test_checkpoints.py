@@ -590,8 +590,8 @@ def test_the_remains_of_others_at_work_are_left_alone(tmp_path: Path) -> None:
 
 
 def test_what_the_header_says(saved: Path) -> None:
-    text = saved.read_bytes()[8:]
-    metadata = json.loads(text[: text.index(b'"}', text.index(b'"sha256"')) + 2][len(b'{"__metadata__":') :])
+    data = saved.read_bytes()
+    metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
     assert re.fullmatch("[0-9a-f]{64}", metadata["sha256"])
     header = json.loads(metadata["optforge"])
     assert (header["rule"], header["hash"], header["t"]) == ("nadam", nadam.hash, 1)
