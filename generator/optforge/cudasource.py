@@ -56,6 +56,24 @@ PLAN = (
     ("int32_t ", "beside", "whether another plan begins the steps"),
 )
 
+# How steps are done: what is read when a plan is made, and what at every step.
+PLANNED_OPTIONS = (
+    ("void *", "workspace", "on the device, {prefix}_workspace_size bytes, kept as long as the plan"),
+    ("size_t ", "workspace_size", "in bytes"),
+    ("size_t ", "groups", "how many hyperparameters the tensors share out; 0 means 1"),
+    ("const size_t *", "group", "of each tensor: which of them are its own; NULL: the first"),
+    ("const {prefix}_whole *", "whole", "where the list has parts of tensors"),
+    ("const {prefix}_plan *", "beside", "another plan over parts of the same tensors, which begins their steps"),
+)
+STEP_OPTIONS = (
+    ("double ", "grad_scale", "gradients are multiplied by 1 / grad_scale before anything sees them; 1"),
+    ("int ", "skip_nonfinite", "with a NaN or an infinity in any gradient nothing is changed"),
+    ("int ", "zero_grads", "g, which must not be const then, is set to 0, also by a skipped step"),
+    ("{prefix}_stats *", "stats", "filled in, over all tensors"),
+    ("{prefix}_stats *", "tensor_stats", "filled in, one for each tensor, each whole tensor where there are parts"),
+    ("const unsigned char *", "starting", "of each tensor: whether this is its first step; {starting}"),
+)
+
 # What the device knows of its steps. The second part is what the host writes, the rows behind it.
 CONTROL = (
     ("uint64_t ", "t", "number of the last step"),
@@ -163,6 +181,8 @@ class CudaSource(Source):
             "rows": ROWS,
             "plan": [self.field(*entry) for entry in PLAN],
             "control": [self.field(*entry) for entry in CONTROL],
+            "planned_options": [self.field(*entry) for entry in PLANNED_OPTIONS],
+            "step_options": [self.field(*entry) for entry in STEP_OPTIONS],
             "window": [self.field(*entry) for entry in WINDOW],
             "launched": passes(self.kernel),
             "try_scalars": scalars_can_fail(self.kernel),
@@ -181,7 +201,9 @@ class CudaSource(Source):
 
     def field(self, kind: str, name: str, text: str) -> str:
         """A member of a struct with its comment."""
-        return f"{f'{kind.format(prefix=self.prefix)}{name};':<40} /* {text} */"
+        starting = "begins its state" if self.starting() else "this rule does not ask"
+        kind, text = (part.format(prefix=self.prefix, starting=starting) for part in (kind, text))
+        return f"{f'{kind}{name};':<{28 + len(self.prefix)}} /* {text} */"
 
     @staticmethod
     def slots(slots: list[Slot]) -> dict[str, Any]:
