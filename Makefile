@@ -5,17 +5,24 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-host test-emulated clean
 
 demo: $(VENV)/.demo
 	$(BIN)/optforge demo --kernels build --out demo.png
 
+# The tests of the CUDA target, which run on an emulation, go on beside the others.
 test: $(VENV)/.dev
 	$(BIN)/ruff check generator tests benchmarks
 	$(BIN)/ruff format --check generator tests benchmarks
 	$(BIN)/mypy
-	$(BIN)/optforge generate --all --check
+	$(BIN)/optforge generate --all --target c --target cuda --check
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target test-emulated test-host
+
+test-host:
 	$(BIN)/pytest -q $(PYTEST_ARGS)
+
+test-emulated:
+	$(BIN)/python tests/emulated.py
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -87,7 +87,7 @@ def test_threads_share_groups(name: str, threads: int) -> None:
     """Plain steps too, in which nothing is added up that the rule does not need."""
     made = [
         Optimizer(groups_of(large(1), SETTINGS[name], (1, 3)), RULES[name], target=target, threads=threads)
-        for target in TARGETS
+        for target in (TARGETS[0], "numpy")
     ]
     for seed, how in ((2, {}), (3, {"stats": True}), (4, {}), (4, {"grad_scale": 3.7})):
         for opt in made:

@@ -16,11 +16,13 @@ _MODULES = ("schedules",)
 # Where each public name lives. They are imported when first used, so that `import optforge` takes no time; the
 # functions of the rule language (sqrt, where, …) are found in their own table.
 _HOMES = {
+    "CudaTarget": "targets.cuda",
     "from_torch": "interop",
     "Optimizer": "optimizer",
     "Monitor": "monitor",
     "OptforgeError": "diagnostics",
     "ReduceLROnPlateau": "plateau",
+    "PerformanceWarning": "diagnostics",
     "Rule": "language",
     "RuleError": "diagnostics",
     "rule": "language",

@@ -16,7 +16,7 @@ import typer
 from . import __version__
 from .diagnostics import EnvironmentProblem, OptforgeError, RuleError
 
-HELP = """Turn optimizer update rules into fused C kernels.
+HELP = """Turn optimizer update rules into fused C and CUDA kernels.
 
 RULE is the name of a built-in rule (see `optforge list`) or FILE.py:NAME, a rule in a file of yours. The file is read
 and never executed, so a file that you did not write is safe to give. Transforms stand before a rule, with colons:
@@ -128,7 +128,9 @@ def generate(
         list[str] | None, typer.Argument(metavar="RULE", help="Built-in rules, FILE.py:NAME, or plateau.")
     ] = None,
     every: Annotated[bool, typer.Option("--all", help="All built-in rules, and plateau.")] = False,
-    target: Annotated[list[str] | None, typer.Option(metavar="c", help="What to emit; may be repeated.")] = None,
+    target: Annotated[
+        list[str] | None, typer.Option(metavar="c|cuda", help="What to emit; may be repeated. Default: c.")
+    ] = None,
     dtype: Annotated[
         list[str] | None, typer.Option(metavar="f32|f64", help="Element types; may be repeated. Default: both.")
     ] = None,
@@ -153,6 +155,7 @@ def generate(
     \b
     Examples:
       optforge generate adam
+      optforge generate adam --target cuda --out src/kernels
       optforge generate my_rule.py:my_rule --dtype f32 --set lr=3e-4 --out src
       optforge generate plateau --prefix my_plateau
       optforge generate --all --check

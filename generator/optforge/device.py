@@ -264,6 +264,17 @@ class DeviceSpace(Host):
             self.device.drv.memset_d8(block, 0, 8)
         return self.make((1,), np.float64, block)
 
+    def memory(self, array: Any) -> Any:
+        """The array whose memory is the owner's: that of the host, where this is a copy of one."""
+        return self.hosts.get(array.ptr, array) if array.size else array
+
+    def copy(self, array: Any) -> Any:
+        """A copy, in memory of its own."""
+        with self.device.current():
+            made = self.make(array.shape, array.dtype, self.device.allocate(array.nbytes))
+        self.write(made, array)
+        return made
+
     def write(self, array: Any, values: Any) -> None:
         """Set elements, in the memory of their owner, to those of another array, or all to one number."""
         array = self.memory(array)

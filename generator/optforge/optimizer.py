@@ -42,8 +42,8 @@ class Optimizer:
     rule : Rule or str
         A rule, or the name of a built-in one.
     target : str
-        "c" for the compiled kernel, "numpy" for the reference; or a callable that takes a rule and its kernel and
-        gives an engine.
+        "c" for the compiled kernel, "cuda" for one on a GPU, "numpy" for the reference; or a callable that takes a
+        rule and its kernel and gives an engine, such as `CudaTarget(device=1)`.
     threads : int, optional
         Largest number of threads of a step, which never changes its bits; OpenMP's own choice if left out. In a forked
         child it is 1.
@@ -136,6 +136,7 @@ class Optimizer:
         self._set(_tensors=self._make_tensors(owners))
         self._set(_ranges=self._occupied(), _engine=make(self.rule, kernel))
         self._set(_plan=None, _kept=(), _watched=(), _starting=(), _places=(), _plain=False)
+        self._set(_undecided=False)
         for name in (*hyper.names, *options):
             if name in self.__dict__ or hasattr(type(self), name):
                 raise UsageError(
@@ -232,7 +233,11 @@ class Optimizer:
             records = np.zeros(len(self._places) + 1, RECORD) if stats else None
             how = replace(how, grad_scale=scale, stats=records)
         skipped = self._plan.step(self._values, self._t + 1, how) if self._plain else self._unusual_step(how)
-        if not skipped:
+        if skipped is None or self._undecided:  # a device decides, and has told nobody yet
+            self._set(_undecided=True)
+            if skipped is not None:
+                self._settle()
+        elif not skipped:
             object.__setattr__(self, "_t", self._t + 1)
         return Stats(how.stats, self._places, len(self._tensors)) if stats else None
 
@@ -288,7 +293,8 @@ class Optimizer:
 
         State that starts as the gradient is begun by the kernel, which knows the gradient as the rule sees it.
         """
-        scheduled = self._hyper.at(self._t + 1)
+        t = self.t + 1
+        scheduled = self._hyper.at(t)
         values, before = self._values.copy(), []
         self._values[...] = scheduled
         rows = self._rows()
@@ -300,7 +306,8 @@ class Optimizer:
                     self._begin(tensor, state, rows[tensor.group])
         skipped = True
         try:
-            skipped = bool(self._plan.step(self._values, self._t + 1, how))
+            outcome = self._plan.step(self._values, t, how)
+            skipped = self._engine.applied() < t if outcome is None else bool(outcome)
         finally:
             if skipped:
                 self._values[...] = values
@@ -317,7 +324,13 @@ class Optimizer:
     @property
     def t(self) -> int:
         """Steps taken; setting it to n makes the next step n + 1 and resets no state."""
+        self._settle()
         return int(self._t)
+
+    def _settle(self) -> None:
+        """Learn how many steps were applied, where a device decided that."""
+        if self._undecided:
+            self._set(_t=self._engine.applied(), _undecided=False)
 
     @property
     def state(self) -> dict[str, Any]:
@@ -341,7 +354,7 @@ class Optimizer:
 
     def _assign(self, groups: Iterable[int], name: str, value: Any) -> None:
         """Set a hyperparameter of some groups."""
-        self._hyper.assign(groups, name, value, max(self._t, 1))
+        self._hyper.assign(groups, name, value, max(self.t, 1) if callable(value) else 1)
         self._set(_plain=not (self._starting or self._hyper.schedules))
 
     def __getattr__(self, name: str) -> Any:
@@ -364,6 +377,7 @@ class Optimizer:
             raise ValueError(f"option {name!r} was fixed when the kernel was generated; make another Optimizer")
         elif name == "t":
             t = steps_taken(value)
+            self._settle()
             self._hyper.replace(self._hyper.at(max(t, 1)), self._hyper.schedules)
             object.__setattr__(self, "_t", t)
         elif name in self.__dict__ or hasattr(type(self), name):

@@ -61,6 +61,7 @@ class Saved:
 
     def apply(self, opt: Optimizer) -> None:
         """Make the changes."""
+        opt._settle()
         for own, given in self.changes:
             opt._space.write(own, given.reshape(-1))
         for tensor, flag in zip(opt._tensors, self.started, strict=True):

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..cudasource import CONTROL, PLAN, ROWS, THREADS, TILE, WINDOW, passes, render, scalars_can_fail
+from ..cudasource import PLAN, THREADS, TILE, passes, render, scalars_can_fail
 from ..device import ALIGNMENT, Device, DeviceSpace
+from ..devicesteps import DeviceSteps, struct
 from ..dtypes import BY_NUMPY, DTYPES
 from ..ir import Kernel
 from ..nvcc import cubin
@@ -26,17 +27,8 @@ __all__ = ["CudaEngine", "CudaTarget", "engine", "render"]
 ENDINGS = (".cuh", ".cu")  # of the files that it emits
 
 PREFIX = "k"
-KINDS = {"uint64_t": "u8", "uint32_t": "u4", "int32_t": "i4"}
-
-
-def struct(entries: Any) -> np.dtype[Any]:
-    """The dtype of a struct of the emitted files; pointers are whole numbers."""
-    return np.dtype([(name, KINDS.get(kind.strip(), "u8")) for kind, name, _ in entries], align=True)
-
-
-PLAN_STRUCT, CONTROL_STRUCT, WINDOW_STRUCT = struct(PLAN), struct((*CONTROL, *WINDOW)), struct(WINDOW)
-ASKED_FOR = ("starting", "stats", "tensor_stats")  # addresses that depend on how a step is done
-WINDOW_AT = struct(CONTROL).itemsize
+PLAN_STRUCT = struct(PLAN)
+OWN = ("starting", "stats", "tensor_stats", "control", "rows", "s")  # addresses that each way of doing a step has anew
 
 
 @dataclass(frozen=True)
@@ -62,22 +54,20 @@ class Plan:
     def __init__(self, engine: CudaEngine, tensors: Sequence[Tensor], gradients: Sequence[Any]):
         self.engine, self.tensors, self.gradients = engine, tensors, gradients
         self.drv, self.kernel = engine.device.drv, engine.kernel
-        self.used = sorted({tensor.group for tensor in tensors}) or [0]
         self.moved = [
             (array.ptr, tensor.space.hosts[array.ptr], writes)
             for tensor, g in zip(tensors, gradients, strict=True)
             for array, writes in ((tensor.p, True), (g, False))
             if array.size and array.ptr in tensor.space.hosts
         ]
+        self.used = tuple(sorted({tensor.group for tensor in tensors}))
         with engine.device.current():
             self.lay_out()
-        self.key: Any = None
-        self.next = self.end = self.ahead = 0
         self.last: How | None = None
 
     def lay_out(self) -> None:
         """Bring the tables of the lists, one for each dtype, which are parts of one whole."""
-        tensors, scalars = self.tensors, self.engine.rows.dtype.itemsize
+        tensors = self.tensors
         lists: dict[str, list[int]] = {}
         for place, tensor in enumerate(tensors):
             lists.setdefault(BY_NUMPY[tensor.p.dtype].suffix, []).append(place)
@@ -85,11 +75,7 @@ class Plan:
         chunks = int(sum(-(-tensor.p.size // CHUNK) for tensor in tensors))
         slots = self.engine.slots
         need = Places()
-        shared = {"control": need.take(CONTROL_STRUCT.itemsize)}
-        # The scalars stand right behind, so that one copy brings both.
-        shared["rows"] = shared["control"] + CONTROL_STRUCT.itemsize
-        need.take(ROWS * len(self.used) * scalars + CONTROL_STRUCT.itemsize)
-        shared["s"] = need.take(len(self.used) * scalars)
+        shared = {}
         shared["sizes"] = need.take(sizes.nbytes)
         shared["first"] = need.take(sizes.nbytes + 8)
         shared["totals"] = need.take(8 * slots)
@@ -106,11 +92,11 @@ class Plan:
             plan["count"], plan["tensors"], plan["chunks"] = len(places), len(tensors), chunks
             plan["tiles"] = sum(-(-int(n) // TILE) for n in own)
             plan["own_chunks"] = sum(-(-int(n) // CHUNK) for n in own)
-            plan["groups"], plan["parted"], plan["type"] = len(self.used), 1, list(DTYPES).index(suffix)
+            plan["parted"], plan["type"] = 1, list(DTYPES).index(suffix)
             tables = {
                 "list": table,
                 "part": np.array([[place, 0] for place in places], np.uint64).reshape(-1),
-                "group": np.array([self.used.index(tensors[place].group) for place in places], np.uint64),
+                "group": np.array([tensors[place].group for place in places], np.uint64),
             }
             for name, array in tables.items():
                 plan[name] = need.take(array.nbytes)
@@ -130,9 +116,8 @@ class Plan:
         for _, plan, _, _ in self.lists:
             for name in addresses:
                 plan[name] += base
-        self.base, self.control = base, base + shared["control"]
+        self.base = base
         self.places = {suffix: np.array(places, np.intp) for suffix, places in lists.items()}
-        self.drv.memset_d8(self.control, 0, CONTROL_STRUCT.itemsize)
         for suffix, plan, _, _ in self.lists:
             self.run(Launch(self.engine.function(f"lay_out_{suffix}"), (1, 1), plan.tobytes()))
 
@@ -147,55 +132,65 @@ class Plan:
 
     # ── steps ───────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def step(self, hyperparameters: Any, t: int, how: How) -> bool:
-        """One step in place, with the hyperparameters of each group; whether it was skipped.
+    def step(self, hyperparameters: Any, t: int, how: How) -> bool | None:
+        """One step in place, with the hyperparameters of each group; whether it was skipped, None if nobody knows yet.
 
-        It only enqueues work, unless it must learn what the device has decided: with skip_nonfinite, for statistics,
-        and where scalars of a tensor may have no value.
+        It only enqueues work, unless statistics are wanted, or scalars of a tensor may have no value.
 
         Raises
         ------
         ScalarError
             A scalar of the rule has no value; nothing was written.
         """
+        steps = self.engine.steps
+
+        def explaining() -> None:
+            explain(self.kernel, self.tensors, hyperparameters, t, how)
+
         with self.engine.device.current():
-            if how is not self.last:
-                self.set(how)
-            self.bring_rows(hyperparameters, t, how)
+            if how is not self.last or len(hyperparameters) != steps.groups:
+                self.set(how, len(hyperparameters))
+            steps.bring(hyperparameters, self.used, t, how.grad_scale, explaining)
             for address, host, _ in self.moved:
                 self.drv.memcpy_htod(address, host)
             for launch in self.launches:
                 self.run(launch)
-            self.next = t + 1
             for address, host, writes in self.moved:
                 if writes or how.zero_grads:
                     self.drv.memcpy_dtoh(host, address)
-            return self.outcome(hyperparameters, t, how) if self.asks else False
+            if self.waits:
+                return self.outcome(explaining, how)
+            if how.skip_nonfinite:
+                steps.defer(t)
+                return None
+            steps.done(t, False)
+            return False
 
-    def outcome(self, hyperparameters: Any, t: int, how: How) -> bool:
+    def outcome(self, explaining: Callable[[], None], how: How) -> bool:
         """What the device has decided: whether the step was skipped."""
-        control = np.zeros((), CONTROL_STRUCT)
-        self.drv.memcpy_dtoh(control.reshape(1), self.control)
+        steps = self.engine.steps
+        control = steps.read()
         if control["idle"]:
-            self.next = 0
-            explain(self.kernel, self.tensors, hyperparameters, t, how)
-            raise RuntimeError(
-                f"rule {self.kernel.name!r}: the device did not do step {t} (status {control['status']})"
-            )
-        if control["skipped"]:
-            self.next = t
+            steps.applied()
+            explaining()
+            status = int(control["status"])
+            raise RuntimeError(f"rule {self.kernel.name!r}: the device did not do a step (status {status})")
+        steps.done(int(control["t"]), bool(control["skipped"]))
         if how.stats is not None:
             self.drv.memcpy_dtoh(how.stats, self.base + self.stats_at)
         return bool(control["skipped"])
 
-    def set(self, how: How) -> None:
+    def set(self, how: How, groups: int) -> None:
         """Prepare for steps that are done so: what is launched."""
         engine, observe = self.engine, how.stats is not None
+        counted = engine.steps.room(groups)
         for suffix, plan, starting, count in self.lists:
             plan["observe"], plan["skip_nonfinite"], plan["zero_grads"] = observe, how.skip_nonfinite, how.zero_grads
             plan["stats"] = self.base + self.stats_at if observe else 0
             plan["tensor_stats"] = plan["stats"] + RECORD.itemsize if observe else 0
-            plan["starting"] = 0
+            plan["groups"], plan["starting"] = groups, 0
+            for name, place in counted.items():
+                plan[name] = place
             if how.starting is not None and count:
                 flags = np.ascontiguousarray(how.starting[self.places[suffix]], np.uint8)
                 self.drv.memcpy_htod(self.base + starting, flags)
@@ -218,7 +213,7 @@ class Plan:
         if observe or self.kernel.state_stores:
             launches += [self.launch("finish", own, 1) for own in self.lists]
         self.launches = [launch for launch in launches if launch.grid[0] > 0]
-        self.asks = observe or how.skip_nonfinite or engine.tries
+        self.waits = observe or engine.tries or (how.skip_nonfinite and how.starting is not None)
         self.last = how
 
     def launch(self, name: str, entry: tuple[str, Any, int, int], blocks: int, phase: int = 0) -> Launch:
@@ -226,32 +221,6 @@ class Plan:
         suffix, plan, _, _ = entry
         plan["phase"] = phase
         return Launch(self.engine.function(f"{name}_{suffix}"), (blocks, 1), plan.tobytes())
-
-    def bring_rows(self, hyperparameters: Any, t: int, how: How) -> None:
-        """Hand over the scalars of this step and, while nothing changes, of more and more to come."""
-        key = (hyperparameters.tobytes(), how.grad_scale)
-        if key == self.key and t == self.next and t < self.end:
-            return
-        self.ahead = min(2 * self.ahead, ROWS) if key == self.key and t == self.next else 1
-        rows, groups = self.engine.rows, [hyperparameters[k].tolist() for k in self.used]
-        table = np.zeros((self.ahead, len(groups)), rows.dtype)
-        begun = table[list(rows.dtype.names or ())[: rows.begun]]
-        number = 0
-        try:
-            for number in range(self.ahead):
-                for k, own in enumerate(groups):
-                    begun[number, k] = rows.compute(own, float(t + number), 1 / how.grad_scale)
-            number = self.ahead
-        except (ArithmeticError, ValueError):
-            if number == 0:
-                explain(self.kernel, self.tensors, hyperparameters, t, how)
-                raise
-        window = np.zeros((), WINDOW_STRUCT)
-        window["set"], window["base"], window["first_row"], window["rows"] = 1, t - 1, t, number
-        brought = np.frombuffer(window.tobytes() + table[:number].tobytes(), np.uint8)
-        self.drv.memcpy_htod_async(self.control + WINDOW_AT, brought, self.engine.stream)
-        self.kept = brought  # until the copy is done
-        self.key, self.end = key, t + number
 
 
 class Places:
@@ -278,7 +247,8 @@ class CudaEngine:
 
     def __init__(self, rule: Rule, kernel: Kernel, device: Device, stream: Any = None):
         self.kernel, self.device, self.stream = kernel, device, stream
-        self.rows, self.passes, self.tries = Rows(kernel), passes(kernel), scalars_can_fail(kernel)
+        self.passes, self.tries = passes(kernel), scalars_can_fail(kernel)
+        self.steps = DeviceSteps(device, Rows(kernel), stream)
         self.slots = sum(len(p.reductions) + 2 * sum(r.counts for r in p.reductions) for p in kernel.phases)
         self.module = device.module(cubin(render(rule, kernel, prefix=PREFIX), device.capability))
         self.functions: dict[str, Any] = {}
@@ -299,6 +269,10 @@ class CudaEngine:
             self.block = None
             self.block, self.size = self.device.allocate(size + ALIGNMENT), size
         return int(self.block)
+
+    def applied(self) -> int:
+        """The number of steps that were applied; waits for the device."""
+        return self.steps.applied()
 
     def plan(self, tensors: Sequence[Tensor], gradients: Sequence[Any]) -> Plan:
         """Prepare steps over these arrays."""
