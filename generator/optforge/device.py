@@ -284,6 +284,7 @@ class DeviceSpace(Host):
             super().write(array.reshape(-1), self.read(values) if hasattr(values, "gpudata") else values)
         elif array.size:
             with self.device.current():
+                self.device.drv.Context.synchronize()  # steps may go on in streams that copies do not wait for
                 if hasattr(values, "gpudata"):
                     self.device.drv.memcpy_dtod(array.ptr, values.ptr, array.nbytes)
                     return
@@ -300,6 +301,7 @@ class DeviceSpace(Host):
         values = np.empty(array.shape, array.dtype)
         if array.size:
             with self.device.current():
+                self.device.drv.Context.synchronize()
                 self.device.drv.memcpy_dtoh(values, array.ptr)
         return values
 

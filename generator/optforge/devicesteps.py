@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from struct import Struct
 from typing import Any
 
 import numpy as np
 
 from .cudasource import CONTROL, ROWS, WINDOW
 from .device import Device
-from .functions import Array
 from .rowsource import Rows
 
 KINDS = {"uint64_t": "u8", "uint32_t": "u4", "int32_t": "i4"}
@@ -20,7 +20,8 @@ def struct(entries: Any) -> np.dtype[Any]:
     return np.dtype([(name, KINDS.get(kind.strip(), "u8")) for kind, name, _ in entries], align=True)
 
 
-CONTROL_STRUCT, WINDOW_STRUCT = struct((*CONTROL, *WINDOW)), struct(WINDOW)
+CONTROL_STRUCT = struct((*CONTROL, *WINDOW))
+PACK_WINDOW = Struct(f"@{len(WINDOW)}Q").pack
 WINDOW_AT = struct(CONTROL).itemsize
 MOST_PENDING = ROWS // 2
 
@@ -37,7 +38,8 @@ class DeviceSteps:
         self.device, self.rows, self.stream = device, rows, stream
         self.groups = 0
         self.block: Any = None
-        self.key: Any = None
+        self.values, self.grad_scale = b"", 1.0  # of the scalars that the device has
+        self.used: tuple[int, ...] = ()
         self.next = self.first = self.end = self.ahead = 0
         # While the device decides: steps that have been applied for certain, steps since then, and what the optimizer,
         # which does not know the outcome yet, believes the next one to be.
@@ -47,13 +49,13 @@ class DeviceSteps:
 
     def room(self, groups: int) -> dict[str, int]:
         """The addresses of what kernels read, for so many groups."""
-        size = self.rows.dtype.itemsize * groups
+        size = self.rows.size * groups
         with self.device.current():
             if self.block is None or self.groups != groups:
                 # The scalars of a step stand right behind the window that tells of them, so that one copy brings both.
                 self.block = self.device.allocate(CONTROL_STRUCT.itemsize + (ROWS + 1) * size)
                 self.device.drv.memset_d8(self.block, 0, CONTROL_STRUCT.itemsize)
-                self.groups, self.key = groups, None
+                self.groups, self.values = groups, b""
         control = int(self.block)
         rows = control + CONTROL_STRUCT.itemsize
         return {"control": control, "rows": rows, "s": rows + ROWS * size}
@@ -61,7 +63,7 @@ class DeviceSteps:
     def bring(
         self, hyperparameters: Any, used: tuple[int, ...], t: int, grad_scale: float, explain: Callable[[], Any]
     ) -> None:
-        """Make sure that the device has the scalars of step t, and of those that may come instead, for the groups in use.
+        """Make sure that the device has the scalars of step t, and of those that may come instead, for groups in use.
 
         They are handed over ahead for more and more steps while nothing changes. `explain` raises what a scalar without
         a value is to say.
@@ -70,33 +72,34 @@ class DeviceSteps:
         if self.deciding and t == self.told:
             self.look()
             low, pending, sets = self.known + 1, self.pending, False
-        key = (hyperparameters.tobytes(), used, grad_scale)
-        if key == self.key and not sets and self.first <= low and low + pending < self.end:
+        values = hyperparameters.tobytes()
+        same = values == self.values and grad_scale == self.grad_scale and used == self.used
+        if same and not sets and self.first <= low and low + pending < self.end:
             return
-        self.ahead = min(2 * self.ahead, ROWS) if key == self.key and not sets else 1
-        number = min(pending + self.ahead, ROWS)
-        table = self.table(hyperparameters, used, range(low, low + number), grad_scale)
-        if len(table) <= pending:
+        self.ahead = min(2 * self.ahead, ROWS) if same and not sets else 1
+        rows = self.table(hyperparameters, used, range(low, low + min(pending + self.ahead, ROWS)), grad_scale)
+        if len(rows) <= pending:
             explain()
-            raise ArithmeticError(f"a scalar has no value at t={low + len(table)}")
-        window = np.zeros((), WINDOW_STRUCT)
-        window["set"], window["base"], window["first_row"], window["rows"] = sets, low - 1, low, len(table)
-        self.brought = np.frombuffer(window.tobytes() + table.tobytes(), np.uint8)  # kept until the copy is done
+            raise ArithmeticError(f"a scalar has no value at t={low + len(rows)}")
+        # Kept until the copy is done.
+        self.brought = b"".join([PACK_WINDOW(sets, low - 1, low, len(rows)), *rows])
         self.device.drv.memcpy_htod_async(int(self.block) + WINDOW_AT, self.brought, self.stream)
-        self.key, self.first, self.end = key, low, low + len(table)
+        self.values, self.used, self.grad_scale = values, used, grad_scale
+        self.first, self.end = low, low + len(rows)
 
-    def table(self, hyperparameters: Any, used: tuple[int, ...], steps: range, grad_scale: float) -> Array:
-        """The scalars of steps for each group, up to the first step at which one has no value."""
-        groups = hyperparameters.tolist()
-        table = np.zeros((len(steps), len(groups)), self.rows.dtype)
-        begun = table[list(self.rows.dtype.names or ())[: self.rows.begun]]
-        for row, t in enumerate(steps):
+    def table(self, hyperparameters: Any, used: tuple[int, ...], steps: range, grad_scale: float) -> list[bytes]:
+        """The scalars of steps, each for all groups, up to the first step at which one has no value."""
+        groups, compute, pack = hyperparameters.tolist(), self.rows.compute, self.rows.pack
+        rows = []
+        for t in steps:
+            own = [bytes(self.rows.size)] * len(groups)
             try:
                 for k in used:
-                    begun[row, k] = self.rows.compute(groups[k], float(t), 1 / grad_scale)
+                    own[k] = pack(*compute(groups[k], float(t), 1 / grad_scale))
             except (ArithmeticError, ValueError):
-                return table[:row]
-        return table
+                break
+            rows.append(b"".join(own))
+        return rows
 
     # ── how far the device is ───────────────────────────────────────────────────────────────────────────────────
 
@@ -132,6 +135,12 @@ class DeviceSteps:
 
     def read(self) -> Any:
         """What the device knows; waits for it."""
+        self.wait()
         control = np.zeros(1, CONTROL_STRUCT)
         self.device.drv.memcpy_dtoh(control, int(self.block))
         return control[0]
+
+    def wait(self) -> None:
+        """Wait for the stream; copies wait for the default one by themselves."""
+        if self.stream is not None:
+            self.stream.synchronize()

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Callable
 from typing import Any
-
-import numpy as np
 
 from .cscalars import Scalars
 from .diagnostics import ScalarError
@@ -33,24 +32,27 @@ class Rows:
 
     Attributes
     ----------
-    dtype : np.dtype
-        Of a row, laid out as the emitted struct of scalars.
+    size : int
+        Bytes of a row, laid out as the emitted struct of scalars.
     compute : callable
-        From the hyperparameters, t and 1/grad_scale to the leading fields of a row: those that a step begins with.
-        It raises ArithmeticError or ValueError where a scalar has no value.
+        From the hyperparameters, t and 1/grad_scale to the values of a row: those that a step begins with. It raises
+        ArithmeticError or ValueError where a scalar has no value.
+    pack : callable
+        From those values, as arguments, to the bytes of the row.
     """
 
     def __init__(self, kernel: Kernel):
         crossing = Scalars(kernel, "", Names(), Names(), "n", lambda role, _: role)
         fields = crossing.crossing
-        kinds = ["i4" if e.type is Type.CONDITION else "f8" for e in fields]
-        self.dtype = np.dtype([(f"f{k}", kind) for k, kind in enumerate(kinds)], align=True)
         lets = [let for group in kernel.scalars if (group.scope, group.phase) == ("step", 0) for let in group.lets]
         self.hypers = {name: f"h[{k}]" for k, (name, _) in enumerate(kernel.hyperparameters)}
         begun = [e for e in fields if crossing.made(e) == (0, False)]
         if fields[: len(begun)] != begun:
             raise AssertionError("what a step begins with comes first")
-        self.begun = len(begun)
+        codes = ["i" if e.type is Type.CONDITION else "d" for e in fields]
+        self.size = struct.calcsize(f"@{''.join(codes)}0d")
+        given = "@" + "".join(codes[: len(begun)])
+        self.pack = struct.Struct(f"{given}{self.size - struct.calcsize(given)}x").pack
         lines = [f"    v{let.id} = {self.text(let.expr)}" for let in lets]
         text = "\n".join(
             ["def compute(h, t, unscale):", *lines, f"    return ({''.join(self.text(e) + ', ' for e in begun)})"]

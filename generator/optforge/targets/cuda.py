@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,7 @@ ENDINGS = (".cuh", ".cu")  # of the files that it emits
 
 PREFIX = "k"
 PLAN_STRUCT = struct(PLAN)
+BLOCK = (THREADS, 1, 1)
 OWN = ("starting", "stats", "tensor_stats", "control", "rows", "s")  # addresses that each way of doing a step has anew
 
 
@@ -36,7 +38,7 @@ class Launch:
     """A kernel with its grid and its argument."""
 
     function: Any
-    grid: tuple[int, int]
+    grid: tuple[int, int, int]
     argument: bytes
 
 
@@ -60,6 +62,7 @@ class Plan:
             for array, writes in ((tensor.p, True), (g, False))
             if array.size and array.ptr in tensor.space.hosts
         ]
+        self.brought: list[Any] = []
         self.used = tuple(sorted({tensor.group for tensor in tensors}))
         with engine.device.current():
             self.lay_out()
@@ -109,7 +112,7 @@ class Plan:
         base = self.engine.workspace(need.size)
         for place, array in uploads:
             if array.nbytes:
-                self.drv.memcpy_htod(base + place, np.ascontiguousarray(array))
+                self.bring(base + place, np.ascontiguousarray(array))
         addresses = [
             name for kind, name, _ in PLAN if kind.endswith("*") and name not in ("starting", "stats", "tensor_stats")
         ]
@@ -119,16 +122,21 @@ class Plan:
         self.base = base
         self.places = {suffix: np.array(places, np.intp) for suffix, places in lists.items()}
         for suffix, plan, _, _ in self.lists:
-            self.run(Launch(self.engine.function(f"lay_out_{suffix}"), (1, 1), plan.tobytes()))
+            self.run(Launch(self.engine.function(f"lay_out_{suffix}"), (1, 1, 1), plan.tobytes()))
 
     def row(self, tensor: Tensor, gradient: Any) -> list[int]:
         """A tensor as kernels take it."""
         states = [tensor.addresses[state.name] for state in self.kernel.state]
         return [tensor.p.size, tensor.addresses["p"], int(gradient.ptr), *states]
 
+    def bring(self, address: int, array: Any) -> None:
+        """Copy a table to the device, behind all that was enqueued before."""
+        self.drv.memcpy_htod_async(address, array, self.engine.stream)
+        self.brought.append(array)  # kept until the copy is done
+
     def run(self, launch: Launch) -> None:
-        """Launch a kernel."""
-        launch.function.prepared_async_call(launch.grid, (THREADS, 1, 1), self.engine.stream, launch.argument)
+        """Launch a kernel, as PyCUDA's prepared_async_call does behind a deprecated call of the driver."""
+        launch.function._launch_kernel(launch.grid, BLOCK, launch.argument, 0, self.engine.stream)
 
     # ── steps ───────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -142,29 +150,37 @@ class Plan:
         ScalarError
             A scalar of the rule has no value; nothing was written.
         """
+        if threading.get_ident() == self.engine.device.thread:
+            return self.enqueue(hyperparameters, t, how)
+        with self.engine.device.current():
+            return self.enqueue(hyperparameters, t, how)
+
+    def enqueue(self, hyperparameters: Any, t: int, how: How) -> bool | None:
+        """`step`, where the device's context is current."""
         steps = self.engine.steps
 
         def explaining() -> None:
             explain(self.kernel, self.tensors, hyperparameters, t, how)
 
-        with self.engine.device.current():
-            if how is not self.last or len(hyperparameters) != steps.groups:
-                self.set(how, len(hyperparameters))
-            steps.bring(hyperparameters, self.used, t, how.grad_scale, explaining)
-            for address, host, _ in self.moved:
-                self.drv.memcpy_htod(address, host)
-            for launch in self.launches:
-                self.run(launch)
-            for address, host, writes in self.moved:
-                if writes or how.zero_grads:
-                    self.drv.memcpy_dtoh(host, address)
-            if self.waits:
-                return self.outcome(explaining, how)
-            if how.skip_nonfinite:
-                steps.defer(t)
-                return None
-            steps.done(t, False)
-            return False
+        if how is not self.last or len(hyperparameters) != steps.groups:
+            self.set(how, len(hyperparameters))
+        steps.bring(hyperparameters, self.used, t, how.grad_scale, explaining)
+        for address, host, _ in self.moved:
+            self.drv.memcpy_htod_async(address, host, self.engine.stream)
+        for launch in self.launches:
+            self.run(launch)
+        if self.moved:
+            steps.wait()
+        for address, host, writes in self.moved:
+            if writes or how.zero_grads:
+                self.drv.memcpy_dtoh(host, address)
+        if self.waits:
+            return self.outcome(explaining, how)
+        if how.skip_nonfinite:
+            steps.defer(t)
+            return None
+        steps.done(t, False)
+        return False
 
     def outcome(self, explaining: Callable[[], None], how: How) -> bool:
         """What the device has decided: whether the step was skipped."""
@@ -193,10 +209,10 @@ class Plan:
                 plan[name] = place
             if how.starting is not None and count:
                 flags = np.ascontiguousarray(how.starting[self.places[suffix]], np.uint8)
-                self.drv.memcpy_htod(self.base + starting, flags)
+                self.bring(self.base + starting, flags)
                 plan["starting"] = self.base + starting
         first = self.lists[0][1]
-        launches = [Launch(engine.function("begin"), (1, 1), first.tobytes())]
+        launches = [Launch(engine.function("begin"), (1, 1, 1), first.tobytes())]
         if engine.tries:
             launches += [self.launch("try_scalars", own, 1) for own in self.lists]
         for number, own in enumerate(engine.passes):
@@ -209,7 +225,7 @@ class Plan:
                 launches.append(self.launch(name, entry, int(blocks), number))
             if own.folds or looks:
                 first["phase"] = number
-                launches.append(Launch(engine.function("add_up"), (max(len(self.tensors), 1), 1), first.tobytes()))
+                launches.append(Launch(engine.function("add_up"), (max(len(self.tensors), 1), 1, 1), first.tobytes()))
         if observe or self.kernel.state_stores:
             launches += [self.launch("finish", own, 1) for own in self.lists]
         self.launches = [launch for launch in launches if launch.grid[0] > 0]
@@ -220,7 +236,7 @@ class Plan:
         """A kernel for one list."""
         suffix, plan, _, _ = entry
         plan["phase"] = phase
-        return Launch(self.engine.function(f"{name}_{suffix}"), (blocks, 1), plan.tobytes())
+        return Launch(self.engine.function(f"{name}_{suffix}"), (blocks, 1, 1), plan.tobytes())
 
 
 class Places:
@@ -256,11 +272,9 @@ class CudaEngine:
         self.size = 0
 
     def function(self, name: str) -> Any:
-        """A kernel, prepared to take its one argument."""
+        """A kernel."""
         if name not in self.functions:
-            found = self.module.get_function(f"{PREFIX}_cuda_{name}")
-            found.prepare([f"{PLAN_STRUCT.itemsize}s"])
-            self.functions[name] = found
+            self.functions[name] = self.module.get_function(f"{PREFIX}_cuda_{name}")
         return self.functions[name]
 
     def workspace(self, size: int) -> int:
