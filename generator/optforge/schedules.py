@@ -573,8 +573,8 @@ class one_cycle(Schedule):
 class chain(Schedule):
     """One schedule after another, made by `first.then(following, after=n)`.
 
-    It is first(t) for t ≤ after, and following(t - after) from there on. PyTorch: SequentialLR(milestones=[after]); optax:
-    join_schedules(boundaries=[after]).
+    It is first(t) for t ≤ after, and following(t - after) from there on. PyTorch: SequentialLR(milestones=[after]);
+    optax: join_schedules(boundaries=[after]).
 
     Parameters
     ----------
