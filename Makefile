@@ -38,4 +38,4 @@ $(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
 	@touch $@ $(VENV)/.demo
 
 clean:
-	rm -rf $(VENV) demo.png
+	rm -rf $(VENV) demo.png demo-training.png

@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, NoReturn
 
 import pytest
 
@@ -46,7 +48,23 @@ def require(tool: str) -> str:
     if tool == "pycuda" and (package := importlib.util.find_spec(tool)):
         path = package.origin
     if path is None:
-        if tool in REQUIRED:
-            pytest.fail(f"{tool} is required here and is not installed")
-        pytest.skip(f"{tool} is not installed")
+        missing(tool)
     return path
+
+
+def require_torch() -> Any:
+    """PyTorch, which tests take as an oracle; the test is skipped without it, or fails where it is required."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # its own, at the import
+            import torch
+    except ImportError:
+        missing("torch")
+    return torch
+
+
+def missing(what: str) -> NoReturn:
+    """Skip the test that needs what is not here, or fail where OPTFORGE_TEST_REQUIRE lists it."""
+    if what in REQUIRED:
+        pytest.fail(f"{what} is required here and is not installed")
+    pytest.skip(f"{what} is not installed")

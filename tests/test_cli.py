@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from optforge import __version__, cli, demo, rules, transforms
+from optforge import __version__, cli, demo, demo_training, rules, transforms
 from optforge.diagnostics import RuleError
 from optforge.language import Rule
 
@@ -757,17 +757,39 @@ def result_of(difference: int | None) -> demo.Result:
     return demo.Result("adam", (1.0, 0.5), 0.9, 1e-6, difference)
 
 
-@pytest.mark.parametrize(("difference", "code"), [(None, DONE), (3, DIFFERENT)])
-def test_demo(run: Run, monkeypatch: pytest.MonkeyPatch, difference: int | None, code: int) -> None:
-    given = {}
+def outcome_of(*differences: str) -> demo_training.Outcome:
+    """An outcome of the training that is resumed."""
+    return demo_training.Outcome((), (1.0,), 0.9, {"c": (), "numpy": differences})
+
+
+@pytest.mark.parametrize(
+    ("difference", "outcome", "code"),
+    [(None, outcome_of(), DONE), (3, outcome_of(), DIFFERENT), (None, outcome_of("state m"), DIFFERENT)],
+)
+def test_demo(
+    run: Run,
+    monkeypatch: pytest.MonkeyPatch,
+    difference: int | None,
+    outcome: demo_training.Outcome,
+    code: int,
+) -> None:
+    given = []
 
     def fake(**arguments: object) -> list[demo.Result]:
-        given.update(arguments)
+        given.append(arguments)
         return [result_of(None), result_of(difference)]
 
+    def fake_training(**arguments: object) -> demo_training.Outcome:
+        given.append(arguments)
+        return outcome
+
     monkeypatch.setattr(demo, "run", fake)
-    assert run("demo", "--epochs", "2", "--seed", "7", "--out", "a.png", "--kernels", "build").code == code
-    assert given == {"epochs": 2, "seed": 7, "picture": Path("a.png"), "kernels": Path("build")}
+    monkeypatch.setattr(demo_training, "run", fake_training)
+    assert run("demo", "--epochs", "2", "--seed", "7", "--out", "x/a.png", "--kernels", "build").code == code
+    assert given == [
+        {"epochs": 2, "seed": 7, "picture": Path("x/a.png"), "kernels": Path("build")},
+        {"epochs": 2, "seed": 7, "picture": Path("x/a-training.png")},
+    ]
 
 
 def test_demo_without_its_packages(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -784,6 +806,7 @@ def test_a_warning_is_one_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> Non
         return []
 
     monkeypatch.setattr(demo, "run", fake)
+    monkeypatch.setattr(demo_training, "run", lambda **_: outcome_of())
     shown = warnings.showwarning
     assert run("demo") == Result(DONE, "", "optforge: warning: the cache is full\n")
     assert warnings.showwarning is shown

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
 
 import optforge as of
+from optforge import Optimizer, ReduceLROnPlateau, checkpoint
 from optforge.write import write_all
 
 pytest.importorskip("sklearn")
@@ -53,3 +55,53 @@ def test_a_changed_constant_shows(tmp_path: Path) -> None:
     differs, printed = short_run(["adagrad"], tmp_path, kernels=tmp_path)
     assert differs == [1]
     assert "differs" in printed
+
+
+def short_training(directory: Path, **arguments: object) -> tuple[Any, str]:
+    """The outcome of the training that is resumed, and what was printed."""
+    from optforge.demo_training import run
+
+    printed = io.StringIO()
+    console = Console(file=printed, width=200)
+    outcome = run(seed=1, picture=directory / "new" / "training.png", console=console, **arguments)
+    return outcome, printed.getvalue()
+
+
+def test_a_resumed_training_ends_in_the_same_bits(tmp_path: Path) -> None:
+    outcome, printed = short_training(tmp_path, epochs=3)
+    assert outcome.passed
+    assert outcome.differences == {"c": (), "numpy": ()}
+    assert len(outcome.losses) == 3
+    assert outcome.losses[-1] < outcome.losses[0]
+    assert printed.count("ends in the same bits") == 2
+    assert "resumed after epoch 1 of 3" in printed
+    assert (tmp_path / "new" / "training.png").read_bytes().startswith(b"\x89PNG")
+    again, _ = short_training(tmp_path, epochs=3)
+    assert again == outcome
+
+
+def test_one_epoch_is_made_two(tmp_path: Path) -> None:
+    outcome, printed = short_training(tmp_path, epochs=1)
+    assert outcome.passed
+    assert "resumed after epoch 1 of 2" in printed
+
+
+def test_what_is_not_restored_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One bit of the state, or the plateau, that a resumed training does not take over."""
+    load = ReduceLROnPlateau.load_state_dict
+    with monkeypatch.context() as changed:
+        changed.setattr(ReduceLROnPlateau, "load_state_dict", lambda self, saved: load(self, saved | {"best": 1e-9}))
+        outcome, printed = short_training(tmp_path, epochs=2)
+    assert not outcome.passed
+    assert outcome.differences == {"c": ("plateau",), "numpy": ("plateau",)}
+    assert "differs in plateau" in printed
+
+    def load_nearly(self: Optimizer, *arguments: Any, **named: Any) -> None:
+        checkpoint.load(self, *arguments, **named)
+        self.state["m"][-1].view("u4")[0] ^= 1 << 20
+
+    monkeypatch.setattr(Optimizer, "load", load_nearly)
+    outcome, _ = short_training(tmp_path, epochs=2)
+    assert not outcome.passed
+    assert "state m" in outcome.differences["c"]
+    assert "parameters" in outcome.differences["numpy"]

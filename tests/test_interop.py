@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import optforge as of
+from conftest import require_torch
 from optforge import Optimizer, interop
 from optforge.interop import PYTORCH
 from optimizing import bits, everything
@@ -28,7 +29,7 @@ def arrays(seed: int, dtype: Any = np.float32) -> list[Any]:
 
 def torch_optimizer(name: str, params: list[Any]) -> tuple[Any, list[Any]]:
     """PyTorch's optimizer with the same hyperparameters, and its parameters."""
-    torch = pytest.importorskip("torch")
+    torch = require_torch()
     own, settings = PYTORCH[name], {}
     for ours, key in own.hyperparameters.items():
         if isinstance(key, tuple):
@@ -86,7 +87,7 @@ def test_a_run_goes_on_from_pytorch_and_back(name: str, dtype: Any) -> None:
 
 
 def test_tensors_without_a_step_and_groups() -> None:
-    torch = pytest.importorskip("torch")
+    torch = require_torch()
     tensors = [torch.nn.Parameter(torch.from_numpy(p)) for p in arrays(1)]
     groups = [{"params": tensors[:1], "lr": 0.1}, {"params": tensors[1:], "weight_decay": 0.5}]
     theirs = torch.optim.AdamW(groups, lr=0.02)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import optforge as of
+from conftest import require_torch
 from optforge import Optimizer, arrays, rule
 from optforge.diagnostics import EnvironmentProblem
 from optforge.targets.c import CTarget
@@ -519,7 +520,7 @@ def test_a_gradient_that_moves_into_a_parameter_is_refused(target: str) -> None:
 
 
 def test_pytorch_tensors(target: str) -> None:
-    torch = pytest.importorskip("torch")
+    torch = require_torch()
     params = [torch.from_numpy(p).requires_grad_() if p.size else torch.from_numpy(p) for p in small(1)]
     judge = Judge(small(1), nadam, **SETTINGS)
     opt = Optimizer(iter(params), nadam, target=target, **SETTINGS)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 
 import optforge as of
+from conftest import require_torch
 from optforge import ReduceLROnPlateau
 from plateaus import SETTINGS, One, Rates, both_bounds, metrics
 
@@ -100,9 +100,7 @@ class KerasJudge:
 
 @pytest.mark.parametrize("seed", range(len(SETTINGS)))
 def test_pytorch_has_the_same_rates(seed: int) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch = pytest.importorskip("torch")
+    torch = require_torch()
     settings = SETTINGS[seed]
     groups = [{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": lr} for lr in (0.1, 0.03)]
     theirs = torch.optim.SGD(groups, lr=0.1)
@@ -125,9 +123,7 @@ def test_pytorch_has_the_same_rates(seed: int) -> None:
 
 
 def test_the_defaults_are_pytorchs() -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch = pytest.importorskip("torch")
+    torch = require_torch()
     theirs = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
     scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(theirs)
     plateau = ReduceLROnPlateau(One(0.1))
@@ -380,7 +376,6 @@ def test_a_schedule_is_refused() -> None:
     assert ours.rates == [0.1, schedule]
 
 
-@pytest.mark.skipif(not hasattr(of.Optimizer, "groups"), reason="this Optimizer has no groups")
 def test_groups_and_schedules_of_an_optimizer() -> None:
     params = [{"params": [np.ones(3, np.float32)], "lr": 0.5}, {"params": [np.ones(2, np.float32)]}]
     opt = of.Optimizer(params, "sgd", lr=0.25, target="numpy")

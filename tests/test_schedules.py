@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 import optforge as of
+from conftest import require_torch
 from optforge import schedules
 from optforge.diagnostics import EnvironmentProblem
 from optforge.schedules import Schedule
@@ -202,9 +203,9 @@ def test_a_small_end_is_accurate() -> None:
 
 def torch_values(make: Callable[..., Any], steps: int) -> list[float]:
     """Learning rates of PyTorch's scheduler in `steps` steps, the scheduler stepped after each."""
+    torch = require_torch()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch = pytest.importorskip("torch")
         optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=V)
         scheduler = make(torch.optim.lr_scheduler, optimizer)
         values = []

@@ -130,6 +130,9 @@ def create(
 ) -> Optimizer:
     """Make an optimizer of a checkpoint, whose parameters are new NumPy arrays, in the structure of those saved.
 
+    What was saved with it, such as a ReduceLROnPlateau, is made over the new optimizer, and restored by
+    `opt.load(path, plateau=plateau)`.
+
     Parameters
     ----------
     path : path

@@ -94,7 +94,9 @@ def plot_panel(axes: Any, columns: Mapping[str, Sequence[float]], drawn: Mapping
     steps = columns["step"]
     marker = "." if len(steps) < 40 else ""
     for index, (name, label) in enumerate(drawn.items()):
-        axes.plot(steps, columns[name], marker=marker, color=COLOURS[index], linewidth=1.5, label=label)
+        # What clips now and then lies on the gradients' line mostly, which must show through.
+        dash = (0, (4, 4)) if name == "clipped_grad_norm" else "-"
+        axes.plot(steps, columns[name], linestyle=dash, marker=marker, color=COLOURS[index], linewidth=1.5, label=label)
     values = [value for name in drawn for value in columns[name] if math.isfinite(value)]
     positive = [value for value in values if value > 0]
     if positive and len(positive) == len(values) and max(positive) > 10 * min(positive):

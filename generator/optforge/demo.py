@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -18,17 +16,12 @@ from rich.text import Text
 
 from optforge import Optimizer
 from optforge.diagnostics import EnvironmentProblem
+from optforge.digits import BATCH, Digits, Floats, Network, batches, initial_parameters, load_digits
 from optforge.optimizer import named_rule
 from optforge.pictures import new_figure, save, tidy
 from optforge.targets.c import CTarget
 
-Floats = npt.NDArray[np.float32]
-Labels = npt.NDArray[np.intp]
-
 SEED_RULES = ("sgd", "momentum", "nesterov", "adagrad", "adadelta", "rmsprop", "adam")
-SHAPES = ((64, 128), (128,), (128, 64), (64,), (64, 10), (10,))  # weights and bias of each layer
-BATCH = 64
-TEST_IMAGES = 360
 
 # One rate per rule, each where this network trains well; other rules keep their own default.
 LEARNING_RATES = {
@@ -44,13 +37,6 @@ LEARNING_RATES = {
 # Okabe and Ito's palette without its yellow, which is too faint on white.
 COLOURS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7")
 DASHES = ("-", "--", "-.")
-
-
-class Digits(NamedTuple):
-    """Images, one row of 64 intensities from 0 to 1 each, and the digits they show."""
-
-    images: Floats
-    labels: Labels
 
 
 @dataclass(frozen=True)
@@ -82,75 +68,6 @@ class Result:
     def verdict(self) -> str:
         """How the trajectory compares with the reference, in words."""
         return "bit-identical" if self.first_difference is None else f"differs from step {self.first_difference}"
-
-
-class Network:
-    """A fully connected network with ReLU between its layers and softmax cross-entropy at its end.
-
-    Every array that takes part in a product belongs to the network and stays where it is: parameters are copied in.
-    So equal bits in give equal bits out, however the linear algebra library treats addresses.
-    """
-
-    def __init__(self, rows: int) -> None:
-        widths = [SHAPES[0][0], *(shape[0] for shape in SHAPES[1::2])]
-        self.parameters: list[Floats] = [np.zeros(shape, np.float32) for shape in SHAPES]
-        self.gradients: list[Floats] = [np.zeros(shape, np.float32) for shape in SHAPES]
-        self._activations: list[Floats] = [np.zeros((rows, width), np.float32) for width in widths]
-        self._errors: list[Floats] = [np.zeros((rows, width), np.float32) for width in widths]
-        self._rows = np.arange(rows)
-
-    def log_probabilities(self, parameters: Sequence[Floats], images: Floats) -> Floats:
-        """Logarithm of the probability of every digit, shape (rows, 10); overwritten by the next call."""
-        for own, given in zip([*self.parameters, self._activations[0]], [*parameters, images], strict=True):
-            np.copyto(own, given)
-        for layer, (below, above) in enumerate(itertools.pairwise(self._activations)):
-            if layer > 0:
-                np.maximum(below, 0, out=below)
-            np.matmul(below, self.parameters[2 * layer], out=above)
-            above += self.parameters[2 * layer + 1]
-        scores = self._activations[-1]
-        scores -= scores.max(axis=1, keepdims=True)
-        scores -= np.log(np.exp(scores).sum(axis=1, keepdims=True))
-        return scores
-
-    def evaluate(self, parameters: Sequence[Floats], digits: Digits) -> tuple[float, float]:
-        """Mean loss and fraction of correct answers."""
-        scores = self.log_probabilities(parameters, digits.images)
-        loss = -scores[self._rows, digits.labels].mean(dtype=np.float64)
-        return float(loss), float((scores.argmax(axis=1) == digits.labels).mean())
-
-    def differentiate(self, parameters: Sequence[Floats], digits: Digits) -> list[Floats]:
-        """Gradients of the mean loss; the same arrays at every call."""
-        scores = self.log_probabilities(parameters, digits.images)
-        np.exp(scores, out=self._errors[-1])
-        self._errors[-1][self._rows, digits.labels] -= 1
-        self._errors[-1] /= len(self._rows)
-        for layer in reversed(range(len(SHAPES) // 2)):
-            below, error = self._activations[layer], self._errors[layer + 1]
-            np.matmul(below.T, error, out=self.gradients[2 * layer])
-            np.sum(error, axis=0, out=self.gradients[2 * layer + 1])
-            if layer > 0:
-                np.matmul(error, self.parameters[2 * layer].T, out=self._errors[layer])
-                self._errors[layer] *= below > 0
-        return self.gradients
-
-
-def load_digits(seed: int) -> tuple[Digits, Digits]:
-    """Training and test images, split at random."""
-    from sklearn.datasets import load_digits as load
-
-    images, labels = load(return_X_y=True)
-    order = np.random.default_rng(seed).permutation(len(labels))
-    images, labels = (images[order] / 16).astype(np.float32), labels[order].astype(np.intp)
-    return Digits(images[TEST_IMAGES:], labels[TEST_IMAGES:]), Digits(images[:TEST_IMAGES], labels[:TEST_IMAGES])
-
-
-def initial_parameters(seed: int) -> list[Floats]:
-    """Draw weights of variance 2 / inputs (He et al., 2015), which keeps the scale through ReLU; biases are zero."""
-    generator = np.random.default_rng([seed, 1])
-    deviations = [np.sqrt(2 / shape[0]) if len(shape) == 2 else 0 for shape in SHAPES]
-    both = zip(SHAPES, deviations, strict=True)
-    return [generator.normal(0, deviation, shape).astype(np.float32) for shape, deviation in both]
 
 
 def same_bits(left: Any, right: Any) -> bool:
@@ -194,10 +111,7 @@ def train(
     seconds: list[float] = []
     first_difference = None
     for _ in range(epochs):
-        shuffled = order.permutation(len(training.labels))
-        for start in range(0, len(shuffled) - BATCH + 1, BATCH):
-            chosen = shuffled[start : start + BATCH]
-            batch = Digits(training.images[chosen], training.labels[chosen])
+        for batch in batches(training, order):
             gradients = network.differentiate(parameters, batch)
             began = time.perf_counter()
             compiled.step(gradients)
@@ -249,7 +163,7 @@ def draw(results: Sequence[Result], picture: Path) -> None:
     save(figure, picture)
 
 
-def _require_extra() -> None:
+def require_extra() -> None:
     """Fail before any training rather than after it."""
     try:
         import matplotlib.figure  # noqa: F401
@@ -298,7 +212,7 @@ def run(
     OSError
         The picture cannot be written.
     """
-    _require_extra()
+    require_extra()
     console = console or Console()
     if picture is not None:
         picture.parent.mkdir(parents=True, exist_ok=True)

@@ -443,8 +443,9 @@ class Optimizer:
         ----------
         path : path
         **companions
-            Other objects to save with it, such as a schedule that watches the loss: what their `state_dict()` gives,
-            which JSON must be able to say. `opt.load(path, **companions)` gives it to their `load_state_dict`.
+            Other objects to save with it, by names of your choice, such as `plateau=plateau` for a ReduceLROnPlateau:
+            what their `state_dict()` gives, which JSON must be able to say. `opt.load(path, plateau=plateau)` gives it
+            to their `load_state_dict`.
 
         Raises
         ------

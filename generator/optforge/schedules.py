@@ -233,7 +233,7 @@ class constant(_Warmed):
     Parameters
     ----------
     value : float
-        At every step behind the warm-up.
+        At every step after the warm-up.
     warmup : int
         Steps that rise to it.
 
@@ -282,7 +282,7 @@ class step(_Warmed):
 class multi_step(_Warmed):
     """A factor after each of these numbers of steps: value * factor ** (how many of `after` are ≤ t - 1).
 
-    Step t = after[0] is the last with `value`, the next one has value * factor; behind the last of them the value
+    Step t = after[0] is the last with `value`, the next one has value * factor; after the last of them the value
     stays. PyTorch: MultiStepLR(milestones=after, gamma=factor).
 
     Parameters
@@ -321,7 +321,7 @@ class exponential(_Warmed):
     Parameters
     ----------
     value : float
-        At the first step behind the warm-up.
+        At the first step after the warm-up.
     factor : float
         Above 0.
     every : int
@@ -352,7 +352,7 @@ class inverse_time(_Warmed):
     Parameters
     ----------
     value : float
-        At the first step behind the warm-up.
+        At the first step after the warm-up.
     rate : float
         Per step; from 0.
     power : float
@@ -408,7 +408,7 @@ class linear(_Ending):
     Parameters
     ----------
     value : float
-        At the first step behind the warm-up.
+        At the first step after the warm-up.
     steps : int
         At least 1, the warm-up included.
     end : float
@@ -431,7 +431,7 @@ class polynomial(_Ending):
     Parameters
     ----------
     value : float
-        At the first step behind the warm-up.
+        At the first step after the warm-up.
     steps : int
         At least 1, the warm-up included.
     power : float
@@ -457,19 +457,19 @@ class cosine(_Ending):
     """Half a cosine: end + (value - end) * (1 + cos(pi * e / (steps - warmup))) / 2, with restarts if wanted.
 
     It is `value` at t = 1, half way at half of the steps, `end` at t = steps + 1, and stays there. With restarts the
-    steps behind the warm-up are divided into restarts + 1 periods, each `growth` times as long as the one before, and
+    steps after the warm-up are divided into restarts + 1 periods, each `growth` times as long as the one before, and
     every period begins at `value` again and falls towards `end`. Where the periods are no whole numbers of steps, one
     begins between two steps, and none of them has quite `value`.
 
     Loshchilov and Hutter, "SGDR: Stochastic Gradient Descent with Warm Restarts", ICLR 2017. PyTorch:
-    CosineAnnealingLR(T_max=steps, eta_min=end), which rises again behind the end; for periods of whole steps
+    CosineAnnealingLR(T_max=steps, eta_min=end), which rises again after the end; for periods of whole steps
     CosineAnnealingWarmRestarts(T_0=length of the first, T_mult=growth, eta_min=end), which has no end. optax:
     cosine_decay_schedule(value, steps, alpha=end / value).
 
     Parameters
     ----------
     value : float
-        At the first step behind the warm-up, and of each period.
+        At the first step after the warm-up, and of each period.
     steps : int
         At least 1, the warm-up included.
     end : float
@@ -573,8 +573,8 @@ class one_cycle(Schedule):
 class chain(Schedule):
     """One schedule after another, made by `first.then(following, after=n)`.
 
-    It is first(t) for t ≤ after, and following(t - after) behind. PyTorch: SequentialLR(milestones=[after]); optax:
-    join_schedules(boundaries=[after]).
+    It is first(t) for t ≤ after, and following(t - after) from there on. PyTorch: SequentialLR(milestones=[after]);
+    optax: join_schedules(boundaries=[after]).
 
     Parameters
     ----------
