@@ -268,6 +268,14 @@ def test_the_optimizer_speaks_for_all_groups(target: str) -> None:
     assert repr(opt.groups[0]) == "{'params': …, 'lr': 2.0, 'beta': 0.75, 'psi': 0.004, 'floor': 0.001}"
 
 
+def test_state_that_starts_as_a_hyperparameter_starts_as_the_group_has_it() -> None:
+    opt = pair(lr=0.25)
+    assert opt.state["rate"] == [[0.5], [0.25]]
+    opt.groups[0]["lr"] = 2.0
+    opt.step([[np.ones(3)], [np.ones(3)]])
+    assert opt.state["rate"] == [[2.0], [0.25]]
+
+
 def test_one_implicit_group() -> None:
     opt = Optimizer([np.ones(3)], nadam, target="numpy", lr=0.5)
     (group,) = opt.groups
