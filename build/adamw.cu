@@ -44,10 +44,23 @@
 #endif
 
 enum {
-    adamw_cuda_THREADS = 256,    /* of a block */
-    adamw_cuda_LEAF_SIZE = 1024, /* elements that are added up lane by lane: by 8 threads, with four lanes each */
-    adamw_cuda_TILE = 4096       /* elements of a block that adds nothing up; one that does takes a chunk */
+    adamw_cuda_THREADS = 256,   /* of a block */
+    adamw_cuda_LEAF_SIZE = 1024 /* elements that are added up lane by lane: by 8 threads, with four lanes each */
 };
+
+/* What can be tuned with -D, for the file as a whole: no bit depends on it. */
+#ifndef adamw_cuda_TILE
+#define adamw_cuda_TILE 4096 /* elements of a block that adds nothing up, a multiple of 1024; others take a chunk */
+#endif
+#ifndef adamw_cuda_MIN_BLOCKS
+#define adamw_cuda_MIN_BLOCKS 1 /* of a multiprocessor: more of them leave fewer registers to each */
+#endif
+#ifndef adamw_cuda_READ
+#define adamw_cuda_READ(from) (*(from)) /* or __ldcs(from), which asks the caches not to keep it */
+#endif
+#ifndef adamw_cuda_WRITE
+#define adamw_cuda_WRITE(to, value) (*(to) = (value)) /* or __stcs(to, value) */
+#endif
 
 enum { /* what the passes add up, each for every chunk, every tensor and all of them */
     adamw_cuda_SUM_scanned_grad_squares,
@@ -122,7 +135,7 @@ static __device__ __forceinline__ void adamw_cuda_load(adamw_cuda_f32 (&to)[4], 
                                                        bool aligned)
 {
     if (aligned && live == 4) {
-        const float4 v0 = ((const float4 *)from)[0];
+        const float4 v0 = adamw_cuda_READ((const float4 *)from + 0);
 
         to[0] = v0.x;
         to[1] = v0.y;
@@ -139,7 +152,7 @@ static __device__ __forceinline__ void adamw_cuda_store(float *to, const adamw_c
         bool aligned)
 {
     if (aligned && live == 4) {
-        ((float4 *)to)[0] = make_float4(from[0].x, from[1].x, from[2].x, from[3].x);
+        adamw_cuda_WRITE((float4 *)to + 0, make_float4(from[0].x, from[1].x, from[2].x, from[3].x));
     } else {
 #pragma unroll
         for (int k = 0; k < 4; k++)
@@ -153,8 +166,8 @@ static __device__ __forceinline__ void adamw_cuda_load(adamw_cuda_f64 (&to)[4], 
                                                        bool aligned)
 {
     if (aligned && live == 4) {
-        const double2 v0 = ((const double2 *)from)[0];
-        const double2 v1 = ((const double2 *)from)[1];
+        const double2 v0 = adamw_cuda_READ((const double2 *)from + 0);
+        const double2 v1 = adamw_cuda_READ((const double2 *)from + 1);
 
         to[0] = v0.x;
         to[1] = v0.y;
@@ -171,8 +184,8 @@ static __device__ __forceinline__ void adamw_cuda_store(double *to, const adamw_
         bool aligned)
 {
     if (aligned && live == 4) {
-        ((double2 *)to)[0] = make_double2(from[0].x, from[1].x);
-        ((double2 *)to)[1] = make_double2(from[2].x, from[3].x);
+        adamw_cuda_WRITE((double2 *)to + 0, make_double2(from[0].x, from[1].x));
+        adamw_cuda_WRITE((double2 *)to + 1, make_double2(from[2].x, from[3].x));
     } else {
 #pragma unroll
         for (int k = 0; k < 4; k++)
@@ -799,7 +812,7 @@ static __device__ void adamw_cuda_write_state(const adamw_cuda_plan *w, const ad
 /* ---- kernels: one argument each ---- */
 
 /* Begins a step: finds its number, and its scalars among those that the host has handed over. */
-extern "C" __global__ void __launch_bounds__(adamw_cuda_THREADS)
+extern "C" __global__ void __launch_bounds__(adamw_cuda_THREADS, adamw_cuda_MIN_BLOCKS)
 adamw_cuda_begin(const __grid_constant__ adamw_cuda_plan given)
 {
     const adamw_cuda_plan *w = &given;
@@ -821,7 +834,7 @@ adamw_cuda_begin(const __grid_constant__ adamw_cuda_plan given)
 }
 
 /* Adds up what a phase left: a block for each tensor, and the last of them goes on over all tensors. */
-extern "C" __global__ void __launch_bounds__(adamw_cuda_THREADS)
+extern "C" __global__ void __launch_bounds__(adamw_cuda_THREADS, adamw_cuda_MIN_BLOCKS)
 adamw_cuda_add_up(const __grid_constant__ adamw_cuda_plan given)
 {
     const int firsts[] = {0, 3, 8}, observed[] = {0, 3};
@@ -865,73 +878,73 @@ adamw_cuda_add_up(const __grid_constant__ adamw_cuda_plan given)
     }
 }
 
-extern "C" __global__ void __launch_bounds__(adamw_cuda_THREADS)
+extern "C" __global__ void __launch_bounds__(adamw_cuda_THREADS, adamw_cuda_MIN_BLOCKS)
 adamw_cuda_scan_f32(const __grid_constant__ adamw_cuda_plan given)
 {
     adamw_cuda_scan_block<adamw_cuda_f32, true>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(adamw_cuda_THREADS)
+extern "C" __global__ void __launch_bounds__(adamw_cuda_THREADS, adamw_cuda_MIN_BLOCKS)
 adamw_cuda_elements_f32(const __grid_constant__ adamw_cuda_plan given)
 {
     adamw_cuda_elements_block<adamw_cuda_f32, false>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(adamw_cuda_THREADS)
+extern "C" __global__ void __launch_bounds__(adamw_cuda_THREADS, adamw_cuda_MIN_BLOCKS)
 adamw_cuda_elements_observed_f32(const __grid_constant__ adamw_cuda_plan given)
 {
     adamw_cuda_elements_block<adamw_cuda_f32, true>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(adamw_cuda_THREADS)
+extern "C" __global__ void __launch_bounds__(adamw_cuda_THREADS, adamw_cuda_MIN_BLOCKS)
 adamw_cuda_finish_f32(const __grid_constant__ adamw_cuda_plan given)
 {
     adamw_cuda_finish<adamw_cuda_f32>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(adamw_cuda_THREADS)
+extern "C" __global__ void __launch_bounds__(adamw_cuda_THREADS, adamw_cuda_MIN_BLOCKS)
 adamw_cuda_lay_out_f32(const __grid_constant__ adamw_cuda_plan given)
 {
     adamw_cuda_lay_out<adamw_cuda_f32>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(adamw_cuda_THREADS)
+extern "C" __global__ void __launch_bounds__(adamw_cuda_THREADS, adamw_cuda_MIN_BLOCKS)
 adamw_cuda_write_state_f32(const __grid_constant__ adamw_cuda_beginning given)
 {
     adamw_cuda_write_state<adamw_cuda_f32>(&given.plan, given.hyper);
 }
 
-extern "C" __global__ void __launch_bounds__(adamw_cuda_THREADS)
+extern "C" __global__ void __launch_bounds__(adamw_cuda_THREADS, adamw_cuda_MIN_BLOCKS)
 adamw_cuda_scan_f64(const __grid_constant__ adamw_cuda_plan given)
 {
     adamw_cuda_scan_block<adamw_cuda_f64, true>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(adamw_cuda_THREADS)
+extern "C" __global__ void __launch_bounds__(adamw_cuda_THREADS, adamw_cuda_MIN_BLOCKS)
 adamw_cuda_elements_f64(const __grid_constant__ adamw_cuda_plan given)
 {
     adamw_cuda_elements_block<adamw_cuda_f64, false>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(adamw_cuda_THREADS)
+extern "C" __global__ void __launch_bounds__(adamw_cuda_THREADS, adamw_cuda_MIN_BLOCKS)
 adamw_cuda_elements_observed_f64(const __grid_constant__ adamw_cuda_plan given)
 {
     adamw_cuda_elements_block<adamw_cuda_f64, true>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(adamw_cuda_THREADS)
+extern "C" __global__ void __launch_bounds__(adamw_cuda_THREADS, adamw_cuda_MIN_BLOCKS)
 adamw_cuda_finish_f64(const __grid_constant__ adamw_cuda_plan given)
 {
     adamw_cuda_finish<adamw_cuda_f64>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(adamw_cuda_THREADS)
+extern "C" __global__ void __launch_bounds__(adamw_cuda_THREADS, adamw_cuda_MIN_BLOCKS)
 adamw_cuda_lay_out_f64(const __grid_constant__ adamw_cuda_plan given)
 {
     adamw_cuda_lay_out<adamw_cuda_f64>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(adamw_cuda_THREADS)
+extern "C" __global__ void __launch_bounds__(adamw_cuda_THREADS, adamw_cuda_MIN_BLOCKS)
 adamw_cuda_write_state_f64(const __grid_constant__ adamw_cuda_beginning given)
 {
     adamw_cuda_write_state<adamw_cuda_f64>(&given.plan, given.hyper);

@@ -49,10 +49,23 @@
 #endif
 
 enum {
-    lamb_cuda_THREADS = 256,    /* of a block */
-    lamb_cuda_LEAF_SIZE = 1024, /* elements that are added up lane by lane: by 8 threads, with four lanes each */
-    lamb_cuda_TILE = 4096       /* elements of a block that adds nothing up; one that does takes a chunk */
+    lamb_cuda_THREADS = 256,   /* of a block */
+    lamb_cuda_LEAF_SIZE = 1024 /* elements that are added up lane by lane: by 8 threads, with four lanes each */
 };
+
+/* What can be tuned with -D, for the file as a whole: no bit depends on it. */
+#ifndef lamb_cuda_TILE
+#define lamb_cuda_TILE 4096 /* elements of a block that adds nothing up, a multiple of 1024; others take a chunk */
+#endif
+#ifndef lamb_cuda_MIN_BLOCKS
+#define lamb_cuda_MIN_BLOCKS 1 /* of a multiprocessor: more of them leave fewer registers to each */
+#endif
+#ifndef lamb_cuda_READ
+#define lamb_cuda_READ(from) (*(from)) /* or __ldcs(from), which asks the caches not to keep it */
+#endif
+#ifndef lamb_cuda_WRITE
+#define lamb_cuda_WRITE(to, value) (*(to) = (value)) /* or __stcs(to, value) */
+#endif
 
 enum { /* what the passes add up, each for every chunk, every tensor and all of them */
     lamb_cuda_SUM_scanned_grad_squares,
@@ -129,7 +142,7 @@ static __device__ __forceinline__ void lamb_cuda_load(lamb_cuda_f32 (&to)[4], co
                                                       bool aligned)
 {
     if (aligned && live == 4) {
-        const float4 v0 = ((const float4 *)from)[0];
+        const float4 v0 = lamb_cuda_READ((const float4 *)from + 0);
 
         to[0] = v0.x;
         to[1] = v0.y;
@@ -146,7 +159,7 @@ static __device__ __forceinline__ void lamb_cuda_store(float *to, const lamb_cud
                                                        bool aligned)
 {
     if (aligned && live == 4) {
-        ((float4 *)to)[0] = make_float4(from[0].x, from[1].x, from[2].x, from[3].x);
+        lamb_cuda_WRITE((float4 *)to + 0, make_float4(from[0].x, from[1].x, from[2].x, from[3].x));
     } else {
 #pragma unroll
         for (int k = 0; k < 4; k++)
@@ -160,8 +173,8 @@ static __device__ __forceinline__ void lamb_cuda_load(lamb_cuda_f64 (&to)[4], co
                                                       bool aligned)
 {
     if (aligned && live == 4) {
-        const double2 v0 = ((const double2 *)from)[0];
-        const double2 v1 = ((const double2 *)from)[1];
+        const double2 v0 = lamb_cuda_READ((const double2 *)from + 0);
+        const double2 v1 = lamb_cuda_READ((const double2 *)from + 1);
 
         to[0] = v0.x;
         to[1] = v0.y;
@@ -178,8 +191,8 @@ static __device__ __forceinline__ void lamb_cuda_store(double *to, const lamb_cu
                                                        bool aligned)
 {
     if (aligned && live == 4) {
-        ((double2 *)to)[0] = make_double2(from[0].x, from[1].x);
-        ((double2 *)to)[1] = make_double2(from[2].x, from[3].x);
+        lamb_cuda_WRITE((double2 *)to + 0, make_double2(from[0].x, from[1].x));
+        lamb_cuda_WRITE((double2 *)to + 1, make_double2(from[2].x, from[3].x));
     } else {
 #pragma unroll
         for (int k = 0; k < 4; k++)
@@ -928,7 +941,7 @@ static __device__ void lamb_cuda_write_state(const lamb_cuda_plan *w, const lamb
 /* ---- kernels: one argument each ---- */
 
 /* Begins a step: finds its number, and its scalars among those that the host has handed over. */
-extern "C" __global__ void __launch_bounds__(lamb_cuda_THREADS)
+extern "C" __global__ void __launch_bounds__(lamb_cuda_THREADS, lamb_cuda_MIN_BLOCKS)
 lamb_cuda_begin(const __grid_constant__ lamb_cuda_plan given)
 {
     const lamb_cuda_plan *w = &given;
@@ -950,7 +963,7 @@ lamb_cuda_begin(const __grid_constant__ lamb_cuda_plan given)
 }
 
 /* Adds up what a phase left: a block for each tensor, and the last of them goes on over all tensors. */
-extern "C" __global__ void __launch_bounds__(lamb_cuda_THREADS)
+extern "C" __global__ void __launch_bounds__(lamb_cuda_THREADS, lamb_cuda_MIN_BLOCKS)
 lamb_cuda_add_up(const __grid_constant__ lamb_cuda_plan given)
 {
     const int firsts[] = {0, 3, 8, 10}, observed[] = {0, 5, 8};
@@ -994,97 +1007,97 @@ lamb_cuda_add_up(const __grid_constant__ lamb_cuda_plan given)
     }
 }
 
-extern "C" __global__ void __launch_bounds__(lamb_cuda_THREADS)
+extern "C" __global__ void __launch_bounds__(lamb_cuda_THREADS, lamb_cuda_MIN_BLOCKS)
 lamb_cuda_scan_f32(const __grid_constant__ lamb_cuda_plan given)
 {
     lamb_cuda_scan_block<lamb_cuda_f32, true>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(lamb_cuda_THREADS)
+extern "C" __global__ void __launch_bounds__(lamb_cuda_THREADS, lamb_cuda_MIN_BLOCKS)
 lamb_cuda_pass_1_f32(const __grid_constant__ lamb_cuda_plan given)
 {
     lamb_cuda_pass_1_block<lamb_cuda_f32, false>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(lamb_cuda_THREADS)
+extern "C" __global__ void __launch_bounds__(lamb_cuda_THREADS, lamb_cuda_MIN_BLOCKS)
 lamb_cuda_pass_1_observed_f32(const __grid_constant__ lamb_cuda_plan given)
 {
     lamb_cuda_pass_1_block<lamb_cuda_f32, true>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(lamb_cuda_THREADS)
+extern "C" __global__ void __launch_bounds__(lamb_cuda_THREADS, lamb_cuda_MIN_BLOCKS)
 lamb_cuda_pass_2_f32(const __grid_constant__ lamb_cuda_plan given)
 {
     lamb_cuda_pass_2_block<lamb_cuda_f32, false>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(lamb_cuda_THREADS)
+extern "C" __global__ void __launch_bounds__(lamb_cuda_THREADS, lamb_cuda_MIN_BLOCKS)
 lamb_cuda_pass_2_observed_f32(const __grid_constant__ lamb_cuda_plan given)
 {
     lamb_cuda_pass_2_block<lamb_cuda_f32, true>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(lamb_cuda_THREADS)
+extern "C" __global__ void __launch_bounds__(lamb_cuda_THREADS, lamb_cuda_MIN_BLOCKS)
 lamb_cuda_finish_f32(const __grid_constant__ lamb_cuda_plan given)
 {
     lamb_cuda_finish<lamb_cuda_f32>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(lamb_cuda_THREADS)
+extern "C" __global__ void __launch_bounds__(lamb_cuda_THREADS, lamb_cuda_MIN_BLOCKS)
 lamb_cuda_lay_out_f32(const __grid_constant__ lamb_cuda_plan given)
 {
     lamb_cuda_lay_out<lamb_cuda_f32>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(lamb_cuda_THREADS)
+extern "C" __global__ void __launch_bounds__(lamb_cuda_THREADS, lamb_cuda_MIN_BLOCKS)
 lamb_cuda_write_state_f32(const __grid_constant__ lamb_cuda_beginning given)
 {
     lamb_cuda_write_state<lamb_cuda_f32>(&given.plan, given.hyper);
 }
 
-extern "C" __global__ void __launch_bounds__(lamb_cuda_THREADS)
+extern "C" __global__ void __launch_bounds__(lamb_cuda_THREADS, lamb_cuda_MIN_BLOCKS)
 lamb_cuda_scan_f64(const __grid_constant__ lamb_cuda_plan given)
 {
     lamb_cuda_scan_block<lamb_cuda_f64, true>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(lamb_cuda_THREADS)
+extern "C" __global__ void __launch_bounds__(lamb_cuda_THREADS, lamb_cuda_MIN_BLOCKS)
 lamb_cuda_pass_1_f64(const __grid_constant__ lamb_cuda_plan given)
 {
     lamb_cuda_pass_1_block<lamb_cuda_f64, false>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(lamb_cuda_THREADS)
+extern "C" __global__ void __launch_bounds__(lamb_cuda_THREADS, lamb_cuda_MIN_BLOCKS)
 lamb_cuda_pass_1_observed_f64(const __grid_constant__ lamb_cuda_plan given)
 {
     lamb_cuda_pass_1_block<lamb_cuda_f64, true>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(lamb_cuda_THREADS)
+extern "C" __global__ void __launch_bounds__(lamb_cuda_THREADS, lamb_cuda_MIN_BLOCKS)
 lamb_cuda_pass_2_f64(const __grid_constant__ lamb_cuda_plan given)
 {
     lamb_cuda_pass_2_block<lamb_cuda_f64, false>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(lamb_cuda_THREADS)
+extern "C" __global__ void __launch_bounds__(lamb_cuda_THREADS, lamb_cuda_MIN_BLOCKS)
 lamb_cuda_pass_2_observed_f64(const __grid_constant__ lamb_cuda_plan given)
 {
     lamb_cuda_pass_2_block<lamb_cuda_f64, true>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(lamb_cuda_THREADS)
+extern "C" __global__ void __launch_bounds__(lamb_cuda_THREADS, lamb_cuda_MIN_BLOCKS)
 lamb_cuda_finish_f64(const __grid_constant__ lamb_cuda_plan given)
 {
     lamb_cuda_finish<lamb_cuda_f64>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(lamb_cuda_THREADS)
+extern "C" __global__ void __launch_bounds__(lamb_cuda_THREADS, lamb_cuda_MIN_BLOCKS)
 lamb_cuda_lay_out_f64(const __grid_constant__ lamb_cuda_plan given)
 {
     lamb_cuda_lay_out<lamb_cuda_f64>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(lamb_cuda_THREADS)
+extern "C" __global__ void __launch_bounds__(lamb_cuda_THREADS, lamb_cuda_MIN_BLOCKS)
 lamb_cuda_write_state_f64(const __grid_constant__ lamb_cuda_beginning given)
 {
     lamb_cuda_write_state<lamb_cuda_f64>(&given.plan, given.hyper);

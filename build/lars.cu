@@ -47,10 +47,23 @@
 #endif
 
 enum {
-    lars_cuda_THREADS = 256,    /* of a block */
-    lars_cuda_LEAF_SIZE = 1024, /* elements that are added up lane by lane: by 8 threads, with four lanes each */
-    lars_cuda_TILE = 4096       /* elements of a block that adds nothing up; one that does takes a chunk */
+    lars_cuda_THREADS = 256,   /* of a block */
+    lars_cuda_LEAF_SIZE = 1024 /* elements that are added up lane by lane: by 8 threads, with four lanes each */
 };
+
+/* What can be tuned with -D, for the file as a whole: no bit depends on it. */
+#ifndef lars_cuda_TILE
+#define lars_cuda_TILE 4096 /* elements of a block that adds nothing up, a multiple of 1024; others take a chunk */
+#endif
+#ifndef lars_cuda_MIN_BLOCKS
+#define lars_cuda_MIN_BLOCKS 1 /* of a multiprocessor: more of them leave fewer registers to each */
+#endif
+#ifndef lars_cuda_READ
+#define lars_cuda_READ(from) (*(from)) /* or __ldcs(from), which asks the caches not to keep it */
+#endif
+#ifndef lars_cuda_WRITE
+#define lars_cuda_WRITE(to, value) (*(to) = (value)) /* or __stcs(to, value) */
+#endif
 
 enum { /* what the passes add up, each for every chunk, every tensor and all of them */
     lars_cuda_SUM_p_squares,
@@ -123,7 +136,7 @@ static __device__ __forceinline__ void lars_cuda_load(lars_cuda_f32 (&to)[4], co
                                                       bool aligned)
 {
     if (aligned && live == 4) {
-        const float4 v0 = ((const float4 *)from)[0];
+        const float4 v0 = lars_cuda_READ((const float4 *)from + 0);
 
         to[0] = v0.x;
         to[1] = v0.y;
@@ -140,7 +153,7 @@ static __device__ __forceinline__ void lars_cuda_store(float *to, const lars_cud
                                                        bool aligned)
 {
     if (aligned && live == 4) {
-        ((float4 *)to)[0] = make_float4(from[0].x, from[1].x, from[2].x, from[3].x);
+        lars_cuda_WRITE((float4 *)to + 0, make_float4(from[0].x, from[1].x, from[2].x, from[3].x));
     } else {
 #pragma unroll
         for (int k = 0; k < 4; k++)
@@ -154,8 +167,8 @@ static __device__ __forceinline__ void lars_cuda_load(lars_cuda_f64 (&to)[4], co
                                                       bool aligned)
 {
     if (aligned && live == 4) {
-        const double2 v0 = ((const double2 *)from)[0];
-        const double2 v1 = ((const double2 *)from)[1];
+        const double2 v0 = lars_cuda_READ((const double2 *)from + 0);
+        const double2 v1 = lars_cuda_READ((const double2 *)from + 1);
 
         to[0] = v0.x;
         to[1] = v0.y;
@@ -172,8 +185,8 @@ static __device__ __forceinline__ void lars_cuda_store(double *to, const lars_cu
                                                        bool aligned)
 {
     if (aligned && live == 4) {
-        ((double2 *)to)[0] = make_double2(from[0].x, from[1].x);
-        ((double2 *)to)[1] = make_double2(from[2].x, from[3].x);
+        lars_cuda_WRITE((double2 *)to + 0, make_double2(from[0].x, from[1].x));
+        lars_cuda_WRITE((double2 *)to + 1, make_double2(from[2].x, from[3].x));
     } else {
 #pragma unroll
         for (int k = 0; k < 4; k++)
@@ -786,7 +799,7 @@ static __device__ void lars_cuda_write_state(const lars_cuda_plan *w, const lars
 /* ---- kernels: one argument each ---- */
 
 /* Begins a step: finds its number, and its scalars among those that the host has handed over. */
-extern "C" __global__ void __launch_bounds__(lars_cuda_THREADS)
+extern "C" __global__ void __launch_bounds__(lars_cuda_THREADS, lars_cuda_MIN_BLOCKS)
 lars_cuda_begin(const __grid_constant__ lars_cuda_plan given)
 {
     const lars_cuda_plan *w = &given;
@@ -808,7 +821,7 @@ lars_cuda_begin(const __grid_constant__ lars_cuda_plan given)
 }
 
 /* Adds up what a phase left: a block for each tensor, and the last of them goes on over all tensors. */
-extern "C" __global__ void __launch_bounds__(lars_cuda_THREADS)
+extern "C" __global__ void __launch_bounds__(lars_cuda_THREADS, lars_cuda_MIN_BLOCKS)
 lars_cuda_add_up(const __grid_constant__ lars_cuda_plan given)
 {
     const int firsts[] = {0, 4, 6}, observed[] = {2, 4};
@@ -852,85 +865,85 @@ lars_cuda_add_up(const __grid_constant__ lars_cuda_plan given)
     }
 }
 
-extern "C" __global__ void __launch_bounds__(lars_cuda_THREADS)
+extern "C" __global__ void __launch_bounds__(lars_cuda_THREADS, lars_cuda_MIN_BLOCKS)
 lars_cuda_pass_1_f32(const __grid_constant__ lars_cuda_plan given)
 {
     lars_cuda_pass_1_block<lars_cuda_f32, false>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(lars_cuda_THREADS)
+extern "C" __global__ void __launch_bounds__(lars_cuda_THREADS, lars_cuda_MIN_BLOCKS)
 lars_cuda_pass_1_observed_f32(const __grid_constant__ lars_cuda_plan given)
 {
     lars_cuda_pass_1_block<lars_cuda_f32, true>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(lars_cuda_THREADS)
+extern "C" __global__ void __launch_bounds__(lars_cuda_THREADS, lars_cuda_MIN_BLOCKS)
 lars_cuda_pass_2_f32(const __grid_constant__ lars_cuda_plan given)
 {
     lars_cuda_pass_2_block<lars_cuda_f32, false>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(lars_cuda_THREADS)
+extern "C" __global__ void __launch_bounds__(lars_cuda_THREADS, lars_cuda_MIN_BLOCKS)
 lars_cuda_pass_2_observed_f32(const __grid_constant__ lars_cuda_plan given)
 {
     lars_cuda_pass_2_block<lars_cuda_f32, true>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(lars_cuda_THREADS)
+extern "C" __global__ void __launch_bounds__(lars_cuda_THREADS, lars_cuda_MIN_BLOCKS)
 lars_cuda_finish_f32(const __grid_constant__ lars_cuda_plan given)
 {
     lars_cuda_finish<lars_cuda_f32>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(lars_cuda_THREADS)
+extern "C" __global__ void __launch_bounds__(lars_cuda_THREADS, lars_cuda_MIN_BLOCKS)
 lars_cuda_lay_out_f32(const __grid_constant__ lars_cuda_plan given)
 {
     lars_cuda_lay_out<lars_cuda_f32>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(lars_cuda_THREADS)
+extern "C" __global__ void __launch_bounds__(lars_cuda_THREADS, lars_cuda_MIN_BLOCKS)
 lars_cuda_write_state_f32(const __grid_constant__ lars_cuda_beginning given)
 {
     lars_cuda_write_state<lars_cuda_f32>(&given.plan, given.hyper);
 }
 
-extern "C" __global__ void __launch_bounds__(lars_cuda_THREADS)
+extern "C" __global__ void __launch_bounds__(lars_cuda_THREADS, lars_cuda_MIN_BLOCKS)
 lars_cuda_pass_1_f64(const __grid_constant__ lars_cuda_plan given)
 {
     lars_cuda_pass_1_block<lars_cuda_f64, false>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(lars_cuda_THREADS)
+extern "C" __global__ void __launch_bounds__(lars_cuda_THREADS, lars_cuda_MIN_BLOCKS)
 lars_cuda_pass_1_observed_f64(const __grid_constant__ lars_cuda_plan given)
 {
     lars_cuda_pass_1_block<lars_cuda_f64, true>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(lars_cuda_THREADS)
+extern "C" __global__ void __launch_bounds__(lars_cuda_THREADS, lars_cuda_MIN_BLOCKS)
 lars_cuda_pass_2_f64(const __grid_constant__ lars_cuda_plan given)
 {
     lars_cuda_pass_2_block<lars_cuda_f64, false>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(lars_cuda_THREADS)
+extern "C" __global__ void __launch_bounds__(lars_cuda_THREADS, lars_cuda_MIN_BLOCKS)
 lars_cuda_pass_2_observed_f64(const __grid_constant__ lars_cuda_plan given)
 {
     lars_cuda_pass_2_block<lars_cuda_f64, true>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(lars_cuda_THREADS)
+extern "C" __global__ void __launch_bounds__(lars_cuda_THREADS, lars_cuda_MIN_BLOCKS)
 lars_cuda_finish_f64(const __grid_constant__ lars_cuda_plan given)
 {
     lars_cuda_finish<lars_cuda_f64>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(lars_cuda_THREADS)
+extern "C" __global__ void __launch_bounds__(lars_cuda_THREADS, lars_cuda_MIN_BLOCKS)
 lars_cuda_lay_out_f64(const __grid_constant__ lars_cuda_plan given)
 {
     lars_cuda_lay_out<lars_cuda_f64>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(lars_cuda_THREADS)
+extern "C" __global__ void __launch_bounds__(lars_cuda_THREADS, lars_cuda_MIN_BLOCKS)
 lars_cuda_write_state_f64(const __grid_constant__ lars_cuda_beginning given)
 {
     lars_cuda_write_state<lars_cuda_f64>(&given.plan, given.hyper);

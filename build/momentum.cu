@@ -41,10 +41,23 @@
 #endif
 
 enum {
-    momentum_cuda_THREADS = 256,    /* of a block */
-    momentum_cuda_LEAF_SIZE = 1024, /* elements that are added up lane by lane: by 8 threads, with four lanes each */
-    momentum_cuda_TILE = 4096       /* elements of a block that adds nothing up; one that does takes a chunk */
+    momentum_cuda_THREADS = 256,   /* of a block */
+    momentum_cuda_LEAF_SIZE = 1024 /* elements that are added up lane by lane: by 8 threads, with four lanes each */
 };
+
+/* What can be tuned with -D, for the file as a whole: no bit depends on it. */
+#ifndef momentum_cuda_TILE
+#define momentum_cuda_TILE 4096 /* elements of a block that adds nothing up, a multiple of 1024; others take a chunk */
+#endif
+#ifndef momentum_cuda_MIN_BLOCKS
+#define momentum_cuda_MIN_BLOCKS 1 /* of a multiprocessor: more of them leave fewer registers to each */
+#endif
+#ifndef momentum_cuda_READ
+#define momentum_cuda_READ(from) (*(from)) /* or __ldcs(from), which asks the caches not to keep it */
+#endif
+#ifndef momentum_cuda_WRITE
+#define momentum_cuda_WRITE(to, value) (*(to) = (value)) /* or __stcs(to, value) */
+#endif
 
 enum { /* what the passes add up, each for every chunk, every tensor and all of them */
     momentum_cuda_SUM_scanned_grad_squares,
@@ -119,7 +132,7 @@ static __device__ __forceinline__ void momentum_cuda_load(momentum_cuda_f32 (&to
         int live, bool aligned)
 {
     if (aligned && live == 4) {
-        const float4 v0 = ((const float4 *)from)[0];
+        const float4 v0 = momentum_cuda_READ((const float4 *)from + 0);
 
         to[0] = v0.x;
         to[1] = v0.y;
@@ -136,7 +149,7 @@ static __device__ __forceinline__ void momentum_cuda_store(float *to, const mome
         int live, bool aligned)
 {
     if (aligned && live == 4) {
-        ((float4 *)to)[0] = make_float4(from[0].x, from[1].x, from[2].x, from[3].x);
+        momentum_cuda_WRITE((float4 *)to + 0, make_float4(from[0].x, from[1].x, from[2].x, from[3].x));
     } else {
 #pragma unroll
         for (int k = 0; k < 4; k++)
@@ -150,8 +163,8 @@ static __device__ __forceinline__ void momentum_cuda_load(momentum_cuda_f64 (&to
         int live, bool aligned)
 {
     if (aligned && live == 4) {
-        const double2 v0 = ((const double2 *)from)[0];
-        const double2 v1 = ((const double2 *)from)[1];
+        const double2 v0 = momentum_cuda_READ((const double2 *)from + 0);
+        const double2 v1 = momentum_cuda_READ((const double2 *)from + 1);
 
         to[0] = v0.x;
         to[1] = v0.y;
@@ -168,8 +181,8 @@ static __device__ __forceinline__ void momentum_cuda_store(double *to, const mom
         int live, bool aligned)
 {
     if (aligned && live == 4) {
-        ((double2 *)to)[0] = make_double2(from[0].x, from[1].x);
-        ((double2 *)to)[1] = make_double2(from[2].x, from[3].x);
+        momentum_cuda_WRITE((double2 *)to + 0, make_double2(from[0].x, from[1].x));
+        momentum_cuda_WRITE((double2 *)to + 1, make_double2(from[2].x, from[3].x));
     } else {
 #pragma unroll
         for (int k = 0; k < 4; k++)
@@ -739,7 +752,7 @@ static __device__ void momentum_cuda_write_state(const momentum_cuda_plan *w, co
 /* ---- kernels: one argument each ---- */
 
 /* Begins a step: finds its number, and its scalars among those that the host has handed over. */
-extern "C" __global__ void __launch_bounds__(momentum_cuda_THREADS)
+extern "C" __global__ void __launch_bounds__(momentum_cuda_THREADS, momentum_cuda_MIN_BLOCKS)
 momentum_cuda_begin(const __grid_constant__ momentum_cuda_plan given)
 {
     const momentum_cuda_plan *w = &given;
@@ -761,7 +774,7 @@ momentum_cuda_begin(const __grid_constant__ momentum_cuda_plan given)
 }
 
 /* Adds up what a phase left: a block for each tensor, and the last of them goes on over all tensors. */
-extern "C" __global__ void __launch_bounds__(momentum_cuda_THREADS)
+extern "C" __global__ void __launch_bounds__(momentum_cuda_THREADS, momentum_cuda_MIN_BLOCKS)
 momentum_cuda_add_up(const __grid_constant__ momentum_cuda_plan given)
 {
     const int firsts[] = {0, 3, 8}, observed[] = {0, 3};
@@ -805,73 +818,73 @@ momentum_cuda_add_up(const __grid_constant__ momentum_cuda_plan given)
     }
 }
 
-extern "C" __global__ void __launch_bounds__(momentum_cuda_THREADS)
+extern "C" __global__ void __launch_bounds__(momentum_cuda_THREADS, momentum_cuda_MIN_BLOCKS)
 momentum_cuda_scan_f32(const __grid_constant__ momentum_cuda_plan given)
 {
     momentum_cuda_scan_block<momentum_cuda_f32, true>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(momentum_cuda_THREADS)
+extern "C" __global__ void __launch_bounds__(momentum_cuda_THREADS, momentum_cuda_MIN_BLOCKS)
 momentum_cuda_elements_f32(const __grid_constant__ momentum_cuda_plan given)
 {
     momentum_cuda_elements_block<momentum_cuda_f32, false>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(momentum_cuda_THREADS)
+extern "C" __global__ void __launch_bounds__(momentum_cuda_THREADS, momentum_cuda_MIN_BLOCKS)
 momentum_cuda_elements_observed_f32(const __grid_constant__ momentum_cuda_plan given)
 {
     momentum_cuda_elements_block<momentum_cuda_f32, true>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(momentum_cuda_THREADS)
+extern "C" __global__ void __launch_bounds__(momentum_cuda_THREADS, momentum_cuda_MIN_BLOCKS)
 momentum_cuda_finish_f32(const __grid_constant__ momentum_cuda_plan given)
 {
     momentum_cuda_finish<momentum_cuda_f32>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(momentum_cuda_THREADS)
+extern "C" __global__ void __launch_bounds__(momentum_cuda_THREADS, momentum_cuda_MIN_BLOCKS)
 momentum_cuda_lay_out_f32(const __grid_constant__ momentum_cuda_plan given)
 {
     momentum_cuda_lay_out<momentum_cuda_f32>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(momentum_cuda_THREADS)
+extern "C" __global__ void __launch_bounds__(momentum_cuda_THREADS, momentum_cuda_MIN_BLOCKS)
 momentum_cuda_write_state_f32(const __grid_constant__ momentum_cuda_beginning given)
 {
     momentum_cuda_write_state<momentum_cuda_f32>(&given.plan, given.hyper);
 }
 
-extern "C" __global__ void __launch_bounds__(momentum_cuda_THREADS)
+extern "C" __global__ void __launch_bounds__(momentum_cuda_THREADS, momentum_cuda_MIN_BLOCKS)
 momentum_cuda_scan_f64(const __grid_constant__ momentum_cuda_plan given)
 {
     momentum_cuda_scan_block<momentum_cuda_f64, true>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(momentum_cuda_THREADS)
+extern "C" __global__ void __launch_bounds__(momentum_cuda_THREADS, momentum_cuda_MIN_BLOCKS)
 momentum_cuda_elements_f64(const __grid_constant__ momentum_cuda_plan given)
 {
     momentum_cuda_elements_block<momentum_cuda_f64, false>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(momentum_cuda_THREADS)
+extern "C" __global__ void __launch_bounds__(momentum_cuda_THREADS, momentum_cuda_MIN_BLOCKS)
 momentum_cuda_elements_observed_f64(const __grid_constant__ momentum_cuda_plan given)
 {
     momentum_cuda_elements_block<momentum_cuda_f64, true>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(momentum_cuda_THREADS)
+extern "C" __global__ void __launch_bounds__(momentum_cuda_THREADS, momentum_cuda_MIN_BLOCKS)
 momentum_cuda_finish_f64(const __grid_constant__ momentum_cuda_plan given)
 {
     momentum_cuda_finish<momentum_cuda_f64>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(momentum_cuda_THREADS)
+extern "C" __global__ void __launch_bounds__(momentum_cuda_THREADS, momentum_cuda_MIN_BLOCKS)
 momentum_cuda_lay_out_f64(const __grid_constant__ momentum_cuda_plan given)
 {
     momentum_cuda_lay_out<momentum_cuda_f64>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(momentum_cuda_THREADS)
+extern "C" __global__ void __launch_bounds__(momentum_cuda_THREADS, momentum_cuda_MIN_BLOCKS)
 momentum_cuda_write_state_f64(const __grid_constant__ momentum_cuda_beginning given)
 {
     momentum_cuda_write_state<momentum_cuda_f64>(&given.plan, given.hyper);

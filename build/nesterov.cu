@@ -42,10 +42,23 @@
 #endif
 
 enum {
-    nesterov_cuda_THREADS = 256,    /* of a block */
-    nesterov_cuda_LEAF_SIZE = 1024, /* elements that are added up lane by lane: by 8 threads, with four lanes each */
-    nesterov_cuda_TILE = 4096       /* elements of a block that adds nothing up; one that does takes a chunk */
+    nesterov_cuda_THREADS = 256,   /* of a block */
+    nesterov_cuda_LEAF_SIZE = 1024 /* elements that are added up lane by lane: by 8 threads, with four lanes each */
 };
+
+/* What can be tuned with -D, for the file as a whole: no bit depends on it. */
+#ifndef nesterov_cuda_TILE
+#define nesterov_cuda_TILE 4096 /* elements of a block that adds nothing up, a multiple of 1024; others take a chunk */
+#endif
+#ifndef nesterov_cuda_MIN_BLOCKS
+#define nesterov_cuda_MIN_BLOCKS 1 /* of a multiprocessor: more of them leave fewer registers to each */
+#endif
+#ifndef nesterov_cuda_READ
+#define nesterov_cuda_READ(from) (*(from)) /* or __ldcs(from), which asks the caches not to keep it */
+#endif
+#ifndef nesterov_cuda_WRITE
+#define nesterov_cuda_WRITE(to, value) (*(to) = (value)) /* or __stcs(to, value) */
+#endif
 
 enum { /* what the passes add up, each for every chunk, every tensor and all of them */
     nesterov_cuda_SUM_scanned_grad_squares,
@@ -120,7 +133,7 @@ static __device__ __forceinline__ void nesterov_cuda_load(nesterov_cuda_f32 (&to
         int live, bool aligned)
 {
     if (aligned && live == 4) {
-        const float4 v0 = ((const float4 *)from)[0];
+        const float4 v0 = nesterov_cuda_READ((const float4 *)from + 0);
 
         to[0] = v0.x;
         to[1] = v0.y;
@@ -137,7 +150,7 @@ static __device__ __forceinline__ void nesterov_cuda_store(float *to, const nest
         int live, bool aligned)
 {
     if (aligned && live == 4) {
-        ((float4 *)to)[0] = make_float4(from[0].x, from[1].x, from[2].x, from[3].x);
+        nesterov_cuda_WRITE((float4 *)to + 0, make_float4(from[0].x, from[1].x, from[2].x, from[3].x));
     } else {
 #pragma unroll
         for (int k = 0; k < 4; k++)
@@ -151,8 +164,8 @@ static __device__ __forceinline__ void nesterov_cuda_load(nesterov_cuda_f64 (&to
         int live, bool aligned)
 {
     if (aligned && live == 4) {
-        const double2 v0 = ((const double2 *)from)[0];
-        const double2 v1 = ((const double2 *)from)[1];
+        const double2 v0 = nesterov_cuda_READ((const double2 *)from + 0);
+        const double2 v1 = nesterov_cuda_READ((const double2 *)from + 1);
 
         to[0] = v0.x;
         to[1] = v0.y;
@@ -169,8 +182,8 @@ static __device__ __forceinline__ void nesterov_cuda_store(double *to, const nes
         int live, bool aligned)
 {
     if (aligned && live == 4) {
-        ((double2 *)to)[0] = make_double2(from[0].x, from[1].x);
-        ((double2 *)to)[1] = make_double2(from[2].x, from[3].x);
+        nesterov_cuda_WRITE((double2 *)to + 0, make_double2(from[0].x, from[1].x));
+        nesterov_cuda_WRITE((double2 *)to + 1, make_double2(from[2].x, from[3].x));
     } else {
 #pragma unroll
         for (int k = 0; k < 4; k++)
@@ -740,7 +753,7 @@ static __device__ void nesterov_cuda_write_state(const nesterov_cuda_plan *w, co
 /* ---- kernels: one argument each ---- */
 
 /* Begins a step: finds its number, and its scalars among those that the host has handed over. */
-extern "C" __global__ void __launch_bounds__(nesterov_cuda_THREADS)
+extern "C" __global__ void __launch_bounds__(nesterov_cuda_THREADS, nesterov_cuda_MIN_BLOCKS)
 nesterov_cuda_begin(const __grid_constant__ nesterov_cuda_plan given)
 {
     const nesterov_cuda_plan *w = &given;
@@ -762,7 +775,7 @@ nesterov_cuda_begin(const __grid_constant__ nesterov_cuda_plan given)
 }
 
 /* Adds up what a phase left: a block for each tensor, and the last of them goes on over all tensors. */
-extern "C" __global__ void __launch_bounds__(nesterov_cuda_THREADS)
+extern "C" __global__ void __launch_bounds__(nesterov_cuda_THREADS, nesterov_cuda_MIN_BLOCKS)
 nesterov_cuda_add_up(const __grid_constant__ nesterov_cuda_plan given)
 {
     const int firsts[] = {0, 3, 8}, observed[] = {0, 3};
@@ -806,73 +819,73 @@ nesterov_cuda_add_up(const __grid_constant__ nesterov_cuda_plan given)
     }
 }
 
-extern "C" __global__ void __launch_bounds__(nesterov_cuda_THREADS)
+extern "C" __global__ void __launch_bounds__(nesterov_cuda_THREADS, nesterov_cuda_MIN_BLOCKS)
 nesterov_cuda_scan_f32(const __grid_constant__ nesterov_cuda_plan given)
 {
     nesterov_cuda_scan_block<nesterov_cuda_f32, true>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(nesterov_cuda_THREADS)
+extern "C" __global__ void __launch_bounds__(nesterov_cuda_THREADS, nesterov_cuda_MIN_BLOCKS)
 nesterov_cuda_elements_f32(const __grid_constant__ nesterov_cuda_plan given)
 {
     nesterov_cuda_elements_block<nesterov_cuda_f32, false>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(nesterov_cuda_THREADS)
+extern "C" __global__ void __launch_bounds__(nesterov_cuda_THREADS, nesterov_cuda_MIN_BLOCKS)
 nesterov_cuda_elements_observed_f32(const __grid_constant__ nesterov_cuda_plan given)
 {
     nesterov_cuda_elements_block<nesterov_cuda_f32, true>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(nesterov_cuda_THREADS)
+extern "C" __global__ void __launch_bounds__(nesterov_cuda_THREADS, nesterov_cuda_MIN_BLOCKS)
 nesterov_cuda_finish_f32(const __grid_constant__ nesterov_cuda_plan given)
 {
     nesterov_cuda_finish<nesterov_cuda_f32>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(nesterov_cuda_THREADS)
+extern "C" __global__ void __launch_bounds__(nesterov_cuda_THREADS, nesterov_cuda_MIN_BLOCKS)
 nesterov_cuda_lay_out_f32(const __grid_constant__ nesterov_cuda_plan given)
 {
     nesterov_cuda_lay_out<nesterov_cuda_f32>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(nesterov_cuda_THREADS)
+extern "C" __global__ void __launch_bounds__(nesterov_cuda_THREADS, nesterov_cuda_MIN_BLOCKS)
 nesterov_cuda_write_state_f32(const __grid_constant__ nesterov_cuda_beginning given)
 {
     nesterov_cuda_write_state<nesterov_cuda_f32>(&given.plan, given.hyper);
 }
 
-extern "C" __global__ void __launch_bounds__(nesterov_cuda_THREADS)
+extern "C" __global__ void __launch_bounds__(nesterov_cuda_THREADS, nesterov_cuda_MIN_BLOCKS)
 nesterov_cuda_scan_f64(const __grid_constant__ nesterov_cuda_plan given)
 {
     nesterov_cuda_scan_block<nesterov_cuda_f64, true>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(nesterov_cuda_THREADS)
+extern "C" __global__ void __launch_bounds__(nesterov_cuda_THREADS, nesterov_cuda_MIN_BLOCKS)
 nesterov_cuda_elements_f64(const __grid_constant__ nesterov_cuda_plan given)
 {
     nesterov_cuda_elements_block<nesterov_cuda_f64, false>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(nesterov_cuda_THREADS)
+extern "C" __global__ void __launch_bounds__(nesterov_cuda_THREADS, nesterov_cuda_MIN_BLOCKS)
 nesterov_cuda_elements_observed_f64(const __grid_constant__ nesterov_cuda_plan given)
 {
     nesterov_cuda_elements_block<nesterov_cuda_f64, true>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(nesterov_cuda_THREADS)
+extern "C" __global__ void __launch_bounds__(nesterov_cuda_THREADS, nesterov_cuda_MIN_BLOCKS)
 nesterov_cuda_finish_f64(const __grid_constant__ nesterov_cuda_plan given)
 {
     nesterov_cuda_finish<nesterov_cuda_f64>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(nesterov_cuda_THREADS)
+extern "C" __global__ void __launch_bounds__(nesterov_cuda_THREADS, nesterov_cuda_MIN_BLOCKS)
 nesterov_cuda_lay_out_f64(const __grid_constant__ nesterov_cuda_plan given)
 {
     nesterov_cuda_lay_out<nesterov_cuda_f64>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(nesterov_cuda_THREADS)
+extern "C" __global__ void __launch_bounds__(nesterov_cuda_THREADS, nesterov_cuda_MIN_BLOCKS)
 nesterov_cuda_write_state_f64(const __grid_constant__ nesterov_cuda_beginning given)
 {
     nesterov_cuda_write_state<nesterov_cuda_f64>(&given.plan, given.hyper);

@@ -45,10 +45,23 @@
 #endif
 
 enum {
-    novograd_cuda_THREADS = 256,    /* of a block */
-    novograd_cuda_LEAF_SIZE = 1024, /* elements that are added up lane by lane: by 8 threads, with four lanes each */
-    novograd_cuda_TILE = 4096       /* elements of a block that adds nothing up; one that does takes a chunk */
+    novograd_cuda_THREADS = 256,   /* of a block */
+    novograd_cuda_LEAF_SIZE = 1024 /* elements that are added up lane by lane: by 8 threads, with four lanes each */
 };
+
+/* What can be tuned with -D, for the file as a whole: no bit depends on it. */
+#ifndef novograd_cuda_TILE
+#define novograd_cuda_TILE 4096 /* elements of a block that adds nothing up, a multiple of 1024; others take a chunk */
+#endif
+#ifndef novograd_cuda_MIN_BLOCKS
+#define novograd_cuda_MIN_BLOCKS 1 /* of a multiprocessor: more of them leave fewer registers to each */
+#endif
+#ifndef novograd_cuda_READ
+#define novograd_cuda_READ(from) (*(from)) /* or __ldcs(from), which asks the caches not to keep it */
+#endif
+#ifndef novograd_cuda_WRITE
+#define novograd_cuda_WRITE(to, value) (*(to) = (value)) /* or __stcs(to, value) */
+#endif
 
 enum { /* what the passes add up, each for every chunk, every tensor and all of them */
     novograd_cuda_SUM_g_squares,
@@ -120,7 +133,7 @@ static __device__ __forceinline__ void novograd_cuda_load(novograd_cuda_f32 (&to
         int live, bool aligned)
 {
     if (aligned && live == 4) {
-        const float4 v0 = ((const float4 *)from)[0];
+        const float4 v0 = novograd_cuda_READ((const float4 *)from + 0);
 
         to[0] = v0.x;
         to[1] = v0.y;
@@ -137,7 +150,7 @@ static __device__ __forceinline__ void novograd_cuda_store(float *to, const novo
         int live, bool aligned)
 {
     if (aligned && live == 4) {
-        ((float4 *)to)[0] = make_float4(from[0].x, from[1].x, from[2].x, from[3].x);
+        novograd_cuda_WRITE((float4 *)to + 0, make_float4(from[0].x, from[1].x, from[2].x, from[3].x));
     } else {
 #pragma unroll
         for (int k = 0; k < 4; k++)
@@ -151,8 +164,8 @@ static __device__ __forceinline__ void novograd_cuda_load(novograd_cuda_f64 (&to
         int live, bool aligned)
 {
     if (aligned && live == 4) {
-        const double2 v0 = ((const double2 *)from)[0];
-        const double2 v1 = ((const double2 *)from)[1];
+        const double2 v0 = novograd_cuda_READ((const double2 *)from + 0);
+        const double2 v1 = novograd_cuda_READ((const double2 *)from + 1);
 
         to[0] = v0.x;
         to[1] = v0.y;
@@ -169,8 +182,8 @@ static __device__ __forceinline__ void novograd_cuda_store(double *to, const nov
         int live, bool aligned)
 {
     if (aligned && live == 4) {
-        ((double2 *)to)[0] = make_double2(from[0].x, from[1].x);
-        ((double2 *)to)[1] = make_double2(from[2].x, from[3].x);
+        novograd_cuda_WRITE((double2 *)to + 0, make_double2(from[0].x, from[1].x));
+        novograd_cuda_WRITE((double2 *)to + 1, make_double2(from[2].x, from[3].x));
     } else {
 #pragma unroll
         for (int k = 0; k < 4; k++)
@@ -803,7 +816,7 @@ static __device__ void novograd_cuda_write_state(const novograd_cuda_plan *w, co
 /* ---- kernels: one argument each ---- */
 
 /* Begins a step: finds its number, and its scalars among those that the host has handed over. */
-extern "C" __global__ void __launch_bounds__(novograd_cuda_THREADS)
+extern "C" __global__ void __launch_bounds__(novograd_cuda_THREADS, novograd_cuda_MIN_BLOCKS)
 novograd_cuda_begin(const __grid_constant__ novograd_cuda_plan given)
 {
     const novograd_cuda_plan *w = &given;
@@ -825,7 +838,7 @@ novograd_cuda_begin(const __grid_constant__ novograd_cuda_plan given)
 }
 
 /* Adds up what a phase left: a block for each tensor, and the last of them goes on over all tensors. */
-extern "C" __global__ void __launch_bounds__(novograd_cuda_THREADS)
+extern "C" __global__ void __launch_bounds__(novograd_cuda_THREADS, novograd_cuda_MIN_BLOCKS)
 novograd_cuda_add_up(const __grid_constant__ novograd_cuda_plan given)
 {
     const int firsts[] = {0, 3, 5}, observed[] = {1, 3};
@@ -869,85 +882,85 @@ novograd_cuda_add_up(const __grid_constant__ novograd_cuda_plan given)
     }
 }
 
-extern "C" __global__ void __launch_bounds__(novograd_cuda_THREADS)
+extern "C" __global__ void __launch_bounds__(novograd_cuda_THREADS, novograd_cuda_MIN_BLOCKS)
 novograd_cuda_pass_1_f32(const __grid_constant__ novograd_cuda_plan given)
 {
     novograd_cuda_pass_1_block<novograd_cuda_f32, false>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(novograd_cuda_THREADS)
+extern "C" __global__ void __launch_bounds__(novograd_cuda_THREADS, novograd_cuda_MIN_BLOCKS)
 novograd_cuda_pass_1_observed_f32(const __grid_constant__ novograd_cuda_plan given)
 {
     novograd_cuda_pass_1_block<novograd_cuda_f32, true>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(novograd_cuda_THREADS)
+extern "C" __global__ void __launch_bounds__(novograd_cuda_THREADS, novograd_cuda_MIN_BLOCKS)
 novograd_cuda_pass_2_f32(const __grid_constant__ novograd_cuda_plan given)
 {
     novograd_cuda_pass_2_block<novograd_cuda_f32, false>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(novograd_cuda_THREADS)
+extern "C" __global__ void __launch_bounds__(novograd_cuda_THREADS, novograd_cuda_MIN_BLOCKS)
 novograd_cuda_pass_2_observed_f32(const __grid_constant__ novograd_cuda_plan given)
 {
     novograd_cuda_pass_2_block<novograd_cuda_f32, true>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(novograd_cuda_THREADS)
+extern "C" __global__ void __launch_bounds__(novograd_cuda_THREADS, novograd_cuda_MIN_BLOCKS)
 novograd_cuda_finish_f32(const __grid_constant__ novograd_cuda_plan given)
 {
     novograd_cuda_finish<novograd_cuda_f32>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(novograd_cuda_THREADS)
+extern "C" __global__ void __launch_bounds__(novograd_cuda_THREADS, novograd_cuda_MIN_BLOCKS)
 novograd_cuda_lay_out_f32(const __grid_constant__ novograd_cuda_plan given)
 {
     novograd_cuda_lay_out<novograd_cuda_f32>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(novograd_cuda_THREADS)
+extern "C" __global__ void __launch_bounds__(novograd_cuda_THREADS, novograd_cuda_MIN_BLOCKS)
 novograd_cuda_write_state_f32(const __grid_constant__ novograd_cuda_beginning given)
 {
     novograd_cuda_write_state<novograd_cuda_f32>(&given.plan, given.hyper);
 }
 
-extern "C" __global__ void __launch_bounds__(novograd_cuda_THREADS)
+extern "C" __global__ void __launch_bounds__(novograd_cuda_THREADS, novograd_cuda_MIN_BLOCKS)
 novograd_cuda_pass_1_f64(const __grid_constant__ novograd_cuda_plan given)
 {
     novograd_cuda_pass_1_block<novograd_cuda_f64, false>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(novograd_cuda_THREADS)
+extern "C" __global__ void __launch_bounds__(novograd_cuda_THREADS, novograd_cuda_MIN_BLOCKS)
 novograd_cuda_pass_1_observed_f64(const __grid_constant__ novograd_cuda_plan given)
 {
     novograd_cuda_pass_1_block<novograd_cuda_f64, true>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(novograd_cuda_THREADS)
+extern "C" __global__ void __launch_bounds__(novograd_cuda_THREADS, novograd_cuda_MIN_BLOCKS)
 novograd_cuda_pass_2_f64(const __grid_constant__ novograd_cuda_plan given)
 {
     novograd_cuda_pass_2_block<novograd_cuda_f64, false>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(novograd_cuda_THREADS)
+extern "C" __global__ void __launch_bounds__(novograd_cuda_THREADS, novograd_cuda_MIN_BLOCKS)
 novograd_cuda_pass_2_observed_f64(const __grid_constant__ novograd_cuda_plan given)
 {
     novograd_cuda_pass_2_block<novograd_cuda_f64, true>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(novograd_cuda_THREADS)
+extern "C" __global__ void __launch_bounds__(novograd_cuda_THREADS, novograd_cuda_MIN_BLOCKS)
 novograd_cuda_finish_f64(const __grid_constant__ novograd_cuda_plan given)
 {
     novograd_cuda_finish<novograd_cuda_f64>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(novograd_cuda_THREADS)
+extern "C" __global__ void __launch_bounds__(novograd_cuda_THREADS, novograd_cuda_MIN_BLOCKS)
 novograd_cuda_lay_out_f64(const __grid_constant__ novograd_cuda_plan given)
 {
     novograd_cuda_lay_out<novograd_cuda_f64>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(novograd_cuda_THREADS)
+extern "C" __global__ void __launch_bounds__(novograd_cuda_THREADS, novograd_cuda_MIN_BLOCKS)
 novograd_cuda_write_state_f64(const __grid_constant__ novograd_cuda_beginning given)
 {
     novograd_cuda_write_state<novograd_cuda_f64>(&given.plan, given.hyper);

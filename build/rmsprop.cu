@@ -39,10 +39,23 @@
 #endif
 
 enum {
-    rmsprop_cuda_THREADS = 256,    /* of a block */
-    rmsprop_cuda_LEAF_SIZE = 1024, /* elements that are added up lane by lane: by 8 threads, with four lanes each */
-    rmsprop_cuda_TILE = 4096       /* elements of a block that adds nothing up; one that does takes a chunk */
+    rmsprop_cuda_THREADS = 256,   /* of a block */
+    rmsprop_cuda_LEAF_SIZE = 1024 /* elements that are added up lane by lane: by 8 threads, with four lanes each */
 };
+
+/* What can be tuned with -D, for the file as a whole: no bit depends on it. */
+#ifndef rmsprop_cuda_TILE
+#define rmsprop_cuda_TILE 4096 /* elements of a block that adds nothing up, a multiple of 1024; others take a chunk */
+#endif
+#ifndef rmsprop_cuda_MIN_BLOCKS
+#define rmsprop_cuda_MIN_BLOCKS 1 /* of a multiprocessor: more of them leave fewer registers to each */
+#endif
+#ifndef rmsprop_cuda_READ
+#define rmsprop_cuda_READ(from) (*(from)) /* or __ldcs(from), which asks the caches not to keep it */
+#endif
+#ifndef rmsprop_cuda_WRITE
+#define rmsprop_cuda_WRITE(to, value) (*(to) = (value)) /* or __stcs(to, value) */
+#endif
 
 enum { /* what the passes add up, each for every chunk, every tensor and all of them */
     rmsprop_cuda_SUM_scanned_grad_squares,
@@ -117,7 +130,7 @@ static __device__ __forceinline__ void rmsprop_cuda_load(rmsprop_cuda_f32 (&to)[
         int live, bool aligned)
 {
     if (aligned && live == 4) {
-        const float4 v0 = ((const float4 *)from)[0];
+        const float4 v0 = rmsprop_cuda_READ((const float4 *)from + 0);
 
         to[0] = v0.x;
         to[1] = v0.y;
@@ -134,7 +147,7 @@ static __device__ __forceinline__ void rmsprop_cuda_store(float *to, const rmspr
         int live, bool aligned)
 {
     if (aligned && live == 4) {
-        ((float4 *)to)[0] = make_float4(from[0].x, from[1].x, from[2].x, from[3].x);
+        rmsprop_cuda_WRITE((float4 *)to + 0, make_float4(from[0].x, from[1].x, from[2].x, from[3].x));
     } else {
 #pragma unroll
         for (int k = 0; k < 4; k++)
@@ -148,8 +161,8 @@ static __device__ __forceinline__ void rmsprop_cuda_load(rmsprop_cuda_f64 (&to)[
         int live, bool aligned)
 {
     if (aligned && live == 4) {
-        const double2 v0 = ((const double2 *)from)[0];
-        const double2 v1 = ((const double2 *)from)[1];
+        const double2 v0 = rmsprop_cuda_READ((const double2 *)from + 0);
+        const double2 v1 = rmsprop_cuda_READ((const double2 *)from + 1);
 
         to[0] = v0.x;
         to[1] = v0.y;
@@ -166,8 +179,8 @@ static __device__ __forceinline__ void rmsprop_cuda_store(double *to, const rmsp
         int live, bool aligned)
 {
     if (aligned && live == 4) {
-        ((double2 *)to)[0] = make_double2(from[0].x, from[1].x);
-        ((double2 *)to)[1] = make_double2(from[2].x, from[3].x);
+        rmsprop_cuda_WRITE((double2 *)to + 0, make_double2(from[0].x, from[1].x));
+        rmsprop_cuda_WRITE((double2 *)to + 1, make_double2(from[2].x, from[3].x));
     } else {
 #pragma unroll
         for (int k = 0; k < 4; k++)
@@ -745,7 +758,7 @@ static __device__ void rmsprop_cuda_write_state(const rmsprop_cuda_plan *w, cons
 /* ---- kernels: one argument each ---- */
 
 /* Begins a step: finds its number, and its scalars among those that the host has handed over. */
-extern "C" __global__ void __launch_bounds__(rmsprop_cuda_THREADS)
+extern "C" __global__ void __launch_bounds__(rmsprop_cuda_THREADS, rmsprop_cuda_MIN_BLOCKS)
 rmsprop_cuda_begin(const __grid_constant__ rmsprop_cuda_plan given)
 {
     const rmsprop_cuda_plan *w = &given;
@@ -767,7 +780,7 @@ rmsprop_cuda_begin(const __grid_constant__ rmsprop_cuda_plan given)
 }
 
 /* Adds up what a phase left: a block for each tensor, and the last of them goes on over all tensors. */
-extern "C" __global__ void __launch_bounds__(rmsprop_cuda_THREADS)
+extern "C" __global__ void __launch_bounds__(rmsprop_cuda_THREADS, rmsprop_cuda_MIN_BLOCKS)
 rmsprop_cuda_add_up(const __grid_constant__ rmsprop_cuda_plan given)
 {
     const int firsts[] = {0, 3, 8}, observed[] = {0, 3};
@@ -811,73 +824,73 @@ rmsprop_cuda_add_up(const __grid_constant__ rmsprop_cuda_plan given)
     }
 }
 
-extern "C" __global__ void __launch_bounds__(rmsprop_cuda_THREADS)
+extern "C" __global__ void __launch_bounds__(rmsprop_cuda_THREADS, rmsprop_cuda_MIN_BLOCKS)
 rmsprop_cuda_scan_f32(const __grid_constant__ rmsprop_cuda_plan given)
 {
     rmsprop_cuda_scan_block<rmsprop_cuda_f32, true>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(rmsprop_cuda_THREADS)
+extern "C" __global__ void __launch_bounds__(rmsprop_cuda_THREADS, rmsprop_cuda_MIN_BLOCKS)
 rmsprop_cuda_elements_f32(const __grid_constant__ rmsprop_cuda_plan given)
 {
     rmsprop_cuda_elements_block<rmsprop_cuda_f32, false>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(rmsprop_cuda_THREADS)
+extern "C" __global__ void __launch_bounds__(rmsprop_cuda_THREADS, rmsprop_cuda_MIN_BLOCKS)
 rmsprop_cuda_elements_observed_f32(const __grid_constant__ rmsprop_cuda_plan given)
 {
     rmsprop_cuda_elements_block<rmsprop_cuda_f32, true>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(rmsprop_cuda_THREADS)
+extern "C" __global__ void __launch_bounds__(rmsprop_cuda_THREADS, rmsprop_cuda_MIN_BLOCKS)
 rmsprop_cuda_finish_f32(const __grid_constant__ rmsprop_cuda_plan given)
 {
     rmsprop_cuda_finish<rmsprop_cuda_f32>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(rmsprop_cuda_THREADS)
+extern "C" __global__ void __launch_bounds__(rmsprop_cuda_THREADS, rmsprop_cuda_MIN_BLOCKS)
 rmsprop_cuda_lay_out_f32(const __grid_constant__ rmsprop_cuda_plan given)
 {
     rmsprop_cuda_lay_out<rmsprop_cuda_f32>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(rmsprop_cuda_THREADS)
+extern "C" __global__ void __launch_bounds__(rmsprop_cuda_THREADS, rmsprop_cuda_MIN_BLOCKS)
 rmsprop_cuda_write_state_f32(const __grid_constant__ rmsprop_cuda_beginning given)
 {
     rmsprop_cuda_write_state<rmsprop_cuda_f32>(&given.plan, given.hyper);
 }
 
-extern "C" __global__ void __launch_bounds__(rmsprop_cuda_THREADS)
+extern "C" __global__ void __launch_bounds__(rmsprop_cuda_THREADS, rmsprop_cuda_MIN_BLOCKS)
 rmsprop_cuda_scan_f64(const __grid_constant__ rmsprop_cuda_plan given)
 {
     rmsprop_cuda_scan_block<rmsprop_cuda_f64, true>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(rmsprop_cuda_THREADS)
+extern "C" __global__ void __launch_bounds__(rmsprop_cuda_THREADS, rmsprop_cuda_MIN_BLOCKS)
 rmsprop_cuda_elements_f64(const __grid_constant__ rmsprop_cuda_plan given)
 {
     rmsprop_cuda_elements_block<rmsprop_cuda_f64, false>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(rmsprop_cuda_THREADS)
+extern "C" __global__ void __launch_bounds__(rmsprop_cuda_THREADS, rmsprop_cuda_MIN_BLOCKS)
 rmsprop_cuda_elements_observed_f64(const __grid_constant__ rmsprop_cuda_plan given)
 {
     rmsprop_cuda_elements_block<rmsprop_cuda_f64, true>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(rmsprop_cuda_THREADS)
+extern "C" __global__ void __launch_bounds__(rmsprop_cuda_THREADS, rmsprop_cuda_MIN_BLOCKS)
 rmsprop_cuda_finish_f64(const __grid_constant__ rmsprop_cuda_plan given)
 {
     rmsprop_cuda_finish<rmsprop_cuda_f64>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(rmsprop_cuda_THREADS)
+extern "C" __global__ void __launch_bounds__(rmsprop_cuda_THREADS, rmsprop_cuda_MIN_BLOCKS)
 rmsprop_cuda_lay_out_f64(const __grid_constant__ rmsprop_cuda_plan given)
 {
     rmsprop_cuda_lay_out<rmsprop_cuda_f64>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(rmsprop_cuda_THREADS)
+extern "C" __global__ void __launch_bounds__(rmsprop_cuda_THREADS, rmsprop_cuda_MIN_BLOCKS)
 rmsprop_cuda_write_state_f64(const __grid_constant__ rmsprop_cuda_beginning given)
 {
     rmsprop_cuda_write_state<rmsprop_cuda_f64>(&given.plan, given.hyper);

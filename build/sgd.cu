@@ -37,10 +37,23 @@
 #endif
 
 enum {
-    sgd_cuda_THREADS = 256,    /* of a block */
-    sgd_cuda_LEAF_SIZE = 1024, /* elements that are added up lane by lane: by 8 threads, with four lanes each */
-    sgd_cuda_TILE = 4096       /* elements of a block that adds nothing up; one that does takes a chunk */
+    sgd_cuda_THREADS = 256,   /* of a block */
+    sgd_cuda_LEAF_SIZE = 1024 /* elements that are added up lane by lane: by 8 threads, with four lanes each */
 };
+
+/* What can be tuned with -D, for the file as a whole: no bit depends on it. */
+#ifndef sgd_cuda_TILE
+#define sgd_cuda_TILE 4096 /* elements of a block that adds nothing up, a multiple of 1024; others take a chunk */
+#endif
+#ifndef sgd_cuda_MIN_BLOCKS
+#define sgd_cuda_MIN_BLOCKS 1 /* of a multiprocessor: more of them leave fewer registers to each */
+#endif
+#ifndef sgd_cuda_READ
+#define sgd_cuda_READ(from) (*(from)) /* or __ldcs(from), which asks the caches not to keep it */
+#endif
+#ifndef sgd_cuda_WRITE
+#define sgd_cuda_WRITE(to, value) (*(to) = (value)) /* or __stcs(to, value) */
+#endif
 
 enum { /* what the passes add up, each for every chunk, every tensor and all of them */
     sgd_cuda_SUM_scanned_grad_squares,
@@ -115,7 +128,7 @@ static __device__ __forceinline__ void sgd_cuda_load(sgd_cuda_f32 (&to)[4], cons
                                                      bool aligned)
 {
     if (aligned && live == 4) {
-        const float4 v0 = ((const float4 *)from)[0];
+        const float4 v0 = sgd_cuda_READ((const float4 *)from + 0);
 
         to[0] = v0.x;
         to[1] = v0.y;
@@ -132,7 +145,7 @@ static __device__ __forceinline__ void sgd_cuda_store(float *to, const sgd_cuda_
                                                       bool aligned)
 {
     if (aligned && live == 4) {
-        ((float4 *)to)[0] = make_float4(from[0].x, from[1].x, from[2].x, from[3].x);
+        sgd_cuda_WRITE((float4 *)to + 0, make_float4(from[0].x, from[1].x, from[2].x, from[3].x));
     } else {
 #pragma unroll
         for (int k = 0; k < 4; k++)
@@ -146,8 +159,8 @@ static __device__ __forceinline__ void sgd_cuda_load(sgd_cuda_f64 (&to)[4], cons
                                                      bool aligned)
 {
     if (aligned && live == 4) {
-        const double2 v0 = ((const double2 *)from)[0];
-        const double2 v1 = ((const double2 *)from)[1];
+        const double2 v0 = sgd_cuda_READ((const double2 *)from + 0);
+        const double2 v1 = sgd_cuda_READ((const double2 *)from + 1);
 
         to[0] = v0.x;
         to[1] = v0.y;
@@ -164,8 +177,8 @@ static __device__ __forceinline__ void sgd_cuda_store(double *to, const sgd_cuda
                                                       bool aligned)
 {
     if (aligned && live == 4) {
-        ((double2 *)to)[0] = make_double2(from[0].x, from[1].x);
-        ((double2 *)to)[1] = make_double2(from[2].x, from[3].x);
+        sgd_cuda_WRITE((double2 *)to + 0, make_double2(from[0].x, from[1].x));
+        sgd_cuda_WRITE((double2 *)to + 1, make_double2(from[2].x, from[3].x));
     } else {
 #pragma unroll
         for (int k = 0; k < 4; k++)
@@ -706,7 +719,7 @@ static __device__ void sgd_cuda_write_state(const sgd_cuda_plan *w, const sgd_cu
 /* ---- kernels: one argument each ---- */
 
 /* Begins a step: finds its number, and its scalars among those that the host has handed over. */
-extern "C" __global__ void __launch_bounds__(sgd_cuda_THREADS)
+extern "C" __global__ void __launch_bounds__(sgd_cuda_THREADS, sgd_cuda_MIN_BLOCKS)
 sgd_cuda_begin(const __grid_constant__ sgd_cuda_plan given)
 {
     const sgd_cuda_plan *w = &given;
@@ -728,7 +741,7 @@ sgd_cuda_begin(const __grid_constant__ sgd_cuda_plan given)
 }
 
 /* Adds up what a phase left: a block for each tensor, and the last of them goes on over all tensors. */
-extern "C" __global__ void __launch_bounds__(sgd_cuda_THREADS)
+extern "C" __global__ void __launch_bounds__(sgd_cuda_THREADS, sgd_cuda_MIN_BLOCKS)
 sgd_cuda_add_up(const __grid_constant__ sgd_cuda_plan given)
 {
     const int firsts[] = {0, 3, 8}, observed[] = {0, 3};
@@ -772,73 +785,73 @@ sgd_cuda_add_up(const __grid_constant__ sgd_cuda_plan given)
     }
 }
 
-extern "C" __global__ void __launch_bounds__(sgd_cuda_THREADS)
+extern "C" __global__ void __launch_bounds__(sgd_cuda_THREADS, sgd_cuda_MIN_BLOCKS)
 sgd_cuda_scan_f32(const __grid_constant__ sgd_cuda_plan given)
 {
     sgd_cuda_scan_block<sgd_cuda_f32, true>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(sgd_cuda_THREADS)
+extern "C" __global__ void __launch_bounds__(sgd_cuda_THREADS, sgd_cuda_MIN_BLOCKS)
 sgd_cuda_elements_f32(const __grid_constant__ sgd_cuda_plan given)
 {
     sgd_cuda_elements_block<sgd_cuda_f32, false>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(sgd_cuda_THREADS)
+extern "C" __global__ void __launch_bounds__(sgd_cuda_THREADS, sgd_cuda_MIN_BLOCKS)
 sgd_cuda_elements_observed_f32(const __grid_constant__ sgd_cuda_plan given)
 {
     sgd_cuda_elements_block<sgd_cuda_f32, true>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(sgd_cuda_THREADS)
+extern "C" __global__ void __launch_bounds__(sgd_cuda_THREADS, sgd_cuda_MIN_BLOCKS)
 sgd_cuda_finish_f32(const __grid_constant__ sgd_cuda_plan given)
 {
     sgd_cuda_finish<sgd_cuda_f32>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(sgd_cuda_THREADS)
+extern "C" __global__ void __launch_bounds__(sgd_cuda_THREADS, sgd_cuda_MIN_BLOCKS)
 sgd_cuda_lay_out_f32(const __grid_constant__ sgd_cuda_plan given)
 {
     sgd_cuda_lay_out<sgd_cuda_f32>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(sgd_cuda_THREADS)
+extern "C" __global__ void __launch_bounds__(sgd_cuda_THREADS, sgd_cuda_MIN_BLOCKS)
 sgd_cuda_write_state_f32(const __grid_constant__ sgd_cuda_beginning given)
 {
     sgd_cuda_write_state<sgd_cuda_f32>(&given.plan, given.hyper);
 }
 
-extern "C" __global__ void __launch_bounds__(sgd_cuda_THREADS)
+extern "C" __global__ void __launch_bounds__(sgd_cuda_THREADS, sgd_cuda_MIN_BLOCKS)
 sgd_cuda_scan_f64(const __grid_constant__ sgd_cuda_plan given)
 {
     sgd_cuda_scan_block<sgd_cuda_f64, true>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(sgd_cuda_THREADS)
+extern "C" __global__ void __launch_bounds__(sgd_cuda_THREADS, sgd_cuda_MIN_BLOCKS)
 sgd_cuda_elements_f64(const __grid_constant__ sgd_cuda_plan given)
 {
     sgd_cuda_elements_block<sgd_cuda_f64, false>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(sgd_cuda_THREADS)
+extern "C" __global__ void __launch_bounds__(sgd_cuda_THREADS, sgd_cuda_MIN_BLOCKS)
 sgd_cuda_elements_observed_f64(const __grid_constant__ sgd_cuda_plan given)
 {
     sgd_cuda_elements_block<sgd_cuda_f64, true>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(sgd_cuda_THREADS)
+extern "C" __global__ void __launch_bounds__(sgd_cuda_THREADS, sgd_cuda_MIN_BLOCKS)
 sgd_cuda_finish_f64(const __grid_constant__ sgd_cuda_plan given)
 {
     sgd_cuda_finish<sgd_cuda_f64>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(sgd_cuda_THREADS)
+extern "C" __global__ void __launch_bounds__(sgd_cuda_THREADS, sgd_cuda_MIN_BLOCKS)
 sgd_cuda_lay_out_f64(const __grid_constant__ sgd_cuda_plan given)
 {
     sgd_cuda_lay_out<sgd_cuda_f64>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(sgd_cuda_THREADS)
+extern "C" __global__ void __launch_bounds__(sgd_cuda_THREADS, sgd_cuda_MIN_BLOCKS)
 sgd_cuda_write_state_f64(const __grid_constant__ sgd_cuda_beginning given)
 {
     sgd_cuda_write_state<sgd_cuda_f64>(&given.plan, given.hyper);

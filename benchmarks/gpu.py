@@ -1,0 +1,606 @@
+"""Times optimizer steps on a GPU against the bandwidth of a copy, and against PyTorch's where it is installed.
+
+    python benchmarks/gpu.py [--sizes full|small|tiny] [--rounds N] [--no-sweep] [--json FILE]
+
+README.md says what is measured, and how. Exit codes: 0 measured, 1 the results differ or a part failed, 2 a mistake in
+the arguments, 3 no GPU, or something else that is missing on the machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import gc
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import re
+import shlex
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+try:
+    import numpy as np
+
+    import optforge as of
+    import optforge.targets.cuda as cuda_target
+    from optforge import nvcc
+    from optforge.device import device
+    from optforge.diagnostics import EnvironmentProblem
+except ImportError as problem:
+    print(f"gpu.py needs NumPy and optforge in one environment: {problem}", file=sys.stderr)
+    sys.exit(3)
+
+from models import Model, gpt2, many, perceptron, resnet20
+
+try:
+    import torch
+except ImportError:
+    torch = None
+
+RESULTS = Path(__file__).parent / "results"
+PREFIX = f"{cuda_target.PREFIX}_cuda"  # of all names in what the engine compiles
+
+LR = 1e-3
+MAX_NORM = 1.0
+LOSS_SCALE = 65536.0
+COPIED_BYTES = 1 << 30  # by a copy, at most
+SHARE_OF_MEMORY = 0.85  # of what is free, that a comparison may take
+WARM_STEPS = 3
+MOST_STEPS = 1000  # of a block
+OVERHEAD_STEPS = 200  # fewer than a stream takes before it makes the host wait
+
+# After a few steps from the same start parameters may differ by this many units in the last place, and by this share of
+# the learning rate per step.
+AGREEING_STEPS, ULPS, RATE_SHARE = 3, 4, 1e-4
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How large a run is."""
+
+    name: str
+    elements: int  # of one large tensor, where they fit
+    swept: int  # elements of the sweep
+    models: tuple[Model, ...]
+    rounds: int
+    seconds: float  # of a block
+    sweep: bool  # whole, or a few variants to see that it works
+
+
+SIZES = {
+    "full": Sizes(
+        "full",
+        10**9,
+        1 << 28,
+        (many(10_000), Model("GPT-2 small", gpt2()), Model("ResNet-20", resnet20())),
+        rounds=7,
+        seconds=0.2,
+        sweep=True,
+    ),
+    "small": Sizes(
+        "small",
+        1 << 26,
+        1 << 25,
+        (many(1_000), Model("GPT-2 miniature", gpt2(width=96, words=4096, positions=256))),
+        rounds=5,
+        seconds=0.05,
+        sweep=True,
+    ),
+    "tiny": Sizes(
+        "tiny", 40_000, 10_000, (many(20), Model("MLP", perceptron(20, 10))), rounds=1, seconds=0.0, sweep=False
+    ),
+}
+
+# ── memory ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Gpu:
+    """The first device, and arrays on it that hold noise."""
+
+    def __init__(self) -> None:
+        self.device = device(0)
+        self.drv = self.device.drv
+        self.space = cuda_target.CudaTarget().space()
+        nvcc.find()
+
+    def free(self) -> int:
+        """The bytes that a comparison may take."""
+        return int(SHARE_OF_MEMORY * self.drv.mem_get_info()[0])
+
+    def noise(self, shapes: Sequence[tuple[int, ...]], dtype: Any, scale: float) -> list[Any]:
+        """Arrays in one block, each beginning at a multiple of 256 bytes, as allocators place them."""
+        itemsize = np.dtype(dtype).itemsize
+        sizes = [-(-math.prod(shape) * itemsize // 256) * 256 for shape in shapes]
+        total = sum(sizes)
+        block = self.device.allocate(total)
+        values = scale * np.random.default_rng(20).standard_normal(min(total // itemsize, 1 << 20))
+        filled = values.astype(dtype)
+        self.drv.memcpy_htod(int(block), filled)
+        done = filled.nbytes
+        while done < total:  # what is there again and again
+            self.drv.memcpy_dtod(int(block) + done, int(block), min(done, total - done))
+            done += min(done, total - done)
+        starts = np.cumsum([0, *sizes])[:-1].tolist()
+        make = self.space.make
+        return [make(shape, dtype, int(block) + at, block) for shape, at in zip(shapes, starts, strict=True)]
+
+    def name(self) -> str:
+        """The device's name as a part of a file's name."""
+        return re.sub(r"[^a-z0-9]+", "-", self.device.name.lower()).strip("-")
+
+
+# ── who competes ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Contender:
+    """One side of a comparison: what is timed, and the bytes that it cannot but move."""
+
+    def __init__(self, name: str, moved: int, step: Callable[[], Any]):
+        self.name, self.moved, self.step = name, moved, step
+
+
+def copy(gpu: Gpu, most: int) -> Contender:
+    """A copy from the device to itself, which reads and writes."""
+    size = min(COPIED_BYTES, max(most // 8, 1024))
+    source, target = gpu.noise([(size // 4,), (size // 4,)], np.float32, 1.0)
+    return Contender("copy", 2 * size, lambda: gpu.drv.memcpy_dtod_async(target.ptr, source.ptr, size, None))
+
+
+def moved(rule: of.Rule, params: Sequence[Any], **how: bool) -> int:
+    """Bytes of parameters, gradients and state that one step moves."""
+    streams = sum(rule.kernel().moved) + how.get("zero_grads", False)
+    return sum(streams * p.nbytes for p in params)
+
+
+def step(name: str, rule: of.Rule, params: Sequence[Any], grads: Sequence[Any], **settings: Any) -> Contender:
+    """A step alone, enqueued without waiting for it."""
+    optimizer = of.Optimizer(params, rule, target="cuda", **settings)
+    return Contender(name, moved(rule, params), lambda: optimizer.step(grads))
+
+
+def phase(name: str, params: Sequence[Any], grads: Sequence[Any], stats: bool, zero_grads: bool = False) -> Contender:
+    """The whole phase: unscale, clip, skip, AdamW; the host learns the outcome of each step before the next."""
+    rule = of.clip_by_global_norm(form="pytorch", max_norm=MAX_NORM) >> of.rules.adamw
+    how = {"skip_nonfinite": True, "zero_grads": zero_grads}
+    optimizer = of.Optimizer(params, rule, target="cuda", lr=LR, **how)
+    return Contender(
+        name, moved(rule, params, **how), lambda: optimizer.step(grads, grad_scale=LOSS_SCALE, stats=stats)
+    )
+
+
+class TorchSide:
+    """Parameters and gradients for PyTorch's optimizers."""
+
+    def __init__(self, shapes: Sequence[tuple[int, ...]]):
+        self.params = [torch.randn(shape, device="cuda").requires_grad_() for shape in shapes]
+        for p in self.params:
+            p.grad = torch.randn_like(p, requires_grad=False)
+        self.grads = [p.grad for p in self.params]
+        self.bytes = sum(p.numel() * p.element_size() for p in self.params)
+
+    def step(self, how: str) -> Contender:
+        """AdamW alone."""
+        optimizer = torch.optim.AdamW(self.params, lr=LR, weight_decay=0.01, **{how: True})
+        return Contender(f"PyTorch {how}", 7 * self.bytes, optimizer.step)
+
+    def phase(self, how: str) -> Contender:
+        """Unscale and look for what is not finite as GradScaler does, clip, and step unless the host is told not to."""
+        optimizer = torch.optim.AdamW(self.params, lr=LR, weight_decay=0.01, **{how: True})
+        scale = torch.full((), 1 / LOSS_SCALE, device="cuda")
+
+        def steps() -> None:
+            found = torch.zeros((), device="cuda")
+            torch._amp_foreach_non_finite_check_and_unscale_(self.grads, found, scale)
+            torch.nn.utils.clip_grad_norm_(self.params, MAX_NORM, foreach=True)
+            if not found.item():
+                optimizer.step()
+
+        return Contender(f"PyTorch {how}", 8 * self.bytes, steps)
+
+
+class Disagreement(Exception):
+    """Two contenders compute different things, so comparing their times means nothing."""
+
+
+def check_agreement() -> None:
+    """Take a few steps of AdamW here and with PyTorch.
+
+    Raises
+    ------
+    Disagreement
+        A parameter differs by more than rounding explains.
+    """
+    side = TorchSide(resnet20())
+    own = [p.detach().clone() for p in side.params]
+    ours = of.Optimizer(own, "adamw", target="cuda", lr=LR, weight_decay=0.01)
+    theirs = side.step("fused")
+    for _ in range(AGREEING_STEPS):
+        ours.step(side.grads)
+        theirs.step()
+    torch.cuda.synchronize()
+    for k, (p, q) in enumerate(zip(own, side.params, strict=True)):
+        p, q = p.cpu().numpy(), q.detach().cpu().numpy()
+        allowed = ULPS * np.finfo(np.float32).eps * np.abs(q) + AGREEING_STEPS * LR * RATE_SHARE
+        worst = float(np.max(np.abs(p - q) / allowed))
+        if not worst <= 1:
+            raise Disagreement(f"params[{k}] of optforge and of PyTorch differ by {worst:.3g} times of what is allowed")
+
+
+# ── timing ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass
+class Result:
+    """One contender of a comparison: seconds of a step, one for each round."""
+
+    section: str
+    work: str
+    model: str
+    elements: int
+    tensors: int
+    contender: str
+    moved: int
+    times: list[float]
+    copied: float = math.nan  # bytes per second of a copy in the same comparison
+    first: float = math.nan  # seconds of the comparison's first contender
+
+    @property
+    def seconds(self) -> float:
+        """The median."""
+        return statistics.median(self.times)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        names = ("section", "work", "model", "elements", "tensors", "contender")
+        return {name: getattr(self, name) for name in names} | {
+            "bytes": self.moved,
+            "microseconds": 1e6 * self.seconds,
+            "fastest_microseconds": 1e6 * min(self.times),
+            "slowest_microseconds": 1e6 * max(self.times),
+            "gigabytes_per_second": self.moved / self.seconds / 1e9,
+            "share_of_copy": None if math.isnan(self.copied) else self.moved / self.seconds / self.copied,
+            "times_the_first": self.seconds / self.first,
+            "rounds": len(self.times),
+        }
+
+
+class Bench:
+    """The comparisons of one run."""
+
+    def __init__(self, gpu: Gpu, sizes: Sizes, rounds: int):
+        self.gpu, self.sizes, self.rounds = gpu, sizes, rounds
+        self.results: list[Result] = []
+        self.start, self.end = gpu.drv.Event(), gpu.drv.Event()
+
+    def timed(self, contender: Contender, steps: int) -> float:
+        """Seconds of a step, by events on the default stream before the first and behind the last."""
+        self.start.record()
+        for _ in range(steps):
+            contender.step()
+        self.end.record()
+        self.end.synchronize()
+        return max(self.start.time_till(self.end) / 1e3, 1e-9) / steps
+
+    def block(self, contender: Contender) -> float:
+        """Seconds of a step: a block of them, behind a warm-up that also tells how many it takes."""
+        once = self.timed(contender, WARM_STEPS if self.sizes.seconds else 1)
+        return self.timed(contender, min(max(int(self.sizes.seconds / once), 1), MOST_STEPS))
+
+    def compare(self, section: str, work: str, model: Model, contenders: Sequence[Contender]) -> list[Result]:
+        """Time contenders in turns, the copy among them."""
+        note(f"{section}: {work}, {model.label}")
+        times: dict[str, list[float]] = {contender.name: [] for contender in contenders}
+        for number in range(self.rounds):
+            # Every other round goes backwards, so that nobody always comes behind the same neighbour.
+            for contender in contenders if number % 2 == 0 else contenders[::-1]:
+                times[contender.name].append(self.block(contender))
+        found = [
+            Result(section, work, model.label, model.elements, len(model.shapes), c.name, c.moved, times[c.name])
+            for c in contenders
+        ]
+        for result in found:
+            result.first = found[0].seconds
+            result.copied = next((r.moved / r.seconds for r in found if r.contender == "copy"), math.nan)
+        self.results += found
+        return found
+
+    def fitting(self, per_element: int, elements: int) -> Model:
+        """One tensor of so many elements, or of as many as fit."""
+        gc.collect()
+        if torch is not None:
+            torch.cuda.empty_cache()
+        fits = self.gpu.free() // per_element
+        return Model("one tensor", [(min(elements, fits // 1024 * 1024),)])
+
+    # ── the sections ────────────────────────────────────────────────────────────────────────────────────────────
+
+    def large(self) -> None:
+        """One large tensor: every rule against the copy."""
+        for name, dtype in (
+            ("adam", np.float32),
+            ("adam", np.float64),
+            ("rmsprop", np.float32),
+            ("adadelta", np.float32),
+            ("lamb", np.float32),
+        ):
+            rule, itemsize = of.rules[name], np.dtype(dtype).itemsize
+            model = self.fitting((2 + len(rule.state)) * itemsize + 1, self.sizes.elements * 4 // itemsize)
+            params, grads = (self.gpu.noise(model.shapes, dtype, scale) for scale in (0.02, 1.0))
+            work = f"{name} {np.dtype(dtype).name}"
+            self.compare("large", work, model, [step("step", rule, params, grads), copy(self.gpu, params[0].nbytes)])
+
+    def large_phase(self) -> None:
+        """One large tensor: the phase against the bare step."""
+        model = self.fitting(4 * (2 + 3 * 2) + 1, self.sizes.elements)
+        params, grads = (self.gpu.noise(model.shapes, np.float32, scale) for scale in (0.02, LOSS_SCALE))
+        contenders = [
+            step("step alone", of.rules.adamw, params, grads, lr=LR),
+            phase("clip, skip", params, grads, stats=False),
+            phase("clip, skip, statistics", params, grads, stats=True),
+            copy(self.gpu, params[0].nbytes),
+        ]
+        self.compare("phase", "adamw float32", model, contenders)
+
+    def large_against_torch(self) -> None:
+        """One large tensor, of which PyTorch has two copies, with state, and room to work in."""
+        if torch is not None:
+            self.against_torch(self.fitting(4 * 18 + 1, self.sizes.elements))
+
+    def against_torch(self, model: Model) -> None:
+        """AdamW alone, and the phase, on one model; without PyTorch optforge alone."""
+        params, grads = (self.gpu.noise(model.shapes, np.float32, scale) for scale in (0.02, 1.0))
+        ours = [step("optforge", of.rules.adamw, params, grads, lr=LR)]
+        theirs = [] if torch is None else [TorchSide(model.shapes).step(how) for how in ("fused", "foreach")]
+        self.compare("step", "adamw float32", model, [*ours, *theirs])
+        del ours, theirs
+        phases = [phase("optforge", params, grads, stats=False), phase("with statistics", params, grads, stats=True)]
+        theirs = [] if torch is None else [TorchSide(model.shapes).phase(how) for how in ("fused", "foreach")]
+        self.compare("phase", "unscale, clip, skip, adamw", model, [*phases, *theirs])
+
+    def overheads(self) -> dict[str, float]:
+        """Microseconds of the host to enqueue a step, without waiting for the device, by what is done."""
+        found = {}
+        cases: dict[str, tuple[int, dict[str, Any]]] = {
+            "1 tensor": (1, {}),
+            "148 tensors": (148, {}),
+            "1 tensor, scheduled rate": (1, {"lr": lambda t: LR / t}),
+        }
+        for name, (count, settings) in cases.items():
+            params, grads = (self.gpu.noise([(64,)] * count, np.float32, scale) for scale in (0.02, 1.0))
+            optimizer = of.Optimizer(params, "adamw", target="cuda", **settings)
+            times = []
+            for _ in range(self.rounds + 1):
+                self.gpu.device.context.synchronize()
+                start = time.perf_counter()
+                for _ in range(OVERHEAD_STEPS):
+                    optimizer.step(grads)
+                times.append((time.perf_counter() - start) / OVERHEAD_STEPS * 1e6)
+            found[name] = statistics.median(times[1:])
+        return found
+
+    def sweep(self) -> None:
+        """Design choices that macros set when the emitted file is compiled, for the step alone and with statistics."""
+        variants = list(sweep_variants(self.sizes.sweep))
+        model = self.fitting(4 * (2 + 2 * len(variants)) + 1, self.sizes.swept)
+        params, grads = (self.gpu.noise(model.shapes, np.float32, scale) for scale in (0.02, LOSS_SCALE))
+        for work in ("adamw", "clip, skip, statistics"):
+            contenders = []
+            for variant in variants:
+                if work != "adamw" and not variant.matters_with_sums:
+                    continue
+                with variant.compiled():
+                    if work == "adamw":
+                        contenders.append(step(variant.label, of.rules.adamw, params, grads, lr=LR))
+                    else:
+                        contenders.append(phase(variant.label, params, grads, stats=True))
+                    contenders[-1].step()  # plans are made at the first step
+            self.compare("sweep", work, model, [*contenders, copy(self.gpu, params[0].nbytes)])
+
+
+# ── the sweep ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Macros of the emitted file; what is None stays as it is there."""
+
+    tile: int | None = None
+    min_blocks: int | None = None
+    read: str | None = None
+    write: str | None = None
+
+    @property
+    def label(self) -> str:
+        """What differs."""
+        values = {"tile": self.tile, "min blocks": self.min_blocks, "read": self.read, "write": self.write}
+        return ", ".join(f"{name} {value}" for name, value in values.items() if value is not None) or "as emitted"
+
+    @property
+    def matters_with_sums(self) -> bool:
+        """Whether passes that add up are any different: they have chunks, not tiles."""
+        return self.tile is None or self != Variant(tile=self.tile)
+
+    @contextlib.contextmanager
+    def compiled(self) -> Iterator[None]:
+        """Engines that are made meanwhile, and their plans, are of this variant."""
+        macros = {"TILE": self.tile, "MIN_BLOCKS": self.min_blocks, "READ": self.read, "WRITE": self.write}
+        flags = [f"-D{PREFIX}_{name}={value}" for name, value in macros.items() if value is not None]
+        # The loader lays out tiles itself, and takes options that stand behind the compiler in $NVCC.
+        command = shlex.join([*nvcc.find().command, *flags])
+        with (
+            mock.patch.object(cuda_target, "TILE", self.tile or cuda_target.TILE),
+            mock.patch.dict(os.environ, NVCC=command),
+        ):
+            yield
+
+
+def sweep_variants(whole: bool) -> Iterator[Variant]:
+    """One choice at a time, then some together."""
+    yield Variant()
+    if not whole:
+        yield Variant(2048, 4, "__ldcs", "__stcs")
+        return
+    for tile in (1024, 2048, 8192, 16384, 32768):
+        yield Variant(tile=tile)
+    for blocks in (2, 3, 4, 5, 6):
+        yield Variant(min_blocks=blocks)
+    for read in ("__ldcs", "__ldcg"):
+        yield Variant(read=read)
+    for write in ("__stcs", "__stcg"):
+        yield Variant(write=write)
+    yield Variant(read="__ldcs", write="__stcs")
+    for tile in (4096, 8192, 16384):
+        for blocks in (3, 4):
+            yield Variant(tile, blocks, "__ldcs", "__stcs")
+
+
+# ── telling ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def note(text: str) -> None:
+    """Progress."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def circumstances(gpu: Gpu) -> dict[str, Any]:
+    """What the numbers depend on."""
+    versions = {"optforge": of.__version__, "python": platform.python_version()}
+    for name in ("numpy", "pycuda", "torch"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    driver = gpu.drv.get_driver_version()
+    return {
+        "device": gpu.device.name,
+        "capability": ".".join(map(str, gpu.device.capability)),
+        "memory_gib": round(gpu.drv.mem_get_info()[1] / 2**30, 1),
+        "cuda_of_driver": f"{driver // 1000}.{driver % 1000 // 10}",
+        "driver": driver_version(),
+        "nvcc": nvcc.find().version.strip().splitlines()[-1],
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "system": platform.platform(),
+        "versions": versions,
+    }
+
+
+def driver_version() -> str:
+    """The version of NVIDIA's kernel module; empty where nothing tells."""
+    try:
+        text = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+    found = re.search(r"\s(\d+\.\d+(?:\.\d+)?)\s", text)
+    return found[1] if found else ""
+
+
+TITLES = {
+    "large": "One tensor: share of the copy's bandwidth",
+    "phase": "The phase: unscale, clip by global norm, skip what is not finite, AdamW",
+    "step": "AdamW alone",
+    "sweep": "Sweep of what macros set: share of the copy's bandwidth",
+}
+
+
+def report(about: dict[str, Any], results: Sequence[Result], overheads: dict[str, float]) -> str:
+    """The tables, in Markdown."""
+    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
+    lines = [
+        f"# {about['device']}",
+        "",
+        f"Driver {about['driver'] or 'unknown'} (CUDA {about['cuda_of_driver']}), {about['nvcc']}, {versions}; "
+        f"{about['date']}.",
+    ]
+    for section, title in TITLES.items():
+        rows = [result for result in results if result.section == section]
+        if rows:
+            lines += ["", f"## {title}", ""]
+            lines += ["| model (tensors, elements) | work | | µs | GB/s | of copy | times the first |"]
+            lines += ["|---|---|---|--:|--:|--:|--:|"]
+        for row in rows:
+            share = "" if math.isnan(row.copied) else f"{row.moved / row.seconds / row.copied:.3f}"
+            micro = f"{1e6 * row.seconds:,.1f}"
+            speed = f"{row.moved / row.seconds / 1e9:,.1f}"
+            ratio = f"{row.seconds / row.first:.2f}"
+            lines.append(f"| {row.model} | {row.work} | {row.contender} | {micro} | {speed} | {share} | {ratio} |")
+    lines += ["", "## Host time of a step, not waiting for the device", "", "| | µs |", "|---|--:|"]
+    lines += [f"| {name} | {value:.1f} |" for name, value in overheads.items()]
+    return "\n".join(lines)
+
+
+# ── the command ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def parts(bench: Bench, sweep: bool) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """What is done, one after the other; a comparison's arrays are freed as soon as it is done."""
+    yield "large", bench.large
+    yield "phase", bench.large_phase
+    yield "PyTorch", bench.large_against_torch
+    for model in bench.sizes.models:
+        yield model.name, functools.partial(bench.against_torch, model)
+    if sweep:
+        yield "sweep", bench.sweep
+
+
+def positive(text: str) -> int:
+    """A whole number from 1."""
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
+
+
+def main() -> int:
+    """The command."""
+    global torch
+    parser = argparse.ArgumentParser(description="Time optforge's steps on a GPU.")
+    parser.add_argument("--sizes", choices=SIZES, default="full", help="tiny only shows that everything runs")
+    parser.add_argument("--rounds", type=positive, metavar="N", help="of each comparison")
+    parser.add_argument("--no-sweep", dest="sweep", action="store_false", help="leave out the sweep of macros")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="instead of benchmarks/results/gpu-DEVICE.json")
+    arguments = parser.parse_args()
+    try:
+        gpu = Gpu()
+    except EnvironmentProblem as problem:
+        print(f"gpu.py: no GPU here that can be used: {problem}", file=sys.stderr)
+        return 3
+    if torch is not None and not torch.cuda.is_available():
+        torch = None
+    sizes = SIZES[arguments.sizes]
+    file = arguments.json or RESULTS / f"gpu-{gpu.name()}.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    about = circumstances(gpu)
+    bench = Bench(gpu, sizes, arguments.rounds or sizes.rounds)
+    failed = []
+    try:
+        if torch is not None:
+            check_agreement()
+    except Disagreement as problem:
+        print(f"gpu.py: the results differ: {problem}", file=sys.stderr)
+        return 1
+    overheads = bench.overheads()
+    for name, part in parts(bench, arguments.sweep):
+        try:
+            part()
+        except (EnvironmentProblem, RuntimeError, gpu.drv.Error) as problem:  # too little memory, mostly
+            note(f"{name} was not measured: {problem}")
+            failed.append({"part": name, "problem": str(problem)})
+        results = [result.as_dict() for result in bench.results]
+        everything = {**about, "sizes": sizes.name, "results": results, "overhead_us": overheads, "failed": failed}
+        file.write_text(json.dumps(everything, indent=2) + "\n", encoding="utf-8")  # a run may be cut short
+    print(report(about, bench.results, overheads))
+    note(f"written: {file}")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
