@@ -259,12 +259,34 @@ def test_state_begins_at_the_first_applied_step(dtype: Any, made: Made) -> None:
     cuda = made["nadam"]
     memory = Memory(cuda, dtype, FEW, settings=SETTINGS, skip_nonfinite=True)
     run = Steps(cuda, memory, skip_nonfinite=True)
+    before = [{name: array.copy() for name, array in tensor.items()} for tensor in memory.tensors]
     grads = run.gradients()
     grads[3][TILE] = np.inf
-    run.step(grads)
-    assert run.expected.skipped and not run.started
+    run.begin(grads)
+    options = run.options()
+    options.starting = run.flags.ctypes.data
+    assert run.expected.skipped and cuda.step(1, run.plan, options, *run.hyper) == 0
+    for tensor, old in zip(memory.tensors, before, strict=True):
+        assert all(same(array, old[name]) for name, array in tensor.items() if name != "g")
     for t in range(3):
         run.step(run.gradients(), observe=t == 1)
+
+
+def test_state_begins_as_the_hyperparameter_of_its_group(made: Made) -> None:
+    cuda, sizes, groups = made["nadam"], (5, 0, TILE + 3), np.array([2, 0, 1], np.uintp)
+    memory = Memory(cuda, np.float32, sizes, settings=SETTINGS)
+    workspace = cuda.workspace(sizes, groups=3)
+    options = cuda.options(workspace.arrays[0], groups=3, group=groups.ctypes.data)
+    status, plan = cuda.plan(memory.tensors, options)
+    rows = cuda.hyper(*({"lr": 10.0**k, "floor": 2.0**-k} for k in range(3)))
+    assert (status, cuda.call("state_init", ctypes.byref(plan), rows, None)) == (0, 0)
+    for tensor, group in zip(memory.tensors, groups, strict=True):
+        assert (tensor["scale"] == 2.0 ** -float(group)).all() and (tensor["m"] == 0).all()
+        assert (tensor["rate"][0], tensor["mu"][0]) == (10.0**group, 1.0)
+        assert same(tensor["slow"], tensor["p"])
+    assert cuda.call("strerror", cuda.call("state_init", ctypes.byref(plan), None, None), result=ctypes.c_char_p) == (
+        b"a pointer is NULL"
+    )
 
 
 def test_a_scalar_without_value_leaves_everything_alone(made: Made) -> None:
@@ -722,34 +744,48 @@ def test_totals_of_many_tensors(made: Made, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize("aligned", [True, False])
-def test_elements_beyond_32_bits(aligned: bool, made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The last blocks of a tensor of 2^33 elements and some, and of one behind it: what a 32-bit index would miss."""
-    cuda, rng = made["largest"], np.random.default_rng(2)
-    size, behind = (1 << 33) + CHUNK + 4 * TILE + 9, CHUNK + 1
-    tail, start = 4096, 0 if aligned else 4
-    memory = [Reserved(4 * size + 16) for _ in range(2)]
-    huge = [np.frombuffer(own.array, np.float32, size, start) for own in memory]
-    state = np.zeros(2)
-    small = [np.zeros(behind, np.float32) for _ in range(2)]
-    workspace, stats = cuda.workspace([size, behind]), Stats()
-    options = cuda.options(workspace.arrays[0])
-    pointers = [[x[0].ctypes.data, x[1].ctypes.data] for x in (huge, small)]
-    tensors = (cuda.Tensor * 2)(
-        cuda.Tensor(size, *pointers[0], state.ctypes.data),
-        cuda.Tensor(behind, *pointers[1], state.ctypes.data + 8),
-    )
-    plan = Plan()
-    count = ctypes.c_size_t(2)
-    monkeypatch.setenv("OPTFORGE_EMULATION_ONLY_LAST", "6")
-    assert cuda.call("plan_f32", ctypes.byref(plan), tensors, count, ctypes.byref(options), None) == 0
-    for p, g in (huge, small):
-        p[-tail:], g[-tail:] = (rng.standard_normal(tail).astype(np.float32) for _ in range(2))
-    before = [(p[-tail:].copy(), g[-tail:].copy()) for p, g in (huge, small)]
-    options.zero_grads = 1
-    options.stats = ctypes.addressof(stats)
-    assert cuda.step(1, plan, options, {"lr": 0.5}) == 0
-    for (p, g), (old, gradient) in zip((huge, small), before, strict=True):
-        assert same(p[-tail:], old - np.float32(0.5) * gradient)
-        assert not p[-2 * tail : -tail].any() and not p[:tail].any() and not g[-tail:].any()
-    assert same(state, [float(np.abs(x[0][-tail:]).max()) for x in (huge, small)])
+@pytest.mark.parametrize("name", ["largest", "adam"])
+def test_elements_beyond_32_bits(name: str, aligned: bool, made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last blocks of a tensor of 2^33 elements and some, and of one behind it: what a 32-bit index would miss.
+
+    One rule goes through it by chunks, the other by tiles. Elements that are not done are 0, and so is what they add.
+    """
+    cuda, rng = made[name], np.random.default_rng(2)
+    sizes, tail = ((1 << 33) + CHUNK + 4 * TILE + 9, CHUNK + 1), TILE + 100
+    arrays = [other for other in ("p", "g", *cuda.state) if other not in cuda.scalars]
+    reserved = [Reserved(4 * sizes[0] + 16) for _ in arrays]
+    tensors = [
+        {
+            other: np.frombuffer(own.array, np.float32, sizes[0], 0 if aligned else 4)
+            for other, own in zip(arrays, reserved, strict=True)
+        },
+        {other: np.zeros(sizes[1], np.float32) for other in arrays},
+    ]
+    for tensor in tensors:
+        tensor.update({other: np.zeros(1) for other in cuda.scalars})
+        tensor["p"][-tail:] = rng.standard_normal(tail)
+    monkeypatch.setenv("OPTFORGE_EMULATION_ONLY_LAST", "14")
+    workspace, stats = cuda.workspace(sizes), Stats()
+    options = cuda.options(workspace.arrays[0], zero_grads=1, stats=ctypes.addressof(stats))
+    status, plan = cuda.plan(tensors, options)
+    assert status == 0
+    sums = (ctypes.c_double * (len(slots_of(cuda)) * plan.chunks)).from_address(plan.sums)
+    ctypes.memset(sums, 0, ctypes.sizeof(sums))
+    reference = of.Optimizer([tensor["p"][-tail:].copy() for tensor in tensors], RULES[name], target="numpy")
+    for t in (1, 2):
+        grads = [spread(rng, tail, np.float32) for _ in tensors]
+        for tensor, g in zip(tensors, grads, strict=True):
+            tensor["g"][-tail:] = g
+        options.stats = ctypes.addressof(stats) if t == 1 else None
+        assert cuda.step(t, plan, options) == 0
+        reference.step(grads)
+        for k, tensor in enumerate(tensors):
+            for other in arrays:
+                assert not tensor[other][: 4 * TILE].any() and not tensor[other][-tail - 4 * TILE : -tail].any()
+            assert not tensor["g"][-tail:].any()
+            assert same(tensor["p"][-tail:], reference.params[k])
+            for state in cuda.state:
+                own = reference.state[state][k]
+                own, found = (np.array([own]), tensor[state]) if state in cuda.scalars else (own, tensor[state][-tail:])
+                assert same(found, own), (t, k, state)
     assert workspace.intact()
