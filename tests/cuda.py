@@ -110,12 +110,10 @@ class Cuda:
                 setattr(made[k], name, value)
         return made
 
-    def workspace(self, sizes: Sequence[int], groups: int = 1) -> Any:
+    def workspace(self, sizes: Sequence[int], groups: int = 1, count: int | None = None) -> Any:
         """Exactly as much as tensors of these sizes need, between guards, at a multiple of 16 bytes, full of NaN."""
-        elements = ctypes.c_uint64(sum(sizes))
-        size = self.call(
-            "workspace_size", elements, ctypes.c_size_t(len(sizes)), ctypes.c_size_t(groups), result=ctypes.c_size_t
-        )
+        elements, own = ctypes.c_uint64(sum(sizes)), ctypes.c_size_t(len(sizes) if count is None else count)
+        size = self.call("workspace_size", elements, own, ctypes.c_size_t(groups), result=ctypes.c_size_t)
         guarded = Guarded([size // 8], np.float64)
         if guarded.arrays[0].ctypes.data % 16:
             guarded = Guarded([size // 8], np.float64, offset=1)

@@ -6,6 +6,7 @@
 //
 //   OPTFORGE_EMULATION_THREADS          which thread that can run goes on: ascending (default), descending, random:SEED
 //   OPTFORGE_EMULATION_BLOCKS           the order of the blocks, likewise
+//   OPTFORGE_EMULATION_ONLY_LAST        so many blocks of each grid run, the last ones: for grids too large to emulate
 //   OPTFORGE_EMULATION_MULTIPROCESSORS  how many the device claims to have (default 4)
 //   OPTFORGE_EMULATION_REFUSE           NAME:CODE, a call that fails, as cudaLaunchKernel:719 or cuMemAlloc_v2:2
 //

@@ -2,9 +2,11 @@
 //
 // For tests only. It has the entry points of the driver that PyCUDA calls to manage contexts, memory, streams, events
 // and modules; all others that PyCUDA is linked to are added when it is built and answer CUDA_ERROR_NOT_SUPPORTED.
-// There is one device, and calls without a current context fail, as they must.
+// There is one device at most, and calls without a current context fail, as they must.
 //
 //   OPTFORGE_EMULATION_TRACE  a file to which each call appends its name
+//   OPTFORGE_EMULATION_DEVICES     how many there are, 1 or 0 (default 1)
+//   OPTFORGE_EMULATION_CAPABILITY  the compute capability that it claims, as 90 (the default)
 //   OPTFORGE_EMULATION_LAZY   set: work waits until a call must wait for it, so that whoever reads a result too early, or
 //                             overwrites page-locked memory that is still to be copied, gets other bits. Otherwise
 //                             everything is done when a call returns.
@@ -178,6 +180,11 @@ Status load(Module **module, const char *image) {
     return success;
 }
 
+int variable(const char *name, int otherwise) {
+    const char *value = std::getenv(name);
+    return value ? std::atoi(value) : otherwise;
+}
+
 int attribute_value(int attribute) {
     switch (attribute) {
     case 1: return emulation::largest_block;  // threads in a block
@@ -196,8 +203,8 @@ int attribute_value(int attribute) {
     case 37: return 5120;  // width of the memory bus
     case 38: return 50 << 20;  // bytes of level 2 cache
     case 39: return 2048;  // threads on a multiprocessor
-    case 75: return 9;     // compute capability
-    case 76: return 0;
+    case 75: return variable("OPTFORGE_EMULATION_CAPABILITY", 90) / 10;
+    case 76: return variable("OPTFORGE_EMULATION_CAPABILITY", 90) % 10;
     case 81: case 97: return 227 << 10;  // shared memory of a multiprocessor, and of a block that asks for more
     case 106: return 32;  // blocks on a multiprocessor
     default: return 0;
@@ -238,7 +245,7 @@ API cuGetErrorName(int error, const char **text) {
 }
 API cuDeviceGetCount(int *count) {
     CALL;
-    *count = 1;
+    *count = variable("OPTFORGE_EMULATION_DEVICES", 1);
     return initialized ? success : not_initialized;
 }
 API cuDeviceGet(Device *device, int ordinal) {

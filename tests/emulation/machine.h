@@ -345,7 +345,11 @@ inline void launch(const Kernel &kernel, dim3 grid, dim3 size, void **arguments)
     }
     const Memory shared = shared_memory();
     now = {&kernel, {}, {}, size, grid};
-    for (const std::uint64_t i : Order("OPTFORGE_EMULATION_BLOCKS").arrange(std::uint64_t(grid.x) * grid.y * grid.z)) {
+    const std::uint64_t blocks = std::uint64_t(grid.x) * grid.y * grid.z;
+    const char *const only_last = std::getenv("OPTFORGE_EMULATION_ONLY_LAST");
+    const std::uint64_t left_out = only_last ? blocks - std::min<std::uint64_t>(blocks, std::atoi(only_last)) : 0;
+    for (const std::uint64_t i : Order("OPTFORGE_EMULATION_BLOCKS").arrange(blocks)) {
+        if (i < left_out) continue;
         std::memset(shared.start, poison, shared.size);
         now.block = {unsigned(i % grid.x), unsigned(i / grid.x % grid.y), unsigned(i / grid.x / grid.y)};
         b.ready_warps = b.at_barrier = b.finished = b.votes = 0;
