@@ -740,15 +740,17 @@ static __device__ void adadelta_cuda_lay_out(const adadelta_cuda_plan *w)
                                  [=](uint64_t k) { return w->sizes[k]; });
 }
 
-/* A plan, and the hyperparameters as which state may start. */
+/* A plan, and the hyperparameters as which the state of a group may start. */
 struct adadelta_cuda_beginning {
     adadelta_cuda_plan plan;
     adadelta_cuda_hyper hyper;
+    uint64_t group;
 };
 
 /* Writes the initial state of all tensors. */
 template <typename real>
-static __device__ void adadelta_cuda_write_state(const adadelta_cuda_plan *w, const adadelta_cuda_hyper &h)
+static __device__ void adadelta_cuda_write_state(const adadelta_cuda_plan *w, const adadelta_cuda_hyper &h,
+                                                 uint64_t group)
 {
     const typename real::tensor *list = (const typename real::tensor *)w->list;
     const uint64_t first = blockIdx.x * (uint64_t)adadelta_cuda_THREADS + threadIdx.x;
@@ -756,12 +758,13 @@ static __device__ void adadelta_cuda_write_state(const adadelta_cuda_plan *w, co
     (void)h;
     (void)list;
     (void)first;
+    (void)group;
     if (blockIdx.x < w->tiles) {
         const adadelta_cuda_place at = adadelta_cuda_find(w->tile, w->count, blockIdx.x);
         const typename real::tensor *x = list + at.tensor;
-        const uint64_t begin = at.block * adadelta_cuda_TILE;
+        const uint64_t begin = at.block * adadelta_cuda_TILE, end = begin + adadelta_cuda_TILE;
 
-        for (uint64_t i = begin + threadIdx.x; i < begin + adadelta_cuda_TILE && i < x->n; i += adadelta_cuda_THREADS) {
+        for (uint64_t i = begin + threadIdx.x; i < end && i < x->n; i += adadelta_cuda_THREADS) {
             x->acc[i] = real(0.0).x;
             x->acc_delta[i] = real(0.0).x;
         }
@@ -870,7 +873,7 @@ adadelta_cuda_lay_out_f32(const __grid_constant__ adadelta_cuda_plan given)
 extern "C" __global__ void __launch_bounds__(adadelta_cuda_THREADS, adadelta_cuda_MIN_BLOCKS)
 adadelta_cuda_write_state_f32(const __grid_constant__ adadelta_cuda_beginning given)
 {
-    adadelta_cuda_write_state<adadelta_cuda_f32>(&given.plan, given.hyper);
+    adadelta_cuda_write_state<adadelta_cuda_f32>(&given.plan, given.hyper, given.group);
 }
 
 extern "C" __global__ void __launch_bounds__(adadelta_cuda_THREADS, adadelta_cuda_MIN_BLOCKS)
@@ -906,7 +909,7 @@ adadelta_cuda_lay_out_f64(const __grid_constant__ adadelta_cuda_plan given)
 extern "C" __global__ void __launch_bounds__(adadelta_cuda_THREADS, adadelta_cuda_MIN_BLOCKS)
 adadelta_cuda_write_state_f64(const __grid_constant__ adadelta_cuda_beginning given)
 {
-    adadelta_cuda_write_state<adadelta_cuda_f64>(&given.plan, given.hyper);
+    adadelta_cuda_write_state<adadelta_cuda_f64>(&given.plan, given.hyper, given.group);
 }
 
 /* ---- the host ---- */
@@ -1163,15 +1166,20 @@ int adadelta_cuda_state_init(const adadelta_cuda_plan *plan, const adadelta_cuda
                              cudaStream_t stream)
 {
     adadelta_cuda_beginning w;
+    int status = adadelta_cuda_OK;
 
-    if (plan == NULL || (h == NULL && false))
+    if (plan == NULL)
         return adadelta_cuda_ERROR_NULL;
     w.plan = *plan;
-    if (h != NULL)
-        w.hyper = *h;
-    else
-        adadelta_cuda_hyper_init(&w.hyper);
-    return adadelta_cuda_start(adadelta_cuda_KERNEL(plan, write_state), plan->tiles > 0 ? plan->tiles : 1, &w, stream);
+    for (w.group = 0; w.group < 1 && status == adadelta_cuda_OK; w.group++) {
+        if (h != NULL)
+            w.hyper = h[w.group];
+        else
+            adadelta_cuda_hyper_init(&w.hyper);
+        status = adadelta_cuda_start(adadelta_cuda_KERNEL(plan, write_state),
+                                     plan->tiles > 0 ? plan->tiles : 1, &w, stream);
+    }
+    return status;
 }
 
 int adadelta_cuda_rows(const adadelta_cuda_plan *plan, const adadelta_cuda_hyper *h, uint64_t t, size_t number,

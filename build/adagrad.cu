@@ -719,15 +719,17 @@ static __device__ void adagrad_cuda_lay_out(const adagrad_cuda_plan *w)
                                 [=](uint64_t k) { return w->sizes[k]; });
 }
 
-/* A plan, and the hyperparameters as which state may start. */
+/* A plan, and the hyperparameters as which the state of a group may start. */
 struct adagrad_cuda_beginning {
     adagrad_cuda_plan plan;
     adagrad_cuda_hyper hyper;
+    uint64_t group;
 };
 
 /* Writes the initial state of all tensors. */
 template <typename real>
-static __device__ void adagrad_cuda_write_state(const adagrad_cuda_plan *w, const adagrad_cuda_hyper &h)
+static __device__ void adagrad_cuda_write_state(const adagrad_cuda_plan *w, const adagrad_cuda_hyper &h,
+                                                uint64_t group)
 {
     const typename real::tensor *list = (const typename real::tensor *)w->list;
     const uint64_t first = blockIdx.x * (uint64_t)adagrad_cuda_THREADS + threadIdx.x;
@@ -735,12 +737,13 @@ static __device__ void adagrad_cuda_write_state(const adagrad_cuda_plan *w, cons
     (void)h;
     (void)list;
     (void)first;
+    (void)group;
     if (blockIdx.x < w->tiles) {
         const adagrad_cuda_place at = adagrad_cuda_find(w->tile, w->count, blockIdx.x);
         const typename real::tensor *x = list + at.tensor;
-        const uint64_t begin = at.block * adagrad_cuda_TILE;
+        const uint64_t begin = at.block * adagrad_cuda_TILE, end = begin + adagrad_cuda_TILE;
 
-        for (uint64_t i = begin + threadIdx.x; i < begin + adagrad_cuda_TILE && i < x->n; i += adagrad_cuda_THREADS) {
+        for (uint64_t i = begin + threadIdx.x; i < end && i < x->n; i += adagrad_cuda_THREADS) {
             x->acc[i] = real(0.0).x;
         }
     }
@@ -848,7 +851,7 @@ adagrad_cuda_lay_out_f32(const __grid_constant__ adagrad_cuda_plan given)
 extern "C" __global__ void __launch_bounds__(adagrad_cuda_THREADS, adagrad_cuda_MIN_BLOCKS)
 adagrad_cuda_write_state_f32(const __grid_constant__ adagrad_cuda_beginning given)
 {
-    adagrad_cuda_write_state<adagrad_cuda_f32>(&given.plan, given.hyper);
+    adagrad_cuda_write_state<adagrad_cuda_f32>(&given.plan, given.hyper, given.group);
 }
 
 extern "C" __global__ void __launch_bounds__(adagrad_cuda_THREADS, adagrad_cuda_MIN_BLOCKS)
@@ -884,7 +887,7 @@ adagrad_cuda_lay_out_f64(const __grid_constant__ adagrad_cuda_plan given)
 extern "C" __global__ void __launch_bounds__(adagrad_cuda_THREADS, adagrad_cuda_MIN_BLOCKS)
 adagrad_cuda_write_state_f64(const __grid_constant__ adagrad_cuda_beginning given)
 {
-    adagrad_cuda_write_state<adagrad_cuda_f64>(&given.plan, given.hyper);
+    adagrad_cuda_write_state<adagrad_cuda_f64>(&given.plan, given.hyper, given.group);
 }
 
 /* ---- the host ---- */
@@ -1139,15 +1142,20 @@ int adagrad_cuda_plan_f64(adagrad_cuda_plan *plan, const adagrad_cuda_tensor_f64
 int adagrad_cuda_state_init(const adagrad_cuda_plan *plan, const adagrad_cuda_hyper *h, cudaStream_t stream)
 {
     adagrad_cuda_beginning w;
+    int status = adagrad_cuda_OK;
 
-    if (plan == NULL || (h == NULL && false))
+    if (plan == NULL)
         return adagrad_cuda_ERROR_NULL;
     w.plan = *plan;
-    if (h != NULL)
-        w.hyper = *h;
-    else
-        adagrad_cuda_hyper_init(&w.hyper);
-    return adagrad_cuda_start(adagrad_cuda_KERNEL(plan, write_state), plan->tiles > 0 ? plan->tiles : 1, &w, stream);
+    for (w.group = 0; w.group < 1 && status == adagrad_cuda_OK; w.group++) {
+        if (h != NULL)
+            w.hyper = h[w.group];
+        else
+            adagrad_cuda_hyper_init(&w.hyper);
+        status = adagrad_cuda_start(adagrad_cuda_KERNEL(plan, write_state), plan->tiles > 0 ? plan->tiles : 1,
+                                    &w, stream);
+    }
+    return status;
 }
 
 int adagrad_cuda_rows(const adagrad_cuda_plan *plan, const adagrad_cuda_hyper *h, uint64_t t, size_t number,

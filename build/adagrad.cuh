@@ -185,7 +185,8 @@ struct adagrad_cuda_plan {
     int32_t beside;                          /* whether another plan begins the steps */
 };
 
-/* Bytes of workspace for so many tensors (whole ones) with so many elements together, in so many groups. */
+/* Bytes of workspace for so many tensors with so many elements together, in so many groups. Where the list has parts:
+ * for the whole tensors and their elements, or for as many tensors as there are parts if those are more. */
 adagrad_cuda_API size_t adagrad_cuda_workspace_size(uint64_t elements, size_t count, size_t groups);
 
 /* Plans steps over a list of tensors: checks it, and enqueues its tables. To be done again when an address changes. */

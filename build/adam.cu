@@ -769,15 +769,17 @@ static __device__ void adam_cuda_lay_out(const adam_cuda_plan *w)
     adam_cuda_running_blocks(w->first, w->tensors, adam_cuda_CHUNK, [=](uint64_t k) { return w->sizes[k]; });
 }
 
-/* A plan, and the hyperparameters as which state may start. */
+/* A plan, and the hyperparameters as which the state of a group may start. */
 struct adam_cuda_beginning {
     adam_cuda_plan plan;
     adam_cuda_hyper hyper;
+    uint64_t group;
 };
 
 /* Writes the initial state of all tensors. */
 template <typename real>
-static __device__ void adam_cuda_write_state(const adam_cuda_plan *w, const adam_cuda_hyper &h)
+static __device__ void adam_cuda_write_state(const adam_cuda_plan *w, const adam_cuda_hyper &h,
+                                             uint64_t group)
 {
     const typename real::tensor *list = (const typename real::tensor *)w->list;
     const uint64_t first = blockIdx.x * (uint64_t)adam_cuda_THREADS + threadIdx.x;
@@ -785,12 +787,13 @@ static __device__ void adam_cuda_write_state(const adam_cuda_plan *w, const adam
     (void)h;
     (void)list;
     (void)first;
+    (void)group;
     if (blockIdx.x < w->tiles) {
         const adam_cuda_place at = adam_cuda_find(w->tile, w->count, blockIdx.x);
         const typename real::tensor *x = list + at.tensor;
-        const uint64_t begin = at.block * adam_cuda_TILE;
+        const uint64_t begin = at.block * adam_cuda_TILE, end = begin + adam_cuda_TILE;
 
-        for (uint64_t i = begin + threadIdx.x; i < begin + adam_cuda_TILE && i < x->n; i += adam_cuda_THREADS) {
+        for (uint64_t i = begin + threadIdx.x; i < end && i < x->n; i += adam_cuda_THREADS) {
             x->m[i] = real(0.0).x;
             x->v[i] = real(0.0).x;
         }
@@ -899,7 +902,7 @@ adam_cuda_lay_out_f32(const __grid_constant__ adam_cuda_plan given)
 extern "C" __global__ void __launch_bounds__(adam_cuda_THREADS, adam_cuda_MIN_BLOCKS)
 adam_cuda_write_state_f32(const __grid_constant__ adam_cuda_beginning given)
 {
-    adam_cuda_write_state<adam_cuda_f32>(&given.plan, given.hyper);
+    adam_cuda_write_state<adam_cuda_f32>(&given.plan, given.hyper, given.group);
 }
 
 extern "C" __global__ void __launch_bounds__(adam_cuda_THREADS, adam_cuda_MIN_BLOCKS)
@@ -935,7 +938,7 @@ adam_cuda_lay_out_f64(const __grid_constant__ adam_cuda_plan given)
 extern "C" __global__ void __launch_bounds__(adam_cuda_THREADS, adam_cuda_MIN_BLOCKS)
 adam_cuda_write_state_f64(const __grid_constant__ adam_cuda_beginning given)
 {
-    adam_cuda_write_state<adam_cuda_f64>(&given.plan, given.hyper);
+    adam_cuda_write_state<adam_cuda_f64>(&given.plan, given.hyper, given.group);
 }
 
 /* ---- the host ---- */
@@ -1190,15 +1193,20 @@ int adam_cuda_plan_f64(adam_cuda_plan *plan, const adam_cuda_tensor_f64 *tensors
 int adam_cuda_state_init(const adam_cuda_plan *plan, const adam_cuda_hyper *h, cudaStream_t stream)
 {
     adam_cuda_beginning w;
+    int status = adam_cuda_OK;
 
-    if (plan == NULL || (h == NULL && false))
+    if (plan == NULL)
         return adam_cuda_ERROR_NULL;
     w.plan = *plan;
-    if (h != NULL)
-        w.hyper = *h;
-    else
-        adam_cuda_hyper_init(&w.hyper);
-    return adam_cuda_start(adam_cuda_KERNEL(plan, write_state), plan->tiles > 0 ? plan->tiles : 1, &w, stream);
+    for (w.group = 0; w.group < 1 && status == adam_cuda_OK; w.group++) {
+        if (h != NULL)
+            w.hyper = h[w.group];
+        else
+            adam_cuda_hyper_init(&w.hyper);
+        status = adam_cuda_start(adam_cuda_KERNEL(plan, write_state), plan->tiles > 0 ? plan->tiles : 1, &w,
+                                 stream);
+    }
+    return status;
 }
 
 int adam_cuda_rows(const adam_cuda_plan *plan, const adam_cuda_hyper *h, uint64_t t, size_t number, int set,

@@ -781,15 +781,17 @@ static __device__ void adamw_cuda_lay_out(const adamw_cuda_plan *w)
                               [=](uint64_t k) { return w->sizes[k]; });
 }
 
-/* A plan, and the hyperparameters as which state may start. */
+/* A plan, and the hyperparameters as which the state of a group may start. */
 struct adamw_cuda_beginning {
     adamw_cuda_plan plan;
     adamw_cuda_hyper hyper;
+    uint64_t group;
 };
 
 /* Writes the initial state of all tensors. */
 template <typename real>
-static __device__ void adamw_cuda_write_state(const adamw_cuda_plan *w, const adamw_cuda_hyper &h)
+static __device__ void adamw_cuda_write_state(const adamw_cuda_plan *w, const adamw_cuda_hyper &h,
+                                              uint64_t group)
 {
     const typename real::tensor *list = (const typename real::tensor *)w->list;
     const uint64_t first = blockIdx.x * (uint64_t)adamw_cuda_THREADS + threadIdx.x;
@@ -797,12 +799,13 @@ static __device__ void adamw_cuda_write_state(const adamw_cuda_plan *w, const ad
     (void)h;
     (void)list;
     (void)first;
+    (void)group;
     if (blockIdx.x < w->tiles) {
         const adamw_cuda_place at = adamw_cuda_find(w->tile, w->count, blockIdx.x);
         const typename real::tensor *x = list + at.tensor;
-        const uint64_t begin = at.block * adamw_cuda_TILE;
+        const uint64_t begin = at.block * adamw_cuda_TILE, end = begin + adamw_cuda_TILE;
 
-        for (uint64_t i = begin + threadIdx.x; i < begin + adamw_cuda_TILE && i < x->n; i += adamw_cuda_THREADS) {
+        for (uint64_t i = begin + threadIdx.x; i < end && i < x->n; i += adamw_cuda_THREADS) {
             x->m[i] = real(0.0).x;
             x->v[i] = real(0.0).x;
         }
@@ -911,7 +914,7 @@ adamw_cuda_lay_out_f32(const __grid_constant__ adamw_cuda_plan given)
 extern "C" __global__ void __launch_bounds__(adamw_cuda_THREADS, adamw_cuda_MIN_BLOCKS)
 adamw_cuda_write_state_f32(const __grid_constant__ adamw_cuda_beginning given)
 {
-    adamw_cuda_write_state<adamw_cuda_f32>(&given.plan, given.hyper);
+    adamw_cuda_write_state<adamw_cuda_f32>(&given.plan, given.hyper, given.group);
 }
 
 extern "C" __global__ void __launch_bounds__(adamw_cuda_THREADS, adamw_cuda_MIN_BLOCKS)
@@ -947,7 +950,7 @@ adamw_cuda_lay_out_f64(const __grid_constant__ adamw_cuda_plan given)
 extern "C" __global__ void __launch_bounds__(adamw_cuda_THREADS, adamw_cuda_MIN_BLOCKS)
 adamw_cuda_write_state_f64(const __grid_constant__ adamw_cuda_beginning given)
 {
-    adamw_cuda_write_state<adamw_cuda_f64>(&given.plan, given.hyper);
+    adamw_cuda_write_state<adamw_cuda_f64>(&given.plan, given.hyper, given.group);
 }
 
 /* ---- the host ---- */
@@ -1202,15 +1205,20 @@ int adamw_cuda_plan_f64(adamw_cuda_plan *plan, const adamw_cuda_tensor_f64 *tens
 int adamw_cuda_state_init(const adamw_cuda_plan *plan, const adamw_cuda_hyper *h, cudaStream_t stream)
 {
     adamw_cuda_beginning w;
+    int status = adamw_cuda_OK;
 
-    if (plan == NULL || (h == NULL && false))
+    if (plan == NULL)
         return adamw_cuda_ERROR_NULL;
     w.plan = *plan;
-    if (h != NULL)
-        w.hyper = *h;
-    else
-        adamw_cuda_hyper_init(&w.hyper);
-    return adamw_cuda_start(adamw_cuda_KERNEL(plan, write_state), plan->tiles > 0 ? plan->tiles : 1, &w, stream);
+    for (w.group = 0; w.group < 1 && status == adamw_cuda_OK; w.group++) {
+        if (h != NULL)
+            w.hyper = h[w.group];
+        else
+            adamw_cuda_hyper_init(&w.hyper);
+        status = adamw_cuda_start(adamw_cuda_KERNEL(plan, write_state), plan->tiles > 0 ? plan->tiles : 1, &w,
+                                  stream);
+    }
+    return status;
 }
 
 int adamw_cuda_rows(const adamw_cuda_plan *plan, const adamw_cuda_hyper *h, uint64_t t, size_t number, int set,

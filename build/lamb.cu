@@ -910,15 +910,17 @@ static __device__ void lamb_cuda_lay_out(const lamb_cuda_plan *w)
     lamb_cuda_running_blocks(w->first, w->tensors, lamb_cuda_CHUNK, [=](uint64_t k) { return w->sizes[k]; });
 }
 
-/* A plan, and the hyperparameters as which state may start. */
+/* A plan, and the hyperparameters as which the state of a group may start. */
 struct lamb_cuda_beginning {
     lamb_cuda_plan plan;
     lamb_cuda_hyper hyper;
+    uint64_t group;
 };
 
 /* Writes the initial state of all tensors. */
 template <typename real>
-static __device__ void lamb_cuda_write_state(const lamb_cuda_plan *w, const lamb_cuda_hyper &h)
+static __device__ void lamb_cuda_write_state(const lamb_cuda_plan *w, const lamb_cuda_hyper &h,
+                                             uint64_t group)
 {
     const typename real::tensor *list = (const typename real::tensor *)w->list;
     const uint64_t first = blockIdx.x * (uint64_t)lamb_cuda_THREADS + threadIdx.x;
@@ -926,12 +928,13 @@ static __device__ void lamb_cuda_write_state(const lamb_cuda_plan *w, const lamb
     (void)h;
     (void)list;
     (void)first;
+    (void)group;
     if (blockIdx.x < w->tiles) {
         const lamb_cuda_place at = lamb_cuda_find(w->tile, w->count, blockIdx.x);
         const typename real::tensor *x = list + at.tensor;
-        const uint64_t begin = at.block * lamb_cuda_TILE;
+        const uint64_t begin = at.block * lamb_cuda_TILE, end = begin + lamb_cuda_TILE;
 
-        for (uint64_t i = begin + threadIdx.x; i < begin + lamb_cuda_TILE && i < x->n; i += lamb_cuda_THREADS) {
+        for (uint64_t i = begin + threadIdx.x; i < end && i < x->n; i += lamb_cuda_THREADS) {
             x->m[i] = real(0.0).x;
             x->v[i] = real(0.0).x;
         }
@@ -1052,7 +1055,7 @@ lamb_cuda_lay_out_f32(const __grid_constant__ lamb_cuda_plan given)
 extern "C" __global__ void __launch_bounds__(lamb_cuda_THREADS, lamb_cuda_MIN_BLOCKS)
 lamb_cuda_write_state_f32(const __grid_constant__ lamb_cuda_beginning given)
 {
-    lamb_cuda_write_state<lamb_cuda_f32>(&given.plan, given.hyper);
+    lamb_cuda_write_state<lamb_cuda_f32>(&given.plan, given.hyper, given.group);
 }
 
 extern "C" __global__ void __launch_bounds__(lamb_cuda_THREADS, lamb_cuda_MIN_BLOCKS)
@@ -1100,7 +1103,7 @@ lamb_cuda_lay_out_f64(const __grid_constant__ lamb_cuda_plan given)
 extern "C" __global__ void __launch_bounds__(lamb_cuda_THREADS, lamb_cuda_MIN_BLOCKS)
 lamb_cuda_write_state_f64(const __grid_constant__ lamb_cuda_beginning given)
 {
-    lamb_cuda_write_state<lamb_cuda_f64>(&given.plan, given.hyper);
+    lamb_cuda_write_state<lamb_cuda_f64>(&given.plan, given.hyper, given.group);
 }
 
 /* ---- the host ---- */
@@ -1355,15 +1358,20 @@ int lamb_cuda_plan_f64(lamb_cuda_plan *plan, const lamb_cuda_tensor_f64 *tensors
 int lamb_cuda_state_init(const lamb_cuda_plan *plan, const lamb_cuda_hyper *h, cudaStream_t stream)
 {
     lamb_cuda_beginning w;
+    int status = lamb_cuda_OK;
 
-    if (plan == NULL || (h == NULL && false))
+    if (plan == NULL)
         return lamb_cuda_ERROR_NULL;
     w.plan = *plan;
-    if (h != NULL)
-        w.hyper = *h;
-    else
-        lamb_cuda_hyper_init(&w.hyper);
-    return lamb_cuda_start(lamb_cuda_KERNEL(plan, write_state), plan->tiles > 0 ? plan->tiles : 1, &w, stream);
+    for (w.group = 0; w.group < 1 && status == lamb_cuda_OK; w.group++) {
+        if (h != NULL)
+            w.hyper = h[w.group];
+        else
+            lamb_cuda_hyper_init(&w.hyper);
+        status = lamb_cuda_start(lamb_cuda_KERNEL(plan, write_state), plan->tiles > 0 ? plan->tiles : 1, &w,
+                                 stream);
+    }
+    return status;
 }
 
 int lamb_cuda_rows(const lamb_cuda_plan *plan, const lamb_cuda_hyper *h, uint64_t t, size_t number, int set,

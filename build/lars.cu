@@ -769,15 +769,17 @@ static __device__ void lars_cuda_lay_out(const lars_cuda_plan *w)
     lars_cuda_running_blocks(w->first, w->tensors, lars_cuda_CHUNK, [=](uint64_t k) { return w->sizes[k]; });
 }
 
-/* A plan, and the hyperparameters as which state may start. */
+/* A plan, and the hyperparameters as which the state of a group may start. */
 struct lars_cuda_beginning {
     lars_cuda_plan plan;
     lars_cuda_hyper hyper;
+    uint64_t group;
 };
 
 /* Writes the initial state of all tensors. */
 template <typename real>
-static __device__ void lars_cuda_write_state(const lars_cuda_plan *w, const lars_cuda_hyper &h)
+static __device__ void lars_cuda_write_state(const lars_cuda_plan *w, const lars_cuda_hyper &h,
+                                             uint64_t group)
 {
     const typename real::tensor *list = (const typename real::tensor *)w->list;
     const uint64_t first = blockIdx.x * (uint64_t)lars_cuda_THREADS + threadIdx.x;
@@ -785,12 +787,13 @@ static __device__ void lars_cuda_write_state(const lars_cuda_plan *w, const lars
     (void)h;
     (void)list;
     (void)first;
+    (void)group;
     if (blockIdx.x < w->tiles) {
         const lars_cuda_place at = lars_cuda_find(w->tile, w->count, blockIdx.x);
         const typename real::tensor *x = list + at.tensor;
-        const uint64_t begin = at.block * lars_cuda_TILE;
+        const uint64_t begin = at.block * lars_cuda_TILE, end = begin + lars_cuda_TILE;
 
-        for (uint64_t i = begin + threadIdx.x; i < begin + lars_cuda_TILE && i < x->n; i += lars_cuda_THREADS) {
+        for (uint64_t i = begin + threadIdx.x; i < end && i < x->n; i += lars_cuda_THREADS) {
             x->m[i] = real(0.0).x;
         }
     }
@@ -904,7 +907,7 @@ lars_cuda_lay_out_f32(const __grid_constant__ lars_cuda_plan given)
 extern "C" __global__ void __launch_bounds__(lars_cuda_THREADS, lars_cuda_MIN_BLOCKS)
 lars_cuda_write_state_f32(const __grid_constant__ lars_cuda_beginning given)
 {
-    lars_cuda_write_state<lars_cuda_f32>(&given.plan, given.hyper);
+    lars_cuda_write_state<lars_cuda_f32>(&given.plan, given.hyper, given.group);
 }
 
 extern "C" __global__ void __launch_bounds__(lars_cuda_THREADS, lars_cuda_MIN_BLOCKS)
@@ -946,7 +949,7 @@ lars_cuda_lay_out_f64(const __grid_constant__ lars_cuda_plan given)
 extern "C" __global__ void __launch_bounds__(lars_cuda_THREADS, lars_cuda_MIN_BLOCKS)
 lars_cuda_write_state_f64(const __grid_constant__ lars_cuda_beginning given)
 {
-    lars_cuda_write_state<lars_cuda_f64>(&given.plan, given.hyper);
+    lars_cuda_write_state<lars_cuda_f64>(&given.plan, given.hyper, given.group);
 }
 
 /* ---- the host ---- */
@@ -1201,15 +1204,20 @@ int lars_cuda_plan_f64(lars_cuda_plan *plan, const lars_cuda_tensor_f64 *tensors
 int lars_cuda_state_init(const lars_cuda_plan *plan, const lars_cuda_hyper *h, cudaStream_t stream)
 {
     lars_cuda_beginning w;
+    int status = lars_cuda_OK;
 
-    if (plan == NULL || (h == NULL && false))
+    if (plan == NULL)
         return lars_cuda_ERROR_NULL;
     w.plan = *plan;
-    if (h != NULL)
-        w.hyper = *h;
-    else
-        lars_cuda_hyper_init(&w.hyper);
-    return lars_cuda_start(lars_cuda_KERNEL(plan, write_state), plan->tiles > 0 ? plan->tiles : 1, &w, stream);
+    for (w.group = 0; w.group < 1 && status == lars_cuda_OK; w.group++) {
+        if (h != NULL)
+            w.hyper = h[w.group];
+        else
+            lars_cuda_hyper_init(&w.hyper);
+        status = lars_cuda_start(lars_cuda_KERNEL(plan, write_state), plan->tiles > 0 ? plan->tiles : 1, &w,
+                                 stream);
+    }
+    return status;
 }
 
 int lars_cuda_rows(const lars_cuda_plan *plan, const lars_cuda_hyper *h, uint64_t t, size_t number, int set,

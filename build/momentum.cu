@@ -722,15 +722,17 @@ static __device__ void momentum_cuda_lay_out(const momentum_cuda_plan *w)
                                  [=](uint64_t k) { return w->sizes[k]; });
 }
 
-/* A plan, and the hyperparameters as which state may start. */
+/* A plan, and the hyperparameters as which the state of a group may start. */
 struct momentum_cuda_beginning {
     momentum_cuda_plan plan;
     momentum_cuda_hyper hyper;
+    uint64_t group;
 };
 
 /* Writes the initial state of all tensors. */
 template <typename real>
-static __device__ void momentum_cuda_write_state(const momentum_cuda_plan *w, const momentum_cuda_hyper &h)
+static __device__ void momentum_cuda_write_state(const momentum_cuda_plan *w, const momentum_cuda_hyper &h,
+                                                 uint64_t group)
 {
     const typename real::tensor *list = (const typename real::tensor *)w->list;
     const uint64_t first = blockIdx.x * (uint64_t)momentum_cuda_THREADS + threadIdx.x;
@@ -738,12 +740,13 @@ static __device__ void momentum_cuda_write_state(const momentum_cuda_plan *w, co
     (void)h;
     (void)list;
     (void)first;
+    (void)group;
     if (blockIdx.x < w->tiles) {
         const momentum_cuda_place at = momentum_cuda_find(w->tile, w->count, blockIdx.x);
         const typename real::tensor *x = list + at.tensor;
-        const uint64_t begin = at.block * momentum_cuda_TILE;
+        const uint64_t begin = at.block * momentum_cuda_TILE, end = begin + momentum_cuda_TILE;
 
-        for (uint64_t i = begin + threadIdx.x; i < begin + momentum_cuda_TILE && i < x->n; i += momentum_cuda_THREADS) {
+        for (uint64_t i = begin + threadIdx.x; i < end && i < x->n; i += momentum_cuda_THREADS) {
             x->m[i] = real(0.0).x;
         }
     }
@@ -851,7 +854,7 @@ momentum_cuda_lay_out_f32(const __grid_constant__ momentum_cuda_plan given)
 extern "C" __global__ void __launch_bounds__(momentum_cuda_THREADS, momentum_cuda_MIN_BLOCKS)
 momentum_cuda_write_state_f32(const __grid_constant__ momentum_cuda_beginning given)
 {
-    momentum_cuda_write_state<momentum_cuda_f32>(&given.plan, given.hyper);
+    momentum_cuda_write_state<momentum_cuda_f32>(&given.plan, given.hyper, given.group);
 }
 
 extern "C" __global__ void __launch_bounds__(momentum_cuda_THREADS, momentum_cuda_MIN_BLOCKS)
@@ -887,7 +890,7 @@ momentum_cuda_lay_out_f64(const __grid_constant__ momentum_cuda_plan given)
 extern "C" __global__ void __launch_bounds__(momentum_cuda_THREADS, momentum_cuda_MIN_BLOCKS)
 momentum_cuda_write_state_f64(const __grid_constant__ momentum_cuda_beginning given)
 {
-    momentum_cuda_write_state<momentum_cuda_f64>(&given.plan, given.hyper);
+    momentum_cuda_write_state<momentum_cuda_f64>(&given.plan, given.hyper, given.group);
 }
 
 /* ---- the host ---- */
@@ -1144,15 +1147,20 @@ int momentum_cuda_state_init(const momentum_cuda_plan *plan, const momentum_cuda
                              cudaStream_t stream)
 {
     momentum_cuda_beginning w;
+    int status = momentum_cuda_OK;
 
-    if (plan == NULL || (h == NULL && false))
+    if (plan == NULL)
         return momentum_cuda_ERROR_NULL;
     w.plan = *plan;
-    if (h != NULL)
-        w.hyper = *h;
-    else
-        momentum_cuda_hyper_init(&w.hyper);
-    return momentum_cuda_start(momentum_cuda_KERNEL(plan, write_state), plan->tiles > 0 ? plan->tiles : 1, &w, stream);
+    for (w.group = 0; w.group < 1 && status == momentum_cuda_OK; w.group++) {
+        if (h != NULL)
+            w.hyper = h[w.group];
+        else
+            momentum_cuda_hyper_init(&w.hyper);
+        status = momentum_cuda_start(momentum_cuda_KERNEL(plan, write_state),
+                                     plan->tiles > 0 ? plan->tiles : 1, &w, stream);
+    }
+    return status;
 }
 
 int momentum_cuda_rows(const momentum_cuda_plan *plan, const momentum_cuda_hyper *h, uint64_t t, size_t number,

@@ -723,15 +723,17 @@ static __device__ void nesterov_cuda_lay_out(const nesterov_cuda_plan *w)
                                  [=](uint64_t k) { return w->sizes[k]; });
 }
 
-/* A plan, and the hyperparameters as which state may start. */
+/* A plan, and the hyperparameters as which the state of a group may start. */
 struct nesterov_cuda_beginning {
     nesterov_cuda_plan plan;
     nesterov_cuda_hyper hyper;
+    uint64_t group;
 };
 
 /* Writes the initial state of all tensors. */
 template <typename real>
-static __device__ void nesterov_cuda_write_state(const nesterov_cuda_plan *w, const nesterov_cuda_hyper &h)
+static __device__ void nesterov_cuda_write_state(const nesterov_cuda_plan *w, const nesterov_cuda_hyper &h,
+                                                 uint64_t group)
 {
     const typename real::tensor *list = (const typename real::tensor *)w->list;
     const uint64_t first = blockIdx.x * (uint64_t)nesterov_cuda_THREADS + threadIdx.x;
@@ -739,12 +741,13 @@ static __device__ void nesterov_cuda_write_state(const nesterov_cuda_plan *w, co
     (void)h;
     (void)list;
     (void)first;
+    (void)group;
     if (blockIdx.x < w->tiles) {
         const nesterov_cuda_place at = nesterov_cuda_find(w->tile, w->count, blockIdx.x);
         const typename real::tensor *x = list + at.tensor;
-        const uint64_t begin = at.block * nesterov_cuda_TILE;
+        const uint64_t begin = at.block * nesterov_cuda_TILE, end = begin + nesterov_cuda_TILE;
 
-        for (uint64_t i = begin + threadIdx.x; i < begin + nesterov_cuda_TILE && i < x->n; i += nesterov_cuda_THREADS) {
+        for (uint64_t i = begin + threadIdx.x; i < end && i < x->n; i += nesterov_cuda_THREADS) {
             x->m[i] = real(0.0).x;
         }
     }
@@ -852,7 +855,7 @@ nesterov_cuda_lay_out_f32(const __grid_constant__ nesterov_cuda_plan given)
 extern "C" __global__ void __launch_bounds__(nesterov_cuda_THREADS, nesterov_cuda_MIN_BLOCKS)
 nesterov_cuda_write_state_f32(const __grid_constant__ nesterov_cuda_beginning given)
 {
-    nesterov_cuda_write_state<nesterov_cuda_f32>(&given.plan, given.hyper);
+    nesterov_cuda_write_state<nesterov_cuda_f32>(&given.plan, given.hyper, given.group);
 }
 
 extern "C" __global__ void __launch_bounds__(nesterov_cuda_THREADS, nesterov_cuda_MIN_BLOCKS)
@@ -888,7 +891,7 @@ nesterov_cuda_lay_out_f64(const __grid_constant__ nesterov_cuda_plan given)
 extern "C" __global__ void __launch_bounds__(nesterov_cuda_THREADS, nesterov_cuda_MIN_BLOCKS)
 nesterov_cuda_write_state_f64(const __grid_constant__ nesterov_cuda_beginning given)
 {
-    nesterov_cuda_write_state<nesterov_cuda_f64>(&given.plan, given.hyper);
+    nesterov_cuda_write_state<nesterov_cuda_f64>(&given.plan, given.hyper, given.group);
 }
 
 /* ---- the host ---- */
@@ -1145,15 +1148,20 @@ int nesterov_cuda_state_init(const nesterov_cuda_plan *plan, const nesterov_cuda
                              cudaStream_t stream)
 {
     nesterov_cuda_beginning w;
+    int status = nesterov_cuda_OK;
 
-    if (plan == NULL || (h == NULL && false))
+    if (plan == NULL)
         return nesterov_cuda_ERROR_NULL;
     w.plan = *plan;
-    if (h != NULL)
-        w.hyper = *h;
-    else
-        nesterov_cuda_hyper_init(&w.hyper);
-    return nesterov_cuda_start(nesterov_cuda_KERNEL(plan, write_state), plan->tiles > 0 ? plan->tiles : 1, &w, stream);
+    for (w.group = 0; w.group < 1 && status == nesterov_cuda_OK; w.group++) {
+        if (h != NULL)
+            w.hyper = h[w.group];
+        else
+            nesterov_cuda_hyper_init(&w.hyper);
+        status = nesterov_cuda_start(nesterov_cuda_KERNEL(plan, write_state),
+                                     plan->tiles > 0 ? plan->tiles : 1, &w, stream);
+    }
+    return status;
 }
 
 int nesterov_cuda_rows(const nesterov_cuda_plan *plan, const nesterov_cuda_hyper *h, uint64_t t, size_t number,

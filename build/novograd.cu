@@ -781,15 +781,17 @@ static __device__ void novograd_cuda_lay_out(const novograd_cuda_plan *w)
                                  [=](uint64_t k) { return w->sizes[k]; });
 }
 
-/* A plan, and the hyperparameters as which state may start. */
+/* A plan, and the hyperparameters as which the state of a group may start. */
 struct novograd_cuda_beginning {
     novograd_cuda_plan plan;
     novograd_cuda_hyper hyper;
+    uint64_t group;
 };
 
 /* Writes the initial state of all tensors. */
 template <typename real>
-static __device__ void novograd_cuda_write_state(const novograd_cuda_plan *w, const novograd_cuda_hyper &h)
+static __device__ void novograd_cuda_write_state(const novograd_cuda_plan *w, const novograd_cuda_hyper &h,
+                                                 uint64_t group)
 {
     const typename real::tensor *list = (const typename real::tensor *)w->list;
     const uint64_t first = blockIdx.x * (uint64_t)novograd_cuda_THREADS + threadIdx.x;
@@ -797,12 +799,13 @@ static __device__ void novograd_cuda_write_state(const novograd_cuda_plan *w, co
     (void)h;
     (void)list;
     (void)first;
+    (void)group;
     if (blockIdx.x < w->tiles) {
         const novograd_cuda_place at = novograd_cuda_find(w->tile, w->count, blockIdx.x);
         const typename real::tensor *x = list + at.tensor;
-        const uint64_t begin = at.block * novograd_cuda_TILE;
+        const uint64_t begin = at.block * novograd_cuda_TILE, end = begin + novograd_cuda_TILE;
 
-        for (uint64_t i = begin + threadIdx.x; i < begin + novograd_cuda_TILE && i < x->n; i += novograd_cuda_THREADS) {
+        for (uint64_t i = begin + threadIdx.x; i < end && i < x->n; i += novograd_cuda_THREADS) {
             x->m[i] = real(0.0).x;
         }
     }
@@ -921,7 +924,7 @@ novograd_cuda_lay_out_f32(const __grid_constant__ novograd_cuda_plan given)
 extern "C" __global__ void __launch_bounds__(novograd_cuda_THREADS, novograd_cuda_MIN_BLOCKS)
 novograd_cuda_write_state_f32(const __grid_constant__ novograd_cuda_beginning given)
 {
-    novograd_cuda_write_state<novograd_cuda_f32>(&given.plan, given.hyper);
+    novograd_cuda_write_state<novograd_cuda_f32>(&given.plan, given.hyper, given.group);
 }
 
 extern "C" __global__ void __launch_bounds__(novograd_cuda_THREADS, novograd_cuda_MIN_BLOCKS)
@@ -963,7 +966,7 @@ novograd_cuda_lay_out_f64(const __grid_constant__ novograd_cuda_plan given)
 extern "C" __global__ void __launch_bounds__(novograd_cuda_THREADS, novograd_cuda_MIN_BLOCKS)
 novograd_cuda_write_state_f64(const __grid_constant__ novograd_cuda_beginning given)
 {
-    novograd_cuda_write_state<novograd_cuda_f64>(&given.plan, given.hyper);
+    novograd_cuda_write_state<novograd_cuda_f64>(&given.plan, given.hyper, given.group);
 }
 
 /* ---- the host ---- */
@@ -1248,15 +1251,20 @@ int novograd_cuda_state_init(const novograd_cuda_plan *plan, const novograd_cuda
                              cudaStream_t stream)
 {
     novograd_cuda_beginning w;
+    int status = novograd_cuda_OK;
 
-    if (plan == NULL || (h == NULL && false))
+    if (plan == NULL)
         return novograd_cuda_ERROR_NULL;
     w.plan = *plan;
-    if (h != NULL)
-        w.hyper = *h;
-    else
-        novograd_cuda_hyper_init(&w.hyper);
-    return novograd_cuda_start(novograd_cuda_KERNEL(plan, write_state), plan->tiles > 0 ? plan->tiles : 1, &w, stream);
+    for (w.group = 0; w.group < 1 && status == novograd_cuda_OK; w.group++) {
+        if (h != NULL)
+            w.hyper = h[w.group];
+        else
+            novograd_cuda_hyper_init(&w.hyper);
+        status = novograd_cuda_start(novograd_cuda_KERNEL(plan, write_state),
+                                     plan->tiles > 0 ? plan->tiles : 1, &w, stream);
+    }
+    return status;
 }
 
 int novograd_cuda_rows(const novograd_cuda_plan *plan, const novograd_cuda_hyper *h, uint64_t t, size_t number,

@@ -728,15 +728,17 @@ static __device__ void rmsprop_cuda_lay_out(const rmsprop_cuda_plan *w)
                                 [=](uint64_t k) { return w->sizes[k]; });
 }
 
-/* A plan, and the hyperparameters as which state may start. */
+/* A plan, and the hyperparameters as which the state of a group may start. */
 struct rmsprop_cuda_beginning {
     rmsprop_cuda_plan plan;
     rmsprop_cuda_hyper hyper;
+    uint64_t group;
 };
 
 /* Writes the initial state of all tensors. */
 template <typename real>
-static __device__ void rmsprop_cuda_write_state(const rmsprop_cuda_plan *w, const rmsprop_cuda_hyper &h)
+static __device__ void rmsprop_cuda_write_state(const rmsprop_cuda_plan *w, const rmsprop_cuda_hyper &h,
+                                                uint64_t group)
 {
     const typename real::tensor *list = (const typename real::tensor *)w->list;
     const uint64_t first = blockIdx.x * (uint64_t)rmsprop_cuda_THREADS + threadIdx.x;
@@ -744,12 +746,13 @@ static __device__ void rmsprop_cuda_write_state(const rmsprop_cuda_plan *w, cons
     (void)h;
     (void)list;
     (void)first;
+    (void)group;
     if (blockIdx.x < w->tiles) {
         const rmsprop_cuda_place at = rmsprop_cuda_find(w->tile, w->count, blockIdx.x);
         const typename real::tensor *x = list + at.tensor;
-        const uint64_t begin = at.block * rmsprop_cuda_TILE;
+        const uint64_t begin = at.block * rmsprop_cuda_TILE, end = begin + rmsprop_cuda_TILE;
 
-        for (uint64_t i = begin + threadIdx.x; i < begin + rmsprop_cuda_TILE && i < x->n; i += rmsprop_cuda_THREADS) {
+        for (uint64_t i = begin + threadIdx.x; i < end && i < x->n; i += rmsprop_cuda_THREADS) {
             x->acc[i] = real(0.0).x;
         }
     }
@@ -857,7 +860,7 @@ rmsprop_cuda_lay_out_f32(const __grid_constant__ rmsprop_cuda_plan given)
 extern "C" __global__ void __launch_bounds__(rmsprop_cuda_THREADS, rmsprop_cuda_MIN_BLOCKS)
 rmsprop_cuda_write_state_f32(const __grid_constant__ rmsprop_cuda_beginning given)
 {
-    rmsprop_cuda_write_state<rmsprop_cuda_f32>(&given.plan, given.hyper);
+    rmsprop_cuda_write_state<rmsprop_cuda_f32>(&given.plan, given.hyper, given.group);
 }
 
 extern "C" __global__ void __launch_bounds__(rmsprop_cuda_THREADS, rmsprop_cuda_MIN_BLOCKS)
@@ -893,7 +896,7 @@ rmsprop_cuda_lay_out_f64(const __grid_constant__ rmsprop_cuda_plan given)
 extern "C" __global__ void __launch_bounds__(rmsprop_cuda_THREADS, rmsprop_cuda_MIN_BLOCKS)
 rmsprop_cuda_write_state_f64(const __grid_constant__ rmsprop_cuda_beginning given)
 {
-    rmsprop_cuda_write_state<rmsprop_cuda_f64>(&given.plan, given.hyper);
+    rmsprop_cuda_write_state<rmsprop_cuda_f64>(&given.plan, given.hyper, given.group);
 }
 
 /* ---- the host ---- */
@@ -1148,15 +1151,20 @@ int rmsprop_cuda_plan_f64(rmsprop_cuda_plan *plan, const rmsprop_cuda_tensor_f64
 int rmsprop_cuda_state_init(const rmsprop_cuda_plan *plan, const rmsprop_cuda_hyper *h, cudaStream_t stream)
 {
     rmsprop_cuda_beginning w;
+    int status = rmsprop_cuda_OK;
 
-    if (plan == NULL || (h == NULL && false))
+    if (plan == NULL)
         return rmsprop_cuda_ERROR_NULL;
     w.plan = *plan;
-    if (h != NULL)
-        w.hyper = *h;
-    else
-        rmsprop_cuda_hyper_init(&w.hyper);
-    return rmsprop_cuda_start(rmsprop_cuda_KERNEL(plan, write_state), plan->tiles > 0 ? plan->tiles : 1, &w, stream);
+    for (w.group = 0; w.group < 1 && status == rmsprop_cuda_OK; w.group++) {
+        if (h != NULL)
+            w.hyper = h[w.group];
+        else
+            rmsprop_cuda_hyper_init(&w.hyper);
+        status = rmsprop_cuda_start(rmsprop_cuda_KERNEL(plan, write_state), plan->tiles > 0 ? plan->tiles : 1,
+                                    &w, stream);
+    }
+    return status;
 }
 
 int rmsprop_cuda_rows(const rmsprop_cuda_plan *plan, const rmsprop_cuda_hyper *h, uint64_t t, size_t number,

@@ -698,15 +698,16 @@ static __device__ void sgd_cuda_lay_out(const sgd_cuda_plan *w)
     sgd_cuda_running_blocks(w->first, w->tensors, sgd_cuda_CHUNK, [=](uint64_t k) { return w->sizes[k]; });
 }
 
-/* A plan, and the hyperparameters as which state may start. */
+/* A plan, and the hyperparameters as which the state of a group may start. */
 struct sgd_cuda_beginning {
     sgd_cuda_plan plan;
     sgd_cuda_hyper hyper;
+    uint64_t group;
 };
 
 /* Writes the initial state of all tensors. */
 template <typename real>
-static __device__ void sgd_cuda_write_state(const sgd_cuda_plan *w, const sgd_cuda_hyper &h)
+static __device__ void sgd_cuda_write_state(const sgd_cuda_plan *w, const sgd_cuda_hyper &h, uint64_t group)
 {
     const typename real::tensor *list = (const typename real::tensor *)w->list;
     const uint64_t first = blockIdx.x * (uint64_t)sgd_cuda_THREADS + threadIdx.x;
@@ -714,6 +715,7 @@ static __device__ void sgd_cuda_write_state(const sgd_cuda_plan *w, const sgd_cu
     (void)h;
     (void)list;
     (void)first;
+    (void)group;
 }
 
 /* ---- kernels: one argument each ---- */
@@ -818,7 +820,7 @@ sgd_cuda_lay_out_f32(const __grid_constant__ sgd_cuda_plan given)
 extern "C" __global__ void __launch_bounds__(sgd_cuda_THREADS, sgd_cuda_MIN_BLOCKS)
 sgd_cuda_write_state_f32(const __grid_constant__ sgd_cuda_beginning given)
 {
-    sgd_cuda_write_state<sgd_cuda_f32>(&given.plan, given.hyper);
+    sgd_cuda_write_state<sgd_cuda_f32>(&given.plan, given.hyper, given.group);
 }
 
 extern "C" __global__ void __launch_bounds__(sgd_cuda_THREADS, sgd_cuda_MIN_BLOCKS)
@@ -854,7 +856,7 @@ sgd_cuda_lay_out_f64(const __grid_constant__ sgd_cuda_plan given)
 extern "C" __global__ void __launch_bounds__(sgd_cuda_THREADS, sgd_cuda_MIN_BLOCKS)
 sgd_cuda_write_state_f64(const __grid_constant__ sgd_cuda_beginning given)
 {
-    sgd_cuda_write_state<sgd_cuda_f64>(&given.plan, given.hyper);
+    sgd_cuda_write_state<sgd_cuda_f64>(&given.plan, given.hyper, given.group);
 }
 
 /* ---- the host ---- */
@@ -1109,15 +1111,20 @@ int sgd_cuda_plan_f64(sgd_cuda_plan *plan, const sgd_cuda_tensor_f64 *tensors, s
 int sgd_cuda_state_init(const sgd_cuda_plan *plan, const sgd_cuda_hyper *h, cudaStream_t stream)
 {
     sgd_cuda_beginning w;
+    int status = sgd_cuda_OK;
 
-    if (plan == NULL || (h == NULL && false))
+    if (plan == NULL)
         return sgd_cuda_ERROR_NULL;
     w.plan = *plan;
-    if (h != NULL)
-        w.hyper = *h;
-    else
-        sgd_cuda_hyper_init(&w.hyper);
-    return sgd_cuda_start(sgd_cuda_KERNEL(plan, write_state), plan->tiles > 0 ? plan->tiles : 1, &w, stream);
+    for (w.group = 0; w.group < 1 && status == sgd_cuda_OK; w.group++) {
+        if (h != NULL)
+            w.hyper = h[w.group];
+        else
+            sgd_cuda_hyper_init(&w.hyper);
+        status = sgd_cuda_start(sgd_cuda_KERNEL(plan, write_state), plan->tiles > 0 ? plan->tiles : 1, &w,
+                                stream);
+    }
+    return status;
 }
 
 int sgd_cuda_rows(const sgd_cuda_plan *plan, const sgd_cuda_hyper *h, uint64_t t, size_t number, int set,
