@@ -187,7 +187,7 @@ def demo(
     out: Annotated[
         Path,
         typer.Option(
-            metavar="PNG", help="Picture of the loss curves; beside it goes NAME-training.png, of the resumed run."
+            metavar="PNG", help="Picture of the loss curves; beside it goes NAME-training.png, of one training."
         ),
     ] = Path("demo.png"),
     epochs: Annotated[int, typer.Option(metavar="N", min=1, help="Passes over the training images.")] = 40,
