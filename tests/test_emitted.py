@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -106,8 +107,8 @@ def test_a_c_program_has_the_bits_of_the_function(
 
 
 def test_committed_files_are_current() -> None:
-    files = emit(select([], True), ["c"], ["f32", "f64"], [], None)
-    assert differences(ROOT / "build", files, {"c"}) == []
+    files = emit(select([], True), ["c", "cuda"], ["f32", "f64"], [], None)
+    assert differences(ROOT / "build", files, {"c", "cuda"}) == []
     assert {path.name for path in (ROOT / "build").iterdir()} == set(files)
 
 
@@ -116,11 +117,11 @@ def test_a_changed_template_is_noticed(template: str, tmp_path: Path, monkeypatc
     changed = tmp_path / "templates"
     shutil.copytree(render.TEMPLATES, changed)
     text = (changed / template).read_text()
-    (changed / template).write_text(text.replace("double", "float", 1))
+    (changed / template).write_text(re.sub("double|->", "float", text, count=1))
     monkeypatch.setattr(render, "TEMPLATES", changed)
     render.environment.cache_clear()
     try:
-        assert differences(ROOT / "build", emit(select([], True), ["c"], ["f32", "f64"], [], None), set())
+        assert differences(ROOT / "build", emit(select([], True), ["c", "cuda"], ["f32", "f64"], [], None), set())
     finally:
         monkeypatch.undo()
         render.environment.cache_clear()

@@ -113,9 +113,14 @@ def load(opt: Optimizer, path: PathLike, /, **companions: Any) -> None:
     header, arrays = contents(path)
     opt._follow_parameters()
     take_over(opt, path, header, arrays, companions)
+    mention_companions(path, header, companions)
+
+
+def mention_companions(path: PathLike, header: Mapping[str, Any], companions: Mapping[str, Any]) -> None:
+    """Warn of what a checkpoint has and nobody asked for."""
     for name in header["companions"]:
         if name not in companions:
-            warnings.warn(f"{path} also has the state of {name!r}: opt.load(path, {name}=…) restores it", stacklevel=2)
+            warnings.warn(f"{path} also has the state of {name!r}: opt.load(path, {name}=…) restores it", stacklevel=3)
 
 
 def create(
@@ -175,6 +180,7 @@ def create(
         **({} if structure.grouped else rows[0]),
     )
     take_over(opt, path, header, arrays, {})
+    mention_companions(path, header, {})
     return opt
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from . import checkpoint, resume, targets
 from .arrays import Ranges, address, kind
-from .catalogue import BUILT_IN
+from .catalogue import BUILT_IN, named
 from .diagnostics import UsageError, nearest
 from .functions import Array
 from .groups import Group, settle
@@ -40,7 +40,7 @@ class Optimizer:
         buffer protocol (PyTorch CPU tensors). Any other iterable of arrays is taken as a list. A group is a dict of
         "params", such a collection, and of hyperparameters that it does not have from `settings`.
     rule : Rule or str
-        A rule, or the name of a built-in one.
+        A rule, or the name of a built-in one, or of a composition: "clip_by_global_norm:adamw".
     target : str
         "c" for the compiled kernel, "cuda" for one on a GPU, "numpy" for the reference; or a callable that takes a
         rule and its kernel and gives an engine, such as `CudaTarget(device=1)`.
@@ -502,6 +502,8 @@ def named_rule(rule: Rule | str) -> Rule:
         return rule
     if not isinstance(rule, str):
         raise TypeError(f"a rule is made by @rule, or is the name of a built-in one, not {kind(rule)}")
+    if ":" in rule:
+        return named(rule)
     if rule not in BUILT_IN:
         listed = f"; there are {', '.join(BUILT_IN)}"
         raise UsageError(f"there is no rule {rule!r}{nearest(rule, BUILT_IN) or listed}")
