@@ -128,11 +128,12 @@ struct adadelta_cuda_f32 {
 };
 __device__ __forceinline__ adadelta_cuda_f64::adadelta_cuda_f64(adadelta_cuda_f32 value) : x(value.x) {}
 
-/* Four neighbouring elements, of which `live` exist; in one vector where the arrays are aligned. */
+/* Four neighbouring elements, as a vector, or those `live` ones that exist. */
+template <bool vector>
 static __device__ __forceinline__ void adadelta_cuda_load(adadelta_cuda_f32 (&to)[4], const float *from,
-        int live, bool aligned)
+        int live)
 {
-    if (aligned && live == 4) {
+    if (vector) {
         const float4 v0 = adadelta_cuda_READ((const float4 *)from + 0);
 
         to[0] = v0.x;
@@ -146,10 +147,11 @@ static __device__ __forceinline__ void adadelta_cuda_load(adadelta_cuda_f32 (&to
     }
 }
 
+template <bool vector>
 static __device__ __forceinline__ void adadelta_cuda_store(float *to, const adadelta_cuda_f32 (&from)[4],
-        int live, bool aligned)
+        int live)
 {
-    if (aligned && live == 4) {
+    if (vector) {
         adadelta_cuda_WRITE((float4 *)to + 0, make_float4(from[0].x, from[1].x, from[2].x, from[3].x));
     } else {
 #pragma unroll
@@ -159,11 +161,12 @@ static __device__ __forceinline__ void adadelta_cuda_store(float *to, const adad
     }
 }
 
-/* Four neighbouring elements, of which `live` exist; in two vectors where the arrays are aligned. */
+/* Four neighbouring elements, as two vectors, or those `live` ones that exist. */
+template <bool vector>
 static __device__ __forceinline__ void adadelta_cuda_load(adadelta_cuda_f64 (&to)[4], const double *from,
-        int live, bool aligned)
+        int live)
 {
-    if (aligned && live == 4) {
+    if (vector) {
         const double2 v0 = adadelta_cuda_READ((const double2 *)from + 0);
         const double2 v1 = adadelta_cuda_READ((const double2 *)from + 1);
 
@@ -178,10 +181,11 @@ static __device__ __forceinline__ void adadelta_cuda_load(adadelta_cuda_f64 (&to
     }
 }
 
+template <bool vector>
 static __device__ __forceinline__ void adadelta_cuda_store(double *to, const adadelta_cuda_f64 (&from)[4],
-        int live, bool aligned)
+        int live)
 {
-    if (aligned && live == 4) {
+    if (vector) {
         adadelta_cuda_WRITE((double2 *)to + 0, make_double2(from[0].x, from[1].x));
         adadelta_cuda_WRITE((double2 *)to + 1, make_double2(from[2].x, from[3].x));
     } else {
@@ -191,7 +195,6 @@ static __device__ __forceinline__ void adadelta_cuda_store(double *to, const ada
                 to[k] = from[k].x;
     }
 }
-
 
 const char *adadelta_cuda_strerror(int status)
 {
@@ -341,6 +344,7 @@ static __device__ adadelta_cuda_f64 adadelta_cuda_tree(const double *values, uin
             const uint64_t start = c * adadelta_cuda_CHUNK + leaf * adadelta_cuda_LEAF_SIZE + lane;
             adadelta_cuda_f64 value = 0.0;
 
+#pragma unroll 8
             for (uint64_t i = start; i < start + adadelta_cuda_LEAF_SIZE && i < n; i += 32) {
                 const adadelta_cuda_f64 other = __ldcg(values + i); /* other blocks have written it */
 
@@ -436,6 +440,21 @@ static __device__ __forceinline__ void adadelta_cuda_scan(const adadelta_cuda_sc
     }
 }
 
+/* Looks at the gradients first, for the row of four elements that begins at i, from memory to memory. */
+template <typename real, bool observe, bool vector>
+static __device__ __forceinline__ void adadelta_cuda_scan_row(const typename real::tensor &x,
+        const adadelta_cuda_scalars &s, uint64_t i, int live, bool zero, adadelta_cuda_f64 (&lanes)[1][4],
+        unsigned &nan, unsigned &inf)
+{
+    real g_[4];
+
+    adadelta_cuda_load<vector>(g_, x.g + i, live);
+    if (observe)
+        adadelta_cuda_count(real(s.unscale), live, g_, nan, inf);
+    adadelta_cuda_scan<real, observe>(s, live, g_, lanes[0]);
+    (void)zero;
+}
+
 /* Looks at the gradients first, for the elements of a block. */
 template <typename real, bool observe>
 static __device__ __forceinline__ void adadelta_cuda_scan_block(const adadelta_cuda_plan *w)
@@ -443,11 +462,11 @@ static __device__ __forceinline__ void adadelta_cuda_scan_block(const adadelta_c
     const bool sums = observe;
     const int rows = sums ? 32 : adadelta_cuda_TILE / (4 * adadelta_cuda_THREADS);
     const adadelta_cuda_place at = adadelta_cuda_find(sums ? w->chunk : w->tile, w->count, blockIdx.x);
-    const typename real::tensor *x = (const typename real::tensor *)w->list + at.tensor;
+    const typename real::tensor x = ((const typename real::tensor *)w->list)[at.tensor];
     const uint64_t start = sums ? threadIdx.x / 8 * adadelta_cuda_LEAF_SIZE + threadIdx.x % 8 * 4 : threadIdx.x * 4;
     const uint64_t begin = at.block * (uint64_t)(sums ? +adadelta_cuda_CHUNK : +adadelta_cuda_TILE) + start;
     const uint64_t stride = sums ? 32 : 4 * adadelta_cuda_THREADS;
-    const bool aligned = ((uintptr_t)x->g) % 16 == 0;
+    const bool aligned = ((uintptr_t)x.g) % 16 == 0;
     adadelta_cuda_f64 lanes[1][4];
     unsigned nan = 0, inf = 0;
 
@@ -459,17 +478,12 @@ static __device__ __forceinline__ void adadelta_cuda_scan_block(const adadelta_c
     for (int k = 0; k < 4; k++)
         lanes[0][k] = 0.0;
 
-    for (int row = 0; row < rows; row++) {
-        const uint64_t i = begin + row * stride;
-        const int live = i >= x->n ? 0 : x->n - i < 4 ? (int)(x->n - i) : 4;
-        real g_[4];
-
-        if (live == 0)
-            break;
-        adadelta_cuda_load(g_, x->g + i, live, aligned);
-        if (observe)
-            adadelta_cuda_count(real(s.unscale), live, g_, nan, inf);
-        adadelta_cuda_scan<real, observe>(s, live, g_, lanes[0]);
+    for (uint64_t i = begin; i < begin + rows * stride && i < x.n; i += stride) {
+        if (aligned && x.n - i >= 4)
+            adadelta_cuda_scan_row<real, observe, true>(x, s, i, 4, w->zero_grads != 0, lanes, nan, inf);
+        else
+            adadelta_cuda_scan_row<real, observe, false>(x, s, i, x.n - i < 4 ? (int)(x.n - i) : 4,
+                    w->zero_grads != 0, lanes, nan, inf);
     }
 
     if (sums) {
@@ -536,6 +550,31 @@ static __device__ __forceinline__ void adadelta_cuda_elements(const adadelta_cud
     }
 }
 
+/* The rule, for the row of four elements that begins at i, from memory to memory. */
+template <typename real, bool observe, bool vector>
+static __device__ __forceinline__ void adadelta_cuda_elements_row(const typename real::tensor &x,
+        const adadelta_cuda_scalars &s, uint64_t i, int live, bool zero, adadelta_cuda_f64 (&lanes)[3][4],
+        unsigned &nan, unsigned &inf)
+{
+    real p_[4], g_[4], acc_[4], acc_delta_[4];
+
+    adadelta_cuda_load<vector>(p_, x.p + i, live);
+    adadelta_cuda_load<vector>(g_, x.g + i, live);
+    adadelta_cuda_load<vector>(acc_, x.acc + i, live);
+    adadelta_cuda_load<vector>(acc_delta_, x.acc_delta + i, live);
+    if (observe)
+        adadelta_cuda_count(real(s.unscale), live, g_, nan, inf);
+    adadelta_cuda_elements<real, observe>(s, live, p_, g_, acc_, acc_delta_, lanes[0], lanes[1], lanes[2]);
+    adadelta_cuda_store<vector>(x.p + i, p_, live);
+    adadelta_cuda_store<vector>(x.acc + i, acc_, live);
+    adadelta_cuda_store<vector>(x.acc_delta + i, acc_delta_, live);
+    if (zero) {
+        const real none[4] = {0.0, 0.0, 0.0, 0.0};
+
+        adadelta_cuda_store<vector>((typename real::number *)x.g + i, none, live);
+    }
+}
+
 /* The rule, for the elements of a block. */
 template <typename real, bool observe>
 static __device__ __forceinline__ void adadelta_cuda_elements_block(const adadelta_cuda_plan *w)
@@ -543,11 +582,11 @@ static __device__ __forceinline__ void adadelta_cuda_elements_block(const adadel
     const bool sums = observe;
     const int rows = sums ? 32 : adadelta_cuda_TILE / (4 * adadelta_cuda_THREADS);
     const adadelta_cuda_place at = adadelta_cuda_find(sums ? w->chunk : w->tile, w->count, blockIdx.x);
-    const typename real::tensor *x = (const typename real::tensor *)w->list + at.tensor;
+    const typename real::tensor x = ((const typename real::tensor *)w->list)[at.tensor];
     const uint64_t start = sums ? threadIdx.x / 8 * adadelta_cuda_LEAF_SIZE + threadIdx.x % 8 * 4 : threadIdx.x * 4;
     const uint64_t begin = at.block * (uint64_t)(sums ? +adadelta_cuda_CHUNK : +adadelta_cuda_TILE) + start;
     const uint64_t stride = sums ? 32 : 4 * adadelta_cuda_THREADS;
-    const bool aligned = ((uintptr_t)x->p | (uintptr_t)x->g | (uintptr_t)x->acc | (uintptr_t)x->acc_delta) % 16 == 0;
+    const bool aligned = ((uintptr_t)x.p | (uintptr_t)x.g | (uintptr_t)x.acc | (uintptr_t)x.acc_delta) % 16 == 0;
     adadelta_cuda_f64 lanes[3][4];
     unsigned nan = 0, inf = 0;
 
@@ -556,13 +595,9 @@ static __device__ __forceinline__ void adadelta_cuda_elements_block(const adadel
     if (w->control->skipped) {
         const real none[4] = {0.0, 0.0, 0.0, 0.0};
 
-        for (int row = 0; row < rows && w->zero_grads; row++) {
-            const uint64_t i = begin + row * stride;
-
-            if (i < x->n)
-                adadelta_cuda_store((typename real::number *)x->g + i, none,
-                                    x->n - i < 4 ? (int)(x->n - i) : 4, aligned);
-        }
+        for (uint64_t i = begin; i < begin + rows * stride && i < x.n && w->zero_grads; i += stride)
+            adadelta_cuda_store<false>((typename real::number *)x.g + i, none,
+                                       x.n - i < 4 ? (int)(x.n - i) : 4);
         return;
     }
     const adadelta_cuda_scalars s = w->s[w->group[at.tensor]];
@@ -571,29 +606,12 @@ static __device__ __forceinline__ void adadelta_cuda_elements_block(const adadel
     for (int k = 0; k < 4; k++)
         lanes[0][k] = lanes[1][k] = lanes[2][k] = 0.0;
 
-    for (int row = 0; row < rows; row++) {
-        const uint64_t i = begin + row * stride;
-        const int live = i >= x->n ? 0 : x->n - i < 4 ? (int)(x->n - i) : 4;
-        real p_[4], g_[4], acc_[4], acc_delta_[4];
-
-        if (live == 0)
-            break;
-        adadelta_cuda_load(p_, x->p + i, live, aligned);
-        adadelta_cuda_load(g_, x->g + i, live, aligned);
-        adadelta_cuda_load(acc_, x->acc + i, live, aligned);
-        adadelta_cuda_load(acc_delta_, x->acc_delta + i, live, aligned);
-        if (observe)
-            adadelta_cuda_count(real(s.unscale), live, g_, nan, inf);
-        adadelta_cuda_elements<real, observe>(s, live, p_, g_, acc_, acc_delta_, lanes[0], lanes[1],
-                                              lanes[2]);
-        adadelta_cuda_store(x->p + i, p_, live, aligned);
-        adadelta_cuda_store(x->acc + i, acc_, live, aligned);
-        adadelta_cuda_store(x->acc_delta + i, acc_delta_, live, aligned);
-        if (w->zero_grads) {
-            const real none[4] = {0.0, 0.0, 0.0, 0.0};
-
-            adadelta_cuda_store((typename real::number *)x->g + i, none, live, aligned);
-        }
+    for (uint64_t i = begin; i < begin + rows * stride && i < x.n; i += stride) {
+        if (aligned && x.n - i >= 4)
+            adadelta_cuda_elements_row<real, observe, true>(x, s, i, 4, w->zero_grads != 0, lanes, nan, inf);
+        else
+            adadelta_cuda_elements_row<real, observe, false>(x, s, i, x.n - i < 4 ? (int)(x.n - i) : 4,
+                    w->zero_grads != 0, lanes, nan, inf);
     }
 
     if (sums) {
@@ -795,7 +813,7 @@ adadelta_cuda_begin(const __grid_constant__ adadelta_cuda_plan given)
         w->s[k] = w->rows[row * w->groups + k];
 }
 
-/* Adds up what a phase left: a block for each tensor, and the last of them goes on over all tensors. */
+/* Adds up what a phase left: a block for each tensor and sum, and the last of them goes on over all tensors. */
 extern "C" __global__ void __launch_bounds__(adadelta_cuda_THREADS, adadelta_cuda_MIN_BLOCKS)
 adadelta_cuda_add_up(const __grid_constant__ adadelta_cuda_plan given)
 {
@@ -808,18 +826,17 @@ adadelta_cuda_add_up(const __grid_constant__ adadelta_cuda_plan given)
 
     if (c->idle || c->skipped)
         return;
-    for (uint64_t j = blockIdx.x; j < w->tensors; j += gridDim.x)
-        for (int slot = begin; slot < end; slot++) {
-            const double *sums = w->sums + slot * w->chunks + w->first[j];
-            const adadelta_cuda_f64 total = adadelta_cuda_total(slot, sums, w->first[j + 1] - w->first[j]);
+    if (blockIdx.x < w->tensors) {
+        const uint64_t j = blockIdx.x, slot = begin + blockIdx.y;
+        const double *sums = w->sums + slot * w->chunks + w->first[j];
+        const adadelta_cuda_f64 total = adadelta_cuda_total((int)slot, sums, w->first[j + 1] - w->first[j]);
 
-            if (threadIdx.x == 0)
-                w->tensor_sums[slot * w->tensors + j] = total.x;
-            __syncthreads();
-        }
+        if (threadIdx.x == 0)
+            w->tensor_sums[slot * w->tensors + j] = total.x;
+    }
     if (threadIdx.x == 0) {
         __threadfence();
-        last = atomicAdd(&c->done, 1u) == gridDim.x - 1;
+        last = atomicAdd(&c->done, 1u) == gridDim.x * gridDim.y - 1;
     }
     __syncthreads();
     if (!last)
@@ -1034,10 +1051,11 @@ static int adadelta_cuda_bring(void *to, const void *from, uint64_t bytes, cudaS
 }
 
 /* Launches a kernel, if it has any blocks. */
-static int adadelta_cuda_start(const void *kernel, uint64_t blocks, const void *argument, cudaStream_t stream)
+static int adadelta_cuda_start(const void *kernel, uint64_t blocks, const void *argument, cudaStream_t stream,
+                               unsigned slots = 1)
 {
     void *arguments[] = {(void *)argument};
-    const dim3 grid((unsigned)blocks), block(adadelta_cuda_THREADS);
+    const dim3 grid((unsigned)blocks, slots), block(adadelta_cuda_THREADS);
 
     if (blocks == 0 || cudaLaunchKernel(kernel, grid, block, arguments, 0, stream) == cudaSuccess)
         return adadelta_cuda_OK;
@@ -1212,7 +1230,8 @@ int adadelta_cuda_rows(const adadelta_cuda_plan *plan, const adadelta_cuda_hyper
 int adadelta_cuda_phases(const adadelta_cuda_plan *plan, const adadelta_cuda_options *options, int first,
                          int last, cudaStream_t stream)
 {
-    static const bool adds[] = {false, false};
+    static const unsigned plain[] = {0, 0}; /* sums of a phase */
+    static const unsigned every[] = {3, 5}; /* with statistics */
     adadelta_cuda_plan w;
     int status = adadelta_cuda_OK;
 
@@ -1230,10 +1249,15 @@ int adadelta_cuda_phases(const adadelta_cuda_plan *plan, const adadelta_cuda_opt
     if (first == 0 && !w.beside)
         status = adadelta_cuda_start((const void *)adadelta_cuda_begin, 1, &w, stream);
     for (int phase = first; phase < last && phase < adadelta_cuda_PHASES && status == adadelta_cuda_OK; phase++) {
-        w.phase = phase - 1;
-        if (phase > 0 && (adds[phase - 1] || w.observe || (phase == 1 && w.skip_nonfinite)))
-            status = adadelta_cuda_start((const void *)adadelta_cuda_add_up, w.tensors > 0 ? w.tensors : 1, &w,
-                                         stream);
+        if (phase > 0) {
+            const bool all = w.observe || (phase == 1 && w.skip_nonfinite);
+            const unsigned slots = all ? every[phase - 1] : plain[phase - 1];
+
+            w.phase = phase - 1;
+            if (slots > 0)
+                status = adadelta_cuda_start((const void *)adadelta_cuda_add_up, w.tensors > 0 ? w.tensors : 1,
+                                             &w, stream, slots);
+        }
         if (status != adadelta_cuda_OK)
             break;
         w.phase = phase;

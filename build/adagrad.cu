@@ -126,11 +126,12 @@ struct adagrad_cuda_f32 {
 };
 __device__ __forceinline__ adagrad_cuda_f64::adagrad_cuda_f64(adagrad_cuda_f32 value) : x(value.x) {}
 
-/* Four neighbouring elements, of which `live` exist; in one vector where the arrays are aligned. */
+/* Four neighbouring elements, as a vector, or those `live` ones that exist. */
+template <bool vector>
 static __device__ __forceinline__ void adagrad_cuda_load(adagrad_cuda_f32 (&to)[4], const float *from,
-        int live, bool aligned)
+        int live)
 {
-    if (aligned && live == 4) {
+    if (vector) {
         const float4 v0 = adagrad_cuda_READ((const float4 *)from + 0);
 
         to[0] = v0.x;
@@ -144,10 +145,11 @@ static __device__ __forceinline__ void adagrad_cuda_load(adagrad_cuda_f32 (&to)[
     }
 }
 
+template <bool vector>
 static __device__ __forceinline__ void adagrad_cuda_store(float *to, const adagrad_cuda_f32 (&from)[4],
-        int live, bool aligned)
+        int live)
 {
-    if (aligned && live == 4) {
+    if (vector) {
         adagrad_cuda_WRITE((float4 *)to + 0, make_float4(from[0].x, from[1].x, from[2].x, from[3].x));
     } else {
 #pragma unroll
@@ -157,11 +159,12 @@ static __device__ __forceinline__ void adagrad_cuda_store(float *to, const adagr
     }
 }
 
-/* Four neighbouring elements, of which `live` exist; in two vectors where the arrays are aligned. */
+/* Four neighbouring elements, as two vectors, or those `live` ones that exist. */
+template <bool vector>
 static __device__ __forceinline__ void adagrad_cuda_load(adagrad_cuda_f64 (&to)[4], const double *from,
-        int live, bool aligned)
+        int live)
 {
-    if (aligned && live == 4) {
+    if (vector) {
         const double2 v0 = adagrad_cuda_READ((const double2 *)from + 0);
         const double2 v1 = adagrad_cuda_READ((const double2 *)from + 1);
 
@@ -176,10 +179,11 @@ static __device__ __forceinline__ void adagrad_cuda_load(adagrad_cuda_f64 (&to)[
     }
 }
 
+template <bool vector>
 static __device__ __forceinline__ void adagrad_cuda_store(double *to, const adagrad_cuda_f64 (&from)[4],
-        int live, bool aligned)
+        int live)
 {
-    if (aligned && live == 4) {
+    if (vector) {
         adagrad_cuda_WRITE((double2 *)to + 0, make_double2(from[0].x, from[1].x));
         adagrad_cuda_WRITE((double2 *)to + 1, make_double2(from[2].x, from[3].x));
     } else {
@@ -189,7 +193,6 @@ static __device__ __forceinline__ void adagrad_cuda_store(double *to, const adag
                 to[k] = from[k].x;
     }
 }
-
 
 const char *adagrad_cuda_strerror(int status)
 {
@@ -331,6 +334,7 @@ static __device__ adagrad_cuda_f64 adagrad_cuda_tree(const double *values, uint6
             const uint64_t start = c * adagrad_cuda_CHUNK + leaf * adagrad_cuda_LEAF_SIZE + lane;
             adagrad_cuda_f64 value = 0.0;
 
+#pragma unroll 8
             for (uint64_t i = start; i < start + adagrad_cuda_LEAF_SIZE && i < n; i += 32) {
                 const adagrad_cuda_f64 other = __ldcg(values + i); /* other blocks have written it */
 
@@ -425,6 +429,21 @@ static __device__ __forceinline__ void adagrad_cuda_scan(const adagrad_cuda_scal
     }
 }
 
+/* Looks at the gradients first, for the row of four elements that begins at i, from memory to memory. */
+template <typename real, bool observe, bool vector>
+static __device__ __forceinline__ void adagrad_cuda_scan_row(const typename real::tensor &x,
+        const adagrad_cuda_scalars &s, uint64_t i, int live, bool zero, adagrad_cuda_f64 (&lanes)[1][4],
+        unsigned &nan, unsigned &inf)
+{
+    real g_[4];
+
+    adagrad_cuda_load<vector>(g_, x.g + i, live);
+    if (observe)
+        adagrad_cuda_count(real(s.unscale), live, g_, nan, inf);
+    adagrad_cuda_scan<real, observe>(s, live, g_, lanes[0]);
+    (void)zero;
+}
+
 /* Looks at the gradients first, for the elements of a block. */
 template <typename real, bool observe>
 static __device__ __forceinline__ void adagrad_cuda_scan_block(const adagrad_cuda_plan *w)
@@ -432,11 +451,11 @@ static __device__ __forceinline__ void adagrad_cuda_scan_block(const adagrad_cud
     const bool sums = observe;
     const int rows = sums ? 32 : adagrad_cuda_TILE / (4 * adagrad_cuda_THREADS);
     const adagrad_cuda_place at = adagrad_cuda_find(sums ? w->chunk : w->tile, w->count, blockIdx.x);
-    const typename real::tensor *x = (const typename real::tensor *)w->list + at.tensor;
+    const typename real::tensor x = ((const typename real::tensor *)w->list)[at.tensor];
     const uint64_t start = sums ? threadIdx.x / 8 * adagrad_cuda_LEAF_SIZE + threadIdx.x % 8 * 4 : threadIdx.x * 4;
     const uint64_t begin = at.block * (uint64_t)(sums ? +adagrad_cuda_CHUNK : +adagrad_cuda_TILE) + start;
     const uint64_t stride = sums ? 32 : 4 * adagrad_cuda_THREADS;
-    const bool aligned = ((uintptr_t)x->g) % 16 == 0;
+    const bool aligned = ((uintptr_t)x.g) % 16 == 0;
     adagrad_cuda_f64 lanes[1][4];
     unsigned nan = 0, inf = 0;
 
@@ -448,17 +467,12 @@ static __device__ __forceinline__ void adagrad_cuda_scan_block(const adagrad_cud
     for (int k = 0; k < 4; k++)
         lanes[0][k] = 0.0;
 
-    for (int row = 0; row < rows; row++) {
-        const uint64_t i = begin + row * stride;
-        const int live = i >= x->n ? 0 : x->n - i < 4 ? (int)(x->n - i) : 4;
-        real g_[4];
-
-        if (live == 0)
-            break;
-        adagrad_cuda_load(g_, x->g + i, live, aligned);
-        if (observe)
-            adagrad_cuda_count(real(s.unscale), live, g_, nan, inf);
-        adagrad_cuda_scan<real, observe>(s, live, g_, lanes[0]);
+    for (uint64_t i = begin; i < begin + rows * stride && i < x.n; i += stride) {
+        if (aligned && x.n - i >= 4)
+            adagrad_cuda_scan_row<real, observe, true>(x, s, i, 4, w->zero_grads != 0, lanes, nan, inf);
+        else
+            adagrad_cuda_scan_row<real, observe, false>(x, s, i, x.n - i < 4 ? (int)(x.n - i) : 4,
+                    w->zero_grads != 0, lanes, nan, inf);
     }
 
     if (sums) {
@@ -518,6 +532,29 @@ static __device__ __forceinline__ void adagrad_cuda_elements(const adagrad_cuda_
     }
 }
 
+/* The rule, for the row of four elements that begins at i, from memory to memory. */
+template <typename real, bool observe, bool vector>
+static __device__ __forceinline__ void adagrad_cuda_elements_row(const typename real::tensor &x,
+        const adagrad_cuda_scalars &s, uint64_t i, int live, bool zero, adagrad_cuda_f64 (&lanes)[3][4],
+        unsigned &nan, unsigned &inf)
+{
+    real p_[4], g_[4], acc_[4];
+
+    adagrad_cuda_load<vector>(p_, x.p + i, live);
+    adagrad_cuda_load<vector>(g_, x.g + i, live);
+    adagrad_cuda_load<vector>(acc_, x.acc + i, live);
+    if (observe)
+        adagrad_cuda_count(real(s.unscale), live, g_, nan, inf);
+    adagrad_cuda_elements<real, observe>(s, live, p_, g_, acc_, lanes[0], lanes[1], lanes[2]);
+    adagrad_cuda_store<vector>(x.p + i, p_, live);
+    adagrad_cuda_store<vector>(x.acc + i, acc_, live);
+    if (zero) {
+        const real none[4] = {0.0, 0.0, 0.0, 0.0};
+
+        adagrad_cuda_store<vector>((typename real::number *)x.g + i, none, live);
+    }
+}
+
 /* The rule, for the elements of a block. */
 template <typename real, bool observe>
 static __device__ __forceinline__ void adagrad_cuda_elements_block(const adagrad_cuda_plan *w)
@@ -525,11 +562,11 @@ static __device__ __forceinline__ void adagrad_cuda_elements_block(const adagrad
     const bool sums = observe;
     const int rows = sums ? 32 : adagrad_cuda_TILE / (4 * adagrad_cuda_THREADS);
     const adagrad_cuda_place at = adagrad_cuda_find(sums ? w->chunk : w->tile, w->count, blockIdx.x);
-    const typename real::tensor *x = (const typename real::tensor *)w->list + at.tensor;
+    const typename real::tensor x = ((const typename real::tensor *)w->list)[at.tensor];
     const uint64_t start = sums ? threadIdx.x / 8 * adagrad_cuda_LEAF_SIZE + threadIdx.x % 8 * 4 : threadIdx.x * 4;
     const uint64_t begin = at.block * (uint64_t)(sums ? +adagrad_cuda_CHUNK : +adagrad_cuda_TILE) + start;
     const uint64_t stride = sums ? 32 : 4 * adagrad_cuda_THREADS;
-    const bool aligned = ((uintptr_t)x->p | (uintptr_t)x->g | (uintptr_t)x->acc) % 16 == 0;
+    const bool aligned = ((uintptr_t)x.p | (uintptr_t)x.g | (uintptr_t)x.acc) % 16 == 0;
     adagrad_cuda_f64 lanes[3][4];
     unsigned nan = 0, inf = 0;
 
@@ -538,13 +575,9 @@ static __device__ __forceinline__ void adagrad_cuda_elements_block(const adagrad
     if (w->control->skipped) {
         const real none[4] = {0.0, 0.0, 0.0, 0.0};
 
-        for (int row = 0; row < rows && w->zero_grads; row++) {
-            const uint64_t i = begin + row * stride;
-
-            if (i < x->n)
-                adagrad_cuda_store((typename real::number *)x->g + i, none, x->n - i < 4 ? (int)(x->n - i) : 4,
-                                   aligned);
-        }
+        for (uint64_t i = begin; i < begin + rows * stride && i < x.n && w->zero_grads; i += stride)
+            adagrad_cuda_store<false>((typename real::number *)x.g + i, none,
+                                      x.n - i < 4 ? (int)(x.n - i) : 4);
         return;
     }
     const adagrad_cuda_scalars s = w->s[w->group[at.tensor]];
@@ -553,26 +586,12 @@ static __device__ __forceinline__ void adagrad_cuda_elements_block(const adagrad
     for (int k = 0; k < 4; k++)
         lanes[0][k] = lanes[1][k] = lanes[2][k] = 0.0;
 
-    for (int row = 0; row < rows; row++) {
-        const uint64_t i = begin + row * stride;
-        const int live = i >= x->n ? 0 : x->n - i < 4 ? (int)(x->n - i) : 4;
-        real p_[4], g_[4], acc_[4];
-
-        if (live == 0)
-            break;
-        adagrad_cuda_load(p_, x->p + i, live, aligned);
-        adagrad_cuda_load(g_, x->g + i, live, aligned);
-        adagrad_cuda_load(acc_, x->acc + i, live, aligned);
-        if (observe)
-            adagrad_cuda_count(real(s.unscale), live, g_, nan, inf);
-        adagrad_cuda_elements<real, observe>(s, live, p_, g_, acc_, lanes[0], lanes[1], lanes[2]);
-        adagrad_cuda_store(x->p + i, p_, live, aligned);
-        adagrad_cuda_store(x->acc + i, acc_, live, aligned);
-        if (w->zero_grads) {
-            const real none[4] = {0.0, 0.0, 0.0, 0.0};
-
-            adagrad_cuda_store((typename real::number *)x->g + i, none, live, aligned);
-        }
+    for (uint64_t i = begin; i < begin + rows * stride && i < x.n; i += stride) {
+        if (aligned && x.n - i >= 4)
+            adagrad_cuda_elements_row<real, observe, true>(x, s, i, 4, w->zero_grads != 0, lanes, nan, inf);
+        else
+            adagrad_cuda_elements_row<real, observe, false>(x, s, i, x.n - i < 4 ? (int)(x.n - i) : 4,
+                    w->zero_grads != 0, lanes, nan, inf);
     }
 
     if (sums) {
@@ -773,7 +792,7 @@ adagrad_cuda_begin(const __grid_constant__ adagrad_cuda_plan given)
         w->s[k] = w->rows[row * w->groups + k];
 }
 
-/* Adds up what a phase left: a block for each tensor, and the last of them goes on over all tensors. */
+/* Adds up what a phase left: a block for each tensor and sum, and the last of them goes on over all tensors. */
 extern "C" __global__ void __launch_bounds__(adagrad_cuda_THREADS, adagrad_cuda_MIN_BLOCKS)
 adagrad_cuda_add_up(const __grid_constant__ adagrad_cuda_plan given)
 {
@@ -786,18 +805,17 @@ adagrad_cuda_add_up(const __grid_constant__ adagrad_cuda_plan given)
 
     if (c->idle || c->skipped)
         return;
-    for (uint64_t j = blockIdx.x; j < w->tensors; j += gridDim.x)
-        for (int slot = begin; slot < end; slot++) {
-            const double *sums = w->sums + slot * w->chunks + w->first[j];
-            const adagrad_cuda_f64 total = adagrad_cuda_total(slot, sums, w->first[j + 1] - w->first[j]);
+    if (blockIdx.x < w->tensors) {
+        const uint64_t j = blockIdx.x, slot = begin + blockIdx.y;
+        const double *sums = w->sums + slot * w->chunks + w->first[j];
+        const adagrad_cuda_f64 total = adagrad_cuda_total((int)slot, sums, w->first[j + 1] - w->first[j]);
 
-            if (threadIdx.x == 0)
-                w->tensor_sums[slot * w->tensors + j] = total.x;
-            __syncthreads();
-        }
+        if (threadIdx.x == 0)
+            w->tensor_sums[slot * w->tensors + j] = total.x;
+    }
     if (threadIdx.x == 0) {
         __threadfence();
-        last = atomicAdd(&c->done, 1u) == gridDim.x - 1;
+        last = atomicAdd(&c->done, 1u) == gridDim.x * gridDim.y - 1;
     }
     __syncthreads();
     if (!last)
@@ -1012,10 +1030,11 @@ static int adagrad_cuda_bring(void *to, const void *from, uint64_t bytes, cudaSt
 }
 
 /* Launches a kernel, if it has any blocks. */
-static int adagrad_cuda_start(const void *kernel, uint64_t blocks, const void *argument, cudaStream_t stream)
+static int adagrad_cuda_start(const void *kernel, uint64_t blocks, const void *argument, cudaStream_t stream,
+                              unsigned slots = 1)
 {
     void *arguments[] = {(void *)argument};
-    const dim3 grid((unsigned)blocks), block(adagrad_cuda_THREADS);
+    const dim3 grid((unsigned)blocks, slots), block(adagrad_cuda_THREADS);
 
     if (blocks == 0 || cudaLaunchKernel(kernel, grid, block, arguments, 0, stream) == cudaSuccess)
         return adagrad_cuda_OK;
@@ -1188,7 +1207,8 @@ int adagrad_cuda_rows(const adagrad_cuda_plan *plan, const adagrad_cuda_hyper *h
 int adagrad_cuda_phases(const adagrad_cuda_plan *plan, const adagrad_cuda_options *options, int first,
                         int last, cudaStream_t stream)
 {
-    static const bool adds[] = {false, false};
+    static const unsigned plain[] = {0, 0}; /* sums of a phase */
+    static const unsigned every[] = {3, 5}; /* with statistics */
     adagrad_cuda_plan w;
     int status = adagrad_cuda_OK;
 
@@ -1206,10 +1226,15 @@ int adagrad_cuda_phases(const adagrad_cuda_plan *plan, const adagrad_cuda_option
     if (first == 0 && !w.beside)
         status = adagrad_cuda_start((const void *)adagrad_cuda_begin, 1, &w, stream);
     for (int phase = first; phase < last && phase < adagrad_cuda_PHASES && status == adagrad_cuda_OK; phase++) {
-        w.phase = phase - 1;
-        if (phase > 0 && (adds[phase - 1] || w.observe || (phase == 1 && w.skip_nonfinite)))
-            status = adagrad_cuda_start((const void *)adagrad_cuda_add_up, w.tensors > 0 ? w.tensors : 1, &w,
-                                        stream);
+        if (phase > 0) {
+            const bool all = w.observe || (phase == 1 && w.skip_nonfinite);
+            const unsigned slots = all ? every[phase - 1] : plain[phase - 1];
+
+            w.phase = phase - 1;
+            if (slots > 0)
+                status = adagrad_cuda_start((const void *)adagrad_cuda_add_up, w.tensors > 0 ? w.tensors : 1,
+                                            &w, stream, slots);
+        }
         if (status != adagrad_cuda_OK)
             break;
         w.phase = phase;

@@ -131,11 +131,11 @@ struct lars_cuda_f32 {
 };
 __device__ __forceinline__ lars_cuda_f64::lars_cuda_f64(lars_cuda_f32 value) : x(value.x) {}
 
-/* Four neighbouring elements, of which `live` exist; in one vector where the arrays are aligned. */
-static __device__ __forceinline__ void lars_cuda_load(lars_cuda_f32 (&to)[4], const float *from, int live,
-                                                      bool aligned)
+/* Four neighbouring elements, as a vector, or those `live` ones that exist. */
+template <bool vector>
+static __device__ __forceinline__ void lars_cuda_load(lars_cuda_f32 (&to)[4], const float *from, int live)
 {
-    if (aligned && live == 4) {
+    if (vector) {
         const float4 v0 = lars_cuda_READ((const float4 *)from + 0);
 
         to[0] = v0.x;
@@ -149,10 +149,10 @@ static __device__ __forceinline__ void lars_cuda_load(lars_cuda_f32 (&to)[4], co
     }
 }
 
-static __device__ __forceinline__ void lars_cuda_store(float *to, const lars_cuda_f32 (&from)[4], int live,
-                                                       bool aligned)
+template <bool vector>
+static __device__ __forceinline__ void lars_cuda_store(float *to, const lars_cuda_f32 (&from)[4], int live)
 {
-    if (aligned && live == 4) {
+    if (vector) {
         lars_cuda_WRITE((float4 *)to + 0, make_float4(from[0].x, from[1].x, from[2].x, from[3].x));
     } else {
 #pragma unroll
@@ -162,11 +162,11 @@ static __device__ __forceinline__ void lars_cuda_store(float *to, const lars_cud
     }
 }
 
-/* Four neighbouring elements, of which `live` exist; in two vectors where the arrays are aligned. */
-static __device__ __forceinline__ void lars_cuda_load(lars_cuda_f64 (&to)[4], const double *from, int live,
-                                                      bool aligned)
+/* Four neighbouring elements, as two vectors, or those `live` ones that exist. */
+template <bool vector>
+static __device__ __forceinline__ void lars_cuda_load(lars_cuda_f64 (&to)[4], const double *from, int live)
 {
-    if (aligned && live == 4) {
+    if (vector) {
         const double2 v0 = lars_cuda_READ((const double2 *)from + 0);
         const double2 v1 = lars_cuda_READ((const double2 *)from + 1);
 
@@ -181,10 +181,10 @@ static __device__ __forceinline__ void lars_cuda_load(lars_cuda_f64 (&to)[4], co
     }
 }
 
-static __device__ __forceinline__ void lars_cuda_store(double *to, const lars_cuda_f64 (&from)[4], int live,
-                                                       bool aligned)
+template <bool vector>
+static __device__ __forceinline__ void lars_cuda_store(double *to, const lars_cuda_f64 (&from)[4], int live)
 {
-    if (aligned && live == 4) {
+    if (vector) {
         lars_cuda_WRITE((double2 *)to + 0, make_double2(from[0].x, from[1].x));
         lars_cuda_WRITE((double2 *)to + 1, make_double2(from[2].x, from[3].x));
     } else {
@@ -194,7 +194,6 @@ static __device__ __forceinline__ void lars_cuda_store(double *to, const lars_cu
                 to[k] = from[k].x;
     }
 }
-
 
 const char *lars_cuda_strerror(int status)
 {
@@ -361,6 +360,7 @@ static __device__ lars_cuda_f64 lars_cuda_tree(const double *values, uint64_t n)
             const uint64_t start = c * lars_cuda_CHUNK + leaf * lars_cuda_LEAF_SIZE + lane;
             lars_cuda_f64 value = 0.0;
 
+#pragma unroll 8
             for (uint64_t i = start; i < start + lars_cuda_LEAF_SIZE && i < n; i += 32) {
                 const lars_cuda_f64 other = __ldcg(values + i); /* other blocks have written it */
 
@@ -478,6 +478,22 @@ static __device__ __forceinline__ void lars_cuda_pass_1(const lars_cuda_scalars 
     }
 }
 
+/* Pass 1 of 2, for the row of four elements that begins at i, from memory to memory. */
+template <typename real, bool observe, bool vector>
+static __device__ __forceinline__ void lars_cuda_pass_1_row(const typename real::tensor &x,
+        const lars_cuda_scalars &s, uint64_t i, int live, bool zero, lars_cuda_f64 (&lanes)[2][4],
+        unsigned &nan, unsigned &inf)
+{
+    real p_[4], g_[4];
+
+    lars_cuda_load<vector>(p_, x.p + i, live);
+    lars_cuda_load<vector>(g_, x.g + i, live);
+    if (observe)
+        lars_cuda_count(real(s.unscale), live, g_, nan, inf);
+    lars_cuda_pass_1<real, observe>(s, live, p_, g_, lanes[0], lanes[1]);
+    (void)zero;
+}
+
 /* Pass 1 of 2, for the elements of a block. */
 template <typename real, bool observe>
 static __device__ __forceinline__ void lars_cuda_pass_1_block(const lars_cuda_plan *w)
@@ -485,11 +501,11 @@ static __device__ __forceinline__ void lars_cuda_pass_1_block(const lars_cuda_pl
     const bool sums = true;
     const int rows = sums ? 32 : lars_cuda_TILE / (4 * lars_cuda_THREADS);
     const lars_cuda_place at = lars_cuda_find(sums ? w->chunk : w->tile, w->count, blockIdx.x);
-    const typename real::tensor *x = (const typename real::tensor *)w->list + at.tensor;
+    const typename real::tensor x = ((const typename real::tensor *)w->list)[at.tensor];
     const uint64_t start = sums ? threadIdx.x / 8 * lars_cuda_LEAF_SIZE + threadIdx.x % 8 * 4 : threadIdx.x * 4;
     const uint64_t begin = at.block * (uint64_t)(sums ? +lars_cuda_CHUNK : +lars_cuda_TILE) + start;
     const uint64_t stride = sums ? 32 : 4 * lars_cuda_THREADS;
-    const bool aligned = ((uintptr_t)x->p | (uintptr_t)x->g) % 16 == 0;
+    const bool aligned = ((uintptr_t)x.p | (uintptr_t)x.g) % 16 == 0;
     lars_cuda_f64 lanes[2][4];
     unsigned nan = 0, inf = 0;
     __shared__ lars_cuda_scalars shared;
@@ -505,18 +521,12 @@ static __device__ __forceinline__ void lars_cuda_pass_1_block(const lars_cuda_pl
     for (int k = 0; k < 4; k++)
         lanes[0][k] = lanes[1][k] = 0.0;
 
-    for (int row = 0; row < rows; row++) {
-        const uint64_t i = begin + row * stride;
-        const int live = i >= x->n ? 0 : x->n - i < 4 ? (int)(x->n - i) : 4;
-        real p_[4], g_[4];
-
-        if (live == 0)
-            break;
-        lars_cuda_load(p_, x->p + i, live, aligned);
-        lars_cuda_load(g_, x->g + i, live, aligned);
-        if (observe)
-            lars_cuda_count(real(s.unscale), live, g_, nan, inf);
-        lars_cuda_pass_1<real, observe>(s, live, p_, g_, lanes[0], lanes[1]);
+    for (uint64_t i = begin; i < begin + rows * stride && i < x.n; i += stride) {
+        if (aligned && x.n - i >= 4)
+            lars_cuda_pass_1_row<real, observe, true>(x, s, i, 4, w->zero_grads != 0, lanes, nan, inf);
+        else
+            lars_cuda_pass_1_row<real, observe, false>(x, s, i, x.n - i < 4 ? (int)(x.n - i) : 4,
+                                                       w->zero_grads != 0, lanes, nan, inf);
     }
 
     if (sums) {
@@ -579,6 +589,26 @@ static __device__ __forceinline__ void lars_cuda_pass_2(const lars_cuda_scalars 
     }
 }
 
+/* Pass 2 of 2, for the row of four elements that begins at i, from memory to memory. */
+template <typename real, bool observe, bool vector>
+static __device__ __forceinline__ void lars_cuda_pass_2_row(const typename real::tensor &x,
+        const lars_cuda_scalars &s, uint64_t i, int live, bool zero, lars_cuda_f64 (&lanes)[2][4])
+{
+    real p_[4], g_[4], m_[4];
+
+    lars_cuda_load<vector>(p_, x.p + i, live);
+    lars_cuda_load<vector>(g_, x.g + i, live);
+    lars_cuda_load<vector>(m_, x.m + i, live);
+    lars_cuda_pass_2<real, observe>(s, live, p_, g_, m_, lanes[0], lanes[1]);
+    lars_cuda_store<vector>(x.p + i, p_, live);
+    lars_cuda_store<vector>(x.m + i, m_, live);
+    if (zero) {
+        const real none[4] = {0.0, 0.0, 0.0, 0.0};
+
+        lars_cuda_store<vector>((typename real::number *)x.g + i, none, live);
+    }
+}
+
 /* Pass 2 of 2, for the elements of a block. */
 template <typename real, bool observe>
 static __device__ __forceinline__ void lars_cuda_pass_2_block(const lars_cuda_plan *w)
@@ -586,11 +616,11 @@ static __device__ __forceinline__ void lars_cuda_pass_2_block(const lars_cuda_pl
     const bool sums = observe;
     const int rows = sums ? 32 : lars_cuda_TILE / (4 * lars_cuda_THREADS);
     const lars_cuda_place at = lars_cuda_find(sums ? w->chunk : w->tile, w->count, blockIdx.x);
-    const typename real::tensor *x = (const typename real::tensor *)w->list + at.tensor;
+    const typename real::tensor x = ((const typename real::tensor *)w->list)[at.tensor];
     const uint64_t start = sums ? threadIdx.x / 8 * lars_cuda_LEAF_SIZE + threadIdx.x % 8 * 4 : threadIdx.x * 4;
     const uint64_t begin = at.block * (uint64_t)(sums ? +lars_cuda_CHUNK : +lars_cuda_TILE) + start;
     const uint64_t stride = sums ? 32 : 4 * lars_cuda_THREADS;
-    const bool aligned = ((uintptr_t)x->p | (uintptr_t)x->g | (uintptr_t)x->m) % 16 == 0;
+    const bool aligned = ((uintptr_t)x.p | (uintptr_t)x.g | (uintptr_t)x.m) % 16 == 0;
     lars_cuda_f64 lanes[2][4];
     __shared__ lars_cuda_scalars shared;
 
@@ -599,13 +629,8 @@ static __device__ __forceinline__ void lars_cuda_pass_2_block(const lars_cuda_pl
     if (w->control->skipped) {
         const real none[4] = {0.0, 0.0, 0.0, 0.0};
 
-        for (int row = 0; row < rows && w->zero_grads; row++) {
-            const uint64_t i = begin + row * stride;
-
-            if (i < x->n)
-                lars_cuda_store((typename real::number *)x->g + i, none, x->n - i < 4 ? (int)(x->n - i) : 4,
-                                aligned);
-        }
+        for (uint64_t i = begin; i < begin + rows * stride && i < x.n && w->zero_grads; i += stride)
+            lars_cuda_store<false>((typename real::number *)x.g + i, none, x.n - i < 4 ? (int)(x.n - i) : 4);
         return;
     }
     if (threadIdx.x == 0)
@@ -617,24 +642,12 @@ static __device__ __forceinline__ void lars_cuda_pass_2_block(const lars_cuda_pl
     for (int k = 0; k < 4; k++)
         lanes[0][k] = lanes[1][k] = 0.0;
 
-    for (int row = 0; row < rows; row++) {
-        const uint64_t i = begin + row * stride;
-        const int live = i >= x->n ? 0 : x->n - i < 4 ? (int)(x->n - i) : 4;
-        real p_[4], g_[4], m_[4];
-
-        if (live == 0)
-            break;
-        lars_cuda_load(p_, x->p + i, live, aligned);
-        lars_cuda_load(g_, x->g + i, live, aligned);
-        lars_cuda_load(m_, x->m + i, live, aligned);
-        lars_cuda_pass_2<real, observe>(s, live, p_, g_, m_, lanes[0], lanes[1]);
-        lars_cuda_store(x->p + i, p_, live, aligned);
-        lars_cuda_store(x->m + i, m_, live, aligned);
-        if (w->zero_grads) {
-            const real none[4] = {0.0, 0.0, 0.0, 0.0};
-
-            lars_cuda_store((typename real::number *)x->g + i, none, live, aligned);
-        }
+    for (uint64_t i = begin; i < begin + rows * stride && i < x.n; i += stride) {
+        if (aligned && x.n - i >= 4)
+            lars_cuda_pass_2_row<real, observe, true>(x, s, i, 4, w->zero_grads != 0, lanes);
+        else
+            lars_cuda_pass_2_row<real, observe, false>(x, s, i, x.n - i < 4 ? (int)(x.n - i) : 4,
+                                                       w->zero_grads != 0, lanes);
     }
 
     if (sums) {
@@ -823,7 +836,7 @@ lars_cuda_begin(const __grid_constant__ lars_cuda_plan given)
         w->s[k] = w->rows[row * w->groups + k];
 }
 
-/* Adds up what a phase left: a block for each tensor, and the last of them goes on over all tensors. */
+/* Adds up what a phase left: a block for each tensor and sum, and the last of them goes on over all tensors. */
 extern "C" __global__ void __launch_bounds__(lars_cuda_THREADS, lars_cuda_MIN_BLOCKS)
 lars_cuda_add_up(const __grid_constant__ lars_cuda_plan given)
 {
@@ -836,18 +849,17 @@ lars_cuda_add_up(const __grid_constant__ lars_cuda_plan given)
 
     if (c->idle || c->skipped)
         return;
-    for (uint64_t j = blockIdx.x; j < w->tensors; j += gridDim.x)
-        for (int slot = begin; slot < end; slot++) {
-            const double *sums = w->sums + slot * w->chunks + w->first[j];
-            const lars_cuda_f64 total = lars_cuda_total(slot, sums, w->first[j + 1] - w->first[j]);
+    if (blockIdx.x < w->tensors) {
+        const uint64_t j = blockIdx.x, slot = begin + blockIdx.y;
+        const double *sums = w->sums + slot * w->chunks + w->first[j];
+        const lars_cuda_f64 total = lars_cuda_total((int)slot, sums, w->first[j + 1] - w->first[j]);
 
-            if (threadIdx.x == 0)
-                w->tensor_sums[slot * w->tensors + j] = total.x;
-            __syncthreads();
-        }
+        if (threadIdx.x == 0)
+            w->tensor_sums[slot * w->tensors + j] = total.x;
+    }
     if (threadIdx.x == 0) {
         __threadfence();
-        last = atomicAdd(&c->done, 1u) == gridDim.x - 1;
+        last = atomicAdd(&c->done, 1u) == gridDim.x * gridDim.y - 1;
     }
     __syncthreads();
     if (!last)
@@ -1074,10 +1086,11 @@ static int lars_cuda_bring(void *to, const void *from, uint64_t bytes, cudaStrea
 }
 
 /* Launches a kernel, if it has any blocks. */
-static int lars_cuda_start(const void *kernel, uint64_t blocks, const void *argument, cudaStream_t stream)
+static int lars_cuda_start(const void *kernel, uint64_t blocks, const void *argument, cudaStream_t stream,
+                           unsigned slots = 1)
 {
     void *arguments[] = {(void *)argument};
-    const dim3 grid((unsigned)blocks), block(lars_cuda_THREADS);
+    const dim3 grid((unsigned)blocks, slots), block(lars_cuda_THREADS);
 
     if (blocks == 0 || cudaLaunchKernel(kernel, grid, block, arguments, 0, stream) == cudaSuccess)
         return lars_cuda_OK;
@@ -1250,7 +1263,8 @@ int lars_cuda_rows(const lars_cuda_plan *plan, const lars_cuda_hyper *h, uint64_
 int lars_cuda_phases(const lars_cuda_plan *plan, const lars_cuda_options *options, int first, int last,
                      cudaStream_t stream)
 {
-    static const bool adds[] = {true, false};
+    static const unsigned plain[] = {2, 0}; /* sums of a phase */
+    static const unsigned every[] = {4, 2}; /* with statistics */
     lars_cuda_plan w;
     int status = lars_cuda_OK;
 
@@ -1268,10 +1282,15 @@ int lars_cuda_phases(const lars_cuda_plan *plan, const lars_cuda_options *option
     if (first == 0 && !w.beside)
         status = lars_cuda_start((const void *)lars_cuda_begin, 1, &w, stream);
     for (int phase = first; phase < last && phase < lars_cuda_PHASES && status == lars_cuda_OK; phase++) {
-        w.phase = phase - 1;
-        if (phase > 0 && (adds[phase - 1] || w.observe || (phase == 1 && w.skip_nonfinite)))
-            status = lars_cuda_start((const void *)lars_cuda_add_up, w.tensors > 0 ? w.tensors : 1, &w,
-                                     stream);
+        if (phase > 0) {
+            const bool all = w.observe || (phase == 1 && w.skip_nonfinite);
+            const unsigned slots = all ? every[phase - 1] : plain[phase - 1];
+
+            w.phase = phase - 1;
+            if (slots > 0)
+                status = lars_cuda_start((const void *)lars_cuda_add_up, w.tensors > 0 ? w.tensors : 1, &w,
+                                         stream, slots);
+        }
         if (status != lars_cuda_OK)
             break;
         w.phase = phase;

@@ -209,7 +209,8 @@ lars_cuda_API int lars_cuda_state_init(const lars_cuda_plan *plan, const lars_cu
                                        cudaStream_t stream);
 
 /* One step over the list, in place: number t, counted from 1. h has the hyperparameters of each group; options may be
- * NULL. It only enqueues work: errors of the arguments are found before, and nothing waits for the device. */
+ * NULL. It only enqueues work: errors of the arguments are found before, and nothing waits for the device. As it copies
+ * from memory of its own it has no place in a CUDA graph; launch has. */
 lars_cuda_API int lars_cuda_step(const lars_cuda_hyper *h, uint64_t t, const lars_cuda_plan *plan,
                                  const lars_cuda_options *options, cudaStream_t stream);
 

@@ -203,7 +203,8 @@ momentum_cuda_API int momentum_cuda_state_init(const momentum_cuda_plan *plan, c
                                                cudaStream_t stream);
 
 /* One step over the list, in place: number t, counted from 1. h has the hyperparameters of each group; options may be
- * NULL. It only enqueues work: errors of the arguments are found before, and nothing waits for the device. */
+ * NULL. It only enqueues work: errors of the arguments are found before, and nothing waits for the device. As it copies
+ * from memory of its own it has no place in a CUDA graph; launch has. */
 momentum_cuda_API int momentum_cuda_step(const momentum_cuda_hyper *h, uint64_t t,
                                          const momentum_cuda_plan *plan, const momentum_cuda_options *options,
                                          cudaStream_t stream);

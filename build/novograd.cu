@@ -128,11 +128,12 @@ struct novograd_cuda_f32 {
 };
 __device__ __forceinline__ novograd_cuda_f64::novograd_cuda_f64(novograd_cuda_f32 value) : x(value.x) {}
 
-/* Four neighbouring elements, of which `live` exist; in one vector where the arrays are aligned. */
+/* Four neighbouring elements, as a vector, or those `live` ones that exist. */
+template <bool vector>
 static __device__ __forceinline__ void novograd_cuda_load(novograd_cuda_f32 (&to)[4], const float *from,
-        int live, bool aligned)
+        int live)
 {
-    if (aligned && live == 4) {
+    if (vector) {
         const float4 v0 = novograd_cuda_READ((const float4 *)from + 0);
 
         to[0] = v0.x;
@@ -146,10 +147,11 @@ static __device__ __forceinline__ void novograd_cuda_load(novograd_cuda_f32 (&to
     }
 }
 
+template <bool vector>
 static __device__ __forceinline__ void novograd_cuda_store(float *to, const novograd_cuda_f32 (&from)[4],
-        int live, bool aligned)
+        int live)
 {
-    if (aligned && live == 4) {
+    if (vector) {
         novograd_cuda_WRITE((float4 *)to + 0, make_float4(from[0].x, from[1].x, from[2].x, from[3].x));
     } else {
 #pragma unroll
@@ -159,11 +161,12 @@ static __device__ __forceinline__ void novograd_cuda_store(float *to, const novo
     }
 }
 
-/* Four neighbouring elements, of which `live` exist; in two vectors where the arrays are aligned. */
+/* Four neighbouring elements, as two vectors, or those `live` ones that exist. */
+template <bool vector>
 static __device__ __forceinline__ void novograd_cuda_load(novograd_cuda_f64 (&to)[4], const double *from,
-        int live, bool aligned)
+        int live)
 {
-    if (aligned && live == 4) {
+    if (vector) {
         const double2 v0 = novograd_cuda_READ((const double2 *)from + 0);
         const double2 v1 = novograd_cuda_READ((const double2 *)from + 1);
 
@@ -178,10 +181,11 @@ static __device__ __forceinline__ void novograd_cuda_load(novograd_cuda_f64 (&to
     }
 }
 
+template <bool vector>
 static __device__ __forceinline__ void novograd_cuda_store(double *to, const novograd_cuda_f64 (&from)[4],
-        int live, bool aligned)
+        int live)
 {
-    if (aligned && live == 4) {
+    if (vector) {
         novograd_cuda_WRITE((double2 *)to + 0, make_double2(from[0].x, from[1].x));
         novograd_cuda_WRITE((double2 *)to + 1, make_double2(from[2].x, from[3].x));
     } else {
@@ -191,7 +195,6 @@ static __device__ __forceinline__ void novograd_cuda_store(double *to, const nov
                 to[k] = from[k].x;
     }
 }
-
 
 const char *novograd_cuda_strerror(int status)
 {
@@ -371,6 +374,7 @@ static __device__ novograd_cuda_f64 novograd_cuda_tree(const double *values, uin
             const uint64_t start = c * novograd_cuda_CHUNK + leaf * novograd_cuda_LEAF_SIZE + lane;
             novograd_cuda_f64 value = 0.0;
 
+#pragma unroll 8
             for (uint64_t i = start; i < start + novograd_cuda_LEAF_SIZE && i < n; i += 32) {
                 const novograd_cuda_f64 other = __ldcg(values + i); /* other blocks have written it */
 
@@ -486,6 +490,21 @@ static __device__ __forceinline__ void novograd_cuda_pass_1(const novograd_cuda_
     }
 }
 
+/* Pass 1 of 2, for the row of four elements that begins at i, from memory to memory. */
+template <typename real, bool observe, bool vector>
+static __device__ __forceinline__ void novograd_cuda_pass_1_row(const typename real::tensor &x,
+        const novograd_cuda_scalars &s, uint64_t i, int live, bool zero, novograd_cuda_f64 (&lanes)[1][4],
+        unsigned &nan, unsigned &inf)
+{
+    real g_[4];
+
+    novograd_cuda_load<vector>(g_, x.g + i, live);
+    if (observe)
+        novograd_cuda_count(real(s.unscale), live, g_, nan, inf);
+    novograd_cuda_pass_1<real, observe>(s, live, g_, lanes[0]);
+    (void)zero;
+}
+
 /* Pass 1 of 2, for the elements of a block. */
 template <typename real, bool observe>
 static __device__ __forceinline__ void novograd_cuda_pass_1_block(const novograd_cuda_plan *w)
@@ -493,11 +512,11 @@ static __device__ __forceinline__ void novograd_cuda_pass_1_block(const novograd
     const bool sums = true;
     const int rows = sums ? 32 : novograd_cuda_TILE / (4 * novograd_cuda_THREADS);
     const novograd_cuda_place at = novograd_cuda_find(sums ? w->chunk : w->tile, w->count, blockIdx.x);
-    const typename real::tensor *x = (const typename real::tensor *)w->list + at.tensor;
+    const typename real::tensor x = ((const typename real::tensor *)w->list)[at.tensor];
     const uint64_t start = sums ? threadIdx.x / 8 * novograd_cuda_LEAF_SIZE + threadIdx.x % 8 * 4 : threadIdx.x * 4;
     const uint64_t begin = at.block * (uint64_t)(sums ? +novograd_cuda_CHUNK : +novograd_cuda_TILE) + start;
     const uint64_t stride = sums ? 32 : 4 * novograd_cuda_THREADS;
-    const bool aligned = ((uintptr_t)x->g) % 16 == 0;
+    const bool aligned = ((uintptr_t)x.g) % 16 == 0;
     novograd_cuda_f64 lanes[1][4];
     unsigned nan = 0, inf = 0;
     __shared__ novograd_cuda_scalars shared;
@@ -513,17 +532,12 @@ static __device__ __forceinline__ void novograd_cuda_pass_1_block(const novograd
     for (int k = 0; k < 4; k++)
         lanes[0][k] = 0.0;
 
-    for (int row = 0; row < rows; row++) {
-        const uint64_t i = begin + row * stride;
-        const int live = i >= x->n ? 0 : x->n - i < 4 ? (int)(x->n - i) : 4;
-        real g_[4];
-
-        if (live == 0)
-            break;
-        novograd_cuda_load(g_, x->g + i, live, aligned);
-        if (observe)
-            novograd_cuda_count(real(s.unscale), live, g_, nan, inf);
-        novograd_cuda_pass_1<real, observe>(s, live, g_, lanes[0]);
+    for (uint64_t i = begin; i < begin + rows * stride && i < x.n; i += stride) {
+        if (aligned && x.n - i >= 4)
+            novograd_cuda_pass_1_row<real, observe, true>(x, s, i, 4, w->zero_grads != 0, lanes, nan, inf);
+        else
+            novograd_cuda_pass_1_row<real, observe, false>(x, s, i, x.n - i < 4 ? (int)(x.n - i) : 4,
+                    w->zero_grads != 0, lanes, nan, inf);
     }
 
     if (sums) {
@@ -584,6 +598,26 @@ static __device__ __forceinline__ void novograd_cuda_pass_2(const novograd_cuda_
     }
 }
 
+/* Pass 2 of 2, for the row of four elements that begins at i, from memory to memory. */
+template <typename real, bool observe, bool vector>
+static __device__ __forceinline__ void novograd_cuda_pass_2_row(const typename real::tensor &x,
+        const novograd_cuda_scalars &s, uint64_t i, int live, bool zero, novograd_cuda_f64 (&lanes)[2][4])
+{
+    real p_[4], g_[4], m_[4];
+
+    novograd_cuda_load<vector>(p_, x.p + i, live);
+    novograd_cuda_load<vector>(g_, x.g + i, live);
+    novograd_cuda_load<vector>(m_, x.m + i, live);
+    novograd_cuda_pass_2<real, observe>(s, live, p_, g_, m_, lanes[0], lanes[1]);
+    novograd_cuda_store<vector>(x.p + i, p_, live);
+    novograd_cuda_store<vector>(x.m + i, m_, live);
+    if (zero) {
+        const real none[4] = {0.0, 0.0, 0.0, 0.0};
+
+        novograd_cuda_store<vector>((typename real::number *)x.g + i, none, live);
+    }
+}
+
 /* Pass 2 of 2, for the elements of a block. */
 template <typename real, bool observe>
 static __device__ __forceinline__ void novograd_cuda_pass_2_block(const novograd_cuda_plan *w)
@@ -591,11 +625,11 @@ static __device__ __forceinline__ void novograd_cuda_pass_2_block(const novograd
     const bool sums = observe;
     const int rows = sums ? 32 : novograd_cuda_TILE / (4 * novograd_cuda_THREADS);
     const novograd_cuda_place at = novograd_cuda_find(sums ? w->chunk : w->tile, w->count, blockIdx.x);
-    const typename real::tensor *x = (const typename real::tensor *)w->list + at.tensor;
+    const typename real::tensor x = ((const typename real::tensor *)w->list)[at.tensor];
     const uint64_t start = sums ? threadIdx.x / 8 * novograd_cuda_LEAF_SIZE + threadIdx.x % 8 * 4 : threadIdx.x * 4;
     const uint64_t begin = at.block * (uint64_t)(sums ? +novograd_cuda_CHUNK : +novograd_cuda_TILE) + start;
     const uint64_t stride = sums ? 32 : 4 * novograd_cuda_THREADS;
-    const bool aligned = ((uintptr_t)x->p | (uintptr_t)x->g | (uintptr_t)x->m) % 16 == 0;
+    const bool aligned = ((uintptr_t)x.p | (uintptr_t)x.g | (uintptr_t)x.m) % 16 == 0;
     novograd_cuda_f64 lanes[2][4];
     __shared__ novograd_cuda_scalars shared;
 
@@ -604,13 +638,9 @@ static __device__ __forceinline__ void novograd_cuda_pass_2_block(const novograd
     if (w->control->skipped) {
         const real none[4] = {0.0, 0.0, 0.0, 0.0};
 
-        for (int row = 0; row < rows && w->zero_grads; row++) {
-            const uint64_t i = begin + row * stride;
-
-            if (i < x->n)
-                novograd_cuda_store((typename real::number *)x->g + i, none,
-                                    x->n - i < 4 ? (int)(x->n - i) : 4, aligned);
-        }
+        for (uint64_t i = begin; i < begin + rows * stride && i < x.n && w->zero_grads; i += stride)
+            novograd_cuda_store<false>((typename real::number *)x.g + i, none,
+                                       x.n - i < 4 ? (int)(x.n - i) : 4);
         return;
     }
     if (threadIdx.x == 0)
@@ -622,24 +652,12 @@ static __device__ __forceinline__ void novograd_cuda_pass_2_block(const novograd
     for (int k = 0; k < 4; k++)
         lanes[0][k] = lanes[1][k] = 0.0;
 
-    for (int row = 0; row < rows; row++) {
-        const uint64_t i = begin + row * stride;
-        const int live = i >= x->n ? 0 : x->n - i < 4 ? (int)(x->n - i) : 4;
-        real p_[4], g_[4], m_[4];
-
-        if (live == 0)
-            break;
-        novograd_cuda_load(p_, x->p + i, live, aligned);
-        novograd_cuda_load(g_, x->g + i, live, aligned);
-        novograd_cuda_load(m_, x->m + i, live, aligned);
-        novograd_cuda_pass_2<real, observe>(s, live, p_, g_, m_, lanes[0], lanes[1]);
-        novograd_cuda_store(x->p + i, p_, live, aligned);
-        novograd_cuda_store(x->m + i, m_, live, aligned);
-        if (w->zero_grads) {
-            const real none[4] = {0.0, 0.0, 0.0, 0.0};
-
-            novograd_cuda_store((typename real::number *)x->g + i, none, live, aligned);
-        }
+    for (uint64_t i = begin; i < begin + rows * stride && i < x.n; i += stride) {
+        if (aligned && x.n - i >= 4)
+            novograd_cuda_pass_2_row<real, observe, true>(x, s, i, 4, w->zero_grads != 0, lanes);
+        else
+            novograd_cuda_pass_2_row<real, observe, false>(x, s, i, x.n - i < 4 ? (int)(x.n - i) : 4,
+                    w->zero_grads != 0, lanes);
     }
 
     if (sums) {
@@ -840,7 +858,7 @@ novograd_cuda_begin(const __grid_constant__ novograd_cuda_plan given)
         w->s[k] = w->rows[row * w->groups + k];
 }
 
-/* Adds up what a phase left: a block for each tensor, and the last of them goes on over all tensors. */
+/* Adds up what a phase left: a block for each tensor and sum, and the last of them goes on over all tensors. */
 extern "C" __global__ void __launch_bounds__(novograd_cuda_THREADS, novograd_cuda_MIN_BLOCKS)
 novograd_cuda_add_up(const __grid_constant__ novograd_cuda_plan given)
 {
@@ -853,18 +871,17 @@ novograd_cuda_add_up(const __grid_constant__ novograd_cuda_plan given)
 
     if (c->idle || c->skipped)
         return;
-    for (uint64_t j = blockIdx.x; j < w->tensors; j += gridDim.x)
-        for (int slot = begin; slot < end; slot++) {
-            const double *sums = w->sums + slot * w->chunks + w->first[j];
-            const novograd_cuda_f64 total = novograd_cuda_total(slot, sums, w->first[j + 1] - w->first[j]);
+    if (blockIdx.x < w->tensors) {
+        const uint64_t j = blockIdx.x, slot = begin + blockIdx.y;
+        const double *sums = w->sums + slot * w->chunks + w->first[j];
+        const novograd_cuda_f64 total = novograd_cuda_total((int)slot, sums, w->first[j + 1] - w->first[j]);
 
-            if (threadIdx.x == 0)
-                w->tensor_sums[slot * w->tensors + j] = total.x;
-            __syncthreads();
-        }
+        if (threadIdx.x == 0)
+            w->tensor_sums[slot * w->tensors + j] = total.x;
+    }
     if (threadIdx.x == 0) {
         __threadfence();
-        last = atomicAdd(&c->done, 1u) == gridDim.x - 1;
+        last = atomicAdd(&c->done, 1u) == gridDim.x * gridDim.y - 1;
     }
     __syncthreads();
     if (!last)
@@ -1119,10 +1136,11 @@ static int novograd_cuda_bring(void *to, const void *from, uint64_t bytes, cudaS
 }
 
 /* Launches a kernel, if it has any blocks. */
-static int novograd_cuda_start(const void *kernel, uint64_t blocks, const void *argument, cudaStream_t stream)
+static int novograd_cuda_start(const void *kernel, uint64_t blocks, const void *argument, cudaStream_t stream,
+                               unsigned slots = 1)
 {
     void *arguments[] = {(void *)argument};
-    const dim3 grid((unsigned)blocks), block(novograd_cuda_THREADS);
+    const dim3 grid((unsigned)blocks, slots), block(novograd_cuda_THREADS);
 
     if (blocks == 0 || cudaLaunchKernel(kernel, grid, block, arguments, 0, stream) == cudaSuccess)
         return novograd_cuda_OK;
@@ -1297,7 +1315,8 @@ int novograd_cuda_rows(const novograd_cuda_plan *plan, const novograd_cuda_hyper
 int novograd_cuda_phases(const novograd_cuda_plan *plan, const novograd_cuda_options *options, int first,
                          int last, cudaStream_t stream)
 {
-    static const bool adds[] = {true, false};
+    static const unsigned plain[] = {1, 0}; /* sums of a phase */
+    static const unsigned every[] = {3, 2}; /* with statistics */
     novograd_cuda_plan w;
     int status = novograd_cuda_OK;
 
@@ -1315,10 +1334,15 @@ int novograd_cuda_phases(const novograd_cuda_plan *plan, const novograd_cuda_opt
     if (first == 0 && !w.beside)
         status = novograd_cuda_start((const void *)novograd_cuda_begin, 1, &w, stream);
     for (int phase = first; phase < last && phase < novograd_cuda_PHASES && status == novograd_cuda_OK; phase++) {
-        w.phase = phase - 1;
-        if (phase > 0 && (adds[phase - 1] || w.observe || (phase == 1 && w.skip_nonfinite)))
-            status = novograd_cuda_start((const void *)novograd_cuda_add_up, w.tensors > 0 ? w.tensors : 1, &w,
-                                         stream);
+        if (phase > 0) {
+            const bool all = w.observe || (phase == 1 && w.skip_nonfinite);
+            const unsigned slots = all ? every[phase - 1] : plain[phase - 1];
+
+            w.phase = phase - 1;
+            if (slots > 0)
+                status = novograd_cuda_start((const void *)novograd_cuda_add_up, w.tensors > 0 ? w.tensors : 1,
+                                             &w, stream, slots);
+        }
         if (status != novograd_cuda_OK)
             break;
         w.phase = phase;

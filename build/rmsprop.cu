@@ -125,11 +125,12 @@ struct rmsprop_cuda_f32 {
 };
 __device__ __forceinline__ rmsprop_cuda_f64::rmsprop_cuda_f64(rmsprop_cuda_f32 value) : x(value.x) {}
 
-/* Four neighbouring elements, of which `live` exist; in one vector where the arrays are aligned. */
+/* Four neighbouring elements, as a vector, or those `live` ones that exist. */
+template <bool vector>
 static __device__ __forceinline__ void rmsprop_cuda_load(rmsprop_cuda_f32 (&to)[4], const float *from,
-        int live, bool aligned)
+        int live)
 {
-    if (aligned && live == 4) {
+    if (vector) {
         const float4 v0 = rmsprop_cuda_READ((const float4 *)from + 0);
 
         to[0] = v0.x;
@@ -143,10 +144,11 @@ static __device__ __forceinline__ void rmsprop_cuda_load(rmsprop_cuda_f32 (&to)[
     }
 }
 
+template <bool vector>
 static __device__ __forceinline__ void rmsprop_cuda_store(float *to, const rmsprop_cuda_f32 (&from)[4],
-        int live, bool aligned)
+        int live)
 {
-    if (aligned && live == 4) {
+    if (vector) {
         rmsprop_cuda_WRITE((float4 *)to + 0, make_float4(from[0].x, from[1].x, from[2].x, from[3].x));
     } else {
 #pragma unroll
@@ -156,11 +158,12 @@ static __device__ __forceinline__ void rmsprop_cuda_store(float *to, const rmspr
     }
 }
 
-/* Four neighbouring elements, of which `live` exist; in two vectors where the arrays are aligned. */
+/* Four neighbouring elements, as two vectors, or those `live` ones that exist. */
+template <bool vector>
 static __device__ __forceinline__ void rmsprop_cuda_load(rmsprop_cuda_f64 (&to)[4], const double *from,
-        int live, bool aligned)
+        int live)
 {
-    if (aligned && live == 4) {
+    if (vector) {
         const double2 v0 = rmsprop_cuda_READ((const double2 *)from + 0);
         const double2 v1 = rmsprop_cuda_READ((const double2 *)from + 1);
 
@@ -175,10 +178,11 @@ static __device__ __forceinline__ void rmsprop_cuda_load(rmsprop_cuda_f64 (&to)[
     }
 }
 
+template <bool vector>
 static __device__ __forceinline__ void rmsprop_cuda_store(double *to, const rmsprop_cuda_f64 (&from)[4],
-        int live, bool aligned)
+        int live)
 {
-    if (aligned && live == 4) {
+    if (vector) {
         rmsprop_cuda_WRITE((double2 *)to + 0, make_double2(from[0].x, from[1].x));
         rmsprop_cuda_WRITE((double2 *)to + 1, make_double2(from[2].x, from[3].x));
     } else {
@@ -188,7 +192,6 @@ static __device__ __forceinline__ void rmsprop_cuda_store(double *to, const rmsp
                 to[k] = from[k].x;
     }
 }
-
 
 const char *rmsprop_cuda_strerror(int status)
 {
@@ -338,6 +341,7 @@ static __device__ rmsprop_cuda_f64 rmsprop_cuda_tree(const double *values, uint6
             const uint64_t start = c * rmsprop_cuda_CHUNK + leaf * rmsprop_cuda_LEAF_SIZE + lane;
             rmsprop_cuda_f64 value = 0.0;
 
+#pragma unroll 8
             for (uint64_t i = start; i < start + rmsprop_cuda_LEAF_SIZE && i < n; i += 32) {
                 const rmsprop_cuda_f64 other = __ldcg(values + i); /* other blocks have written it */
 
@@ -432,6 +436,21 @@ static __device__ __forceinline__ void rmsprop_cuda_scan(const rmsprop_cuda_scal
     }
 }
 
+/* Looks at the gradients first, for the row of four elements that begins at i, from memory to memory. */
+template <typename real, bool observe, bool vector>
+static __device__ __forceinline__ void rmsprop_cuda_scan_row(const typename real::tensor &x,
+        const rmsprop_cuda_scalars &s, uint64_t i, int live, bool zero, rmsprop_cuda_f64 (&lanes)[1][4],
+        unsigned &nan, unsigned &inf)
+{
+    real g_[4];
+
+    rmsprop_cuda_load<vector>(g_, x.g + i, live);
+    if (observe)
+        rmsprop_cuda_count(real(s.unscale), live, g_, nan, inf);
+    rmsprop_cuda_scan<real, observe>(s, live, g_, lanes[0]);
+    (void)zero;
+}
+
 /* Looks at the gradients first, for the elements of a block. */
 template <typename real, bool observe>
 static __device__ __forceinline__ void rmsprop_cuda_scan_block(const rmsprop_cuda_plan *w)
@@ -439,11 +458,11 @@ static __device__ __forceinline__ void rmsprop_cuda_scan_block(const rmsprop_cud
     const bool sums = observe;
     const int rows = sums ? 32 : rmsprop_cuda_TILE / (4 * rmsprop_cuda_THREADS);
     const rmsprop_cuda_place at = rmsprop_cuda_find(sums ? w->chunk : w->tile, w->count, blockIdx.x);
-    const typename real::tensor *x = (const typename real::tensor *)w->list + at.tensor;
+    const typename real::tensor x = ((const typename real::tensor *)w->list)[at.tensor];
     const uint64_t start = sums ? threadIdx.x / 8 * rmsprop_cuda_LEAF_SIZE + threadIdx.x % 8 * 4 : threadIdx.x * 4;
     const uint64_t begin = at.block * (uint64_t)(sums ? +rmsprop_cuda_CHUNK : +rmsprop_cuda_TILE) + start;
     const uint64_t stride = sums ? 32 : 4 * rmsprop_cuda_THREADS;
-    const bool aligned = ((uintptr_t)x->g) % 16 == 0;
+    const bool aligned = ((uintptr_t)x.g) % 16 == 0;
     rmsprop_cuda_f64 lanes[1][4];
     unsigned nan = 0, inf = 0;
 
@@ -455,17 +474,12 @@ static __device__ __forceinline__ void rmsprop_cuda_scan_block(const rmsprop_cud
     for (int k = 0; k < 4; k++)
         lanes[0][k] = 0.0;
 
-    for (int row = 0; row < rows; row++) {
-        const uint64_t i = begin + row * stride;
-        const int live = i >= x->n ? 0 : x->n - i < 4 ? (int)(x->n - i) : 4;
-        real g_[4];
-
-        if (live == 0)
-            break;
-        rmsprop_cuda_load(g_, x->g + i, live, aligned);
-        if (observe)
-            rmsprop_cuda_count(real(s.unscale), live, g_, nan, inf);
-        rmsprop_cuda_scan<real, observe>(s, live, g_, lanes[0]);
+    for (uint64_t i = begin; i < begin + rows * stride && i < x.n; i += stride) {
+        if (aligned && x.n - i >= 4)
+            rmsprop_cuda_scan_row<real, observe, true>(x, s, i, 4, w->zero_grads != 0, lanes, nan, inf);
+        else
+            rmsprop_cuda_scan_row<real, observe, false>(x, s, i, x.n - i < 4 ? (int)(x.n - i) : 4,
+                    w->zero_grads != 0, lanes, nan, inf);
     }
 
     if (sums) {
@@ -527,6 +541,29 @@ static __device__ __forceinline__ void rmsprop_cuda_elements(const rmsprop_cuda_
     }
 }
 
+/* The rule, for the row of four elements that begins at i, from memory to memory. */
+template <typename real, bool observe, bool vector>
+static __device__ __forceinline__ void rmsprop_cuda_elements_row(const typename real::tensor &x,
+        const rmsprop_cuda_scalars &s, uint64_t i, int live, bool zero, rmsprop_cuda_f64 (&lanes)[3][4],
+        unsigned &nan, unsigned &inf)
+{
+    real p_[4], g_[4], acc_[4];
+
+    rmsprop_cuda_load<vector>(p_, x.p + i, live);
+    rmsprop_cuda_load<vector>(g_, x.g + i, live);
+    rmsprop_cuda_load<vector>(acc_, x.acc + i, live);
+    if (observe)
+        rmsprop_cuda_count(real(s.unscale), live, g_, nan, inf);
+    rmsprop_cuda_elements<real, observe>(s, live, p_, g_, acc_, lanes[0], lanes[1], lanes[2]);
+    rmsprop_cuda_store<vector>(x.p + i, p_, live);
+    rmsprop_cuda_store<vector>(x.acc + i, acc_, live);
+    if (zero) {
+        const real none[4] = {0.0, 0.0, 0.0, 0.0};
+
+        rmsprop_cuda_store<vector>((typename real::number *)x.g + i, none, live);
+    }
+}
+
 /* The rule, for the elements of a block. */
 template <typename real, bool observe>
 static __device__ __forceinline__ void rmsprop_cuda_elements_block(const rmsprop_cuda_plan *w)
@@ -534,11 +571,11 @@ static __device__ __forceinline__ void rmsprop_cuda_elements_block(const rmsprop
     const bool sums = observe;
     const int rows = sums ? 32 : rmsprop_cuda_TILE / (4 * rmsprop_cuda_THREADS);
     const rmsprop_cuda_place at = rmsprop_cuda_find(sums ? w->chunk : w->tile, w->count, blockIdx.x);
-    const typename real::tensor *x = (const typename real::tensor *)w->list + at.tensor;
+    const typename real::tensor x = ((const typename real::tensor *)w->list)[at.tensor];
     const uint64_t start = sums ? threadIdx.x / 8 * rmsprop_cuda_LEAF_SIZE + threadIdx.x % 8 * 4 : threadIdx.x * 4;
     const uint64_t begin = at.block * (uint64_t)(sums ? +rmsprop_cuda_CHUNK : +rmsprop_cuda_TILE) + start;
     const uint64_t stride = sums ? 32 : 4 * rmsprop_cuda_THREADS;
-    const bool aligned = ((uintptr_t)x->p | (uintptr_t)x->g | (uintptr_t)x->acc) % 16 == 0;
+    const bool aligned = ((uintptr_t)x.p | (uintptr_t)x.g | (uintptr_t)x.acc) % 16 == 0;
     rmsprop_cuda_f64 lanes[3][4];
     unsigned nan = 0, inf = 0;
 
@@ -547,13 +584,9 @@ static __device__ __forceinline__ void rmsprop_cuda_elements_block(const rmsprop
     if (w->control->skipped) {
         const real none[4] = {0.0, 0.0, 0.0, 0.0};
 
-        for (int row = 0; row < rows && w->zero_grads; row++) {
-            const uint64_t i = begin + row * stride;
-
-            if (i < x->n)
-                rmsprop_cuda_store((typename real::number *)x->g + i, none, x->n - i < 4 ? (int)(x->n - i) : 4,
-                                   aligned);
-        }
+        for (uint64_t i = begin; i < begin + rows * stride && i < x.n && w->zero_grads; i += stride)
+            rmsprop_cuda_store<false>((typename real::number *)x.g + i, none,
+                                      x.n - i < 4 ? (int)(x.n - i) : 4);
         return;
     }
     const rmsprop_cuda_scalars s = w->s[w->group[at.tensor]];
@@ -562,26 +595,12 @@ static __device__ __forceinline__ void rmsprop_cuda_elements_block(const rmsprop
     for (int k = 0; k < 4; k++)
         lanes[0][k] = lanes[1][k] = lanes[2][k] = 0.0;
 
-    for (int row = 0; row < rows; row++) {
-        const uint64_t i = begin + row * stride;
-        const int live = i >= x->n ? 0 : x->n - i < 4 ? (int)(x->n - i) : 4;
-        real p_[4], g_[4], acc_[4];
-
-        if (live == 0)
-            break;
-        rmsprop_cuda_load(p_, x->p + i, live, aligned);
-        rmsprop_cuda_load(g_, x->g + i, live, aligned);
-        rmsprop_cuda_load(acc_, x->acc + i, live, aligned);
-        if (observe)
-            rmsprop_cuda_count(real(s.unscale), live, g_, nan, inf);
-        rmsprop_cuda_elements<real, observe>(s, live, p_, g_, acc_, lanes[0], lanes[1], lanes[2]);
-        rmsprop_cuda_store(x->p + i, p_, live, aligned);
-        rmsprop_cuda_store(x->acc + i, acc_, live, aligned);
-        if (w->zero_grads) {
-            const real none[4] = {0.0, 0.0, 0.0, 0.0};
-
-            rmsprop_cuda_store((typename real::number *)x->g + i, none, live, aligned);
-        }
+    for (uint64_t i = begin; i < begin + rows * stride && i < x.n; i += stride) {
+        if (aligned && x.n - i >= 4)
+            rmsprop_cuda_elements_row<real, observe, true>(x, s, i, 4, w->zero_grads != 0, lanes, nan, inf);
+        else
+            rmsprop_cuda_elements_row<real, observe, false>(x, s, i, x.n - i < 4 ? (int)(x.n - i) : 4,
+                    w->zero_grads != 0, lanes, nan, inf);
     }
 
     if (sums) {
@@ -782,7 +801,7 @@ rmsprop_cuda_begin(const __grid_constant__ rmsprop_cuda_plan given)
         w->s[k] = w->rows[row * w->groups + k];
 }
 
-/* Adds up what a phase left: a block for each tensor, and the last of them goes on over all tensors. */
+/* Adds up what a phase left: a block for each tensor and sum, and the last of them goes on over all tensors. */
 extern "C" __global__ void __launch_bounds__(rmsprop_cuda_THREADS, rmsprop_cuda_MIN_BLOCKS)
 rmsprop_cuda_add_up(const __grid_constant__ rmsprop_cuda_plan given)
 {
@@ -795,18 +814,17 @@ rmsprop_cuda_add_up(const __grid_constant__ rmsprop_cuda_plan given)
 
     if (c->idle || c->skipped)
         return;
-    for (uint64_t j = blockIdx.x; j < w->tensors; j += gridDim.x)
-        for (int slot = begin; slot < end; slot++) {
-            const double *sums = w->sums + slot * w->chunks + w->first[j];
-            const rmsprop_cuda_f64 total = rmsprop_cuda_total(slot, sums, w->first[j + 1] - w->first[j]);
+    if (blockIdx.x < w->tensors) {
+        const uint64_t j = blockIdx.x, slot = begin + blockIdx.y;
+        const double *sums = w->sums + slot * w->chunks + w->first[j];
+        const rmsprop_cuda_f64 total = rmsprop_cuda_total((int)slot, sums, w->first[j + 1] - w->first[j]);
 
-            if (threadIdx.x == 0)
-                w->tensor_sums[slot * w->tensors + j] = total.x;
-            __syncthreads();
-        }
+        if (threadIdx.x == 0)
+            w->tensor_sums[slot * w->tensors + j] = total.x;
+    }
     if (threadIdx.x == 0) {
         __threadfence();
-        last = atomicAdd(&c->done, 1u) == gridDim.x - 1;
+        last = atomicAdd(&c->done, 1u) == gridDim.x * gridDim.y - 1;
     }
     __syncthreads();
     if (!last)
@@ -1021,10 +1039,11 @@ static int rmsprop_cuda_bring(void *to, const void *from, uint64_t bytes, cudaSt
 }
 
 /* Launches a kernel, if it has any blocks. */
-static int rmsprop_cuda_start(const void *kernel, uint64_t blocks, const void *argument, cudaStream_t stream)
+static int rmsprop_cuda_start(const void *kernel, uint64_t blocks, const void *argument, cudaStream_t stream,
+                              unsigned slots = 1)
 {
     void *arguments[] = {(void *)argument};
-    const dim3 grid((unsigned)blocks), block(rmsprop_cuda_THREADS);
+    const dim3 grid((unsigned)blocks, slots), block(rmsprop_cuda_THREADS);
 
     if (blocks == 0 || cudaLaunchKernel(kernel, grid, block, arguments, 0, stream) == cudaSuccess)
         return rmsprop_cuda_OK;
@@ -1197,7 +1216,8 @@ int rmsprop_cuda_rows(const rmsprop_cuda_plan *plan, const rmsprop_cuda_hyper *h
 int rmsprop_cuda_phases(const rmsprop_cuda_plan *plan, const rmsprop_cuda_options *options, int first,
                         int last, cudaStream_t stream)
 {
-    static const bool adds[] = {false, false};
+    static const unsigned plain[] = {0, 0}; /* sums of a phase */
+    static const unsigned every[] = {3, 5}; /* with statistics */
     rmsprop_cuda_plan w;
     int status = rmsprop_cuda_OK;
 
@@ -1215,10 +1235,15 @@ int rmsprop_cuda_phases(const rmsprop_cuda_plan *plan, const rmsprop_cuda_option
     if (first == 0 && !w.beside)
         status = rmsprop_cuda_start((const void *)rmsprop_cuda_begin, 1, &w, stream);
     for (int phase = first; phase < last && phase < rmsprop_cuda_PHASES && status == rmsprop_cuda_OK; phase++) {
-        w.phase = phase - 1;
-        if (phase > 0 && (adds[phase - 1] || w.observe || (phase == 1 && w.skip_nonfinite)))
-            status = rmsprop_cuda_start((const void *)rmsprop_cuda_add_up, w.tensors > 0 ? w.tensors : 1, &w,
-                                        stream);
+        if (phase > 0) {
+            const bool all = w.observe || (phase == 1 && w.skip_nonfinite);
+            const unsigned slots = all ? every[phase - 1] : plain[phase - 1];
+
+            w.phase = phase - 1;
+            if (slots > 0)
+                status = rmsprop_cuda_start((const void *)rmsprop_cuda_add_up, w.tensors > 0 ? w.tensors : 1,
+                                            &w, stream, slots);
+        }
         if (status != rmsprop_cuda_OK)
             break;
         w.phase = phase;

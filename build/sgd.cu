@@ -123,11 +123,11 @@ struct sgd_cuda_f32 {
 };
 __device__ __forceinline__ sgd_cuda_f64::sgd_cuda_f64(sgd_cuda_f32 value) : x(value.x) {}
 
-/* Four neighbouring elements, of which `live` exist; in one vector where the arrays are aligned. */
-static __device__ __forceinline__ void sgd_cuda_load(sgd_cuda_f32 (&to)[4], const float *from, int live,
-                                                     bool aligned)
+/* Four neighbouring elements, as a vector, or those `live` ones that exist. */
+template <bool vector>
+static __device__ __forceinline__ void sgd_cuda_load(sgd_cuda_f32 (&to)[4], const float *from, int live)
 {
-    if (aligned && live == 4) {
+    if (vector) {
         const float4 v0 = sgd_cuda_READ((const float4 *)from + 0);
 
         to[0] = v0.x;
@@ -141,10 +141,10 @@ static __device__ __forceinline__ void sgd_cuda_load(sgd_cuda_f32 (&to)[4], cons
     }
 }
 
-static __device__ __forceinline__ void sgd_cuda_store(float *to, const sgd_cuda_f32 (&from)[4], int live,
-                                                      bool aligned)
+template <bool vector>
+static __device__ __forceinline__ void sgd_cuda_store(float *to, const sgd_cuda_f32 (&from)[4], int live)
 {
-    if (aligned && live == 4) {
+    if (vector) {
         sgd_cuda_WRITE((float4 *)to + 0, make_float4(from[0].x, from[1].x, from[2].x, from[3].x));
     } else {
 #pragma unroll
@@ -154,11 +154,11 @@ static __device__ __forceinline__ void sgd_cuda_store(float *to, const sgd_cuda_
     }
 }
 
-/* Four neighbouring elements, of which `live` exist; in two vectors where the arrays are aligned. */
-static __device__ __forceinline__ void sgd_cuda_load(sgd_cuda_f64 (&to)[4], const double *from, int live,
-                                                     bool aligned)
+/* Four neighbouring elements, as two vectors, or those `live` ones that exist. */
+template <bool vector>
+static __device__ __forceinline__ void sgd_cuda_load(sgd_cuda_f64 (&to)[4], const double *from, int live)
 {
-    if (aligned && live == 4) {
+    if (vector) {
         const double2 v0 = sgd_cuda_READ((const double2 *)from + 0);
         const double2 v1 = sgd_cuda_READ((const double2 *)from + 1);
 
@@ -173,10 +173,10 @@ static __device__ __forceinline__ void sgd_cuda_load(sgd_cuda_f64 (&to)[4], cons
     }
 }
 
-static __device__ __forceinline__ void sgd_cuda_store(double *to, const sgd_cuda_f64 (&from)[4], int live,
-                                                      bool aligned)
+template <bool vector>
+static __device__ __forceinline__ void sgd_cuda_store(double *to, const sgd_cuda_f64 (&from)[4], int live)
 {
-    if (aligned && live == 4) {
+    if (vector) {
         sgd_cuda_WRITE((double2 *)to + 0, make_double2(from[0].x, from[1].x));
         sgd_cuda_WRITE((double2 *)to + 1, make_double2(from[2].x, from[3].x));
     } else {
@@ -186,7 +186,6 @@ static __device__ __forceinline__ void sgd_cuda_store(double *to, const sgd_cuda
                 to[k] = from[k].x;
     }
 }
-
 
 const char *sgd_cuda_strerror(int status)
 {
@@ -319,6 +318,7 @@ static __device__ sgd_cuda_f64 sgd_cuda_tree(const double *values, uint64_t n)
             const uint64_t start = c * sgd_cuda_CHUNK + leaf * sgd_cuda_LEAF_SIZE + lane;
             sgd_cuda_f64 value = 0.0;
 
+#pragma unroll 8
             for (uint64_t i = start; i < start + sgd_cuda_LEAF_SIZE && i < n; i += 32) {
                 const sgd_cuda_f64 other = __ldcg(values + i); /* other blocks have written it */
 
@@ -413,6 +413,21 @@ static __device__ __forceinline__ void sgd_cuda_scan(const sgd_cuda_scalars &s, 
     }
 }
 
+/* Looks at the gradients first, for the row of four elements that begins at i, from memory to memory. */
+template <typename real, bool observe, bool vector>
+static __device__ __forceinline__ void sgd_cuda_scan_row(const typename real::tensor &x,
+        const sgd_cuda_scalars &s, uint64_t i, int live, bool zero, sgd_cuda_f64 (&lanes)[1][4], unsigned &nan,
+        unsigned &inf)
+{
+    real g_[4];
+
+    sgd_cuda_load<vector>(g_, x.g + i, live);
+    if (observe)
+        sgd_cuda_count(real(s.unscale), live, g_, nan, inf);
+    sgd_cuda_scan<real, observe>(s, live, g_, lanes[0]);
+    (void)zero;
+}
+
 /* Looks at the gradients first, for the elements of a block. */
 template <typename real, bool observe>
 static __device__ __forceinline__ void sgd_cuda_scan_block(const sgd_cuda_plan *w)
@@ -420,11 +435,11 @@ static __device__ __forceinline__ void sgd_cuda_scan_block(const sgd_cuda_plan *
     const bool sums = observe;
     const int rows = sums ? 32 : sgd_cuda_TILE / (4 * sgd_cuda_THREADS);
     const sgd_cuda_place at = sgd_cuda_find(sums ? w->chunk : w->tile, w->count, blockIdx.x);
-    const typename real::tensor *x = (const typename real::tensor *)w->list + at.tensor;
+    const typename real::tensor x = ((const typename real::tensor *)w->list)[at.tensor];
     const uint64_t start = sums ? threadIdx.x / 8 * sgd_cuda_LEAF_SIZE + threadIdx.x % 8 * 4 : threadIdx.x * 4;
     const uint64_t begin = at.block * (uint64_t)(sums ? +sgd_cuda_CHUNK : +sgd_cuda_TILE) + start;
     const uint64_t stride = sums ? 32 : 4 * sgd_cuda_THREADS;
-    const bool aligned = ((uintptr_t)x->g) % 16 == 0;
+    const bool aligned = ((uintptr_t)x.g) % 16 == 0;
     sgd_cuda_f64 lanes[1][4];
     unsigned nan = 0, inf = 0;
 
@@ -436,17 +451,12 @@ static __device__ __forceinline__ void sgd_cuda_scan_block(const sgd_cuda_plan *
     for (int k = 0; k < 4; k++)
         lanes[0][k] = 0.0;
 
-    for (int row = 0; row < rows; row++) {
-        const uint64_t i = begin + row * stride;
-        const int live = i >= x->n ? 0 : x->n - i < 4 ? (int)(x->n - i) : 4;
-        real g_[4];
-
-        if (live == 0)
-            break;
-        sgd_cuda_load(g_, x->g + i, live, aligned);
-        if (observe)
-            sgd_cuda_count(real(s.unscale), live, g_, nan, inf);
-        sgd_cuda_scan<real, observe>(s, live, g_, lanes[0]);
+    for (uint64_t i = begin; i < begin + rows * stride && i < x.n; i += stride) {
+        if (aligned && x.n - i >= 4)
+            sgd_cuda_scan_row<real, observe, true>(x, s, i, 4, w->zero_grads != 0, lanes, nan, inf);
+        else
+            sgd_cuda_scan_row<real, observe, false>(x, s, i, x.n - i < 4 ? (int)(x.n - i) : 4,
+                                                    w->zero_grads != 0, lanes, nan, inf);
     }
 
     if (sums) {
@@ -502,6 +512,27 @@ static __device__ __forceinline__ void sgd_cuda_elements(const sgd_cuda_scalars 
     }
 }
 
+/* The rule, for the row of four elements that begins at i, from memory to memory. */
+template <typename real, bool observe, bool vector>
+static __device__ __forceinline__ void sgd_cuda_elements_row(const typename real::tensor &x,
+        const sgd_cuda_scalars &s, uint64_t i, int live, bool zero, sgd_cuda_f64 (&lanes)[3][4], unsigned &nan,
+        unsigned &inf)
+{
+    real p_[4], g_[4];
+
+    sgd_cuda_load<vector>(p_, x.p + i, live);
+    sgd_cuda_load<vector>(g_, x.g + i, live);
+    if (observe)
+        sgd_cuda_count(real(s.unscale), live, g_, nan, inf);
+    sgd_cuda_elements<real, observe>(s, live, p_, g_, lanes[0], lanes[1], lanes[2]);
+    sgd_cuda_store<vector>(x.p + i, p_, live);
+    if (zero) {
+        const real none[4] = {0.0, 0.0, 0.0, 0.0};
+
+        sgd_cuda_store<vector>((typename real::number *)x.g + i, none, live);
+    }
+}
+
 /* The rule, for the elements of a block. */
 template <typename real, bool observe>
 static __device__ __forceinline__ void sgd_cuda_elements_block(const sgd_cuda_plan *w)
@@ -509,11 +540,11 @@ static __device__ __forceinline__ void sgd_cuda_elements_block(const sgd_cuda_pl
     const bool sums = observe;
     const int rows = sums ? 32 : sgd_cuda_TILE / (4 * sgd_cuda_THREADS);
     const sgd_cuda_place at = sgd_cuda_find(sums ? w->chunk : w->tile, w->count, blockIdx.x);
-    const typename real::tensor *x = (const typename real::tensor *)w->list + at.tensor;
+    const typename real::tensor x = ((const typename real::tensor *)w->list)[at.tensor];
     const uint64_t start = sums ? threadIdx.x / 8 * sgd_cuda_LEAF_SIZE + threadIdx.x % 8 * 4 : threadIdx.x * 4;
     const uint64_t begin = at.block * (uint64_t)(sums ? +sgd_cuda_CHUNK : +sgd_cuda_TILE) + start;
     const uint64_t stride = sums ? 32 : 4 * sgd_cuda_THREADS;
-    const bool aligned = ((uintptr_t)x->p | (uintptr_t)x->g) % 16 == 0;
+    const bool aligned = ((uintptr_t)x.p | (uintptr_t)x.g) % 16 == 0;
     sgd_cuda_f64 lanes[3][4];
     unsigned nan = 0, inf = 0;
 
@@ -522,13 +553,8 @@ static __device__ __forceinline__ void sgd_cuda_elements_block(const sgd_cuda_pl
     if (w->control->skipped) {
         const real none[4] = {0.0, 0.0, 0.0, 0.0};
 
-        for (int row = 0; row < rows && w->zero_grads; row++) {
-            const uint64_t i = begin + row * stride;
-
-            if (i < x->n)
-                sgd_cuda_store((typename real::number *)x->g + i, none, x->n - i < 4 ? (int)(x->n - i) : 4,
-                               aligned);
-        }
+        for (uint64_t i = begin; i < begin + rows * stride && i < x.n && w->zero_grads; i += stride)
+            sgd_cuda_store<false>((typename real::number *)x.g + i, none, x.n - i < 4 ? (int)(x.n - i) : 4);
         return;
     }
     const sgd_cuda_scalars s = w->s[w->group[at.tensor]];
@@ -537,24 +563,12 @@ static __device__ __forceinline__ void sgd_cuda_elements_block(const sgd_cuda_pl
     for (int k = 0; k < 4; k++)
         lanes[0][k] = lanes[1][k] = lanes[2][k] = 0.0;
 
-    for (int row = 0; row < rows; row++) {
-        const uint64_t i = begin + row * stride;
-        const int live = i >= x->n ? 0 : x->n - i < 4 ? (int)(x->n - i) : 4;
-        real p_[4], g_[4];
-
-        if (live == 0)
-            break;
-        sgd_cuda_load(p_, x->p + i, live, aligned);
-        sgd_cuda_load(g_, x->g + i, live, aligned);
-        if (observe)
-            sgd_cuda_count(real(s.unscale), live, g_, nan, inf);
-        sgd_cuda_elements<real, observe>(s, live, p_, g_, lanes[0], lanes[1], lanes[2]);
-        sgd_cuda_store(x->p + i, p_, live, aligned);
-        if (w->zero_grads) {
-            const real none[4] = {0.0, 0.0, 0.0, 0.0};
-
-            sgd_cuda_store((typename real::number *)x->g + i, none, live, aligned);
-        }
+    for (uint64_t i = begin; i < begin + rows * stride && i < x.n; i += stride) {
+        if (aligned && x.n - i >= 4)
+            sgd_cuda_elements_row<real, observe, true>(x, s, i, 4, w->zero_grads != 0, lanes, nan, inf);
+        else
+            sgd_cuda_elements_row<real, observe, false>(x, s, i, x.n - i < 4 ? (int)(x.n - i) : 4,
+                    w->zero_grads != 0, lanes, nan, inf);
     }
 
     if (sums) {
@@ -742,7 +756,7 @@ sgd_cuda_begin(const __grid_constant__ sgd_cuda_plan given)
         w->s[k] = w->rows[row * w->groups + k];
 }
 
-/* Adds up what a phase left: a block for each tensor, and the last of them goes on over all tensors. */
+/* Adds up what a phase left: a block for each tensor and sum, and the last of them goes on over all tensors. */
 extern "C" __global__ void __launch_bounds__(sgd_cuda_THREADS, sgd_cuda_MIN_BLOCKS)
 sgd_cuda_add_up(const __grid_constant__ sgd_cuda_plan given)
 {
@@ -755,18 +769,17 @@ sgd_cuda_add_up(const __grid_constant__ sgd_cuda_plan given)
 
     if (c->idle || c->skipped)
         return;
-    for (uint64_t j = blockIdx.x; j < w->tensors; j += gridDim.x)
-        for (int slot = begin; slot < end; slot++) {
-            const double *sums = w->sums + slot * w->chunks + w->first[j];
-            const sgd_cuda_f64 total = sgd_cuda_total(slot, sums, w->first[j + 1] - w->first[j]);
+    if (blockIdx.x < w->tensors) {
+        const uint64_t j = blockIdx.x, slot = begin + blockIdx.y;
+        const double *sums = w->sums + slot * w->chunks + w->first[j];
+        const sgd_cuda_f64 total = sgd_cuda_total((int)slot, sums, w->first[j + 1] - w->first[j]);
 
-            if (threadIdx.x == 0)
-                w->tensor_sums[slot * w->tensors + j] = total.x;
-            __syncthreads();
-        }
+        if (threadIdx.x == 0)
+            w->tensor_sums[slot * w->tensors + j] = total.x;
+    }
     if (threadIdx.x == 0) {
         __threadfence();
-        last = atomicAdd(&c->done, 1u) == gridDim.x - 1;
+        last = atomicAdd(&c->done, 1u) == gridDim.x * gridDim.y - 1;
     }
     __syncthreads();
     if (!last)
@@ -981,10 +994,11 @@ static int sgd_cuda_bring(void *to, const void *from, uint64_t bytes, cudaStream
 }
 
 /* Launches a kernel, if it has any blocks. */
-static int sgd_cuda_start(const void *kernel, uint64_t blocks, const void *argument, cudaStream_t stream)
+static int sgd_cuda_start(const void *kernel, uint64_t blocks, const void *argument, cudaStream_t stream,
+                          unsigned slots = 1)
 {
     void *arguments[] = {(void *)argument};
-    const dim3 grid((unsigned)blocks), block(sgd_cuda_THREADS);
+    const dim3 grid((unsigned)blocks, slots), block(sgd_cuda_THREADS);
 
     if (blocks == 0 || cudaLaunchKernel(kernel, grid, block, arguments, 0, stream) == cudaSuccess)
         return sgd_cuda_OK;
@@ -1157,7 +1171,8 @@ int sgd_cuda_rows(const sgd_cuda_plan *plan, const sgd_cuda_hyper *h, uint64_t t
 int sgd_cuda_phases(const sgd_cuda_plan *plan, const sgd_cuda_options *options, int first, int last,
                     cudaStream_t stream)
 {
-    static const bool adds[] = {false, false};
+    static const unsigned plain[] = {0, 0}; /* sums of a phase */
+    static const unsigned every[] = {3, 5}; /* with statistics */
     sgd_cuda_plan w;
     int status = sgd_cuda_OK;
 
@@ -1175,9 +1190,15 @@ int sgd_cuda_phases(const sgd_cuda_plan *plan, const sgd_cuda_options *options, 
     if (first == 0 && !w.beside)
         status = sgd_cuda_start((const void *)sgd_cuda_begin, 1, &w, stream);
     for (int phase = first; phase < last && phase < sgd_cuda_PHASES && status == sgd_cuda_OK; phase++) {
-        w.phase = phase - 1;
-        if (phase > 0 && (adds[phase - 1] || w.observe || (phase == 1 && w.skip_nonfinite)))
-            status = sgd_cuda_start((const void *)sgd_cuda_add_up, w.tensors > 0 ? w.tensors : 1, &w, stream);
+        if (phase > 0) {
+            const bool all = w.observe || (phase == 1 && w.skip_nonfinite);
+            const unsigned slots = all ? every[phase - 1] : plain[phase - 1];
+
+            w.phase = phase - 1;
+            if (slots > 0)
+                status = sgd_cuda_start((const void *)sgd_cuda_add_up, w.tensors > 0 ? w.tensors : 1, &w,
+                                        stream, slots);
+        }
         if (status != sgd_cuda_OK)
             break;
         w.phase = phase;

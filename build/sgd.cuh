@@ -190,7 +190,8 @@ sgd_cuda_API int sgd_cuda_plan_f64(sgd_cuda_plan *plan, const sgd_cuda_tensor_f6
 sgd_cuda_API int sgd_cuda_state_init(const sgd_cuda_plan *plan, const sgd_cuda_hyper *h, cudaStream_t stream);
 
 /* One step over the list, in place: number t, counted from 1. h has the hyperparameters of each group; options may be
- * NULL. It only enqueues work: errors of the arguments are found before, and nothing waits for the device. */
+ * NULL. It only enqueues work: errors of the arguments are found before, and nothing waits for the device. As it copies
+ * from memory of its own it has no place in a CUDA graph; launch has. */
 sgd_cuda_API int sgd_cuda_step(const sgd_cuda_hyper *h, uint64_t t, const sgd_cuda_plan *plan,
                                const sgd_cuda_options *options, cudaStream_t stream);
 

@@ -726,7 +726,7 @@ def test_totals_of_many_tensors(made: Made, monkeypatch: pytest.MonkeyPatch) -> 
         own = (ctypes.c_double * (len(slots_of(cuda)) * count)).from_address(plan.tensor_sums)
         sums.append(np.frombuffer(own).reshape(-1, count)[-len(slots) :])
         sums[0][:] = rng.standard_normal(sums[0].shape) ** 2
-        cuda.control(plan).done = count - 1
+        cuda.control(plan).done = count * len(slots) - 1  # each sum has blocks of its own
         monkeypatch.setenv("OPTFORGE_EMULATION_ONLY_LAST", "1")
 
     plan = finishing(cuda, ctypes.c_void_p(table.ctypes.data), count, options, fill)

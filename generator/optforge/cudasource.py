@@ -264,15 +264,16 @@ class CudaSource(Source):
 class Pass:
     """What is launched for a phase: kernels by the end of their names, with statistics (`observed`) and without.
 
-    A pass that `adds` up takes a block a chunk, another one a tile; one with statistics always adds up. `folds` says
-    whether sums of a plain pass go on to the tensors and to all.
+    A pass that `adds` up takes a block a chunk, another one a tile; one with statistics always adds up. `sums`
+    says how many sums of a plain pass go on to the tensors and to all, `all_sums` how many with statistics.
     """
 
     plain: str
     observed: str
     adds: bool
-    folds: bool
     optional: bool
+    sums: int
+    all_sums: int
 
     @property
     def two(self) -> bool:
@@ -286,10 +287,10 @@ def passes(kernel: Kernel) -> list[Pass]:
     for k, phase in enumerate(kernel.phases):
         title = phase_title(kernel, k)
         observes = any(r.observed or r.counts for r in phase.reductions) and not phase.optional
-        adds = any(not r.observed for r in phase.reductions)
-        found.append(
-            Pass(title, f"{title}_observed" if observes else title, adds or phase.optional, adds, phase.optional)
-        )
+        own = sum(not r.observed for r in phase.reductions)
+        every = len(phase.reductions) + 2 * sum(r.counts for r in phase.reductions)
+        observed = f"{title}_observed" if observes else title
+        found.append(Pass(title, observed, own > 0 or phase.optional, phase.optional, own, every))
     return found
 
 

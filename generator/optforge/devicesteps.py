@@ -54,7 +54,7 @@ class DeviceSteps:
             if self.block is None or self.groups != groups:
                 # The scalars of a step stand right behind the window that tells of them, so that one copy brings both.
                 self.block = self.device.allocate(CONTROL_STRUCT.itemsize + (ROWS + 1) * size)
-                self.device.drv.memset_d8(self.block, 0, CONTROL_STRUCT.itemsize)
+                self.device.drv.memset_d8_async(self.block, 0, CONTROL_STRUCT.itemsize, self.stream)
                 self.groups, self.values = groups, b""
         control = int(self.block)
         rows = control + CONTROL_STRUCT.itemsize

@@ -223,9 +223,11 @@ class Plan:
             for entry in self.lists:
                 blocks = entry[1]["own_chunks" if own.adds or looks else "tiles"]
                 launches.append(self.launch(name, entry, int(blocks), number))
-            if own.folds or looks:
+            sums = own.all_sums if looks else own.sums
+            if sums:
                 first["phase"] = number
-                launches.append(Launch(engine.function("add_up"), (max(len(self.tensors), 1), 1, 1), first.tobytes()))
+                grid = (max(len(self.tensors), 1), sums, 1)
+                launches.append(Launch(engine.function("add_up"), grid, first.tobytes()))
         if observe or self.kernel.state_stores:
             launches += [self.launch("finish", own, 1) for own in self.lists]
         self.launches = [launch for launch in launches if launch.grid[0] > 0]
@@ -265,7 +267,7 @@ class CudaEngine:
         self.kernel, self.device, self.stream = kernel, device, stream
         self.passes, self.tries = passes(kernel), scalars_can_fail(kernel)
         self.steps = DeviceSteps(device, Rows(kernel), stream)
-        self.slots = sum(len(p.reductions) + 2 * sum(r.counts for r in p.reductions) for p in kernel.phases)
+        self.slots = sum(own.all_sums for own in self.passes)
         self.module = device.module(cubin(render(rule, kernel, prefix=PREFIX), device.capability))
         self.functions: dict[str, Any] = {}
         self.block: Any = None
