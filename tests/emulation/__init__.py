@@ -90,9 +90,9 @@ def environment(directory: Path) -> dict[str, str]:
     }
 
 
-def run(command: Sequence[str]) -> str:
-    """What a command that must succeed prints."""
+def run(command: Sequence[str], errors: bool = False) -> str:
+    """What a command that must succeed prints; with `errors`, on standard error."""
     answer = subprocess.run(command, capture_output=True, text=True, check=False)
     if answer.returncode != 0:
         raise RuntimeError(f"{shlex.join(command)}\n{answer.stderr}")
-    return answer.stdout
+    return answer.stderr if errors else answer.stdout
