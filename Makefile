@@ -5,23 +5,26 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-host test-emulated clean
+.PHONY: demo test test-host test-cuda clean
 
 demo: $(VENV)/.demo
 	$(BIN)/optforge demo --kernels build --out demo.png
 
-# The tests of the CUDA target, which run on an emulation, go on beside the others.
+# What is about CUDA goes on beside the rest.
+CUDA_TESTS := $(wildcard tests/test_cuda_*.py) tests/test_emulation.py tests/test_gpu_script.py tests/test_hip.py
+
 test: $(VENV)/.dev
 	$(BIN)/ruff check generator tests benchmarks
 	$(BIN)/ruff format --check generator tests benchmarks
 	$(BIN)/mypy
 	$(BIN)/optforge generate --all --target c --target cuda --check
-	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target test-emulated test-host
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target test-cuda test-host
 
 test-host:
-	$(BIN)/pytest -q $(PYTEST_ARGS)
+	$(BIN)/pytest -q $(addprefix --ignore=,$(CUDA_TESTS)) $(PYTEST_ARGS)
 
-test-emulated:
+test-cuda:
+	$(BIN)/pytest -q $(CUDA_TESTS)
 	$(BIN)/python tests/emulated.py
 
 $(VENV)/bin/python:
