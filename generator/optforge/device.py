@@ -174,7 +174,8 @@ class DeviceSpace(Host):
 
     def make(self, shape: tuple[int, ...], dtype: Any, memory: Any, owner: Any = None) -> Any:
         """A GPUArray over memory of the device, which keeps its owner alive."""
-        return self.array(shape, dtype, gpudata=memory, base=owner)
+        with self.device.current():  # PyCUDA asks for the device of the thread's context
+            return self.array(shape, dtype, gpudata=memory, base=owner)
 
     def parameter(self, array: Any, label: str) -> Any:
         """A parameter's array on the device."""
