@@ -152,8 +152,10 @@ def device_array() -> Any:
             return values if dtype is None else values.astype(dtype)
 
         def reshape(self, *shape: Any) -> Any:
-            found = np.empty(self.shape, np.bool_).reshape(*shape).shape  # memory that nobody touches
-            return DeviceArray(found, self.dtype, gpudata=self.gpudata, base=self)
+            found = np.empty(self.shape, self.dtype).reshape(*shape)  # memory that nobody touches
+            view = DeviceArray.__new__(DeviceArray)  # GPUArray's own __init__ wants a current context
+            view.__dict__.update(self.__dict__, shape=found.shape, strides=found.strides, base=self)
+            return view
 
     return DeviceArray
 
