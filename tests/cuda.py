@@ -182,6 +182,7 @@ class Memory:
             lengths = [1] * len(sizes) if own else sizes
             self.memory[name] = Guarded(lengths, np.float64 if own else dtype, offset=0 if aligned else k)
         self.tensors = [{name: memory.arrays[k] for name, memory in self.memory.items()} for k in range(len(sizes))]
+        self.beside: list[Any] = []
         if aligned:
             self.align()
         for tensor in self.tensors:
@@ -191,12 +192,14 @@ class Memory:
         )
 
     def align(self) -> None:
-        """Move the arrays to multiples of 16 bytes, without guards."""
+        """Move the arrays to multiples of 16 bytes, between guards of their own."""
         for tensor in self.tensors:
             for name, array in tensor.items():
-                own = np.zeros(array.size + 16, array.dtype)
-                start = -own.ctypes.data % 16 // own.itemsize
+                own = np.full(array.size + 24, -12345.678, array.dtype)
+                start = (-own.ctypes.data % 16 + 16) // own.itemsize
                 tensor[name] = own[start : start + array.size]
+                tensor[name][:] = 0
+                self.beside += [own[:start], own[start + array.size :]]
 
     def begin(self, grads: Sequence[Any]) -> None:
         """Put gradients into their place."""
@@ -212,6 +215,7 @@ class Memory:
                 own = np.array([own]) if name in self.cuda.scalars else own
                 assert same(tensor[name], own), f"{name} of size {self.sizes[k]}: {where}"
         assert all(memory.intact() for memory in self.memory.values()), where
+        assert all((guard == guard.dtype.type(-12345.678)).all() for guard in self.beside), where
 
 
 def agree(told: Stats, each: Any, expected: Any, where: str = "") -> None:

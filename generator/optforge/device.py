@@ -152,8 +152,10 @@ def device_array() -> Any:
             return values if dtype is None else values.astype(dtype)
 
         def reshape(self, *shape: Any) -> Any:
-            found = np.empty(self.shape, np.bool_).reshape(*shape).shape  # memory that nobody touches
-            return DeviceArray(found, self.dtype, gpudata=self.gpudata, base=self)
+            found = np.empty(self.shape, self.dtype).reshape(*shape)  # memory that nobody touches
+            view = DeviceArray.__new__(DeviceArray)  # GPUArray's own __init__ wants a current context
+            view.__dict__.update(self.__dict__, shape=found.shape, strides=found.strides, base=self)
+            return view
 
     return DeviceArray
 
@@ -174,7 +176,8 @@ class DeviceSpace(Host):
 
     def make(self, shape: tuple[int, ...], dtype: Any, memory: Any, owner: Any = None) -> Any:
         """A GPUArray over memory of the device, which keeps its owner alive."""
-        return self.array(shape, dtype, gpudata=memory, base=owner)
+        with self.device.current():  # PyCUDA asks for the device of the thread's context
+            return self.array(shape, dtype, gpudata=memory, base=owner)
 
     def parameter(self, array: Any, label: str) -> Any:
         """A parameter's array on the device."""
