@@ -47,12 +47,12 @@ SURVIVORS = {
     (r"__syncthreads\(\);", 1): "the tree's last: for more than one chunk of values, in test_totals_of_many_chunks",
     (r"__syncthreads\(\);", 13): "of the layout: each thread reads what it wrote itself",
     (r"__syncthreads\(\);", 14): "of the begin: for more than one group, in test_groups_have_their_own_hyperparameters",
-    (r"__syncthreads\(\);", 15): "behind the total of a tensor: the tree's own are enough",
-    (r"__syncthreads\(\);", 17): "behind the total of all: the tree's own are enough",
-    (r"live == 4\b", 0): "a load beyond the end, of what nobody uses",
+    (
+        r"__syncthreads\(\);",
+        16,
+    ): "behind the totals of all: for more than one group, in test_groups_have_their_own_hyperparameters",
     (r"k < live\b", 0): "a load beyond the end, of what nobody uses",
     **{(r"k < live\b", k): "absent elements are 0, and so is what they would add" for k in (2, 3, 4, 7, 9)},
-    **{(r"if \(live == 0\)", k): "spares work alone" for k in (0, 1, 2)},
     (r"w->control->idle \|\| w->control->skipped", 0): "of the scan, before which no step is skipped but an idle one",
     (r"c->idle \|\| c->skipped", 0): "spares work alone",
 }
