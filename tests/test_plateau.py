@@ -148,6 +148,9 @@ def test_the_documentation_of_pytorch_gives_the_same_rates(seed: int) -> None:
     assert reductions or settings["eps"] == 1e-3 or settings["min_lr"] == [1e-5, 0.05] or settings["patience"] > 4
 
 
+KERAS: dict[str, Any] = {"counting": "keras", "threshold_mode": "abs", "eps": 0}  # its own class
+
+
 @pytest.mark.parametrize("seed", range(len(SETTINGS)))
 def test_keras_counting(seed: int) -> None:
     settings = SETTINGS[seed]
@@ -155,7 +158,7 @@ def test_keras_counting(seed: int) -> None:
     shared = {name: settings[name] for name in ("mode", "factor", "patience", "cooldown")}
     judge = KerasJudge(0.1, **shared, min_delta=settings["threshold"], min_lr=least)
     ours = One(0.1)
-    plateau = ReduceLROnPlateau(ours, **shared, threshold=settings["threshold"], min_lr=least, counting="keras")
+    plateau = ReduceLROnPlateau(ours, **shared, threshold=settings["threshold"], min_lr=least, **KERAS)
     reductions = 0
     for metric in metrics(seed, 400, settings["mode"]):
         judge.on_epoch_end(metric)
@@ -201,10 +204,10 @@ def test_thresholds_and_modes() -> None:
     assert reductions([4.0, 3.9, 3.7], patience=0, threshold=0.25, threshold_mode="abs") == [2]
     assert reductions([4.0, 4.1, 4.3], patience=0, threshold=0.25, threshold_mode="abs", mode="max") == [2]
     assert reductions([4.0, 4.0, 3.0], patience=0, threshold=0.0) == [2]
-    assert reductions([4.0, 3.7, 3.76], patience=1, threshold=0.25, counting="keras") == [3]
+    assert reductions([4.0, 3.7, 3.76], patience=1, threshold=0.25, **KERAS) == [3]
     assert reductions([-1.0, -1.0], patience=0) == []  # PyTorch's formula below 0, as the docstring says
     assert reductions([-1.0, -1.0], patience=0, threshold_mode="abs") == [2]
-    assert reductions([-1.0, -1.0], patience=0, counting="keras") == [2]
+    assert reductions([-1.0, -1.0], patience=0, **KERAS) == [2]
 
 
 def test_an_infinite_loss_is_a_bad_step() -> None:

@@ -19,6 +19,7 @@ _HOMES = {
     "CudaTarget": "targets.cuda",
     "from_torch": "interop",
     "Optimizer": "optimizer",
+    "EnvironmentProblem": "diagnostics",
     "Monitor": "monitor",
     "OptforgeError": "diagnostics",
     "ReduceLROnPlateau": "plateau",

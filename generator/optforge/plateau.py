@@ -10,8 +10,7 @@ from .schedules import not_negative, real, whole
 
 MODES = ("min", "max")
 COUNTINGS = ("torch", "keras")
-THRESHOLDS = {"torch": "rel", "keras": "abs"}
-EPS = {"torch": 1e-8, "keras": 0.0}
+EPS = {"torch": 1e-8, "keras": 0.0}  # what each library has
 
 
 class ReduceLROnPlateau:
@@ -26,12 +25,13 @@ class ReduceLROnPlateau:
     ====================  ===========================================  ==============================================
     counting              ``"torch"``                                  ``"keras"``
     ====================  ===========================================  ==============================================
-    threshold             relative, best·(1 ∓ threshold)               absolute, best ∓ threshold (its min_delta)
     cooldown              counted down after the metric was judged,    counted down before; the step that ends it
                           so `cooldown` steps are no bad ones          counts already: `cooldown` - 1 steps do not
     a rate at its bound   is left alone, and waiting begins anew       is left alone, and goes on waiting
-    eps                   changes of at most 1e-8 are left out         0: it has none
     ====================  ===========================================  ==============================================
+
+    The defaults of all other arguments are PyTorch's. Keras' threshold (its min_delta) is absolute, and it leaves out
+    no change, however small: `counting="keras", threshold_mode="abs", eps=0` is its class.
 
     Where the best metric is below 0, best·(1 ∓ threshold) is on its wrong side, so that an equal metric counts as
     better. This is PyTorch's formula; give `threshold_mode="abs"` for metrics that can be negative.
@@ -49,14 +49,14 @@ class ReduceLROnPlateau:
         Bad steps that are waited for, from 0; see above.
     threshold : float
         From 0; below 1 where it is relative.
-    threshold_mode : str, optional
-        "rel" or "abs"; PyTorch's "rel" or Keras' "abs", as the counting is, if left out.
+    threshold_mode : str
+        "rel" for best·(1 ∓ threshold), "abs" for best ∓ threshold.
     cooldown : int
         Steps after a reduction in which bad steps are not counted.
     min_lr : float or sequence of float
         No rate is reduced below it; one for all groups, or one for each.
-    eps : float, optional
-        A rate whose change would be no larger stays as it is; PyTorch's 1e-8 or Keras' 0 if left out.
+    eps : float
+        A rate whose change would be no larger stays as it is.
     counting : str
         "torch" or "keras".
 
@@ -92,10 +92,10 @@ class ReduceLROnPlateau:
         factor: float = 0.1,
         patience: int = 10,
         threshold: float = 1e-4,
-        threshold_mode: str | None = None,
+        threshold_mode: str = "rel",
         cooldown: int = 0,
         min_lr: float | Sequence[float] = 0.0,
-        eps: float | None = None,
+        eps: float = EPS["torch"],
         counting: str = "torch",
     ):
         self.mode = choice("mode", mode, MODES)
@@ -106,11 +106,10 @@ class ReduceLROnPlateau:
         self.patience = whole("patience", patience)
         self.cooldown = whole("cooldown", cooldown)
         self.threshold = not_negative("threshold", threshold)
-        own = THRESHOLDS[counting] if threshold_mode is None else threshold_mode
-        self.threshold_mode = choice("threshold_mode", own, ("rel", "abs"))
+        self.threshold_mode = choice("threshold_mode", threshold_mode, ("rel", "abs"))
         if self.threshold_mode == "rel" and self.threshold >= 1:
             raise ValueError(f"a relative threshold is below 1, not {threshold!r}; threshold_mode='abs' takes any")
-        self.eps = EPS[counting] if eps is None else not_negative("eps", eps)
+        self.eps = not_negative("eps", eps)
         self.opt = opt
         self.min_lrs = lower_bounds(min_lr, len(learning_rates(opt)))
         self.best = self._worst()
