@@ -69,6 +69,7 @@ typedef struct adadelta_hyper {
 
 /* Fills in the defaults. */
 adadelta_API void adadelta_hyper_init(adadelta_hyper *h);
+
 /* What a step tells of itself, over all tensors or one. Norms are Euclidean. */
 typedef struct adadelta_stats {
     double grad_norm;         /* of the gradients, unscaled, before any transform */
@@ -88,8 +89,8 @@ typedef struct adadelta_part {
     size_t tensor, begin;
 } adadelta_part;
 typedef struct adadelta_whole {
-    size_t count;                  /* of whole tensors */
-    const size_t *sizes;           /* their numbers of elements */
+    size_t count;               /* of whole tensors */
+    const size_t *sizes;        /* their numbers of elements */
     const adadelta_part *parts; /* one for each tensor of the list */
 } adadelta_whole;
 

@@ -69,6 +69,7 @@ typedef struct adagrad_cuda_hyper {
 
 /* Fills in the defaults. */
 adagrad_cuda_API void adagrad_cuda_hyper_init(adagrad_cuda_hyper *h);
+
 /* What a step tells of itself, over all tensors or one. Norms are Euclidean. */
 typedef struct adagrad_cuda_stats {
     double grad_norm;         /* of the gradients, unscaled, before any transform */
@@ -88,8 +89,8 @@ typedef struct adagrad_cuda_part {
     size_t tensor, begin;
 } adagrad_cuda_part;
 typedef struct adagrad_cuda_whole {
-    size_t count;                  /* of whole tensors */
-    const size_t *sizes;           /* their numbers of elements */
+    size_t count;                   /* of whole tensors */
+    const size_t *sizes;            /* their numbers of elements */
     const adagrad_cuda_part *parts; /* one for each tensor of the list */
 } adagrad_cuda_whole;
 
@@ -209,8 +210,8 @@ adagrad_cuda_API int adagrad_cuda_step(const adagrad_cuda_hyper *h, uint64_t t, 
 
 /* The two halves of a step, for steps whose number only the device knows (because some were skipped) and for CUDA
  * graphs, which can capture launch and replay it. rows hands over the scalars of steps [t, t + number), in the place of
- * those that were there: at most adagrad_cuda_ROWS steps. With `set` the next step becomes number t; otherwise the device counts on.
- * launch does one step; phases does phases [first, last) of it, to be called in order. */
+ * those that were there, for at most so many steps as follows. With `set` the next step becomes number t; otherwise the
+ * device counts on. launch does one step; phases does phases [first, last) of it, to be called in order. */
 enum { adagrad_cuda_ROWS = 64 };
 adagrad_cuda_API int adagrad_cuda_rows(const adagrad_cuda_plan *plan, const adagrad_cuda_hyper *h, uint64_t t,
                                        size_t number, int set, double grad_scale, cudaStream_t stream);
@@ -219,7 +220,7 @@ adagrad_cuda_API int adagrad_cuda_launch(const adagrad_cuda_plan *plan, const ad
 adagrad_cuda_API int adagrad_cuda_phases(const adagrad_cuda_plan *plan, const adagrad_cuda_options *options,
                                          int first, int last, cudaStream_t stream);
 
-/* A step is adagrad_cuda_PHASES phases, of which the last only finishes. Between phases k and k + 1 the sums that phase k left for
+/* A step is so many phases, of which the last only finishes. Between phases k and k + 1 the sums that phase k left for
  * each chunk can be added over ranks that have parts of the same tensors: they are 0 where a rank has not that chunk, if
  * they were set to 0 before the step, so that the result has the bits of a single rank's. partials gives those sums, on
  * the device, and their number. */

@@ -66,6 +66,7 @@ typedef struct adagrad_hyper {
 
 /* Fills in the defaults. */
 adagrad_API void adagrad_hyper_init(adagrad_hyper *h);
+
 /* What a step tells of itself, over all tensors or one. Norms are Euclidean. */
 typedef struct adagrad_stats {
     double grad_norm;         /* of the gradients, unscaled, before any transform */
@@ -85,8 +86,8 @@ typedef struct adagrad_part {
     size_t tensor, begin;
 } adagrad_part;
 typedef struct adagrad_whole {
-    size_t count;                  /* of whole tensors */
-    const size_t *sizes;           /* their numbers of elements */
+    size_t count;              /* of whole tensors */
+    const size_t *sizes;       /* their numbers of elements */
     const adagrad_part *parts; /* one for each tensor of the list */
 } adagrad_whole;
 

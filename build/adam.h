@@ -72,6 +72,7 @@ typedef struct adam_hyper {
 
 /* Fills in the defaults. */
 adam_API void adam_hyper_init(adam_hyper *h);
+
 /* What a step tells of itself, over all tensors or one. Norms are Euclidean. */
 typedef struct adam_stats {
     double grad_norm;         /* of the gradients, unscaled, before any transform */
@@ -91,8 +92,8 @@ typedef struct adam_part {
     size_t tensor, begin;
 } adam_part;
 typedef struct adam_whole {
-    size_t count;                  /* of whole tensors */
-    const size_t *sizes;           /* their numbers of elements */
+    size_t count;           /* of whole tensors */
+    const size_t *sizes;    /* their numbers of elements */
     const adam_part *parts; /* one for each tensor of the list */
 } adam_whole;
 

@@ -73,6 +73,7 @@ typedef struct adamw_hyper {
 
 /* Fills in the defaults. */
 adamw_API void adamw_hyper_init(adamw_hyper *h);
+
 /* What a step tells of itself, over all tensors or one. Norms are Euclidean. */
 typedef struct adamw_stats {
     double grad_norm;         /* of the gradients, unscaled, before any transform */
@@ -92,8 +93,8 @@ typedef struct adamw_part {
     size_t tensor, begin;
 } adamw_part;
 typedef struct adamw_whole {
-    size_t count;                  /* of whole tensors */
-    const size_t *sizes;           /* their numbers of elements */
+    size_t count;            /* of whole tensors */
+    const size_t *sizes;     /* their numbers of elements */
     const adamw_part *parts; /* one for each tensor of the list */
 } adamw_whole;
 

@@ -81,6 +81,7 @@ typedef struct lamb_cuda_hyper {
 
 /* Fills in the defaults. */
 lamb_cuda_API void lamb_cuda_hyper_init(lamb_cuda_hyper *h);
+
 /* What a step tells of itself, over all tensors or one. Norms are Euclidean. */
 typedef struct lamb_cuda_stats {
     double grad_norm;         /* of the gradients, unscaled, before any transform */
@@ -100,8 +101,8 @@ typedef struct lamb_cuda_part {
     size_t tensor, begin;
 } lamb_cuda_part;
 typedef struct lamb_cuda_whole {
-    size_t count;                  /* of whole tensors */
-    const size_t *sizes;           /* their numbers of elements */
+    size_t count;                /* of whole tensors */
+    const size_t *sizes;         /* their numbers of elements */
     const lamb_cuda_part *parts; /* one for each tensor of the list */
 } lamb_cuda_whole;
 
@@ -221,8 +222,8 @@ lamb_cuda_API int lamb_cuda_step(const lamb_cuda_hyper *h, uint64_t t, const lam
 
 /* The two halves of a step, for steps whose number only the device knows (because some were skipped) and for CUDA
  * graphs, which can capture launch and replay it. rows hands over the scalars of steps [t, t + number), in the place of
- * those that were there: at most lamb_cuda_ROWS steps. With `set` the next step becomes number t; otherwise the device counts on.
- * launch does one step; phases does phases [first, last) of it, to be called in order. */
+ * those that were there, for at most so many steps as follows. With `set` the next step becomes number t; otherwise the
+ * device counts on. launch does one step; phases does phases [first, last) of it, to be called in order. */
 enum { lamb_cuda_ROWS = 64 };
 lamb_cuda_API int lamb_cuda_rows(const lamb_cuda_plan *plan, const lamb_cuda_hyper *h, uint64_t t,
                                  size_t number, int set, double grad_scale, cudaStream_t stream);
@@ -231,7 +232,7 @@ lamb_cuda_API int lamb_cuda_launch(const lamb_cuda_plan *plan, const lamb_cuda_o
 lamb_cuda_API int lamb_cuda_phases(const lamb_cuda_plan *plan, const lamb_cuda_options *options, int first,
                                    int last, cudaStream_t stream);
 
-/* A step is lamb_cuda_PHASES phases, of which the last only finishes. Between phases k and k + 1 the sums that phase k left for
+/* A step is so many phases, of which the last only finishes. Between phases k and k + 1 the sums that phase k left for
  * each chunk can be added over ranks that have parts of the same tensors: they are 0 where a rank has not that chunk, if
  * they were set to 0 before the step, so that the result has the bits of a single rank's. partials gives those sums, on
  * the device, and their number. */

@@ -78,6 +78,7 @@ typedef struct lamb_hyper {
 
 /* Fills in the defaults. */
 lamb_API void lamb_hyper_init(lamb_hyper *h);
+
 /* What a step tells of itself, over all tensors or one. Norms are Euclidean. */
 typedef struct lamb_stats {
     double grad_norm;         /* of the gradients, unscaled, before any transform */
@@ -97,8 +98,8 @@ typedef struct lamb_part {
     size_t tensor, begin;
 } lamb_part;
 typedef struct lamb_whole {
-    size_t count;                  /* of whole tensors */
-    const size_t *sizes;           /* their numbers of elements */
+    size_t count;           /* of whole tensors */
+    const size_t *sizes;    /* their numbers of elements */
     const lamb_part *parts; /* one for each tensor of the list */
 } lamb_whole;
 

@@ -75,6 +75,7 @@ typedef struct lars_hyper {
 
 /* Fills in the defaults. */
 lars_API void lars_hyper_init(lars_hyper *h);
+
 /* What a step tells of itself, over all tensors or one. Norms are Euclidean. */
 typedef struct lars_stats {
     double grad_norm;         /* of the gradients, unscaled, before any transform */
@@ -94,8 +95,8 @@ typedef struct lars_part {
     size_t tensor, begin;
 } lars_part;
 typedef struct lars_whole {
-    size_t count;                  /* of whole tensors */
-    const size_t *sizes;           /* their numbers of elements */
+    size_t count;           /* of whole tensors */
+    const size_t *sizes;    /* their numbers of elements */
     const lars_part *parts; /* one for each tensor of the list */
 } lars_whole;
 

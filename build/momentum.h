@@ -67,6 +67,7 @@ typedef struct momentum_hyper {
 
 /* Fills in the defaults. */
 momentum_API void momentum_hyper_init(momentum_hyper *h);
+
 /* What a step tells of itself, over all tensors or one. Norms are Euclidean. */
 typedef struct momentum_stats {
     double grad_norm;         /* of the gradients, unscaled, before any transform */
@@ -86,8 +87,8 @@ typedef struct momentum_part {
     size_t tensor, begin;
 } momentum_part;
 typedef struct momentum_whole {
-    size_t count;                  /* of whole tensors */
-    const size_t *sizes;           /* their numbers of elements */
+    size_t count;               /* of whole tensors */
+    const size_t *sizes;        /* their numbers of elements */
     const momentum_part *parts; /* one for each tensor of the list */
 } momentum_whole;
 

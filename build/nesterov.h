@@ -68,6 +68,7 @@ typedef struct nesterov_hyper {
 
 /* Fills in the defaults. */
 nesterov_API void nesterov_hyper_init(nesterov_hyper *h);
+
 /* What a step tells of itself, over all tensors or one. Norms are Euclidean. */
 typedef struct nesterov_stats {
     double grad_norm;         /* of the gradients, unscaled, before any transform */
@@ -87,8 +88,8 @@ typedef struct nesterov_part {
     size_t tensor, begin;
 } nesterov_part;
 typedef struct nesterov_whole {
-    size_t count;                  /* of whole tensors */
-    const size_t *sizes;           /* their numbers of elements */
+    size_t count;               /* of whole tensors */
+    const size_t *sizes;        /* their numbers of elements */
     const nesterov_part *parts; /* one for each tensor of the list */
 } nesterov_whole;
 

@@ -74,6 +74,7 @@ typedef struct novograd_hyper {
 
 /* Fills in the defaults. */
 novograd_API void novograd_hyper_init(novograd_hyper *h);
+
 /* What a step tells of itself, over all tensors or one. Norms are Euclidean. */
 typedef struct novograd_stats {
     double grad_norm;         /* of the gradients, unscaled, before any transform */
@@ -93,8 +94,8 @@ typedef struct novograd_part {
     size_t tensor, begin;
 } novograd_part;
 typedef struct novograd_whole {
-    size_t count;                  /* of whole tensors */
-    const size_t *sizes;           /* their numbers of elements */
+    size_t count;               /* of whole tensors */
+    const size_t *sizes;        /* their numbers of elements */
     const novograd_part *parts; /* one for each tensor of the list */
 } novograd_whole;
 

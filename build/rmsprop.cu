@@ -1056,7 +1056,8 @@ static const void *rmsprop_cuda_of_type(const rmsprop_cuda_plan *w, const void *
     (void)w;
     return w->type == 1 ? f64 : f32;
 }
-#define rmsprop_cuda_KERNEL(w, name) rmsprop_cuda_of_type(w, (const void *)rmsprop_cuda_##name##_f32, (const void *)rmsprop_cuda_##name##_f64)
+#define rmsprop_cuda_KERNEL(w, name) \
+    rmsprop_cuda_of_type(w, (const void *)rmsprop_cuda_##name##_f32, (const void *)rmsprop_cuda_##name##_f64)
 
 /* What the plans of all types have in common, once the list has been checked. */
 static int rmsprop_cuda_plan_any(rmsprop_cuda_plan *w, const void *tensors, const rmsprop_cuda_options *o,

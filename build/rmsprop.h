@@ -66,6 +66,7 @@ typedef struct rmsprop_hyper {
 
 /* Fills in the defaults. */
 rmsprop_API void rmsprop_hyper_init(rmsprop_hyper *h);
+
 /* What a step tells of itself, over all tensors or one. Norms are Euclidean. */
 typedef struct rmsprop_stats {
     double grad_norm;         /* of the gradients, unscaled, before any transform */
@@ -85,8 +86,8 @@ typedef struct rmsprop_part {
     size_t tensor, begin;
 } rmsprop_part;
 typedef struct rmsprop_whole {
-    size_t count;                  /* of whole tensors */
-    const size_t *sizes;           /* their numbers of elements */
+    size_t count;              /* of whole tensors */
+    const size_t *sizes;       /* their numbers of elements */
     const rmsprop_part *parts; /* one for each tensor of the list */
 } rmsprop_whole;
 

@@ -59,6 +59,7 @@ typedef struct sgd_hyper {
 
 /* Fills in the defaults. */
 sgd_API void sgd_hyper_init(sgd_hyper *h);
+
 /* What a step tells of itself, over all tensors or one. Norms are Euclidean. */
 typedef struct sgd_stats {
     double grad_norm;         /* of the gradients, unscaled, before any transform */
@@ -78,8 +79,8 @@ typedef struct sgd_part {
     size_t tensor, begin;
 } sgd_part;
 typedef struct sgd_whole {
-    size_t count;                  /* of whole tensors */
-    const size_t *sizes;           /* their numbers of elements */
+    size_t count;          /* of whole tensors */
+    const size_t *sizes;   /* their numbers of elements */
     const sgd_part *parts; /* one for each tensor of the list */
 } sgd_whole;
 
