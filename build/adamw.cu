@@ -53,7 +53,7 @@ enum {
 #define adamw_cuda_TILE 4096 /* elements of a block that adds nothing up, a multiple of 1024; others take a chunk */
 #endif
 #ifndef adamw_cuda_MIN_BLOCKS
-#define adamw_cuda_MIN_BLOCKS 1 /* of a multiprocessor: more of them leave fewer registers to each */
+#define adamw_cuda_MIN_BLOCKS 3 /* of float on a multiprocessor, of double half as many: more leave each fewer registers */
 #endif
 #ifndef adamw_cuda_READ
 #define adamw_cuda_READ(from) (*(from)) /* or __ldcs(from), which asks the caches not to keep it */
@@ -442,6 +442,26 @@ static __device__ adamw_cuda_place adamw_cuda_find(const uint64_t *first, uint64
     return {lower, block - first[lower]};
 }
 
+/* How many of the four elements from i on exist, of n. */
+static __device__ __forceinline__ int adamw_cuda_live(uint64_t n, uint64_t i)
+{
+    return i >= n ? 0 : n - i < 4 ? (int)(n - i) : 4;
+}
+
+/* Sets four gradients to 0, those that exist. */
+template <typename real>
+static __device__ __forceinline__ void adamw_cuda_zero(const typename real::tensor &x, uint64_t i, int live,
+                                                       bool vector)
+{
+    typename real::number *const to = (typename real::number *)x.g + i;
+    const real none[4] = {0.0, 0.0, 0.0, 0.0};
+
+    if (vector)
+        adamw_cuda_store<true>(to, none, 4);
+    else
+        adamw_cuda_store<false>(to, none, live);
+}
+
 /* Counts NaN and infinity among four gradients, of which `live` exist. */
 template <typename real>
 static __device__ __forceinline__ void adamw_cuda_count(real unscale, int live, const real (&g)[4],
@@ -475,19 +495,30 @@ static __device__ __forceinline__ void adamw_cuda_scan(const adamw_cuda_scalars 
     }
 }
 
-/* Looks at the gradients first, for the row of four elements that begins at i, from memory to memory. */
-template <typename real, bool observe, bool vector>
-static __device__ __forceinline__ void adamw_cuda_scan_row(const typename real::tensor &x,
-        const adamw_cuda_scalars &s, uint64_t i, int live, bool zero, adamw_cuda_f64 (&lanes)[1][4],
+/* Looks at the gradients first, for 4 rows of four elements, `stride` apart, of which the first begins at i.
+ * All are read before one is used, so that memory has enough to do. */
+template <typename real, bool observe>
+static __device__ __forceinline__ void adamw_cuda_scan_rows(const typename real::tensor &x,
+        const adamw_cuda_scalars &s, uint64_t i, uint64_t stride, bool aligned, adamw_cuda_f64 (&lanes)[1][4],
         unsigned &nan, unsigned &inf)
 {
-    real g_[4];
+    real g_[4][4];
+    int live[4];
 
-    adamw_cuda_load<vector>(g_, x.g + i, live);
-    if (observe)
-        adamw_cuda_count(real(s.unscale), live, g_, nan, inf);
-    adamw_cuda_scan<real, observe>(s, live, g_, lanes[0]);
-    (void)zero;
+#pragma unroll
+    for (int r = 0; r < 4; r++) {
+        live[r] = adamw_cuda_live(x.n, i + r * stride);
+        if (aligned && live[r] == 4)
+            adamw_cuda_load<true>(g_[r], x.g + i + r * stride, 4);
+        else
+            adamw_cuda_load<false>(g_[r], x.g + i + r * stride, live[r]);
+    }
+#pragma unroll
+    for (int r = 0; r < 4; r++) {
+        if (observe)
+            adamw_cuda_count(real(s.unscale), live[r], g_[r], nan, inf);
+        adamw_cuda_scan<real, observe>(s, live[r], g_[r], lanes[0]);
+    }
 }
 
 /* Looks at the gradients first, for the elements of a block. */
@@ -513,13 +544,8 @@ static __device__ __forceinline__ void adamw_cuda_scan_block(const adamw_cuda_pl
     for (int k = 0; k < 4; k++)
         lanes[0][k] = 0.0;
 
-    for (uint64_t i = begin; i < begin + rows * stride && i < x.n; i += stride) {
-        if (aligned && x.n - i >= 4)
-            adamw_cuda_scan_row<real, observe, true>(x, s, i, 4, w->zero_grads != 0, lanes, nan, inf);
-        else
-            adamw_cuda_scan_row<real, observe, false>(x, s, i, x.n - i < 4 ? (int)(x.n - i) : 4,
-                                                      w->zero_grads != 0, lanes, nan, inf);
-    }
+    for (uint64_t i = begin; i < begin + rows * stride && i < x.n; i += 4 * stride)
+        adamw_cuda_scan_rows<real, observe>(x, s, i, stride, aligned, lanes, nan, inf);
 
     if (sums) {
         __shared__ double leaves[3][32];
@@ -589,28 +615,40 @@ static __device__ __forceinline__ void adamw_cuda_elements(const adamw_cuda_scal
 }
 
 /* The rule, for the row of four elements that begins at i, from memory to memory. */
-template <typename real, bool observe, bool vector>
+template <typename real, bool observe>
 static __device__ __forceinline__ void adamw_cuda_elements_row(const typename real::tensor &x,
-        const adamw_cuda_scalars &s, uint64_t i, int live, bool zero, adamw_cuda_f64 (&lanes)[3][4],
+        const adamw_cuda_scalars &s, uint64_t i, bool aligned, bool zero, adamw_cuda_f64 (&lanes)[3][4],
         unsigned &nan, unsigned &inf)
 {
+    const int live = adamw_cuda_live(x.n, i);
+    const bool vector = aligned && live == 4;
     real p_[4], g_[4], m_[4], v_[4];
 
-    adamw_cuda_load<vector>(p_, x.p + i, live);
-    adamw_cuda_load<vector>(g_, x.g + i, live);
-    adamw_cuda_load<vector>(m_, x.m + i, live);
-    adamw_cuda_load<vector>(v_, x.v + i, live);
+    if (vector) {
+        adamw_cuda_load<true>(p_, x.p + i, 4);
+        adamw_cuda_load<true>(g_, x.g + i, 4);
+        adamw_cuda_load<true>(m_, x.m + i, 4);
+        adamw_cuda_load<true>(v_, x.v + i, 4);
+    } else {
+        adamw_cuda_load<false>(p_, x.p + i, live);
+        adamw_cuda_load<false>(g_, x.g + i, live);
+        adamw_cuda_load<false>(m_, x.m + i, live);
+        adamw_cuda_load<false>(v_, x.v + i, live);
+    }
     if (observe)
         adamw_cuda_count(real(s.unscale), live, g_, nan, inf);
     adamw_cuda_elements<real, observe>(s, live, p_, g_, m_, v_, lanes[0], lanes[1], lanes[2]);
-    adamw_cuda_store<vector>(x.p + i, p_, live);
-    adamw_cuda_store<vector>(x.m + i, m_, live);
-    adamw_cuda_store<vector>(x.v + i, v_, live);
-    if (zero) {
-        const real none[4] = {0.0, 0.0, 0.0, 0.0};
-
-        adamw_cuda_store<vector>((typename real::number *)x.g + i, none, live);
+    if (vector) {
+        adamw_cuda_store<true>(x.p + i, p_, 4);
+        adamw_cuda_store<true>(x.m + i, m_, 4);
+        adamw_cuda_store<true>(x.v + i, v_, 4);
+    } else {
+        adamw_cuda_store<false>(x.p + i, p_, live);
+        adamw_cuda_store<false>(x.m + i, m_, live);
+        adamw_cuda_store<false>(x.v + i, v_, live);
     }
+    if (zero)
+        adamw_cuda_zero<real>(x, i, live, vector);
 }
 
 /* The rule, for the elements of a block. */
@@ -631,10 +669,8 @@ static __device__ __forceinline__ void adamw_cuda_elements_block(const adamw_cud
     if (w->control->idle)
         return;
     if (w->control->skipped) {
-        const real none[4] = {0.0, 0.0, 0.0, 0.0};
-
         for (uint64_t i = begin; i < begin + rows * stride && i < x.n && w->zero_grads; i += stride)
-            adamw_cuda_store<false>((typename real::number *)x.g + i, none, x.n - i < 4 ? (int)(x.n - i) : 4);
+            adamw_cuda_zero<real>(x, i, adamw_cuda_live(x.n, i), false);
         return;
     }
     const adamw_cuda_scalars s = w->s[w->group[at.tensor]];
@@ -643,13 +679,8 @@ static __device__ __forceinline__ void adamw_cuda_elements_block(const adamw_cud
     for (int k = 0; k < 4; k++)
         lanes[0][k] = lanes[1][k] = lanes[2][k] = 0.0;
 
-    for (uint64_t i = begin; i < begin + rows * stride && i < x.n; i += stride) {
-        if (aligned && x.n - i >= 4)
-            adamw_cuda_elements_row<real, observe, true>(x, s, i, 4, w->zero_grads != 0, lanes, nan, inf);
-        else
-            adamw_cuda_elements_row<real, observe, false>(x, s, i, x.n - i < 4 ? (int)(x.n - i) : 4,
-                    w->zero_grads != 0, lanes, nan, inf);
-    }
+    for (uint64_t i = begin; i < begin + rows * stride && i < x.n; i += stride)
+        adamw_cuda_elements_row<real, observe>(x, s, i, aligned, w->zero_grads != 0, lanes, nan, inf);
 
     if (sums) {
         __shared__ double leaves[5][32];
@@ -829,7 +860,7 @@ static __device__ void adamw_cuda_write_state(const adamw_cuda_plan *w, const ad
 /* ---- kernels: one argument each ---- */
 
 /* Begins a step: finds its number, and its scalars among those that the host has handed over. */
-extern "C" __global__ void __launch_bounds__(adamw_cuda_THREADS, adamw_cuda_MIN_BLOCKS)
+extern "C" __global__ void __launch_bounds__(adamw_cuda_THREADS)
 adamw_cuda_begin(const __grid_constant__ adamw_cuda_plan given)
 {
     const adamw_cuda_plan *w = &given;
@@ -851,7 +882,7 @@ adamw_cuda_begin(const __grid_constant__ adamw_cuda_plan given)
 }
 
 /* Adds up what a phase left: a block for each tensor and sum, and the last of them goes on over all tensors. */
-extern "C" __global__ void __launch_bounds__(adamw_cuda_THREADS, adamw_cuda_MIN_BLOCKS)
+extern "C" __global__ void __launch_bounds__(adamw_cuda_THREADS)
 adamw_cuda_add_up(const __grid_constant__ adamw_cuda_plan given)
 {
     const int firsts[] = {0, 3, 8}, observed[] = {0, 3};
@@ -871,6 +902,7 @@ adamw_cuda_add_up(const __grid_constant__ adamw_cuda_plan given)
         if (threadIdx.x == 0)
             w->tensor_sums[slot * w->tensors + j] = total.x;
     }
+    __syncthreads(); /* all have seen that the step goes on, before the last block may say that it does not */
     if (threadIdx.x == 0) {
         __threadfence();
         last = atomicAdd(&c->done, 1u) == gridDim.x * gridDim.y - 1;
@@ -912,55 +944,55 @@ adamw_cuda_elements_observed_f32(const __grid_constant__ adamw_cuda_plan given)
     adamw_cuda_elements_block<adamw_cuda_f32, true>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(adamw_cuda_THREADS, adamw_cuda_MIN_BLOCKS)
+extern "C" __global__ void __launch_bounds__(adamw_cuda_THREADS)
 adamw_cuda_finish_f32(const __grid_constant__ adamw_cuda_plan given)
 {
     adamw_cuda_finish<adamw_cuda_f32>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(adamw_cuda_THREADS, adamw_cuda_MIN_BLOCKS)
+extern "C" __global__ void __launch_bounds__(adamw_cuda_THREADS)
 adamw_cuda_lay_out_f32(const __grid_constant__ adamw_cuda_plan given)
 {
     adamw_cuda_lay_out<adamw_cuda_f32>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(adamw_cuda_THREADS, adamw_cuda_MIN_BLOCKS)
+extern "C" __global__ void __launch_bounds__(adamw_cuda_THREADS)
 adamw_cuda_write_state_f32(const __grid_constant__ adamw_cuda_beginning given)
 {
     adamw_cuda_write_state<adamw_cuda_f32>(&given.plan, given.hyper, given.group);
 }
 
-extern "C" __global__ void __launch_bounds__(adamw_cuda_THREADS, adamw_cuda_MIN_BLOCKS)
+extern "C" __global__ void __launch_bounds__(adamw_cuda_THREADS, (adamw_cuda_MIN_BLOCKS + 1) / 2)
 adamw_cuda_scan_f64(const __grid_constant__ adamw_cuda_plan given)
 {
     adamw_cuda_scan_block<adamw_cuda_f64, true>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(adamw_cuda_THREADS, adamw_cuda_MIN_BLOCKS)
+extern "C" __global__ void __launch_bounds__(adamw_cuda_THREADS, (adamw_cuda_MIN_BLOCKS + 1) / 2)
 adamw_cuda_elements_f64(const __grid_constant__ adamw_cuda_plan given)
 {
     adamw_cuda_elements_block<adamw_cuda_f64, false>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(adamw_cuda_THREADS, adamw_cuda_MIN_BLOCKS)
+extern "C" __global__ void __launch_bounds__(adamw_cuda_THREADS, (adamw_cuda_MIN_BLOCKS + 1) / 2)
 adamw_cuda_elements_observed_f64(const __grid_constant__ adamw_cuda_plan given)
 {
     adamw_cuda_elements_block<adamw_cuda_f64, true>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(adamw_cuda_THREADS, adamw_cuda_MIN_BLOCKS)
+extern "C" __global__ void __launch_bounds__(adamw_cuda_THREADS)
 adamw_cuda_finish_f64(const __grid_constant__ adamw_cuda_plan given)
 {
     adamw_cuda_finish<adamw_cuda_f64>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(adamw_cuda_THREADS, adamw_cuda_MIN_BLOCKS)
+extern "C" __global__ void __launch_bounds__(adamw_cuda_THREADS)
 adamw_cuda_lay_out_f64(const __grid_constant__ adamw_cuda_plan given)
 {
     adamw_cuda_lay_out<adamw_cuda_f64>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(adamw_cuda_THREADS, adamw_cuda_MIN_BLOCKS)
+extern "C" __global__ void __launch_bounds__(adamw_cuda_THREADS)
 adamw_cuda_write_state_f64(const __grid_constant__ adamw_cuda_beginning given)
 {
     adamw_cuda_write_state<adamw_cuda_f64>(&given.plan, given.hyper, given.group);

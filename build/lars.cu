@@ -56,7 +56,7 @@ enum {
 #define lars_cuda_TILE 4096 /* elements of a block that adds nothing up, a multiple of 1024; others take a chunk */
 #endif
 #ifndef lars_cuda_MIN_BLOCKS
-#define lars_cuda_MIN_BLOCKS 1 /* of a multiprocessor: more of them leave fewer registers to each */
+#define lars_cuda_MIN_BLOCKS 3 /* of float on a multiprocessor, of double half as many: more leave each fewer registers */
 #endif
 #ifndef lars_cuda_READ
 #define lars_cuda_READ(from) (*(from)) /* or __ldcs(from), which asks the caches not to keep it */
@@ -423,6 +423,26 @@ static __device__ lars_cuda_place lars_cuda_find(const uint64_t *first, uint64_t
     return {lower, block - first[lower]};
 }
 
+/* How many of the four elements from i on exist, of n. */
+static __device__ __forceinline__ int lars_cuda_live(uint64_t n, uint64_t i)
+{
+    return i >= n ? 0 : n - i < 4 ? (int)(n - i) : 4;
+}
+
+/* Sets four gradients to 0, those that exist. */
+template <typename real>
+static __device__ __forceinline__ void lars_cuda_zero(const typename real::tensor &x, uint64_t i, int live,
+                                                      bool vector)
+{
+    typename real::number *const to = (typename real::number *)x.g + i;
+    const real none[4] = {0.0, 0.0, 0.0, 0.0};
+
+    if (vector)
+        lars_cuda_store<true>(to, none, 4);
+    else
+        lars_cuda_store<false>(to, none, live);
+}
+
 /* Counts NaN and infinity among four gradients, of which `live` exist. */
 template <typename real>
 static __device__ __forceinline__ void lars_cuda_count(real unscale, int live, const real (&g)[4],
@@ -478,20 +498,33 @@ static __device__ __forceinline__ void lars_cuda_pass_1(const lars_cuda_scalars 
     }
 }
 
-/* Pass 1 of 2, for the row of four elements that begins at i, from memory to memory. */
-template <typename real, bool observe, bool vector>
-static __device__ __forceinline__ void lars_cuda_pass_1_row(const typename real::tensor &x,
-        const lars_cuda_scalars &s, uint64_t i, int live, bool zero, lars_cuda_f64 (&lanes)[2][4],
+/* Pass 1 of 2, for 2 rows of four elements, `stride` apart, of which the first begins at i.
+ * All are read before one is used, so that memory has enough to do. */
+template <typename real, bool observe>
+static __device__ __forceinline__ void lars_cuda_pass_1_rows(const typename real::tensor &x,
+        const lars_cuda_scalars &s, uint64_t i, uint64_t stride, bool aligned, lars_cuda_f64 (&lanes)[2][4],
         unsigned &nan, unsigned &inf)
 {
-    real p_[4], g_[4];
+    real p_[2][4], g_[2][4];
+    int live[2];
 
-    lars_cuda_load<vector>(p_, x.p + i, live);
-    lars_cuda_load<vector>(g_, x.g + i, live);
-    if (observe)
-        lars_cuda_count(real(s.unscale), live, g_, nan, inf);
-    lars_cuda_pass_1<real, observe>(s, live, p_, g_, lanes[0], lanes[1]);
-    (void)zero;
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+        live[r] = lars_cuda_live(x.n, i + r * stride);
+        if (aligned && live[r] == 4) {
+            lars_cuda_load<true>(p_[r], x.p + i + r * stride, 4);
+            lars_cuda_load<true>(g_[r], x.g + i + r * stride, 4);
+        } else {
+            lars_cuda_load<false>(p_[r], x.p + i + r * stride, live[r]);
+            lars_cuda_load<false>(g_[r], x.g + i + r * stride, live[r]);
+        }
+    }
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+        if (observe)
+            lars_cuda_count(real(s.unscale), live[r], g_[r], nan, inf);
+        lars_cuda_pass_1<real, observe>(s, live[r], p_[r], g_[r], lanes[0], lanes[1]);
+    }
 }
 
 /* Pass 1 of 2, for the elements of a block. */
@@ -521,13 +554,8 @@ static __device__ __forceinline__ void lars_cuda_pass_1_block(const lars_cuda_pl
     for (int k = 0; k < 4; k++)
         lanes[0][k] = lanes[1][k] = 0.0;
 
-    for (uint64_t i = begin; i < begin + rows * stride && i < x.n; i += stride) {
-        if (aligned && x.n - i >= 4)
-            lars_cuda_pass_1_row<real, observe, true>(x, s, i, 4, w->zero_grads != 0, lanes, nan, inf);
-        else
-            lars_cuda_pass_1_row<real, observe, false>(x, s, i, x.n - i < 4 ? (int)(x.n - i) : 4,
-                                                       w->zero_grads != 0, lanes, nan, inf);
-    }
+    for (uint64_t i = begin; i < begin + rows * stride && i < x.n; i += 2 * stride)
+        lars_cuda_pass_1_rows<real, observe>(x, s, i, stride, aligned, lanes, nan, inf);
 
     if (sums) {
         __shared__ double leaves[4][32];
@@ -590,23 +618,33 @@ static __device__ __forceinline__ void lars_cuda_pass_2(const lars_cuda_scalars 
 }
 
 /* Pass 2 of 2, for the row of four elements that begins at i, from memory to memory. */
-template <typename real, bool observe, bool vector>
+template <typename real, bool observe>
 static __device__ __forceinline__ void lars_cuda_pass_2_row(const typename real::tensor &x,
-        const lars_cuda_scalars &s, uint64_t i, int live, bool zero, lars_cuda_f64 (&lanes)[2][4])
+        const lars_cuda_scalars &s, uint64_t i, bool aligned, bool zero, lars_cuda_f64 (&lanes)[2][4])
 {
+    const int live = lars_cuda_live(x.n, i);
+    const bool vector = aligned && live == 4;
     real p_[4], g_[4], m_[4];
 
-    lars_cuda_load<vector>(p_, x.p + i, live);
-    lars_cuda_load<vector>(g_, x.g + i, live);
-    lars_cuda_load<vector>(m_, x.m + i, live);
-    lars_cuda_pass_2<real, observe>(s, live, p_, g_, m_, lanes[0], lanes[1]);
-    lars_cuda_store<vector>(x.p + i, p_, live);
-    lars_cuda_store<vector>(x.m + i, m_, live);
-    if (zero) {
-        const real none[4] = {0.0, 0.0, 0.0, 0.0};
-
-        lars_cuda_store<vector>((typename real::number *)x.g + i, none, live);
+    if (vector) {
+        lars_cuda_load<true>(p_, x.p + i, 4);
+        lars_cuda_load<true>(g_, x.g + i, 4);
+        lars_cuda_load<true>(m_, x.m + i, 4);
+    } else {
+        lars_cuda_load<false>(p_, x.p + i, live);
+        lars_cuda_load<false>(g_, x.g + i, live);
+        lars_cuda_load<false>(m_, x.m + i, live);
     }
+    lars_cuda_pass_2<real, observe>(s, live, p_, g_, m_, lanes[0], lanes[1]);
+    if (vector) {
+        lars_cuda_store<true>(x.p + i, p_, 4);
+        lars_cuda_store<true>(x.m + i, m_, 4);
+    } else {
+        lars_cuda_store<false>(x.p + i, p_, live);
+        lars_cuda_store<false>(x.m + i, m_, live);
+    }
+    if (zero)
+        lars_cuda_zero<real>(x, i, live, vector);
 }
 
 /* Pass 2 of 2, for the elements of a block. */
@@ -627,10 +665,8 @@ static __device__ __forceinline__ void lars_cuda_pass_2_block(const lars_cuda_pl
     if (w->control->idle)
         return;
     if (w->control->skipped) {
-        const real none[4] = {0.0, 0.0, 0.0, 0.0};
-
         for (uint64_t i = begin; i < begin + rows * stride && i < x.n && w->zero_grads; i += stride)
-            lars_cuda_store<false>((typename real::number *)x.g + i, none, x.n - i < 4 ? (int)(x.n - i) : 4);
+            lars_cuda_zero<real>(x, i, lars_cuda_live(x.n, i), false);
         return;
     }
     if (threadIdx.x == 0)
@@ -642,13 +678,8 @@ static __device__ __forceinline__ void lars_cuda_pass_2_block(const lars_cuda_pl
     for (int k = 0; k < 4; k++)
         lanes[0][k] = lanes[1][k] = 0.0;
 
-    for (uint64_t i = begin; i < begin + rows * stride && i < x.n; i += stride) {
-        if (aligned && x.n - i >= 4)
-            lars_cuda_pass_2_row<real, observe, true>(x, s, i, 4, w->zero_grads != 0, lanes);
-        else
-            lars_cuda_pass_2_row<real, observe, false>(x, s, i, x.n - i < 4 ? (int)(x.n - i) : 4,
-                                                       w->zero_grads != 0, lanes);
-    }
+    for (uint64_t i = begin; i < begin + rows * stride && i < x.n; i += stride)
+        lars_cuda_pass_2_row<real, observe>(x, s, i, aligned, w->zero_grads != 0, lanes);
 
     if (sums) {
         __shared__ double leaves[2][32];
@@ -815,7 +846,7 @@ static __device__ void lars_cuda_write_state(const lars_cuda_plan *w, const lars
 /* ---- kernels: one argument each ---- */
 
 /* Begins a step: finds its number, and its scalars among those that the host has handed over. */
-extern "C" __global__ void __launch_bounds__(lars_cuda_THREADS, lars_cuda_MIN_BLOCKS)
+extern "C" __global__ void __launch_bounds__(lars_cuda_THREADS)
 lars_cuda_begin(const __grid_constant__ lars_cuda_plan given)
 {
     const lars_cuda_plan *w = &given;
@@ -837,7 +868,7 @@ lars_cuda_begin(const __grid_constant__ lars_cuda_plan given)
 }
 
 /* Adds up what a phase left: a block for each tensor and sum, and the last of them goes on over all tensors. */
-extern "C" __global__ void __launch_bounds__(lars_cuda_THREADS, lars_cuda_MIN_BLOCKS)
+extern "C" __global__ void __launch_bounds__(lars_cuda_THREADS)
 lars_cuda_add_up(const __grid_constant__ lars_cuda_plan given)
 {
     const int firsts[] = {0, 4, 6}, observed[] = {2, 4};
@@ -857,6 +888,7 @@ lars_cuda_add_up(const __grid_constant__ lars_cuda_plan given)
         if (threadIdx.x == 0)
             w->tensor_sums[slot * w->tensors + j] = total.x;
     }
+    __syncthreads(); /* all have seen that the step goes on, before the last block may say that it does not */
     if (threadIdx.x == 0) {
         __threadfence();
         last = atomicAdd(&c->done, 1u) == gridDim.x * gridDim.y - 1;
@@ -904,61 +936,61 @@ lars_cuda_pass_2_observed_f32(const __grid_constant__ lars_cuda_plan given)
     lars_cuda_pass_2_block<lars_cuda_f32, true>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(lars_cuda_THREADS, lars_cuda_MIN_BLOCKS)
+extern "C" __global__ void __launch_bounds__(lars_cuda_THREADS)
 lars_cuda_finish_f32(const __grid_constant__ lars_cuda_plan given)
 {
     lars_cuda_finish<lars_cuda_f32>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(lars_cuda_THREADS, lars_cuda_MIN_BLOCKS)
+extern "C" __global__ void __launch_bounds__(lars_cuda_THREADS)
 lars_cuda_lay_out_f32(const __grid_constant__ lars_cuda_plan given)
 {
     lars_cuda_lay_out<lars_cuda_f32>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(lars_cuda_THREADS, lars_cuda_MIN_BLOCKS)
+extern "C" __global__ void __launch_bounds__(lars_cuda_THREADS)
 lars_cuda_write_state_f32(const __grid_constant__ lars_cuda_beginning given)
 {
     lars_cuda_write_state<lars_cuda_f32>(&given.plan, given.hyper, given.group);
 }
 
-extern "C" __global__ void __launch_bounds__(lars_cuda_THREADS, lars_cuda_MIN_BLOCKS)
+extern "C" __global__ void __launch_bounds__(lars_cuda_THREADS, (lars_cuda_MIN_BLOCKS + 1) / 2)
 lars_cuda_pass_1_f64(const __grid_constant__ lars_cuda_plan given)
 {
     lars_cuda_pass_1_block<lars_cuda_f64, false>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(lars_cuda_THREADS, lars_cuda_MIN_BLOCKS)
+extern "C" __global__ void __launch_bounds__(lars_cuda_THREADS, (lars_cuda_MIN_BLOCKS + 1) / 2)
 lars_cuda_pass_1_observed_f64(const __grid_constant__ lars_cuda_plan given)
 {
     lars_cuda_pass_1_block<lars_cuda_f64, true>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(lars_cuda_THREADS, lars_cuda_MIN_BLOCKS)
+extern "C" __global__ void __launch_bounds__(lars_cuda_THREADS, (lars_cuda_MIN_BLOCKS + 1) / 2)
 lars_cuda_pass_2_f64(const __grid_constant__ lars_cuda_plan given)
 {
     lars_cuda_pass_2_block<lars_cuda_f64, false>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(lars_cuda_THREADS, lars_cuda_MIN_BLOCKS)
+extern "C" __global__ void __launch_bounds__(lars_cuda_THREADS, (lars_cuda_MIN_BLOCKS + 1) / 2)
 lars_cuda_pass_2_observed_f64(const __grid_constant__ lars_cuda_plan given)
 {
     lars_cuda_pass_2_block<lars_cuda_f64, true>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(lars_cuda_THREADS, lars_cuda_MIN_BLOCKS)
+extern "C" __global__ void __launch_bounds__(lars_cuda_THREADS)
 lars_cuda_finish_f64(const __grid_constant__ lars_cuda_plan given)
 {
     lars_cuda_finish<lars_cuda_f64>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(lars_cuda_THREADS, lars_cuda_MIN_BLOCKS)
+extern "C" __global__ void __launch_bounds__(lars_cuda_THREADS)
 lars_cuda_lay_out_f64(const __grid_constant__ lars_cuda_plan given)
 {
     lars_cuda_lay_out<lars_cuda_f64>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(lars_cuda_THREADS, lars_cuda_MIN_BLOCKS)
+extern "C" __global__ void __launch_bounds__(lars_cuda_THREADS)
 lars_cuda_write_state_f64(const __grid_constant__ lars_cuda_beginning given)
 {
     lars_cuda_write_state<lars_cuda_f64>(&given.plan, given.hyper, given.group);

@@ -50,7 +50,7 @@ enum {
 #define momentum_cuda_TILE 4096 /* elements of a block that adds nothing up, a multiple of 1024; others take a chunk */
 #endif
 #ifndef momentum_cuda_MIN_BLOCKS
-#define momentum_cuda_MIN_BLOCKS 1 /* of a multiprocessor: more of them leave fewer registers to each */
+#define momentum_cuda_MIN_BLOCKS 3 /* of float on a multiprocessor, of double half as many: more leave each fewer registers */
 #endif
 #ifndef momentum_cuda_READ
 #define momentum_cuda_READ(from) (*(from)) /* or __ldcs(from), which asks the caches not to keep it */
@@ -399,6 +399,26 @@ static __device__ momentum_cuda_place momentum_cuda_find(const uint64_t *first, 
     return {lower, block - first[lower]};
 }
 
+/* How many of the four elements from i on exist, of n. */
+static __device__ __forceinline__ int momentum_cuda_live(uint64_t n, uint64_t i)
+{
+    return i >= n ? 0 : n - i < 4 ? (int)(n - i) : 4;
+}
+
+/* Sets four gradients to 0, those that exist. */
+template <typename real>
+static __device__ __forceinline__ void momentum_cuda_zero(const typename real::tensor &x, uint64_t i, int live,
+        bool vector)
+{
+    typename real::number *const to = (typename real::number *)x.g + i;
+    const real none[4] = {0.0, 0.0, 0.0, 0.0};
+
+    if (vector)
+        momentum_cuda_store<true>(to, none, 4);
+    else
+        momentum_cuda_store<false>(to, none, live);
+}
+
 /* Counts NaN and infinity among four gradients, of which `live` exist. */
 template <typename real>
 static __device__ __forceinline__ void momentum_cuda_count(real unscale, int live, const real (&g)[4],
@@ -431,19 +451,30 @@ static __device__ __forceinline__ void momentum_cuda_scan(const momentum_cuda_sc
     }
 }
 
-/* Looks at the gradients first, for the row of four elements that begins at i, from memory to memory. */
-template <typename real, bool observe, bool vector>
-static __device__ __forceinline__ void momentum_cuda_scan_row(const typename real::tensor &x,
-        const momentum_cuda_scalars &s, uint64_t i, int live, bool zero, momentum_cuda_f64 (&lanes)[1][4],
-        unsigned &nan, unsigned &inf)
+/* Looks at the gradients first, for 4 rows of four elements, `stride` apart, of which the first begins at i.
+ * All are read before one is used, so that memory has enough to do. */
+template <typename real, bool observe>
+static __device__ __forceinline__ void momentum_cuda_scan_rows(const typename real::tensor &x,
+        const momentum_cuda_scalars &s, uint64_t i, uint64_t stride, bool aligned,
+        momentum_cuda_f64 (&lanes)[1][4], unsigned &nan, unsigned &inf)
 {
-    real g_[4];
+    real g_[4][4];
+    int live[4];
 
-    momentum_cuda_load<vector>(g_, x.g + i, live);
-    if (observe)
-        momentum_cuda_count(real(s.unscale), live, g_, nan, inf);
-    momentum_cuda_scan<real, observe>(s, live, g_, lanes[0]);
-    (void)zero;
+#pragma unroll
+    for (int r = 0; r < 4; r++) {
+        live[r] = momentum_cuda_live(x.n, i + r * stride);
+        if (aligned && live[r] == 4)
+            momentum_cuda_load<true>(g_[r], x.g + i + r * stride, 4);
+        else
+            momentum_cuda_load<false>(g_[r], x.g + i + r * stride, live[r]);
+    }
+#pragma unroll
+    for (int r = 0; r < 4; r++) {
+        if (observe)
+            momentum_cuda_count(real(s.unscale), live[r], g_[r], nan, inf);
+        momentum_cuda_scan<real, observe>(s, live[r], g_[r], lanes[0]);
+    }
 }
 
 /* Looks at the gradients first, for the elements of a block. */
@@ -469,13 +500,8 @@ static __device__ __forceinline__ void momentum_cuda_scan_block(const momentum_c
     for (int k = 0; k < 4; k++)
         lanes[0][k] = 0.0;
 
-    for (uint64_t i = begin; i < begin + rows * stride && i < x.n; i += stride) {
-        if (aligned && x.n - i >= 4)
-            momentum_cuda_scan_row<real, observe, true>(x, s, i, 4, w->zero_grads != 0, lanes, nan, inf);
-        else
-            momentum_cuda_scan_row<real, observe, false>(x, s, i, x.n - i < 4 ? (int)(x.n - i) : 4,
-                    w->zero_grads != 0, lanes, nan, inf);
-    }
+    for (uint64_t i = begin; i < begin + rows * stride && i < x.n; i += 4 * stride)
+        momentum_cuda_scan_rows<real, observe>(x, s, i, stride, aligned, lanes, nan, inf);
 
     if (sums) {
         __shared__ double leaves[3][32];
@@ -536,26 +562,36 @@ static __device__ __forceinline__ void momentum_cuda_elements(const momentum_cud
 }
 
 /* The rule, for the row of four elements that begins at i, from memory to memory. */
-template <typename real, bool observe, bool vector>
+template <typename real, bool observe>
 static __device__ __forceinline__ void momentum_cuda_elements_row(const typename real::tensor &x,
-        const momentum_cuda_scalars &s, uint64_t i, int live, bool zero, momentum_cuda_f64 (&lanes)[3][4],
+        const momentum_cuda_scalars &s, uint64_t i, bool aligned, bool zero, momentum_cuda_f64 (&lanes)[3][4],
         unsigned &nan, unsigned &inf)
 {
+    const int live = momentum_cuda_live(x.n, i);
+    const bool vector = aligned && live == 4;
     real p_[4], g_[4], m_[4];
 
-    momentum_cuda_load<vector>(p_, x.p + i, live);
-    momentum_cuda_load<vector>(g_, x.g + i, live);
-    momentum_cuda_load<vector>(m_, x.m + i, live);
+    if (vector) {
+        momentum_cuda_load<true>(p_, x.p + i, 4);
+        momentum_cuda_load<true>(g_, x.g + i, 4);
+        momentum_cuda_load<true>(m_, x.m + i, 4);
+    } else {
+        momentum_cuda_load<false>(p_, x.p + i, live);
+        momentum_cuda_load<false>(g_, x.g + i, live);
+        momentum_cuda_load<false>(m_, x.m + i, live);
+    }
     if (observe)
         momentum_cuda_count(real(s.unscale), live, g_, nan, inf);
     momentum_cuda_elements<real, observe>(s, live, p_, g_, m_, lanes[0], lanes[1], lanes[2]);
-    momentum_cuda_store<vector>(x.p + i, p_, live);
-    momentum_cuda_store<vector>(x.m + i, m_, live);
-    if (zero) {
-        const real none[4] = {0.0, 0.0, 0.0, 0.0};
-
-        momentum_cuda_store<vector>((typename real::number *)x.g + i, none, live);
+    if (vector) {
+        momentum_cuda_store<true>(x.p + i, p_, 4);
+        momentum_cuda_store<true>(x.m + i, m_, 4);
+    } else {
+        momentum_cuda_store<false>(x.p + i, p_, live);
+        momentum_cuda_store<false>(x.m + i, m_, live);
     }
+    if (zero)
+        momentum_cuda_zero<real>(x, i, live, vector);
 }
 
 /* The rule, for the elements of a block. */
@@ -576,11 +612,8 @@ static __device__ __forceinline__ void momentum_cuda_elements_block(const moment
     if (w->control->idle)
         return;
     if (w->control->skipped) {
-        const real none[4] = {0.0, 0.0, 0.0, 0.0};
-
         for (uint64_t i = begin; i < begin + rows * stride && i < x.n && w->zero_grads; i += stride)
-            momentum_cuda_store<false>((typename real::number *)x.g + i, none,
-                                       x.n - i < 4 ? (int)(x.n - i) : 4);
+            momentum_cuda_zero<real>(x, i, momentum_cuda_live(x.n, i), false);
         return;
     }
     const momentum_cuda_scalars s = w->s[w->group[at.tensor]];
@@ -589,13 +622,8 @@ static __device__ __forceinline__ void momentum_cuda_elements_block(const moment
     for (int k = 0; k < 4; k++)
         lanes[0][k] = lanes[1][k] = lanes[2][k] = 0.0;
 
-    for (uint64_t i = begin; i < begin + rows * stride && i < x.n; i += stride) {
-        if (aligned && x.n - i >= 4)
-            momentum_cuda_elements_row<real, observe, true>(x, s, i, 4, w->zero_grads != 0, lanes, nan, inf);
-        else
-            momentum_cuda_elements_row<real, observe, false>(x, s, i, x.n - i < 4 ? (int)(x.n - i) : 4,
-                    w->zero_grads != 0, lanes, nan, inf);
-    }
+    for (uint64_t i = begin; i < begin + rows * stride && i < x.n; i += stride)
+        momentum_cuda_elements_row<real, observe>(x, s, i, aligned, w->zero_grads != 0, lanes, nan, inf);
 
     if (sums) {
         __shared__ double leaves[5][32];
@@ -774,7 +802,7 @@ static __device__ void momentum_cuda_write_state(const momentum_cuda_plan *w, co
 /* ---- kernels: one argument each ---- */
 
 /* Begins a step: finds its number, and its scalars among those that the host has handed over. */
-extern "C" __global__ void __launch_bounds__(momentum_cuda_THREADS, momentum_cuda_MIN_BLOCKS)
+extern "C" __global__ void __launch_bounds__(momentum_cuda_THREADS)
 momentum_cuda_begin(const __grid_constant__ momentum_cuda_plan given)
 {
     const momentum_cuda_plan *w = &given;
@@ -796,7 +824,7 @@ momentum_cuda_begin(const __grid_constant__ momentum_cuda_plan given)
 }
 
 /* Adds up what a phase left: a block for each tensor and sum, and the last of them goes on over all tensors. */
-extern "C" __global__ void __launch_bounds__(momentum_cuda_THREADS, momentum_cuda_MIN_BLOCKS)
+extern "C" __global__ void __launch_bounds__(momentum_cuda_THREADS)
 momentum_cuda_add_up(const __grid_constant__ momentum_cuda_plan given)
 {
     const int firsts[] = {0, 3, 8}, observed[] = {0, 3};
@@ -816,6 +844,7 @@ momentum_cuda_add_up(const __grid_constant__ momentum_cuda_plan given)
         if (threadIdx.x == 0)
             w->tensor_sums[slot * w->tensors + j] = total.x;
     }
+    __syncthreads(); /* all have seen that the step goes on, before the last block may say that it does not */
     if (threadIdx.x == 0) {
         __threadfence();
         last = atomicAdd(&c->done, 1u) == gridDim.x * gridDim.y - 1;
@@ -857,55 +886,55 @@ momentum_cuda_elements_observed_f32(const __grid_constant__ momentum_cuda_plan g
     momentum_cuda_elements_block<momentum_cuda_f32, true>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(momentum_cuda_THREADS, momentum_cuda_MIN_BLOCKS)
+extern "C" __global__ void __launch_bounds__(momentum_cuda_THREADS)
 momentum_cuda_finish_f32(const __grid_constant__ momentum_cuda_plan given)
 {
     momentum_cuda_finish<momentum_cuda_f32>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(momentum_cuda_THREADS, momentum_cuda_MIN_BLOCKS)
+extern "C" __global__ void __launch_bounds__(momentum_cuda_THREADS)
 momentum_cuda_lay_out_f32(const __grid_constant__ momentum_cuda_plan given)
 {
     momentum_cuda_lay_out<momentum_cuda_f32>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(momentum_cuda_THREADS, momentum_cuda_MIN_BLOCKS)
+extern "C" __global__ void __launch_bounds__(momentum_cuda_THREADS)
 momentum_cuda_write_state_f32(const __grid_constant__ momentum_cuda_beginning given)
 {
     momentum_cuda_write_state<momentum_cuda_f32>(&given.plan, given.hyper, given.group);
 }
 
-extern "C" __global__ void __launch_bounds__(momentum_cuda_THREADS, momentum_cuda_MIN_BLOCKS)
+extern "C" __global__ void __launch_bounds__(momentum_cuda_THREADS, (momentum_cuda_MIN_BLOCKS + 1) / 2)
 momentum_cuda_scan_f64(const __grid_constant__ momentum_cuda_plan given)
 {
     momentum_cuda_scan_block<momentum_cuda_f64, true>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(momentum_cuda_THREADS, momentum_cuda_MIN_BLOCKS)
+extern "C" __global__ void __launch_bounds__(momentum_cuda_THREADS, (momentum_cuda_MIN_BLOCKS + 1) / 2)
 momentum_cuda_elements_f64(const __grid_constant__ momentum_cuda_plan given)
 {
     momentum_cuda_elements_block<momentum_cuda_f64, false>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(momentum_cuda_THREADS, momentum_cuda_MIN_BLOCKS)
+extern "C" __global__ void __launch_bounds__(momentum_cuda_THREADS, (momentum_cuda_MIN_BLOCKS + 1) / 2)
 momentum_cuda_elements_observed_f64(const __grid_constant__ momentum_cuda_plan given)
 {
     momentum_cuda_elements_block<momentum_cuda_f64, true>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(momentum_cuda_THREADS, momentum_cuda_MIN_BLOCKS)
+extern "C" __global__ void __launch_bounds__(momentum_cuda_THREADS)
 momentum_cuda_finish_f64(const __grid_constant__ momentum_cuda_plan given)
 {
     momentum_cuda_finish<momentum_cuda_f64>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(momentum_cuda_THREADS, momentum_cuda_MIN_BLOCKS)
+extern "C" __global__ void __launch_bounds__(momentum_cuda_THREADS)
 momentum_cuda_lay_out_f64(const __grid_constant__ momentum_cuda_plan given)
 {
     momentum_cuda_lay_out<momentum_cuda_f64>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(momentum_cuda_THREADS, momentum_cuda_MIN_BLOCKS)
+extern "C" __global__ void __launch_bounds__(momentum_cuda_THREADS)
 momentum_cuda_write_state_f64(const __grid_constant__ momentum_cuda_beginning given)
 {
     momentum_cuda_write_state<momentum_cuda_f64>(&given.plan, given.hyper, given.group);

@@ -54,7 +54,7 @@ enum {
 #define novograd_cuda_TILE 4096 /* elements of a block that adds nothing up, a multiple of 1024; others take a chunk */
 #endif
 #ifndef novograd_cuda_MIN_BLOCKS
-#define novograd_cuda_MIN_BLOCKS 1 /* of a multiprocessor: more of them leave fewer registers to each */
+#define novograd_cuda_MIN_BLOCKS 3 /* of float on a multiprocessor, of double half as many: more leave each fewer registers */
 #endif
 #ifndef novograd_cuda_READ
 #define novograd_cuda_READ(from) (*(from)) /* or __ldcs(from), which asks the caches not to keep it */
@@ -438,6 +438,26 @@ static __device__ novograd_cuda_place novograd_cuda_find(const uint64_t *first, 
     return {lower, block - first[lower]};
 }
 
+/* How many of the four elements from i on exist, of n. */
+static __device__ __forceinline__ int novograd_cuda_live(uint64_t n, uint64_t i)
+{
+    return i >= n ? 0 : n - i < 4 ? (int)(n - i) : 4;
+}
+
+/* Sets four gradients to 0, those that exist. */
+template <typename real>
+static __device__ __forceinline__ void novograd_cuda_zero(const typename real::tensor &x, uint64_t i, int live,
+        bool vector)
+{
+    typename real::number *const to = (typename real::number *)x.g + i;
+    const real none[4] = {0.0, 0.0, 0.0, 0.0};
+
+    if (vector)
+        novograd_cuda_store<true>(to, none, 4);
+    else
+        novograd_cuda_store<false>(to, none, live);
+}
+
 /* Counts NaN and infinity among four gradients, of which `live` exist. */
 template <typename real>
 static __device__ __forceinline__ void novograd_cuda_count(real unscale, int live, const real (&g)[4],
@@ -490,19 +510,30 @@ static __device__ __forceinline__ void novograd_cuda_pass_1(const novograd_cuda_
     }
 }
 
-/* Pass 1 of 2, for the row of four elements that begins at i, from memory to memory. */
-template <typename real, bool observe, bool vector>
-static __device__ __forceinline__ void novograd_cuda_pass_1_row(const typename real::tensor &x,
-        const novograd_cuda_scalars &s, uint64_t i, int live, bool zero, novograd_cuda_f64 (&lanes)[1][4],
-        unsigned &nan, unsigned &inf)
+/* Pass 1 of 2, for 4 rows of four elements, `stride` apart, of which the first begins at i.
+ * All are read before one is used, so that memory has enough to do. */
+template <typename real, bool observe>
+static __device__ __forceinline__ void novograd_cuda_pass_1_rows(const typename real::tensor &x,
+        const novograd_cuda_scalars &s, uint64_t i, uint64_t stride, bool aligned,
+        novograd_cuda_f64 (&lanes)[1][4], unsigned &nan, unsigned &inf)
 {
-    real g_[4];
+    real g_[4][4];
+    int live[4];
 
-    novograd_cuda_load<vector>(g_, x.g + i, live);
-    if (observe)
-        novograd_cuda_count(real(s.unscale), live, g_, nan, inf);
-    novograd_cuda_pass_1<real, observe>(s, live, g_, lanes[0]);
-    (void)zero;
+#pragma unroll
+    for (int r = 0; r < 4; r++) {
+        live[r] = novograd_cuda_live(x.n, i + r * stride);
+        if (aligned && live[r] == 4)
+            novograd_cuda_load<true>(g_[r], x.g + i + r * stride, 4);
+        else
+            novograd_cuda_load<false>(g_[r], x.g + i + r * stride, live[r]);
+    }
+#pragma unroll
+    for (int r = 0; r < 4; r++) {
+        if (observe)
+            novograd_cuda_count(real(s.unscale), live[r], g_[r], nan, inf);
+        novograd_cuda_pass_1<real, observe>(s, live[r], g_[r], lanes[0]);
+    }
 }
 
 /* Pass 1 of 2, for the elements of a block. */
@@ -532,13 +563,8 @@ static __device__ __forceinline__ void novograd_cuda_pass_1_block(const novograd
     for (int k = 0; k < 4; k++)
         lanes[0][k] = 0.0;
 
-    for (uint64_t i = begin; i < begin + rows * stride && i < x.n; i += stride) {
-        if (aligned && x.n - i >= 4)
-            novograd_cuda_pass_1_row<real, observe, true>(x, s, i, 4, w->zero_grads != 0, lanes, nan, inf);
-        else
-            novograd_cuda_pass_1_row<real, observe, false>(x, s, i, x.n - i < 4 ? (int)(x.n - i) : 4,
-                    w->zero_grads != 0, lanes, nan, inf);
-    }
+    for (uint64_t i = begin; i < begin + rows * stride && i < x.n; i += 4 * stride)
+        novograd_cuda_pass_1_rows<real, observe>(x, s, i, stride, aligned, lanes, nan, inf);
 
     if (sums) {
         __shared__ double leaves[3][32];
@@ -599,23 +625,33 @@ static __device__ __forceinline__ void novograd_cuda_pass_2(const novograd_cuda_
 }
 
 /* Pass 2 of 2, for the row of four elements that begins at i, from memory to memory. */
-template <typename real, bool observe, bool vector>
+template <typename real, bool observe>
 static __device__ __forceinline__ void novograd_cuda_pass_2_row(const typename real::tensor &x,
-        const novograd_cuda_scalars &s, uint64_t i, int live, bool zero, novograd_cuda_f64 (&lanes)[2][4])
+        const novograd_cuda_scalars &s, uint64_t i, bool aligned, bool zero, novograd_cuda_f64 (&lanes)[2][4])
 {
+    const int live = novograd_cuda_live(x.n, i);
+    const bool vector = aligned && live == 4;
     real p_[4], g_[4], m_[4];
 
-    novograd_cuda_load<vector>(p_, x.p + i, live);
-    novograd_cuda_load<vector>(g_, x.g + i, live);
-    novograd_cuda_load<vector>(m_, x.m + i, live);
-    novograd_cuda_pass_2<real, observe>(s, live, p_, g_, m_, lanes[0], lanes[1]);
-    novograd_cuda_store<vector>(x.p + i, p_, live);
-    novograd_cuda_store<vector>(x.m + i, m_, live);
-    if (zero) {
-        const real none[4] = {0.0, 0.0, 0.0, 0.0};
-
-        novograd_cuda_store<vector>((typename real::number *)x.g + i, none, live);
+    if (vector) {
+        novograd_cuda_load<true>(p_, x.p + i, 4);
+        novograd_cuda_load<true>(g_, x.g + i, 4);
+        novograd_cuda_load<true>(m_, x.m + i, 4);
+    } else {
+        novograd_cuda_load<false>(p_, x.p + i, live);
+        novograd_cuda_load<false>(g_, x.g + i, live);
+        novograd_cuda_load<false>(m_, x.m + i, live);
     }
+    novograd_cuda_pass_2<real, observe>(s, live, p_, g_, m_, lanes[0], lanes[1]);
+    if (vector) {
+        novograd_cuda_store<true>(x.p + i, p_, 4);
+        novograd_cuda_store<true>(x.m + i, m_, 4);
+    } else {
+        novograd_cuda_store<false>(x.p + i, p_, live);
+        novograd_cuda_store<false>(x.m + i, m_, live);
+    }
+    if (zero)
+        novograd_cuda_zero<real>(x, i, live, vector);
 }
 
 /* Pass 2 of 2, for the elements of a block. */
@@ -636,11 +672,8 @@ static __device__ __forceinline__ void novograd_cuda_pass_2_block(const novograd
     if (w->control->idle)
         return;
     if (w->control->skipped) {
-        const real none[4] = {0.0, 0.0, 0.0, 0.0};
-
         for (uint64_t i = begin; i < begin + rows * stride && i < x.n && w->zero_grads; i += stride)
-            novograd_cuda_store<false>((typename real::number *)x.g + i, none,
-                                       x.n - i < 4 ? (int)(x.n - i) : 4);
+            novograd_cuda_zero<real>(x, i, novograd_cuda_live(x.n, i), false);
         return;
     }
     if (threadIdx.x == 0)
@@ -652,13 +685,8 @@ static __device__ __forceinline__ void novograd_cuda_pass_2_block(const novograd
     for (int k = 0; k < 4; k++)
         lanes[0][k] = lanes[1][k] = 0.0;
 
-    for (uint64_t i = begin; i < begin + rows * stride && i < x.n; i += stride) {
-        if (aligned && x.n - i >= 4)
-            novograd_cuda_pass_2_row<real, observe, true>(x, s, i, 4, w->zero_grads != 0, lanes);
-        else
-            novograd_cuda_pass_2_row<real, observe, false>(x, s, i, x.n - i < 4 ? (int)(x.n - i) : 4,
-                    w->zero_grads != 0, lanes);
-    }
+    for (uint64_t i = begin; i < begin + rows * stride && i < x.n; i += stride)
+        novograd_cuda_pass_2_row<real, observe>(x, s, i, aligned, w->zero_grads != 0, lanes);
 
     if (sums) {
         __shared__ double leaves[2][32];
@@ -837,7 +865,7 @@ static __device__ void novograd_cuda_write_state(const novograd_cuda_plan *w, co
 /* ---- kernels: one argument each ---- */
 
 /* Begins a step: finds its number, and its scalars among those that the host has handed over. */
-extern "C" __global__ void __launch_bounds__(novograd_cuda_THREADS, novograd_cuda_MIN_BLOCKS)
+extern "C" __global__ void __launch_bounds__(novograd_cuda_THREADS)
 novograd_cuda_begin(const __grid_constant__ novograd_cuda_plan given)
 {
     const novograd_cuda_plan *w = &given;
@@ -859,7 +887,7 @@ novograd_cuda_begin(const __grid_constant__ novograd_cuda_plan given)
 }
 
 /* Adds up what a phase left: a block for each tensor and sum, and the last of them goes on over all tensors. */
-extern "C" __global__ void __launch_bounds__(novograd_cuda_THREADS, novograd_cuda_MIN_BLOCKS)
+extern "C" __global__ void __launch_bounds__(novograd_cuda_THREADS)
 novograd_cuda_add_up(const __grid_constant__ novograd_cuda_plan given)
 {
     const int firsts[] = {0, 3, 5}, observed[] = {1, 3};
@@ -879,6 +907,7 @@ novograd_cuda_add_up(const __grid_constant__ novograd_cuda_plan given)
         if (threadIdx.x == 0)
             w->tensor_sums[slot * w->tensors + j] = total.x;
     }
+    __syncthreads(); /* all have seen that the step goes on, before the last block may say that it does not */
     if (threadIdx.x == 0) {
         __threadfence();
         last = atomicAdd(&c->done, 1u) == gridDim.x * gridDim.y - 1;
@@ -926,61 +955,61 @@ novograd_cuda_pass_2_observed_f32(const __grid_constant__ novograd_cuda_plan giv
     novograd_cuda_pass_2_block<novograd_cuda_f32, true>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(novograd_cuda_THREADS, novograd_cuda_MIN_BLOCKS)
+extern "C" __global__ void __launch_bounds__(novograd_cuda_THREADS)
 novograd_cuda_finish_f32(const __grid_constant__ novograd_cuda_plan given)
 {
     novograd_cuda_finish<novograd_cuda_f32>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(novograd_cuda_THREADS, novograd_cuda_MIN_BLOCKS)
+extern "C" __global__ void __launch_bounds__(novograd_cuda_THREADS)
 novograd_cuda_lay_out_f32(const __grid_constant__ novograd_cuda_plan given)
 {
     novograd_cuda_lay_out<novograd_cuda_f32>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(novograd_cuda_THREADS, novograd_cuda_MIN_BLOCKS)
+extern "C" __global__ void __launch_bounds__(novograd_cuda_THREADS)
 novograd_cuda_write_state_f32(const __grid_constant__ novograd_cuda_beginning given)
 {
     novograd_cuda_write_state<novograd_cuda_f32>(&given.plan, given.hyper, given.group);
 }
 
-extern "C" __global__ void __launch_bounds__(novograd_cuda_THREADS, novograd_cuda_MIN_BLOCKS)
+extern "C" __global__ void __launch_bounds__(novograd_cuda_THREADS, (novograd_cuda_MIN_BLOCKS + 1) / 2)
 novograd_cuda_pass_1_f64(const __grid_constant__ novograd_cuda_plan given)
 {
     novograd_cuda_pass_1_block<novograd_cuda_f64, false>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(novograd_cuda_THREADS, novograd_cuda_MIN_BLOCKS)
+extern "C" __global__ void __launch_bounds__(novograd_cuda_THREADS, (novograd_cuda_MIN_BLOCKS + 1) / 2)
 novograd_cuda_pass_1_observed_f64(const __grid_constant__ novograd_cuda_plan given)
 {
     novograd_cuda_pass_1_block<novograd_cuda_f64, true>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(novograd_cuda_THREADS, novograd_cuda_MIN_BLOCKS)
+extern "C" __global__ void __launch_bounds__(novograd_cuda_THREADS, (novograd_cuda_MIN_BLOCKS + 1) / 2)
 novograd_cuda_pass_2_f64(const __grid_constant__ novograd_cuda_plan given)
 {
     novograd_cuda_pass_2_block<novograd_cuda_f64, false>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(novograd_cuda_THREADS, novograd_cuda_MIN_BLOCKS)
+extern "C" __global__ void __launch_bounds__(novograd_cuda_THREADS, (novograd_cuda_MIN_BLOCKS + 1) / 2)
 novograd_cuda_pass_2_observed_f64(const __grid_constant__ novograd_cuda_plan given)
 {
     novograd_cuda_pass_2_block<novograd_cuda_f64, true>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(novograd_cuda_THREADS, novograd_cuda_MIN_BLOCKS)
+extern "C" __global__ void __launch_bounds__(novograd_cuda_THREADS)
 novograd_cuda_finish_f64(const __grid_constant__ novograd_cuda_plan given)
 {
     novograd_cuda_finish<novograd_cuda_f64>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(novograd_cuda_THREADS, novograd_cuda_MIN_BLOCKS)
+extern "C" __global__ void __launch_bounds__(novograd_cuda_THREADS)
 novograd_cuda_lay_out_f64(const __grid_constant__ novograd_cuda_plan given)
 {
     novograd_cuda_lay_out<novograd_cuda_f64>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(novograd_cuda_THREADS, novograd_cuda_MIN_BLOCKS)
+extern "C" __global__ void __launch_bounds__(novograd_cuda_THREADS)
 novograd_cuda_write_state_f64(const __grid_constant__ novograd_cuda_beginning given)
 {
     novograd_cuda_write_state<novograd_cuda_f64>(&given.plan, given.hyper, given.group);

@@ -48,7 +48,7 @@ enum {
 #define rmsprop_cuda_TILE 4096 /* elements of a block that adds nothing up, a multiple of 1024; others take a chunk */
 #endif
 #ifndef rmsprop_cuda_MIN_BLOCKS
-#define rmsprop_cuda_MIN_BLOCKS 1 /* of a multiprocessor: more of them leave fewer registers to each */
+#define rmsprop_cuda_MIN_BLOCKS 3 /* of float on a multiprocessor, of double half as many: more leave each fewer registers */
 #endif
 #ifndef rmsprop_cuda_READ
 #define rmsprop_cuda_READ(from) (*(from)) /* or __ldcs(from), which asks the caches not to keep it */
@@ -404,6 +404,26 @@ static __device__ rmsprop_cuda_place rmsprop_cuda_find(const uint64_t *first, ui
     return {lower, block - first[lower]};
 }
 
+/* How many of the four elements from i on exist, of n. */
+static __device__ __forceinline__ int rmsprop_cuda_live(uint64_t n, uint64_t i)
+{
+    return i >= n ? 0 : n - i < 4 ? (int)(n - i) : 4;
+}
+
+/* Sets four gradients to 0, those that exist. */
+template <typename real>
+static __device__ __forceinline__ void rmsprop_cuda_zero(const typename real::tensor &x, uint64_t i, int live,
+        bool vector)
+{
+    typename real::number *const to = (typename real::number *)x.g + i;
+    const real none[4] = {0.0, 0.0, 0.0, 0.0};
+
+    if (vector)
+        rmsprop_cuda_store<true>(to, none, 4);
+    else
+        rmsprop_cuda_store<false>(to, none, live);
+}
+
 /* Counts NaN and infinity among four gradients, of which `live` exist. */
 template <typename real>
 static __device__ __forceinline__ void rmsprop_cuda_count(real unscale, int live, const real (&g)[4],
@@ -436,19 +456,30 @@ static __device__ __forceinline__ void rmsprop_cuda_scan(const rmsprop_cuda_scal
     }
 }
 
-/* Looks at the gradients first, for the row of four elements that begins at i, from memory to memory. */
-template <typename real, bool observe, bool vector>
-static __device__ __forceinline__ void rmsprop_cuda_scan_row(const typename real::tensor &x,
-        const rmsprop_cuda_scalars &s, uint64_t i, int live, bool zero, rmsprop_cuda_f64 (&lanes)[1][4],
-        unsigned &nan, unsigned &inf)
+/* Looks at the gradients first, for 4 rows of four elements, `stride` apart, of which the first begins at i.
+ * All are read before one is used, so that memory has enough to do. */
+template <typename real, bool observe>
+static __device__ __forceinline__ void rmsprop_cuda_scan_rows(const typename real::tensor &x,
+        const rmsprop_cuda_scalars &s, uint64_t i, uint64_t stride, bool aligned,
+        rmsprop_cuda_f64 (&lanes)[1][4], unsigned &nan, unsigned &inf)
 {
-    real g_[4];
+    real g_[4][4];
+    int live[4];
 
-    rmsprop_cuda_load<vector>(g_, x.g + i, live);
-    if (observe)
-        rmsprop_cuda_count(real(s.unscale), live, g_, nan, inf);
-    rmsprop_cuda_scan<real, observe>(s, live, g_, lanes[0]);
-    (void)zero;
+#pragma unroll
+    for (int r = 0; r < 4; r++) {
+        live[r] = rmsprop_cuda_live(x.n, i + r * stride);
+        if (aligned && live[r] == 4)
+            rmsprop_cuda_load<true>(g_[r], x.g + i + r * stride, 4);
+        else
+            rmsprop_cuda_load<false>(g_[r], x.g + i + r * stride, live[r]);
+    }
+#pragma unroll
+    for (int r = 0; r < 4; r++) {
+        if (observe)
+            rmsprop_cuda_count(real(s.unscale), live[r], g_[r], nan, inf);
+        rmsprop_cuda_scan<real, observe>(s, live[r], g_[r], lanes[0]);
+    }
 }
 
 /* Looks at the gradients first, for the elements of a block. */
@@ -474,13 +505,8 @@ static __device__ __forceinline__ void rmsprop_cuda_scan_block(const rmsprop_cud
     for (int k = 0; k < 4; k++)
         lanes[0][k] = 0.0;
 
-    for (uint64_t i = begin; i < begin + rows * stride && i < x.n; i += stride) {
-        if (aligned && x.n - i >= 4)
-            rmsprop_cuda_scan_row<real, observe, true>(x, s, i, 4, w->zero_grads != 0, lanes, nan, inf);
-        else
-            rmsprop_cuda_scan_row<real, observe, false>(x, s, i, x.n - i < 4 ? (int)(x.n - i) : 4,
-                    w->zero_grads != 0, lanes, nan, inf);
-    }
+    for (uint64_t i = begin; i < begin + rows * stride && i < x.n; i += 4 * stride)
+        rmsprop_cuda_scan_rows<real, observe>(x, s, i, stride, aligned, lanes, nan, inf);
 
     if (sums) {
         __shared__ double leaves[3][32];
@@ -542,26 +568,36 @@ static __device__ __forceinline__ void rmsprop_cuda_elements(const rmsprop_cuda_
 }
 
 /* The rule, for the row of four elements that begins at i, from memory to memory. */
-template <typename real, bool observe, bool vector>
+template <typename real, bool observe>
 static __device__ __forceinline__ void rmsprop_cuda_elements_row(const typename real::tensor &x,
-        const rmsprop_cuda_scalars &s, uint64_t i, int live, bool zero, rmsprop_cuda_f64 (&lanes)[3][4],
+        const rmsprop_cuda_scalars &s, uint64_t i, bool aligned, bool zero, rmsprop_cuda_f64 (&lanes)[3][4],
         unsigned &nan, unsigned &inf)
 {
+    const int live = rmsprop_cuda_live(x.n, i);
+    const bool vector = aligned && live == 4;
     real p_[4], g_[4], acc_[4];
 
-    rmsprop_cuda_load<vector>(p_, x.p + i, live);
-    rmsprop_cuda_load<vector>(g_, x.g + i, live);
-    rmsprop_cuda_load<vector>(acc_, x.acc + i, live);
+    if (vector) {
+        rmsprop_cuda_load<true>(p_, x.p + i, 4);
+        rmsprop_cuda_load<true>(g_, x.g + i, 4);
+        rmsprop_cuda_load<true>(acc_, x.acc + i, 4);
+    } else {
+        rmsprop_cuda_load<false>(p_, x.p + i, live);
+        rmsprop_cuda_load<false>(g_, x.g + i, live);
+        rmsprop_cuda_load<false>(acc_, x.acc + i, live);
+    }
     if (observe)
         rmsprop_cuda_count(real(s.unscale), live, g_, nan, inf);
     rmsprop_cuda_elements<real, observe>(s, live, p_, g_, acc_, lanes[0], lanes[1], lanes[2]);
-    rmsprop_cuda_store<vector>(x.p + i, p_, live);
-    rmsprop_cuda_store<vector>(x.acc + i, acc_, live);
-    if (zero) {
-        const real none[4] = {0.0, 0.0, 0.0, 0.0};
-
-        rmsprop_cuda_store<vector>((typename real::number *)x.g + i, none, live);
+    if (vector) {
+        rmsprop_cuda_store<true>(x.p + i, p_, 4);
+        rmsprop_cuda_store<true>(x.acc + i, acc_, 4);
+    } else {
+        rmsprop_cuda_store<false>(x.p + i, p_, live);
+        rmsprop_cuda_store<false>(x.acc + i, acc_, live);
     }
+    if (zero)
+        rmsprop_cuda_zero<real>(x, i, live, vector);
 }
 
 /* The rule, for the elements of a block. */
@@ -582,11 +618,8 @@ static __device__ __forceinline__ void rmsprop_cuda_elements_block(const rmsprop
     if (w->control->idle)
         return;
     if (w->control->skipped) {
-        const real none[4] = {0.0, 0.0, 0.0, 0.0};
-
         for (uint64_t i = begin; i < begin + rows * stride && i < x.n && w->zero_grads; i += stride)
-            rmsprop_cuda_store<false>((typename real::number *)x.g + i, none,
-                                      x.n - i < 4 ? (int)(x.n - i) : 4);
+            rmsprop_cuda_zero<real>(x, i, rmsprop_cuda_live(x.n, i), false);
         return;
     }
     const rmsprop_cuda_scalars s = w->s[w->group[at.tensor]];
@@ -595,13 +628,8 @@ static __device__ __forceinline__ void rmsprop_cuda_elements_block(const rmsprop
     for (int k = 0; k < 4; k++)
         lanes[0][k] = lanes[1][k] = lanes[2][k] = 0.0;
 
-    for (uint64_t i = begin; i < begin + rows * stride && i < x.n; i += stride) {
-        if (aligned && x.n - i >= 4)
-            rmsprop_cuda_elements_row<real, observe, true>(x, s, i, 4, w->zero_grads != 0, lanes, nan, inf);
-        else
-            rmsprop_cuda_elements_row<real, observe, false>(x, s, i, x.n - i < 4 ? (int)(x.n - i) : 4,
-                    w->zero_grads != 0, lanes, nan, inf);
-    }
+    for (uint64_t i = begin; i < begin + rows * stride && i < x.n; i += stride)
+        rmsprop_cuda_elements_row<real, observe>(x, s, i, aligned, w->zero_grads != 0, lanes, nan, inf);
 
     if (sums) {
         __shared__ double leaves[5][32];
@@ -780,7 +808,7 @@ static __device__ void rmsprop_cuda_write_state(const rmsprop_cuda_plan *w, cons
 /* ---- kernels: one argument each ---- */
 
 /* Begins a step: finds its number, and its scalars among those that the host has handed over. */
-extern "C" __global__ void __launch_bounds__(rmsprop_cuda_THREADS, rmsprop_cuda_MIN_BLOCKS)
+extern "C" __global__ void __launch_bounds__(rmsprop_cuda_THREADS)
 rmsprop_cuda_begin(const __grid_constant__ rmsprop_cuda_plan given)
 {
     const rmsprop_cuda_plan *w = &given;
@@ -802,7 +830,7 @@ rmsprop_cuda_begin(const __grid_constant__ rmsprop_cuda_plan given)
 }
 
 /* Adds up what a phase left: a block for each tensor and sum, and the last of them goes on over all tensors. */
-extern "C" __global__ void __launch_bounds__(rmsprop_cuda_THREADS, rmsprop_cuda_MIN_BLOCKS)
+extern "C" __global__ void __launch_bounds__(rmsprop_cuda_THREADS)
 rmsprop_cuda_add_up(const __grid_constant__ rmsprop_cuda_plan given)
 {
     const int firsts[] = {0, 3, 8}, observed[] = {0, 3};
@@ -822,6 +850,7 @@ rmsprop_cuda_add_up(const __grid_constant__ rmsprop_cuda_plan given)
         if (threadIdx.x == 0)
             w->tensor_sums[slot * w->tensors + j] = total.x;
     }
+    __syncthreads(); /* all have seen that the step goes on, before the last block may say that it does not */
     if (threadIdx.x == 0) {
         __threadfence();
         last = atomicAdd(&c->done, 1u) == gridDim.x * gridDim.y - 1;
@@ -863,55 +892,55 @@ rmsprop_cuda_elements_observed_f32(const __grid_constant__ rmsprop_cuda_plan giv
     rmsprop_cuda_elements_block<rmsprop_cuda_f32, true>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(rmsprop_cuda_THREADS, rmsprop_cuda_MIN_BLOCKS)
+extern "C" __global__ void __launch_bounds__(rmsprop_cuda_THREADS)
 rmsprop_cuda_finish_f32(const __grid_constant__ rmsprop_cuda_plan given)
 {
     rmsprop_cuda_finish<rmsprop_cuda_f32>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(rmsprop_cuda_THREADS, rmsprop_cuda_MIN_BLOCKS)
+extern "C" __global__ void __launch_bounds__(rmsprop_cuda_THREADS)
 rmsprop_cuda_lay_out_f32(const __grid_constant__ rmsprop_cuda_plan given)
 {
     rmsprop_cuda_lay_out<rmsprop_cuda_f32>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(rmsprop_cuda_THREADS, rmsprop_cuda_MIN_BLOCKS)
+extern "C" __global__ void __launch_bounds__(rmsprop_cuda_THREADS)
 rmsprop_cuda_write_state_f32(const __grid_constant__ rmsprop_cuda_beginning given)
 {
     rmsprop_cuda_write_state<rmsprop_cuda_f32>(&given.plan, given.hyper, given.group);
 }
 
-extern "C" __global__ void __launch_bounds__(rmsprop_cuda_THREADS, rmsprop_cuda_MIN_BLOCKS)
+extern "C" __global__ void __launch_bounds__(rmsprop_cuda_THREADS, (rmsprop_cuda_MIN_BLOCKS + 1) / 2)
 rmsprop_cuda_scan_f64(const __grid_constant__ rmsprop_cuda_plan given)
 {
     rmsprop_cuda_scan_block<rmsprop_cuda_f64, true>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(rmsprop_cuda_THREADS, rmsprop_cuda_MIN_BLOCKS)
+extern "C" __global__ void __launch_bounds__(rmsprop_cuda_THREADS, (rmsprop_cuda_MIN_BLOCKS + 1) / 2)
 rmsprop_cuda_elements_f64(const __grid_constant__ rmsprop_cuda_plan given)
 {
     rmsprop_cuda_elements_block<rmsprop_cuda_f64, false>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(rmsprop_cuda_THREADS, rmsprop_cuda_MIN_BLOCKS)
+extern "C" __global__ void __launch_bounds__(rmsprop_cuda_THREADS, (rmsprop_cuda_MIN_BLOCKS + 1) / 2)
 rmsprop_cuda_elements_observed_f64(const __grid_constant__ rmsprop_cuda_plan given)
 {
     rmsprop_cuda_elements_block<rmsprop_cuda_f64, true>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(rmsprop_cuda_THREADS, rmsprop_cuda_MIN_BLOCKS)
+extern "C" __global__ void __launch_bounds__(rmsprop_cuda_THREADS)
 rmsprop_cuda_finish_f64(const __grid_constant__ rmsprop_cuda_plan given)
 {
     rmsprop_cuda_finish<rmsprop_cuda_f64>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(rmsprop_cuda_THREADS, rmsprop_cuda_MIN_BLOCKS)
+extern "C" __global__ void __launch_bounds__(rmsprop_cuda_THREADS)
 rmsprop_cuda_lay_out_f64(const __grid_constant__ rmsprop_cuda_plan given)
 {
     rmsprop_cuda_lay_out<rmsprop_cuda_f64>(&given);
 }
 
-extern "C" __global__ void __launch_bounds__(rmsprop_cuda_THREADS, rmsprop_cuda_MIN_BLOCKS)
+extern "C" __global__ void __launch_bounds__(rmsprop_cuda_THREADS)
 rmsprop_cuda_write_state_f64(const __grid_constant__ rmsprop_cuda_beginning given)
 {
     rmsprop_cuda_write_state<rmsprop_cuda_f64>(&given.plan, given.hyper, given.group);

@@ -27,10 +27,11 @@ from test_cuda_native import Steps
 CHUNK, TILE = 32768, 4096
 SIZES = (3, 0, CHUNK + 1029, 35, TILE + 2, *[7] * 260)
 CHANGES = {
-    r"aligned && x\.n - i >= 4": "aligned",
+    r"aligned && live(\[r\])? == 4": "aligned",
+    r"i >= n \? 0 : ": "",
     r"k < live\b": "true",
     r"i < x(\.|->)n\b": "true",
-    r"x\.n - i < 4 \? \(int\)\(x\.n - i\) : 4": "4",
+    r"n - i < 4 \? \(int\)\(n - i\) : 4": "4",
     r"row >= c->rows": "false",
     r"first\[middle\] <= block": "first[middle] < block",
     r"__shfl_down_sync": "__shfl_up_sync",
@@ -49,9 +50,15 @@ SURVIVORS = {
     (r"__syncthreads\(\);", 14): "of the begin: for more than one group, in test_groups_have_their_own_hyperparameters",
     (
         r"__syncthreads\(\);",
-        16,
+        15,
+    ): "of what skips: a block ends early where it sees the outcome, and has nothing to add then",
+    (
+        r"__syncthreads\(\);",
+        17,
     ): "behind the totals of all: for more than one group, in test_groups_have_their_own_hyperparameters",
     (r"k < live\b", 0): "a load beyond the end, of what nobody uses",
+    (r"aligned && live(\[r\])? == 4", 0): "likewise",
+    **{(r"i < x(\.|->)n\b", k): "spares work alone: of rows behind the end no element is live" for k in range(4)},
     **{(r"k < live\b", k): "absent elements are 0, and so is what they would add" for k in (2, 3, 4, 7, 9)},
     (r"w->control->idle \|\| w->control->skipped", 0): "of the scan, before which no step is skipped but an idle one",
     (r"c->idle \|\| c->skipped", 0): "spares work alone",

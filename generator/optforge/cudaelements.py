@@ -15,6 +15,9 @@ from .names import Names
 # Elements of whichever dtype a template is used with: constants are doubles that are rounded to it.
 REAL = replace(F64, suffix="")
 
+# A pass that only looks reads so many vectors before it uses one, so that few threads keep memory busy.
+IN_FLIGHT = 4
+
 
 class CudaPrinter(Printer):
     """Prints element expressions in terms of a type parameter."""
@@ -60,7 +63,10 @@ class CudaElements(Elements):
         parameters += [f"{'' if name in written else 'const '}{real} (&{array[name]})[4]" for name in names]
         parameters += [f"{self.prefix}_f64 (&{scope.of['lanes', r.id]})[4]" for r in phase.reductions]
         fields = {name: self.fields.of[name] for name in names}
-        passed = ["s", *(["live"] if phase.reductions else []), *(f"{field}_" for field in fields.values())]
+        loaded = [fields[name] for name in names if name in phase.loads]
+        at_once = 1 if written else max(1, IN_FLIGHT // len(loaded))
+        row = "[r]" if at_once > 1 else ""
+        passed = ["s", *([f"live{row}"] if phase.reductions else []), *(f"{field}_{row}" for field in fields.values())]
         passed += [f"lanes[{number}]" for number in range(len(phase.reductions))]
         return {
             "real": real,
@@ -68,7 +74,8 @@ class CudaElements(Elements):
             "parameters": ", ".join(parameters),
             "arguments": ", ".join(passed),
             "arrays": list(fields.values()),
-            "loaded": [fields[name] for name in names if name in phase.loads],
+            "loaded": loaded,
+            "at_once": at_once,
             "written": [fields[name] for name in names if name in written],
             "adds": any(not reduction.observed for reduction in phase.reductions),
             "cleared": " = ".join(f"lanes[{number}][k]" for number in range(len(phase.reductions))),
