@@ -40,7 +40,10 @@ from pycuda import gpuarray
 import pycuda.driver as drv
 from optforge.device import device
 from optforge.targets.cuda import CudaTarget
+import atexit
 gpu = device(0)
+gpu.context.push()  # for the arrays that are made here; the optimizer leaves it as it finds it
+atexit.register(gpu.context.pop)
 def up(array):
     return gpuarray.to_gpu(array)
 def beside(params, opt, rule, steps=3, **named):
@@ -290,10 +293,90 @@ def test_checkpoints_go_between_targets(process: Process) -> None:
     )
 
 
+def test_threads_that_use_a_device_may_end(process: Process) -> None:
+    """The context is current nowhere after a call; memory is freed from any thread, without a warning."""
+    process(
+        """
+        import threading
+        from optforge.device import device
+        import pycuda.driver as drv
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", category=of.PerformanceWarning)
+        kept, failed = [], []
+        def work():
+            try:
+                params = arrays()
+                reference = of.Optimizer([p.copy() for p in params], "adam", target="numpy")
+                opt = of.Optimizer(params, "adam", target="cuda", skip_nonfinite=True)
+                for stats in (False, True, False):
+                    grads = arrays()
+                    opt.step([g.copy() for g in grads], stats=stats)
+                    reference.step(grads)
+                assert all(same(p, q) for p, q in zip(params, reference.params))
+                m = opt.state["m"]
+                assert all(same(np.asarray(a), b) for a, b in zip(m, reference.state["m"]))
+                assert same(m[3][1:5].get(), reference.state["m"][3][1:5])
+                try:
+                    drv.Context.get_device()
+                except drv.LogicError:
+                    pass
+                else:
+                    raise AssertionError("a context was left current")
+                kept.append(opt)
+                assert opt.t == 3
+            except BaseException as problem:
+                failed.append(problem)
+        for _ in range(2):
+            thread = threading.Thread(target=work)
+            thread.start()
+            thread.join()
+        assert not failed, failed
+        def drop():
+            kept.pop()
+        thread = threading.Thread(target=drop)
+        thread.start()
+        thread.join()
+        kept[0].step(arrays())
+        assert kept.pop().t == 4
+        """
+    )
+
+
+def test_tensors_that_require_gradients(process: Process) -> None:
+    """PyTorch's refuse `__cuda_array_interface__` with an error that `hasattr` lets through."""
+    process.on_device(
+        """
+        class Tensor:
+            def __init__(self, array, requires_grad=True):
+                self.array, self.requires_grad = array, requires_grad
+            def detach(self):
+                return Tensor(self.array, False)
+            def data_ptr(self):
+                return int(self.array.gpudata or 0)
+            @property
+            def __cuda_array_interface__(self):
+                if self.requires_grad:
+                    raise RuntimeError("Can't get __cuda_array_interface__ on Variable that requires grad.")
+                return self.array.__cuda_array_interface__
+        params = [up(p) for p in arrays()]
+        reference = of.Optimizer([p.get() for p in params], "adam", target="numpy")
+        opt = of.Optimizer([Tensor(p) for p in params], "adam", target="cuda")
+        for _ in range(3):
+            grads = arrays()
+            opt.step([Tensor(up(g), False) for g in grads])
+            reference.step(grads)
+        assert all(same(p.get(), q) for p, q in zip(params, reference.params))
+        """
+    )
+
+
 # ── calls of the driver ─────────────────────────────────────────────────────────────────────────────────────────────
 
 WAITS = {"cuCtxSynchronize", "cuStreamSynchronize", "cuEventSynchronize", "cuMemcpyDtoH_v2", "cuMemcpyDtoHAsync_v2",
          "cuMemcpyHtoD_v2", "cuMemFree_v2", "cuMemAlloc_v2", "cuModuleUnload", "cuStreamQuery", "cuEventQuery"}  # fmt: skip
+
+
+SWITCHES = {"cuCtxPushCurrent_v2", "cuCtxPopCurrent_v2"}
 
 
 @pytest.mark.parametrize(("rule", "launches"), [("adam", 2 + 1), ("lamb", 2 * 2 + 2)])
@@ -318,7 +401,7 @@ def test_a_plain_step_never_waits(rule: str, launches: int, process: Process, tm
     assert not WAITS & set(calls), calls
     assert calls["cuLaunchKernel"] == 20 * launches, calls
     assert calls["cuMemcpyHtoDAsync_v2"] <= 3, calls  # scalars of ever more steps go together
-    assert set(calls) <= {"cuLaunchKernel", "cuMemcpyHtoDAsync_v2", "cuFuncSetBlockShape"}, calls
+    assert set(calls) <= {"cuLaunchKernel", "cuMemcpyHtoDAsync_v2", "cuFuncSetBlockShape", *SWITCHES}, calls
 
 
 def test_the_second_process_compiles_nothing(process: Process) -> None:

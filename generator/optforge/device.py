@@ -5,9 +5,11 @@ from __future__ import annotations
 import atexit
 import contextlib
 import functools
+import inspect
+import math
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +55,8 @@ def driver() -> Any:
 class Device:
     """A device and its primary context, the one that PyTorch and CuPy use as well.
 
-    The context is current in the thread that first asked for the device, for good; other threads, which may use other
-    contexts, have it for as long as they need it.
+    It is made current around each use, whichever thread that is in, and never left so: a thread may then end, and other
+    libraries find the device current that they chose.
     """
 
     def __init__(self, number: int):
@@ -70,19 +72,25 @@ class Device:
             raise EnvironmentProblem(f"{what}: its compute capability is {own}, and {least} is needed")
         try:
             self.context = device.retain_primary_context()
-            self.context.push()
+            with self:
+                self.drv.Context.synchronize()
         except self.drv.Error as problem:
             raise EnvironmentProblem(f"CUDA device {number}, {self.name}, cannot be used: {problem}") from None
-        self.thread = threading.get_ident()
+        self.array = device_array(self)
         self.modules: dict[Path, Any] = {}
         atexit.register(self.leave)
 
+    def __enter__(self) -> None:
+        self.context.push()
+
+    def __exit__(self, *_: object) -> None:
+        self.context.pop()
+
     def leave(self) -> None:
         """Give the context back before PyCUDA is torn down, which would end the process with an error otherwise."""
-        self.modules.clear()
         with contextlib.suppress(self.drv.Error):
-            if threading.get_ident() == self.thread:
-                self.context.pop()
+            with self:
+                self.modules.clear()
             self.context.detach()
 
     def module(self, path: Path) -> Any:
@@ -93,7 +101,7 @@ class Device:
         EnvironmentProblem
             They cannot be loaded.
         """
-        with self.current():
+        with self:
             try:
                 if path not in self.modules:
                     self.modules[path] = self.drv.module_from_buffer(path.read_bytes())
@@ -101,46 +109,70 @@ class Device:
                 raise EnvironmentProblem(f"the compiled kernel {path} cannot be loaded: {problem}") from None
         return self.modules[path]
 
-    @contextlib.contextmanager
-    def current(self) -> Iterator[None]:
-        """Make the context current, where it is not."""
-        if threading.get_ident() == self.thread:
-            yield
-            return
-        self.context.push()
-        try:
-            yield
-        finally:
-            self.context.pop()
-
-    def allocate(self, size: int) -> Any:
-        """So many bytes.
+    def allocate(self, size: int, fill: int | None = None) -> Memory:
+        """So many bytes, each of this value.
 
         Raises
         ------
         EnvironmentProblem
             The device has not so many.
         """
-        try:
-            return self.drv.mem_alloc(max(size, 1))
-        except self.drv.MemoryError:
-            free, total = self.drv.mem_get_info()
-            has = f"has {free:,} of {total:,} bytes left"
-            raise EnvironmentProblem(
-                f"CUDA device {self.number}, {self.name}, {has}, and {size:,} are needed"
-            ) from None
+        size = max(size, 1)
+        with self:
+            try:
+                memory = Memory(self, self.drv.mem_alloc(size))
+            except self.drv.MemoryError:
+                free, total = self.drv.mem_get_info()
+                has = f"has {free:,} of {total:,} bytes left"
+                raise EnvironmentProblem(
+                    f"CUDA device {self.number}, {self.name}, {has}, and {size:,} are needed"
+                ) from None
+            if fill is not None:
+                self.drv.memset_d8(int(memory), fill, size)
+                self.drv.Context.synchronize()  # streams that do not wait for the default one find it filled
+        return memory
 
 
-@functools.cache
+class Memory:
+    """Memory of a device, which is freed in the device's context, whichever thread lets go of it."""
+
+    def __init__(self, device: Device, allocation: Any):
+        self.device, self.allocation = device, allocation
+
+    def __int__(self) -> int:
+        return int(self.allocation)
+
+    def __del__(self) -> None:
+        with contextlib.suppress(Exception), self.device:  # after the end of the context it is gone already
+            self.allocation.free()
+
+
+LOCK = threading.Lock()
+
+
 def device(number: int) -> Device:
     """A device, asked for once."""
-    return Device(number)
+    with LOCK:
+        return opened(number)
 
 
-@functools.cache
-def device_array() -> Any:
-    """The class of arrays on a device: PyCUDA's GPUArray, which NumPy can copy to the host."""
+opened = functools.cache(Device)
+
+
+def device_array(device: Device) -> Any:
+    """The class of arrays on a device: PyCUDA's GPUArray, whose methods find the device's context current."""
     from pycuda import gpuarray
+
+    def within(method: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(method)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            with device:
+                result = method(*args, **kwargs)
+            if type(result) is gpuarray.GPUArray:  # a part of an array, or what is computed from it
+                result.__class__ = DeviceArray
+            return result
+
+        return call
 
     class DeviceArray(gpuarray.GPUArray):  # type: ignore[misc]
         """An array on a CUDA device, with `__cuda_array_interface__` and the methods of PyCUDA's GPUArray."""
@@ -151,13 +183,40 @@ def device_array() -> Any:
             values: Array = self.get()
             return values if dtype is None else values.astype(dtype)
 
+        def get(self, *args: Any, **kwargs: Any) -> Any:
+            device.drv.Context.synchronize()  # steps may go on in streams that copies do not wait for
+            return super().get(*args, **kwargs)
+
         def reshape(self, *shape: Any) -> Any:
             found = np.empty(self.shape, self.dtype).reshape(*shape)  # memory that nobody touches
-            view = DeviceArray.__new__(DeviceArray)  # GPUArray's own __init__ wants a current context
+            view = DeviceArray.__new__(DeviceArray)
             view.__dict__.update(self.__dict__, shape=found.shape, strides=found.strides, base=self)
             return view
 
+    for name, method in {**vars(gpuarray.GPUArray), **vars(DeviceArray)}.items():
+        if inspect.isfunction(method) and name not in ("reshape", "__del__"):
+            setattr(DeviceArray, name, within(method))
     return DeviceArray
+
+
+class View:
+    """What kernels have to know of somebody's array on a device, whose owner it keeps alive."""
+
+    __slots__ = ("base", "dtype", "nbytes", "ptr", "shape", "size")
+
+    def __init__(self, ptr: int, shape: tuple[int, ...], dtype: np.dtype[Any], base: Any):
+        self.ptr, self.shape, self.dtype, self.base = ptr, shape, dtype, base
+        self.size = math.prod(shape)
+        self.nbytes = self.size * dtype.itemsize
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        own = {"shape": self.shape, "typestr": self.dtype.str, "data": (self.ptr, False)}
+        return {**own, "strides": None, "stream": None, "version": 3}
+
+    def reshape(self, length: int) -> View:
+        """The same in one dimension; the length is -1."""
+        return View(self.ptr, (self.size,), self.dtype, self.base)
 
 
 class DeviceSpace(Host):
@@ -171,13 +230,7 @@ class DeviceSpace(Host):
         self.device = device(number)
         self.copies: dict[str, Any] = {}
         self.hosts: dict[int, Array] = {}
-        self.array = device_array()
         self.warned = False
-
-    def make(self, shape: tuple[int, ...], dtype: Any, memory: Any, owner: Any = None) -> Any:
-        """A GPUArray over memory of the device, which keeps its owner alive."""
-        with self.device.current():  # PyCUDA asks for the device of the thread's context
-            return self.array(shape, dtype, gpudata=memory, base=owner)
 
     def parameter(self, array: Any, label: str) -> Any:
         """A parameter's array on the device."""
@@ -197,7 +250,7 @@ class DeviceSpace(Host):
         return view
 
     def view(self, array: Any, label: str, host: Callable[[Any, str], Array]) -> Any:
-        """A GPUArray over an array of the device, or the copy of one of the host, which `host` checks."""
+        """A view of an array of the device, or of the copy of one of the host, which `host` checks."""
         plain = array.detach() if hasattr(array, "detach") else array
         interface = getattr(plain, "__cuda_array_interface__", None)
         if interface is None:
@@ -218,7 +271,7 @@ class DeviceSpace(Host):
             raise ValueError(f"{label} is on CUDA device {number}, this optimizer on {self.device.number}; {advice}")
         if pointer % found.itemsize:
             raise ValueError(f"{label} is not aligned to its elements; pass a copy")
-        return self.make(shape, found, int(pointer or 0), plain)
+        return View(int(pointer or 0), shape, found, plain)
 
     def held(self, array: Array, label: str) -> Any:
         """The copy of an array of the host, in the same place as the last of this label."""
@@ -231,16 +284,16 @@ class DeviceSpace(Host):
             warnings.warn(message, PerformanceWarning, stacklevel=6)
         held = self.copies.get(label)
         if held is None or held.shape != array.shape or held.dtype != array.dtype:
-            with self.device.current():
-                held = self.make(array.shape, array.dtype, self.device.allocate(array.nbytes))
-            self.copies[label] = held
+            memory = self.device.allocate(array.nbytes)
+            self.copies[label] = held = View(int(memory), array.shape, array.dtype, memory)
         if array.size:
             self.hosts[held.ptr] = array
         return held
 
     def pointer(self, array: Any) -> tuple[Callable[[], int], int] | None:
         """For an array that may be given other memory (PyTorch's): what tells its address, and the address now."""
-        on_device = hasattr(array, "__cuda_array_interface__") and not hasattr(array, "data_ptr")
+        # A tensor that requires gradients is not asked for the interface, which it refuses.
+        on_device = not hasattr(array, "data_ptr") and hasattr(array, "__cuda_array_interface__")
         return None if on_device else arrays.pointer(array)
 
     def allocate(self, parameters: Sequence[Any], count: int) -> list[list[Any]]:
@@ -252,20 +305,19 @@ class DeviceSpace(Host):
                 own.append(position)
                 position += -(-parameter.nbytes // ALIGNMENT) * ALIGNMENT
             places.append(own)
-        with self.device.current():
-            block = self.device.allocate(position)
-            self.device.drv.memset_d8(block, 0, max(position, 1))
+        block = self.device.allocate(position, 0)
         return [
-            [self.make((parameter.size,), parameter.dtype, int(block) + place, block) for place in own]
+            [self.made((parameter.size,), parameter.dtype, block, place) for place in own]
             for parameter, own in zip(parameters, places, strict=True)
         ]
 
+    def made(self, shape: tuple[int, ...], dtype: Any, block: Memory, place: int = 0) -> Any:
+        """A GPUArray in a block of memory, which it keeps."""
+        return self.device.array(shape, dtype, gpudata=int(block) + place, base=block)
+
     def number(self) -> Any:
         """Room for one double."""
-        with self.device.current():
-            block = self.device.allocate(8)
-            self.device.drv.memset_d8(block, 0, 8)
-        return self.make((1,), np.float64, block)
+        return self.made((1,), np.float64, self.device.allocate(8, 0))
 
     def memory(self, array: Any) -> Any:
         """The array whose memory is the owner's: that of the host, where this is a copy of one."""
@@ -273,28 +325,29 @@ class DeviceSpace(Host):
 
     def copy(self, array: Any) -> Any:
         """A copy, in memory of its own."""
-        with self.device.current():
-            made = self.make(array.shape, array.dtype, self.device.allocate(array.nbytes))
+        made = self.made(array.shape, array.dtype, self.device.allocate(array.nbytes))
         self.write(made, array)
         return made
 
     def write(self, array: Any, values: Any) -> None:
         """Set elements, in the memory of their owner, to those of another array, or all to one number."""
         array = self.memory(array)
-        if hasattr(values, "gpudata"):
+        if hasattr(values, "ptr"):
             values = self.memory(values)
         if isinstance(array, np.ndarray):
-            super().write(array.reshape(-1), self.read(values) if hasattr(values, "gpudata") else values)
+            super().write(array.reshape(-1), self.read(values) if hasattr(values, "ptr") else values)
         elif array.size:
-            with self.device.current():
-                self.device.drv.Context.synchronize()  # steps may go on in streams that copies do not wait for
-                if hasattr(values, "gpudata"):
-                    self.device.drv.memcpy_dtod(array.ptr, values.ptr, array.nbytes)
-                    return
-                with np.errstate(all="ignore"):
-                    flat = np.reshape(values, -1) if np.ndim(values) else values
-                    whole = np.ascontiguousarray(np.broadcast_to(flat, (array.size,)), array.dtype)
-                self.device.drv.memcpy_htod(array.ptr, whole)
+            with self.device:
+                drv = self.device.drv
+                drv.Context.synchronize()  # steps may go on in streams that copies do not wait for
+                if hasattr(values, "ptr"):
+                    drv.memcpy_dtod(array.ptr, values.ptr, array.nbytes)
+                else:
+                    with np.errstate(all="ignore"):
+                        flat = np.reshape(values, -1) if np.ndim(values) else values
+                        whole = np.ascontiguousarray(np.broadcast_to(flat, (array.size,)), array.dtype)
+                    drv.memcpy_htod(array.ptr, whole)
+                drv.Context.synchronize()  # and steps to come do not wait for copies
 
     def read(self, array: Any) -> Array:
         """The elements on the host: a copy, unless they are there."""
@@ -303,7 +356,7 @@ class DeviceSpace(Host):
             return array.reshape(-1)
         values = np.empty(array.shape, array.dtype)
         if array.size:
-            with self.device.current():
+            with self.device:
                 self.device.drv.Context.synchronize()
                 self.device.drv.memcpy_dtoh(values, array.ptr)
         return values

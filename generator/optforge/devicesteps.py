@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from struct import Struct
 from typing import Any
@@ -46,15 +47,16 @@ class DeviceSteps:
         self.deciding = False
         self.known = self.pending = self.told = 0
         self.seen: Any = None
+        self.event: Any = None
 
     def room(self, groups: int) -> dict[str, int]:
         """The addresses of what kernels read, for so many groups."""
         size = self.rows.size * groups
-        with self.device.current():
+        with self.device:
             if self.block is None or self.groups != groups:
                 # The scalars of a step stand right behind the window that tells of them, so that one copy brings both.
                 self.block = self.device.allocate(CONTROL_STRUCT.itemsize + (ROWS + 1) * size)
-                self.device.drv.memset_d8_async(self.block, 0, CONTROL_STRUCT.itemsize, self.stream)
+                self.device.drv.memset_d8_async(int(self.block), 0, CONTROL_STRUCT.itemsize, self.stream)
                 self.groups, self.values = groups, b""
         control = int(self.block)
         rows = control + CONTROL_STRUCT.itemsize
@@ -101,6 +103,10 @@ class DeviceSteps:
             rows.append(b"".join(own))
         return rows
 
+    def __del__(self) -> None:
+        with contextlib.suppress(Exception), self.device:  # PyCUDA frees in the current context alone
+            self.seen = self.event = None
+
     # ── how far the device is ───────────────────────────────────────────────────────────────────────────────────
 
     def done(self, t: int, skipped: bool) -> None:
@@ -127,7 +133,7 @@ class DeviceSteps:
 
     def applied(self) -> int:
         """The number of steps that were applied, once the device has done all."""
-        with self.device.current():
+        with self.device:
             control = self.read()
         self.known = int(control["t"]) - int(control["skipped"])
         self.next, self.deciding = self.known + 1, False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -49,7 +48,7 @@ class Plan:
     ----------
     engine : CudaEngine
     tensors : sequence of Tensor
-    gradients : sequence of GPUArray
+    gradients : sequence of View
         Kept alive with the plan.
     """
 
@@ -64,9 +63,10 @@ class Plan:
         ]
         self.brought: list[Any] = []
         self.used = tuple(sorted({tensor.group for tensor in tensors}))
-        with engine.device.current():
+        with engine.device:
             self.lay_out()
-        self.last: How | None = None
+        self.kind: tuple[bool, bool, bool, int] | None = None  # of the steps that it is set for
+        self.starting: Any = None
 
     def lay_out(self) -> None:
         """Bring the tables of the lists, one for each dtype, which are parts of one whole."""
@@ -150,9 +150,7 @@ class Plan:
         ScalarError
             A scalar of the rule has no value; nothing was written.
         """
-        if threading.get_ident() == self.engine.device.thread:
-            return self.enqueue(hyperparameters, t, how)
-        with self.engine.device.current():
+        with self.engine.device:
             return self.enqueue(hyperparameters, t, how)
 
     def enqueue(self, hyperparameters: Any, t: int, how: How) -> bool | None:
@@ -162,8 +160,10 @@ class Plan:
         def explaining() -> None:
             explain(self.kernel, self.tensors, hyperparameters, t, how)
 
-        if how is not self.last or len(hyperparameters) != steps.groups:
+        kind = (how.stats is not None, how.skip_nonfinite, how.zero_grads, len(hyperparameters))
+        if kind != self.kind or how.starting is not self.starting:
             self.set(how, len(hyperparameters))
+            self.kind, self.starting = kind, how.starting
         steps.bring(hyperparameters, self.used, t, how.grad_scale, explaining)
         for address, host, _ in self.moved:
             self.drv.memcpy_htod_async(address, host, self.engine.stream)
@@ -232,7 +232,6 @@ class Plan:
             launches += [self.launch("finish", own, 1) for own in self.lists]
         self.launches = [launch for launch in launches if launch.grid[0] > 0]
         self.waits = observe or engine.tries or (how.skip_nonfinite and how.starting is not None)
-        self.last = how
 
     def launch(self, name: str, entry: tuple[str, Any, int, int], blocks: int, phase: int = 0) -> Launch:
         """A kernel for one list."""
