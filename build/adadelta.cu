@@ -1100,8 +1100,9 @@ static const void *adadelta_cuda_of_type(const adadelta_cuda_plan *w, const void
     return w->type == 1 ? f64 : f32;
 }
 #define adadelta_cuda_KERNEL(w, name) \
-    adadelta_cuda_of_type(w, (const void *)adadelta_cuda_##name##_f32,
-                          (const void *)adadelta_cuda_##name##_f64)
+    adadelta_cuda_of_type(w, \
+        (const void *)adadelta_cuda_##name##_f32, \
+        (const void *)adadelta_cuda_##name##_f64)
 
 /* What the plans of all types have in common, once the list has been checked. */
 static int adadelta_cuda_plan_any(adadelta_cuda_plan *w, const void *tensors, const adadelta_cuda_options *o,

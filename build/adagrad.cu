@@ -1077,7 +1077,9 @@ static const void *adagrad_cuda_of_type(const adagrad_cuda_plan *w, const void *
     return w->type == 1 ? f64 : f32;
 }
 #define adagrad_cuda_KERNEL(w, name) \
-    adagrad_cuda_of_type(w, (const void *)adagrad_cuda_##name##_f32, (const void *)adagrad_cuda_##name##_f64)
+    adagrad_cuda_of_type(w, \
+        (const void *)adagrad_cuda_##name##_f32, \
+        (const void *)adagrad_cuda_##name##_f64)
 
 /* What the plans of all types have in common, once the list has been checked. */
 static int adagrad_cuda_plan_any(adagrad_cuda_plan *w, const void *tensors, const adagrad_cuda_options *o,

@@ -1126,7 +1126,9 @@ static const void *adam_cuda_of_type(const adam_cuda_plan *w, const void *f32, c
     return w->type == 1 ? f64 : f32;
 }
 #define adam_cuda_KERNEL(w, name) \
-    adam_cuda_of_type(w, (const void *)adam_cuda_##name##_f32, (const void *)adam_cuda_##name##_f64)
+    adam_cuda_of_type(w, \
+        (const void *)adam_cuda_##name##_f32, \
+        (const void *)adam_cuda_##name##_f64)
 
 /* What the plans of all types have in common, once the list has been checked. */
 static int adam_cuda_plan_any(adam_cuda_plan *w, const void *tensors, const adam_cuda_options *o,

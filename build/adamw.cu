@@ -1138,7 +1138,9 @@ static const void *adamw_cuda_of_type(const adamw_cuda_plan *w, const void *f32,
     return w->type == 1 ? f64 : f32;
 }
 #define adamw_cuda_KERNEL(w, name) \
-    adamw_cuda_of_type(w, (const void *)adamw_cuda_##name##_f32, (const void *)adamw_cuda_##name##_f64)
+    adamw_cuda_of_type(w, \
+        (const void *)adamw_cuda_##name##_f32, \
+        (const void *)adamw_cuda_##name##_f64)
 
 /* What the plans of all types have in common, once the list has been checked. */
 static int adamw_cuda_plan_any(adamw_cuda_plan *w, const void *tensors, const adamw_cuda_options *o,

@@ -1304,7 +1304,9 @@ static const void *lamb_cuda_of_type(const lamb_cuda_plan *w, const void *f32, c
     return w->type == 1 ? f64 : f32;
 }
 #define lamb_cuda_KERNEL(w, name) \
-    lamb_cuda_of_type(w, (const void *)lamb_cuda_##name##_f32, (const void *)lamb_cuda_##name##_f64)
+    lamb_cuda_of_type(w, \
+        (const void *)lamb_cuda_##name##_f32, \
+        (const void *)lamb_cuda_##name##_f64)
 
 /* What the plans of all types have in common, once the list has been checked. */
 static int lamb_cuda_plan_any(lamb_cuda_plan *w, const void *tensors, const lamb_cuda_options *o,

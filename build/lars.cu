@@ -1136,7 +1136,9 @@ static const void *lars_cuda_of_type(const lars_cuda_plan *w, const void *f32, c
     return w->type == 1 ? f64 : f32;
 }
 #define lars_cuda_KERNEL(w, name) \
-    lars_cuda_of_type(w, (const void *)lars_cuda_##name##_f32, (const void *)lars_cuda_##name##_f64)
+    lars_cuda_of_type(w, \
+        (const void *)lars_cuda_##name##_f32, \
+        (const void *)lars_cuda_##name##_f64)
 
 /* What the plans of all types have in common, once the list has been checked. */
 static int lars_cuda_plan_any(lars_cuda_plan *w, const void *tensors, const lars_cuda_options *o,

@@ -1080,8 +1080,9 @@ static const void *momentum_cuda_of_type(const momentum_cuda_plan *w, const void
     return w->type == 1 ? f64 : f32;
 }
 #define momentum_cuda_KERNEL(w, name) \
-    momentum_cuda_of_type(w, (const void *)momentum_cuda_##name##_f32,
-                          (const void *)momentum_cuda_##name##_f64)
+    momentum_cuda_of_type(w, \
+        (const void *)momentum_cuda_##name##_f32, \
+        (const void *)momentum_cuda_##name##_f64)
 
 /* What the plans of all types have in common, once the list has been checked. */
 static int momentum_cuda_plan_any(momentum_cuda_plan *w, const void *tensors, const momentum_cuda_options *o,

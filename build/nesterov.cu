@@ -1081,8 +1081,9 @@ static const void *nesterov_cuda_of_type(const nesterov_cuda_plan *w, const void
     return w->type == 1 ? f64 : f32;
 }
 #define nesterov_cuda_KERNEL(w, name) \
-    nesterov_cuda_of_type(w, (const void *)nesterov_cuda_##name##_f32,
-                          (const void *)nesterov_cuda_##name##_f64)
+    nesterov_cuda_of_type(w, \
+        (const void *)nesterov_cuda_##name##_f32, \
+        (const void *)nesterov_cuda_##name##_f64)
 
 /* What the plans of all types have in common, once the list has been checked. */
 static int nesterov_cuda_plan_any(nesterov_cuda_plan *w, const void *tensors, const nesterov_cuda_options *o,

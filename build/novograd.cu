@@ -1183,8 +1183,9 @@ static const void *novograd_cuda_of_type(const novograd_cuda_plan *w, const void
     return w->type == 1 ? f64 : f32;
 }
 #define novograd_cuda_KERNEL(w, name) \
-    novograd_cuda_of_type(w, (const void *)novograd_cuda_##name##_f32,
-                          (const void *)novograd_cuda_##name##_f64)
+    novograd_cuda_of_type(w, \
+        (const void *)novograd_cuda_##name##_f32, \
+        (const void *)novograd_cuda_##name##_f64)
 
 /* What the plans of all types have in common, once the list has been checked. */
 static int novograd_cuda_plan_any(novograd_cuda_plan *w, const void *tensors, const novograd_cuda_options *o,

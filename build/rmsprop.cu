@@ -1086,7 +1086,9 @@ static const void *rmsprop_cuda_of_type(const rmsprop_cuda_plan *w, const void *
     return w->type == 1 ? f64 : f32;
 }
 #define rmsprop_cuda_KERNEL(w, name) \
-    rmsprop_cuda_of_type(w, (const void *)rmsprop_cuda_##name##_f32, (const void *)rmsprop_cuda_##name##_f64)
+    rmsprop_cuda_of_type(w, \
+        (const void *)rmsprop_cuda_##name##_f32, \
+        (const void *)rmsprop_cuda_##name##_f64)
 
 /* What the plans of all types have in common, once the list has been checked. */
 static int rmsprop_cuda_plan_any(rmsprop_cuda_plan *w, const void *tensors, const rmsprop_cuda_options *o,

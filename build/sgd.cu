@@ -1039,7 +1039,9 @@ static const void *sgd_cuda_of_type(const sgd_cuda_plan *w, const void *f32, con
     return w->type == 1 ? f64 : f32;
 }
 #define sgd_cuda_KERNEL(w, name) \
-    sgd_cuda_of_type(w, (const void *)sgd_cuda_##name##_f32, (const void *)sgd_cuda_##name##_f64)
+    sgd_cuda_of_type(w, \
+        (const void *)sgd_cuda_##name##_f32, \
+        (const void *)sgd_cuda_##name##_f64)
 
 /* What the plans of all types have in common, once the list has been checked. */
 static int sgd_cuda_plan_any(sgd_cuda_plan *w, const void *tensors, const sgd_cuda_options *o,

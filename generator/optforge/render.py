@@ -85,7 +85,12 @@ def fold(text: str) -> str:
 
 def fold_line(line: str) -> list[str]:
     """A line in pieces."""
-    if len(line) <= WIDTH or "(" not in line or line.lstrip().startswith(("*", "/*", "#", "return", "const ")):
+    if (
+        len(line) <= WIDTH
+        or "(" not in line
+        or line.endswith("\\")
+        or line.lstrip().startswith(("*", "/*", "#", "return", "const "))
+    ):
         return [line]
     margin = " " * (line.index("(") + 1)
     if len(margin) > WIDTH // 2:  # a long name leaves no room behind it
