@@ -64,7 +64,7 @@ class CudaElements(Elements):
         parameters += [f"{self.prefix}_f64 (&{scope.of['lanes', r.id]})[4]" for r in phase.reductions]
         fields = {name: self.fields.of[name] for name in names}
         loaded = [fields[name] for name in names if name in phase.loads]
-        at_once = 1 if written else max(1, IN_FLIGHT // len(loaded))
+        at_once = 1 if written or phase.zeroes else max(1, IN_FLIGHT // len(loaded))
         row = "[r]" if at_once > 1 else ""
         passed = ["s", *([f"live{row}"] if phase.reductions else []), *(f"{field}_{row}" for field in fields.values())]
         passed += [f"lanes[{number}]" for number in range(len(phase.reductions))]
