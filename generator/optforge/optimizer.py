@@ -444,13 +444,15 @@ class Optimizer:
         path : path
         **companions
             Other objects to save with it, by names of your choice, such as `plateau=plateau` for a ReduceLROnPlateau:
-            what their `state_dict()` gives, which JSON must be able to say. `opt.load(path, plateau=plateau)` gives it
-            to their `load_state_dict`.
+            what their `state_dict()` gives, as JSON: dicts with text as keys, lists, text, numbers, True, False and
+            None; tuples come back as lists. `opt.load(path, plateau=plateau)` gives it to their `load_state_dict`.
 
         Raises
         ------
         OSError
             The file cannot be written; an earlier one is as it was.
+        TypeError
+            A companion has no `state_dict` or no `load_state_dict`.
         ValueError
             A key of `params` or the state of a companion cannot be written down.
 
