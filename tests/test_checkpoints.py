@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -523,7 +524,7 @@ def test_a_save_leaves_one_file_with_the_permissions_of_the_old_one(tmp_path: Pa
     assert Optimizer.load(path, target="numpy").t == 1
 
 
-def failing(error: OSError) -> Callable[..., Any]:
+def failing(error: BaseException) -> Callable[..., Any]:
     def call(*arguments: Any, **keywords: Any) -> Any:
         raise error
 
@@ -677,6 +678,35 @@ def test_the_remains_of_others_at_work_are_left_alone(tmp_path: Path) -> None:
     (stale / "run").write_bytes(b"x")
     opt.save(path)
     assert [file.name for file in tmp_path.iterdir()] == ["run"]
+
+
+def test_others_may_remove_a_directory_before_it_is_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, mkdir, removed = tmp_path / "run", Path.mkdir, []
+
+    def disturbed(self: Path) -> None:
+        mkdir(self)
+        if len(removed) < 3:
+            removed.append(self)
+            atomic.discard(path)
+            assert not self.exists()
+
+    monkeypatch.setattr(Path, "mkdir", disturbed)
+    atomic.replace_file(path, lambda new: new.write_bytes(b"new"))  # type: ignore[arg-type, return-value]
+    assert len(removed) == 3
+    assert [file.name for file in tmp_path.iterdir()] == ["run"]
+
+
+@pytest.mark.parametrize("name", ["x" * 237, "x" * 238, "x" * 239, "é" * 127 + "x"])
+def test_long_names(name: str, tmp_path: Path) -> None:
+    opt = Optimizer(small(1), "adam", target="numpy")
+    with contextlib.suppress(KeyboardInterrupt), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(atomic.shutil, "rmtree", lambda *_, **__: None)
+        patch.setattr(os, "replace", failing(KeyboardInterrupt()))
+        opt.save(tmp_path / name)
+    assert len(list(tmp_path.iterdir())) == 1
+    opt.save(tmp_path / name)
+    assert [file.name for file in tmp_path.iterdir()] == [name]
+    assert Optimizer.load(tmp_path / name, target="numpy").t == 0
 
 
 def test_what_the_header_says(saved: Path) -> None:
