@@ -64,7 +64,8 @@ class Monitor:
         A file ending in `.csv` or `.jsonl`, to which each row is appended and flushed. One that is there goes on, if
         it has the same columns: step, loss, lr (of the first group), grad_norm, clipped_grad_norm, param_norm,
         update_norm, ratio (update_norm / param_norm), max_update_ratio, nan, inf, skipped (steps so far), seconds
-        (since the start).
+        (since the start). A run that is resumed from a checkpoint takes the steps since then again, which have two
+        rows in the log: the last one counts. Its `skipped` and `seconds` begin at 0.
     plot : str or Path, optional
         A PNG with loss, learning rate and norms over the steps, drawn by `close`, and about once a minute before. It
         replaces one that is there when there is a row to draw.

@@ -55,8 +55,8 @@ class Optimizer:
     **settings
         Hyperparameters, and static options of the rule. Each is an attribute as well: `opt.lr = 1e-4` holds from the
         next step on, for all groups. A hyperparameter may be a schedule: a function of the step count t, an int from
-        1, which is called once before each step; read, it then gives the value of the last step, before the first
-        step that of the first.
+        1, which is called once before each step for each group, and when it is given or `t` is set; read, it then gives
+        the value of the last step, before the first step that of the first.
 
     Attributes
     ----------
