@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import types
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -271,10 +273,87 @@ def test_companions_that_do_not_fit_change_nothing(tmp_path: Path) -> None:
         opt.load(tmp_path / "run", first=first, third=second)
     assert everything(opt) == before
     with pytest.raises(
-        ValueError, match=r"^the state dict of 'plateau' cannot be saved as JSON: Object of type ndarray"
+        ValueError, match=r"^the state dict of 'plateau' cannot be saved as JSON: plateau\['value'\] is an ndarray$"
     ):
         opt.save(tmp_path / "run", plateau=Counter(np.ones(3)))
     assert (first.value, second.value) == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({3: 1}, r"plateau\['value'\] has the key 3, and JSON has text alone as keys; let state_dict\(\) make text"),
+        ({"a": [0, {None: 1}]}, r"plateau\['value'\]\['a'\]\[1\] has the key None, and"),
+        ({"a": 1, 2: 3}, r"plateau\['value'\] has the key 2, and"),
+        ([1, {(1, 2): 3}], r"plateau\['value'\]\[1\] has the key \(1, 2\), and"),
+        ([1, (2, {3})], r"plateau\['value'\]\[1\]\[1\] is a set$"),
+        (np.bool_(True), r"plateau\['value'\] is a bool"),
+    ],
+)
+def test_companions_that_json_would_change(value: Any, message: str, tmp_path: Path) -> None:
+    opt = Optimizer(small(1), "adam", target="numpy")
+    with pytest.raises(ValueError, match=rf"^the state dict of 'plateau' cannot be saved as JSON: {message}"):
+        opt.save(tmp_path / "run", plateau=Counter(value))
+    circle: list[Any] = []
+    circle.append(circle)
+    with pytest.raises(ValueError, match=r"^the state dict of 'plateau' cannot be saved as JSON: Circular"):
+        opt.save(tmp_path / "run", plateau=Counter(circle))
+    assert not list(tmp_path.iterdir())
+
+
+def test_companions_that_come_back(tmp_path: Path) -> None:
+    opt, other = Optimizer(small(1), "adam", target="numpy"), Counter()
+    opt.save(tmp_path / "run", other=Counter({"": (1, [True, None]), "x": [-np.inf, np.float64(0.1)]}))
+    opt.load(tmp_path / "run", other=other)
+    assert other.value == {"": [1, [True, None]], "x": [-np.inf, 0.1]}
+    opt.save(tmp_path / "run", other=Counter([np.nan]))
+    opt.load(tmp_path / "run", other=other)
+    assert np.isnan(other.value[0])
+
+
+@pytest.mark.parametrize("wrong", [None, 3, types.SimpleNamespace(state_dict=dict)], ids=str)
+def test_things_that_are_no_companions(wrong: Any, tmp_path: Path) -> None:
+    opt, first = Optimizer(small(1), "adam", target="numpy"), Counter(1)
+    with pytest.raises(
+        TypeError, match=r"^'second' is saved by its state_dict\(\) and load_state_dict\(\); an? \w+ has no"
+    ):
+        opt.save(tmp_path / "run", first=first, second=wrong)
+    assert not list(tmp_path.iterdir())
+    opt.save(tmp_path / "run", first=Counter(5), second=Counter(6))
+    opt.step(small(2))
+    before = everything(opt)
+    with pytest.raises(
+        TypeError, match=r"^'second' is saved by its state_dict\(\) and load_state_dict\(\); an? \w+ has no"
+    ):
+        opt.load(tmp_path / "run", first=first, second=wrong)
+    assert first.value == 1
+    assert everything(opt) == before
+
+
+class Living:
+    """Its state dict is what it lives on, and it takes only such of its own version, after it has begun to."""
+
+    def __init__(self, version: int, value: Any):
+        self.version, self.value = version, value
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.__dict__
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        self.value = saved["value"]
+        if saved["version"] != self.version or self.value == "anything":
+            raise ValueError(f"no value {self.value!r}")
+
+
+def test_a_live_state_dict_is_restored_and_the_first_refusal_told(tmp_path: Path) -> None:
+    opt = Optimizer(small(1), "adam", target="numpy")
+    opt.save(tmp_path / "run", first=Living(1, [5]), second=Living(2, "saved"))
+    first, second = Living(1, [1]), Living(1, "mine")
+    for own in ("mine", "anything"):  # it refuses what it had, too
+        second.value = own
+        with pytest.raises(ValueError, match=r"run does not fit: 'second' refuses its state: no value 'saved'$"):
+            opt.load(tmp_path / "run", first=first, second=second)
+        assert (first.value, second.value) == ([1], own)
 
 
 # ── what is refused ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -399,6 +478,18 @@ def test_a_rule_that_is_not_built_in_must_be_given(saved: Path) -> None:
         Optimizer.load(saved, rule="sgd", target="numpy")
 
 
+def test_what_a_new_optimizer_is_not_made_of(saved: Path, tmp_path: Path) -> None:
+    opt = Optimizer(small(1), "adam", target="numpy")
+    opt.save(tmp_path / "run", plateau=Counter())
+    advice = r": make it over the new optimizer, then opt\.load\(path, plateau=plateau\)$"
+    with pytest.raises(TypeError, match=r"^Optimizer\.load takes no 'plateau'" + advice):
+        Optimizer.load(tmp_path / "run", plateau=Counter())
+    with pytest.raises(TypeError, match=r"^Optimizer\.load takes no 'lr'$"):
+        Optimizer.load(tmp_path / "run", lr=0.1)
+    with pytest.raises(TypeError, match=r"^a rule is made by @rule, or is the name of a built-in one, not a function$"):
+        Optimizer.load(saved, rule=small)
+
+
 def test_keys_that_cannot_be_written_down(tmp_path: Path) -> None:
     class Key:
         pass
@@ -433,7 +524,7 @@ def test_a_save_leaves_one_file_with_the_permissions_of_the_old_one(tmp_path: Pa
     assert Optimizer.load(path, target="numpy").t == 1
 
 
-def failing(error: OSError) -> Callable[..., Any]:
+def failing(error: BaseException) -> Callable[..., Any]:
     def call(*arguments: Any, **keywords: Any) -> Any:
         raise error
 
@@ -587,6 +678,35 @@ def test_the_remains_of_others_at_work_are_left_alone(tmp_path: Path) -> None:
     (stale / "run").write_bytes(b"x")
     opt.save(path)
     assert [file.name for file in tmp_path.iterdir()] == ["run"]
+
+
+def test_others_may_remove_a_directory_before_it_is_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, mkdir, removed = tmp_path / "run", Path.mkdir, []
+
+    def disturbed(self: Path) -> None:
+        mkdir(self)
+        if len(removed) < 3:
+            removed.append(self)
+            atomic.discard(path)
+            assert not self.exists()
+
+    monkeypatch.setattr(Path, "mkdir", disturbed)
+    atomic.replace_file(path, lambda new: new.write_bytes(b"new"))  # type: ignore[arg-type, return-value]
+    assert len(removed) == 3
+    assert [file.name for file in tmp_path.iterdir()] == ["run"]
+
+
+@pytest.mark.parametrize("name", ["x" * 237, "x" * 238, "x" * 239, "é" * 127 + "x"])
+def test_long_names(name: str, tmp_path: Path) -> None:
+    opt = Optimizer(small(1), "adam", target="numpy")
+    with contextlib.suppress(KeyboardInterrupt), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(atomic.shutil, "rmtree", lambda *_, **__: None)
+        patch.setattr(os, "replace", failing(KeyboardInterrupt()))
+        opt.save(tmp_path / name)
+    assert len(list(tmp_path.iterdir())) == 1
+    opt.save(tmp_path / name)
+    assert [file.name for file in tmp_path.iterdir()] == [name]
+    assert Optimizer.load(tmp_path / name, target="numpy").t == 0
 
 
 def test_what_the_header_says(saved: Path) -> None:

@@ -792,6 +792,21 @@ def test_demo(
     ]
 
 
+@pytest.mark.parametrize("out", [".", "there", "there/..", "/", "there/x.png"])
+def test_demo_into_a_directory(out: str, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is said before anything is trained."""
+    (tmp_path / "there" / "x-training.png").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(demo, "run", lambda **_: pytest.fail("it trains"))
+    result = run("demo", "--out", out)
+    assert result.code == MISTAKE
+    assert result.err.startswith("optforge: error: ")
+    assert (
+        f"{out} is a directory; for one in it give" in result.err or "x-training.png, the picture beside" in result.err
+    )
+    assert result.err.count("\n") == 1
+
+
 def test_demo_without_its_packages(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     result = run("demo")

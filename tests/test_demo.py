@@ -35,6 +35,25 @@ def test_trajectories_are_bit_identical(tmp_path: Path) -> None:
     assert (tmp_path / "demo.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_picture_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What its place cannot be is said before training; what happens later names the picture."""
+    from optforge import atomic, demo, pictures
+
+    with monkeypatch.context() as changed:
+        changed.setattr(demo, "train", lambda *_, **__: pytest.fail("it trains"))
+        changed.setattr(pictures.os, "access", lambda path, mode: False)
+        with pytest.raises(PermissionError, match="where the plot is to go, may not be written"):
+            short_run(["sgd"], tmp_path)
+
+    def full(path: Path) -> None:
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(atomic, "synchronise", full)
+    with pytest.raises(OSError, match=r"No space left on device; .*'.*/demo\.png'$") as raised:
+        short_run(["sgd"], tmp_path)
+    assert raised.value.filename == str(tmp_path / "demo.png")
+
+
 def test_a_changed_default_shows(tmp_path: Path) -> None:
     """One default of an emitted kernel, changed by hand."""
     files = of.rules["adagrad"].generate()

@@ -107,6 +107,38 @@ def test_tensors_without_a_step_and_groups() -> None:
     assert close(own, tensors, 8)
 
 
+OTHERS = ["Adamax", "NAdam", "RAdam", "RMSprop", "Adagrad", "ASGD", "Rprop", "Adafactor"]
+
+
+@pytest.mark.parametrize("steps", [0, 1])
+@pytest.mark.parametrize("name", PYTORCH)
+def test_other_optimizers_are_refused(name: str, steps: int) -> None:
+    """All others of PyTorch, and those of our other rules, with state or without."""
+    torch = require_torch()
+    for other in {*OTHERS, *(own.name for own in PYTORCH.values())} - {PYTORCH[name].name}:
+        if {PYTORCH[name].name, other} == {"Adam", "AdamW"}:
+            continue  # they have the same formula where there is no weight decay
+        tensors = [torch.nn.Parameter(torch.ones(3, 2)) for _ in range(3)]
+        theirs = getattr(torch.optim, other)(tensors, lr=0.1)
+        for _ in range(steps):
+            torch_step(theirs, tensors, [np.ones((3, 2), np.float32)] * 3)
+        opt = Optimizer([p.detach().numpy().copy() for p in tensors], name, target="numpy")
+        before = everything(opt)
+        with pytest.raises(ValueError, match=f"it has (no|what {PYTORCH[name].name} does not)"):
+            of.from_torch(opt, theirs.state_dict())
+        assert everything(opt) == before
+
+
+@pytest.mark.parametrize("name", PYTORCH)
+def test_what_schedulers_note_in_groups_is_no_formula(name: str) -> None:
+    torch = require_torch()
+    theirs, _ = torch_optimizer(name, arrays(1))
+    torch.optim.lr_scheduler.OneCycleLR(theirs, max_lr=1.0, total_steps=10, cycle_momentum=name.startswith("adam"))
+    opt = Optimizer(arrays(1), name, target="numpy", **{"lam": 1.0} if name == "adam" else {})
+    of.from_torch(opt, theirs.state_dict())
+    assert opt.lr == theirs.param_groups[0]["lr"]
+
+
 # ── without PyTorch ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -132,6 +164,24 @@ def test_exported_state_is_taken_back_without_pytorch(name: str, monkeypatch: py
     assert bits(exported["state"]) == before
 
 
+@pytest.mark.parametrize("name", PYTORCH)
+def test_tensors_without_state_there_are_as_new(name: str) -> None:
+    """Whatever they were: an optimizer that was in use has the bits of a new one, the next step's too."""
+    exported = of.to_torch(run(name))
+    exported["state"].pop(1, None)
+    used, new = run(name), Optimizer(arrays(1), name, target="numpy", **HYPER[name])
+    assert all(state.initial == 0.0 for state in used._kernel.state)
+    for own, value in zip(used.params, arrays(1), strict=True):
+        own[...] = value
+    new.t = used.t
+    for opt in (used, new):
+        of.from_torch(opt, exported)
+    assert everything(used) == everything(new)
+    for opt in (used, new):
+        opt.step(arrays(5))
+    assert everything(used) == everything(new)
+
+
 def changed(change: Any) -> Any:
     """An exported state dict that was changed."""
     exported = of.to_torch(run())
@@ -151,6 +201,25 @@ REFUSED: list[tuple[Any, str]] = [
     ),
     (lambda d: d["state"][1].update(step=np.float32(7)), r"^its tensors have taken different numbers of steps"),
     (lambda d: d["state"][1].update(exp_avg=np.zeros(3, "f4")), r"^state\['m'\]\[1\] is float32 of shape \(3,\), here"),
+    (lambda d: d["param_groups"][0].pop("amsgrad") or None, "^it has no 'amsgrad'$"),
+    (lambda d: d["param_groups"][0].update(alpha=0.9, centered=False), "^it has what AdamW does not: alpha=0.9, cent"),
+    (lambda d: d["state"][1].update(exp_inf=np.zeros(7)), r"^its state\[1\] has what AdamW does not: 'exp_inf'$"),
+    (lambda d: d["state"][1].update(exp_avg_sq=None), r"^its state\[1\] has no 'exp_avg_sq'$"),
+    (lambda d: d["state"][1].pop("step") and None, r"^its state\[1\] has no 'step'$"),
+    *[
+        (
+            lambda d, step=step: d["state"][1].update(step=step),
+            r"^its state\[1\]\['step'\] is a whole number from 0, not",
+        )
+        for step in (1.5, float("nan"), float("inf"), -1.0, "x", "2", [2])
+    ],
+    (lambda d: d["state"].update({7: {"step": 2.0}}), "^it has the state of 7, which no group has$"),
+    (lambda d: {"state": {}, "param_groups": [{}]}, r"^its param_groups\[0\] has no 'params', a list of the numbers"),
+    (lambda d: d["param_groups"][0].update(params=arrays(1)), r"^its param_groups\[0\] has no 'params', a list of the"),
+    (lambda d: d.update(param_groups=[None]), r"^its param_groups\[0\] is a dict, not a NoneType$"),
+    (lambda d: d.update(param_groups=None), "^its 'param_groups' is a list of dicts, not a NoneType$"),
+    (lambda d: d.update(state=None), "^its 'state' is a dict, not a NoneType$"),
+    (lambda d: d["state"].update({1: None}), r"^its state\[1\] is a dict, not a NoneType$"),
     (lambda d: {"state": {}}, "^the state dict of an optimizer of PyTorch has 'state' and 'param_groups', not a dict$"),
     (lambda d: [d], "^the state dict of an optimizer of PyTorch has 'state' and 'param_groups', not a list$"),
 ]

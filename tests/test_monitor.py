@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import itertools
 import json
 import math
+import os
+import subprocess
 import sys
 import time
 import warnings
@@ -255,6 +258,24 @@ def test_a_first_step_that_is_skipped_without_statistics(tmp_path: Path) -> None
     assert [(row["step"], row["skipped"]) for row in read(log)] == [("1", "2")]
 
 
+@pytest.mark.parametrize("back", [1, 2, 5])
+def test_going_back_to_a_checkpoint_is_no_skip(back: int, tmp_path: Path) -> None:
+    opt, log = optimizer(skip_nonfinite=True), tmp_path / "run.csv"
+    with of.Monitor(every=10, log=log, show=False) as watched:
+        train(watched, opt, 10 - back)
+        opt.save(tmp_path / "run")
+        train(watched, opt, back)
+        opt.load(tmp_path / "run")
+        train(watched, opt, back)
+        assert watched.skipped == 0
+        opt.load(tmp_path / "run")
+        watched.wants(opt)
+        opt.step(grads(math.nan))
+        watched.update(opt)
+    assert watched.skipped == 1
+    assert [row["step"] for row in read(log)] == ["1", "10", "10"]
+
+
 def test_steps_that_are_all_skipped() -> None:
     opt = optimizer(skip_nonfinite=True)
     with of.Monitor(every=5, show=False) as watched:
@@ -388,6 +409,60 @@ def test_the_console_is_left_alone_where_nothing_is_shown(capsys: pytest.Capture
     assert capsys.readouterr().out.count("step ") == 3
 
 
+class Failing(io.StringIO):
+    """A file that cannot be written after some rows."""
+
+    def __init__(self, problem: BaseException, rows: int):
+        super().__init__()
+        self.problem, self.rows = problem, rows
+
+    def write(self, text: str) -> int:
+        if "step" in text:
+            self.rows -= 1
+        if self.rows < 0:
+            raise self.problem
+        return super().write(text)
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+@pytest.mark.parametrize("rows", [0, 2])
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EPIPE, errno.EIO])
+def test_a_console_that_cannot_be_written_any_more(
+    error: int, rows: int, terminal: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(self: Console) -> None:  # as rich has it, without its change of standard output
+        raise SystemExit(1)
+
+    monkeypatch.setattr(Console, "on_broken_pipe", broken)
+    monkeypatch.setattr(display, "REDRAW", 0.0)
+    output = sys.stdout
+    console = Console(file=Failing(OSError(error, os.strerror(error)), rows), force_terminal=terminal, width=120)
+    with of.Monitor(every=1, log=tmp_path / "run.csv", console=console) as watched:
+        said = warned(train, watched, optimizer(), 4)
+    assert said == [f"the console cannot be written: {os.strerror(error)} (said once)"]
+    assert len(read(tmp_path / "run.csv")) == 4
+    assert sys.stdout is output
+
+
+@pytest.mark.parametrize("ending", ["> /dev/full", "| true"])
+def test_standard_output_that_cannot_be_written(ending: str) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("there is no /dev/full")
+    script = """
+import sys, numpy as np, optforge as of
+w = np.ones(3)
+opt = of.Optimizer([w], "sgd", target="numpy")
+with of.Monitor(every=1) as monitor:
+    for _ in range(4):
+        monitor.update(opt, opt.step([np.ones(3)], stats=True))
+print("trained", opt.t, file=sys.stderr)
+"""
+    command = ["sh", "-c", f'"$0" -c "$1" {ending}', sys.executable, script]
+    said = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False).stderr
+    assert said.count("RuntimeWarning: standard output cannot be written: ") == 1
+    assert "trained 4" in said
+
+
 # ── the picture ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -452,6 +527,37 @@ def test_a_picture_that_cannot_be_written(tmp_path: Path) -> None:
         watched.close()
 
 
+def test_a_picture_stays_where_there_is_nothing_to_draw(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    picture = tmp_path / "run.png"
+    picture.write_bytes(b"of the run before")
+    with of.Monitor(every=1, plot=picture, show=False):
+        pass
+    assert picture.read_bytes() == b"of the run before"
+
+
+def test_a_picture_replaces_what_a_link_points_to(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    (tmp_path / "there").mkdir()
+    link, picture = tmp_path / "run.png", tmp_path / "there" / "real.png"
+    link.symlink_to(picture)
+    with of.Monitor(every=1, plot=link, show=False) as watched:
+        train(watched, optimizer(), 2)
+    assert link.is_symlink()
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    (tmp_path / "there" / ".real.png.01234567.saving").mkdir()  # of a process that was killed
+    watched._closed = False
+    watched.close()
+    assert [path.name for path in picture.parent.iterdir()] == ["real.png"]
+
+
+def test_a_picture_where_nothing_may_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(PermissionError, match=r"where the plot is to go, may not be written$"):
+        of.Monitor(plot=tmp_path / "run.png")
+
+
 def test_without_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(EnvironmentProblem, match="drawing needs matplotlib: pip install matplotlib"):
@@ -486,6 +592,9 @@ def test_memory_is_bounded() -> None:
         ({"log": "no/run.csv"}, FileNotFoundError, "no/run.csv"),
         ({"plot": "no/run.png"}, FileNotFoundError, "no, where the plot is to go, is no directory"),
         ({"usual": (0.1, 0.1)}, ValueError, "usual is a smaller and a larger number"),
+        ({"plot": "."}, IsADirectoryError, "., where the plot is to go, is a directory"),
+        ({"usual": 5}, TypeError, "usual is a tuple of two numbers, not 5"),
+        ({"usual": (1,)}, TypeError, "usual is a tuple of two numbers, not (1,)"),
         ({"usual": (0.0, 0.1)}, ValueError, "usual is a number above 0, not 0.0"),
     ],
 )
@@ -504,6 +613,10 @@ def test_a_loss_that_is_no_number_and_a_closed_monitor(tmp_path: Path) -> None:
     for loss in ("low", [1.0, 2.0], 1j):
         with pytest.raises(TypeError, match="the loss is a number, not"):
             watched.update(Fixed(1), loss=loss)
+    with pytest.raises(
+        TypeError, match=r"^stats are what opt\.step\(grads, stats=True\) gives, not 0\.5; a loss is given"
+    ):
+        watched.update(Fixed(1), 0.5)  # type: ignore[arg-type]
     assert read(tmp_path / "run.csv") == []
     watched.close()
     watched.close()

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import fcntl
 import glob
+import hashlib
 import os
 import secrets
 import shutil
@@ -14,13 +15,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 ENDING = ".saving"  # of the directories that new files are written in
+LONGEST_NAME = 255  # bytes
+TOKEN = 4  # bytes that tell the directories for one file apart, written as two digits each
 
 
 def replace_file(path: str | os.PathLike[str], write: Callable[[Path], None]) -> None:
     """Have a new file written beside one, and put it in its place when it is complete and on the disk.
 
-    A process that is killed on the way leaves what it wrote in a directory `.NAME.….saving`, which the next call for
-    the same file removes.
+    A process that is killed on the way leaves what it wrote in a directory `.NAME.….saving` (with a checksum for a name
+    that would be too long), which the next call for the same file removes.
 
     Parameters
     ----------
@@ -58,13 +61,16 @@ def room(target: Path) -> Iterator[tuple[Path, int]]:
         raise IsADirectoryError(errno.EISDIR, "it is a directory")
     discard(target)
     while True:
-        directory = target.parent / f".{target.name}.{secrets.token_hex(4)}{ENDING}"
+        directory = target.parent / f"{beginning(target)}{secrets.token_hex(TOKEN)}{ENDING}"
         directory.mkdir()
-        lock = os.open(directory, os.O_RDONLY)
+        try:
+            lock = os.open(directory, os.O_RDONLY)
+        except FileNotFoundError:  # another process took it for a stale one
+            continue
         try:
             with contextlib.suppress(OSError):  # not every file system has locks
                 fcntl.flock(lock, fcntl.LOCK_EX)
-            if not directory.exists():  # another process took it for a stale one before it was locked
+            if not directory.exists():  # likewise, before it was locked
                 continue
             try:
                 yield directory, directory.stat().st_mode & 0o666
@@ -75,9 +81,16 @@ def room(target: Path) -> Iterator[tuple[Path, int]]:
             os.close(lock)
 
 
+def beginning(target: Path) -> str:
+    """What the names of the directories for a file begin with."""
+    name = os.fsencode(target.name)
+    fits = len(name) + len("..") + 2 * TOKEN + len(ENDING) <= LONGEST_NAME
+    return f".{target.name if fits else hashlib.sha256(name).hexdigest()}."
+
+
 def discard(target: Path) -> None:
     """Remove what killed processes left beside a file."""
-    for directory in target.parent.glob(f".{glob.escape(target.name)}.*{ENDING}"):
+    for directory in target.parent.glob(f"{glob.escape(beginning(target))}*{ENDING}"):
         with contextlib.suppress(OSError):  # it is in use, or not ours to remove
             lock = os.open(directory, os.O_RDONLY)
             try:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import ast
+import contextlib
+import copy
 import json
 import os
 import types
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from . import tensorfile
+from .arrays import kind
 from .catalogue import named
 from .diagnostics import UsageError
 from .functions import Array
@@ -32,6 +35,7 @@ PathLike = str | os.PathLike[str]
 
 def save(opt: Optimizer, path: PathLike, companions: Mapping[str, Any]) -> None:
     """`Optimizer.save`."""
+    check_companions(companions)
     opt._follow_parameters()
     structure, tensors, read = opt._structure, opt._tensors, opt._space.read
     arrays = {tensor.label: read(tensor.p).reshape(tensor.shape) for tensor in tensors}
@@ -76,14 +80,43 @@ def written(key: Any) -> str:
     return text
 
 
+def check_companions(companions: Mapping[str, Any]) -> None:
+    """Raise where something cannot be saved with an optimizer, or restored."""
+    for name, companion in companions.items():
+        for method in ("state_dict", "load_state_dict"):
+            if not callable(getattr(companion, method, None)):
+                raise TypeError(
+                    f"{name!r} is saved by its state_dict() and load_state_dict(); {kind(companion)} has no {method}"
+                )
+
+
 def state_of(name: str, companion: Any) -> Any:
     """The state of what is saved with an optimizer."""
     state = companion.state_dict()
+    what = f"the state dict of {name!r} cannot be saved as JSON"
     try:
         json.dumps(state)
-    except (TypeError, ValueError) as problem:
-        raise UsageError(f"the state dict of {name!r} cannot be saved as JSON: {problem}") from None
+    except ValueError as problem:
+        raise UsageError(f"{what}: {problem}") from None
+    except TypeError:
+        pass  # it is found below, with its place
+    for difference in unlike_json(state, name):
+        raise UsageError(f"{what}: {difference}")
     return state
+
+
+def unlike_json(value: Any, path: str) -> Iterator[str]:
+    """What JSON would not give back of a value; tuples, which it gives back as lists, pass."""
+    if isinstance(value, dict):
+        for key, own in value.items():
+            if not isinstance(key, str):
+                yield f"{path} has the key {key!r}, and JSON has text alone as keys; let state_dict() make text of it"
+            yield from unlike_json(own, f"{path}[{key!r}]")
+    elif isinstance(value, (list, tuple)):
+        for place, own in enumerate(value):
+            yield from unlike_json(own, f"{path}[{place}]")
+    elif value is not None and not isinstance(value, (str, int, float)):
+        yield f"{path} is {kind(value)}"
 
 
 class Load:
@@ -107,9 +140,12 @@ def load(opt: Optimizer, path: PathLike, /, **companions: Any) -> None:
     ------
     OSError
         The file cannot be read.
+    TypeError
+        A companion has no `state_dict` or no `load_state_dict`.
     ValueError
         It is damaged, or does not fit; the message says all that does not, and nothing was changed.
     """
+    check_companions(companions)
     header, arrays = contents(path)
     opt._follow_parameters()
     take_over(opt, path, header, arrays, companions)
@@ -132,6 +168,7 @@ def create(
     threads: int | None = None,
     skip_nonfinite: bool = False,
     zero_grads: bool = False,
+    **others: Any,
 ) -> Optimizer:
     """Make an optimizer of a checkpoint, whose parameters are new NumPy arrays, in the structure of those saved.
 
@@ -154,10 +191,15 @@ def create(
     ValueError
         It is damaged, or is of another rule.
     """
+    from .optimizer import named_rule
+
     header, arrays = contents(path)
+    for name in others:
+        advice = f": make it over the new optimizer, then opt.load(path, {name}={name})"
+        raise TypeError(f"Optimizer.load takes no {name!r}{advice if name in header['companions'] else ''}")
     if rule is None and ".py" in header["origin"]:
         raise UsageError(f"{path} is of rule {header['rule']!r} of {header['origin']}: give it as rule=")
-    rule = named(header["origin"] if rule is None else rule) if not isinstance(rule, Rule) else rule
+    rule = named(header["origin"]) if rule is None else named_rule(rule)
     problems = other_rule(rule, header)
     if problems:
         raise UsageError(f"{path} does not fit: {'; '.join(problems)}")
@@ -213,11 +255,12 @@ def take_over(
     before: list[tuple[Any, Any]] = []
     try:
         for name, companion in companions.items():
-            before.append((companion, companion.state_dict()))
+            before.append((companion, copy.deepcopy(companion.state_dict())))  # it may be what the companion lives on
             companion.load_state_dict(header["companions"][name])
     except Exception as problem:
         for companion, state in before:
-            companion.load_state_dict(state)
+            with contextlib.suppress(Exception):  # the first problem is the one to tell
+                companion.load_state_dict(state)
         raise UsageError(f"{path} does not fit: {name!r} refuses its state: {problem}") from problem
     replace(change, changes=[*own, *change.changes]).apply(opt)
 

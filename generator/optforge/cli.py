@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from . import __version__
-from .diagnostics import EnvironmentProblem, OptforgeError, RuleError
+from .diagnostics import EnvironmentProblem, OptforgeError, RuleError, UsageError
 
 HELP = """Turn optimizer update rules into fused C and CUDA kernels.
 
@@ -209,8 +209,13 @@ def demo(
     """
     from . import demo, demo_training
 
+    if out.is_dir():
+        raise UsageError(f"--out names a picture, and {out} is a directory; for one in it give {out / 'demo.png'}")
+    beside = out.with_name(f"{out.stem}-training{out.suffix}")
+    if beside.is_dir():
+        raise UsageError(f"{beside}, the picture beside {out}, is a directory; give another --out")
     results = demo.run(epochs=epochs, seed=seed, picture=out, kernels=kernels)
-    training = demo_training.run(epochs=epochs, seed=seed, picture=out.with_name(f"{out.stem}-training{out.suffix}"))
+    training = demo_training.run(epochs=epochs, seed=seed, picture=beside)
     if not training.passed or any(result.first_difference is not None for result in results):
         raise typer.Exit(1)
 

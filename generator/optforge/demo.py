@@ -18,7 +18,7 @@ from optforge import Optimizer
 from optforge.diagnostics import EnvironmentProblem
 from optforge.digits import BATCH, Digits, Floats, Network, batches, initial_parameters, load_digits
 from optforge.optimizer import named_rule
-from optforge.pictures import new_figure, save, tidy
+from optforge.pictures import new_figure, require_place, save, tidy
 from optforge.targets.c import CTarget
 
 SEED_RULES = ("sgd", "momentum", "nesterov", "adagrad", "adadelta", "rmsprop", "adam")
@@ -216,6 +216,7 @@ def run(
     console = console or Console()
     if picture is not None:
         picture.parent.mkdir(parents=True, exist_ok=True)
+        require_place(picture)
     target = "c" if kernels is None else CTarget(kernels=kernels)
     digits = load_digits(seed)
     results = []

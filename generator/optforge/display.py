@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from rich.box import SIMPLE
 from rich.console import Console
@@ -33,7 +34,10 @@ LEAST = ("seconds", "|clipped|", "lr")  # headings of what goes first on a narro
 
 
 class Display:
-    """Shows rows on a console, until it is closed."""
+    """Shows rows on a console, until it is closed.
+
+    Where the console cannot be written any more, showing and closing raise an OSError.
+    """
 
     def __init__(self, console: Console | None = None):
         self.console = console or Console()
@@ -43,6 +47,10 @@ class Display:
 
     def show(self, row: Mapping[str, float | int | None]) -> None:
         """Show one more row."""
+        with plain_errors():
+            self._show(row)
+
+    def _show(self, row: Mapping[str, float | int | None]) -> None:
         same = row["clipped_grad_norm"] == row["grad_norm"]  # nothing was clipped
         texts = ["" if name == "clipped_grad_norm" and same else short(name, row[name]) for name in HEADINGS]
         if not self.console.is_terminal:
@@ -82,10 +90,24 @@ class Display:
     def close(self) -> None:
         """Leave the table as it is, and give the terminal back."""
         if self._live is not None:
-            self._redraw(self._live)
-            self._live.stop()
-            self._live = None
+            live, self._live = self._live, None
             atexit.unregister(self.close)
+            with plain_errors():
+                try:
+                    self._redraw(live)
+                finally:
+                    live.stop()
+
+
+@contextlib.contextmanager
+def plain_errors() -> Iterator[None]:
+    """A pipe that nobody reads any more is an error like others: rich ends the process."""
+    try:
+        yield
+    except SystemExit as end:
+        if isinstance(end.__context__, BrokenPipeError):
+            raise end.__context__ from None
+        raise
 
 
 def short(name: str, value: float | int | None) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,8 @@ Key = str | tuple[str, int]  # of a parameter group: a name, or a name and a pla
 class Counterpart:
     """The optimizer of PyTorch with the formula of a rule: its names for state and hyperparameters, by ours.
 
-    `fixed` are hyperparameters of ours, `others` settings of theirs, for which alone the formulas are the same.
+    `fixed` are hyperparameters of ours, `others` settings of theirs, for which alone the formulas are the same. All
+    state of ours starts as zeros.
     """
 
     name: str
@@ -39,6 +41,14 @@ BETAS: Mapping[str, Key] = MappingProxyType(
 )
 MOMENTS = MappingProxyType({"m": "exp_avg", "v": "exp_avg_sq"})
 ADAM = MappingProxyType({"amsgrad": False, "maximize": False})
+
+# Keys of their groups that no step depends on: names, how to run it, what schedulers note, and, where there is no
+# weight decay, its kind.
+NEUTRAL = frozenset(
+    "params name param_names foreach fused capturable differentiable initial_lr max_lr min_lr base_momentum "
+    "max_momentum swa_lr decoupled_weight_decay".split()
+)
+LATER = frozenset({"maximize", "decoupled_weight_decay"})  # older versions do not have them
 
 PYTORCH: dict[str, Counterpart] = {
     "adam": Counterpart(
@@ -108,7 +118,8 @@ def to_torch(opt: Optimizer) -> dict[str, Any]:
 def from_torch(opt: Optimizer, state_dict: Mapping[str, Any]) -> None:
     """Take over the state dict of the PyTorch optimizer with the same formula: hyperparameters, state and t.
 
-    The parameters are not in it. Schedules end: hyperparameters are the numbers of the state dict.
+    The parameters are not in it. Schedules end: hyperparameters are the numbers of the state dict. A tensor without
+    state there has that of a new optimizer.
 
     Raises
     ------
@@ -116,54 +127,105 @@ def from_torch(opt: Optimizer, state_dict: Mapping[str, Any]) -> None:
         It does not fit, or is of another formula; the message says all that does not, and nothing was changed.
     """
     own = counterpart(opt)
-    if not isinstance(state_dict, Mapping) or not {"state", "param_groups"} <= set(state_dict):
-        raise TypeError(
-            f"the state dict of an optimizer of PyTorch has 'state' and 'param_groups', not {kind(state_dict)}"
-        )
-    groups, problems = list(state_dict["param_groups"]), []
+    groups, saved = parts(state_dict)
     sizes = [len(branch.keys) for branch in opt._structure.branches]
     given = [len(group["params"]) for group in groups]
     if given != sizes:
         raise UsageError(f"it is of groups of {given} tensors, here are {sizes}")
-    rows = []
-    for k, group in enumerate(groups):
-        where = opt._hyper.where(k)
-        row = dict(own.fixed)
-        for name, key in own.hyperparameters.items():
-            try:
-                row[name] = group[key[0]][key[1]] if isinstance(key, tuple) else group[key]
-            except (KeyError, IndexError, TypeError):
-                problems.append(f"{where}it has no {key!r}")
-        differing = [f"{name}={group[name]!r}" for name, value in own.others.items() if group.get(name, value) != value]
-        if differing:
-            problems.append(f"{where}it has another formula: {', '.join(differing)}")
-        rows.append(row)
+    problems: list[str] = []
+    rows = [row_of(own, group, opt._hyper.where(k), problems) for k, group in enumerate(groups)]
     order = [place for group in groups for place in group["params"]]
-    entries = [state_dict["state"].get(place, {}) for place in order]
-    entries = [entry if all(entry.get(key) is not None for key in own.state.values()) else {} for entry in entries]
-    steps = {float(entry["step"]) for entry in entries if "step" in entry and own.steps}
+    entries = [saved.get(place, {}) for place in order]
+    counts = [step_of(own, place, entry, problems) for place, entry in zip(order, entries, strict=True) if entry]
+    steps = {count for count in counts if count is not None}
     if len(steps) > 1:
         problems.append(f"its tensors have taken different numbers of steps ({sorted(steps)}), here is one t for all")
+    known = set(order)
+    homeless = [place for place, entry in saved.items() if entry and place not in known]
+    if homeless:
+        problems.append(f"it has the state of {', '.join(map(repr, homeless))}, which no group has")
     if problems:
         raise UsageError("; ".join(problems))
     build = opt._structure.build
     state = {
         name: build(
-            array(entry[key], f"state[{place}][{key!r}]") if entry else tensor.arrays[name].reshape(tensor.shape)
+            array(entry[key], f"state[{place}][{key!r}]") if entry else np.zeros(tensor.shape, tensor.p.dtype)
             for place, entry, tensor in zip(order, entries, opt._tensors, strict=True)
         )
         for name, key in own.state.items()
     }
-    saved = {
+    taken_over = {
         "rule": opt.rule.name,
         "hash": opt.rule.hash,
         "options": opt._options,
         **({"groups": rows} if opt._structure.grouped else {"hyperparameters": rows[0]}),
-        "t": int(steps.pop()) if steps else opt.t if not own.steps else 0,
+        "t": opt.t if not own.steps else steps.pop() if steps else 0,
         "state": state,
         "started": build(bool(entry) or not own.state for entry in entries),
     }
-    checked(opt, saved).apply(opt)
+    checked(opt, taken_over).apply(opt)
+
+
+def parts(state_dict: Any) -> tuple[Sequence[Mapping[str, Any]], Mapping[Any, Mapping[str, Any]]]:
+    """The groups and the state of a state dict of PyTorch, if it is one."""
+    if not isinstance(state_dict, Mapping) or not {"state", "param_groups"} <= set(state_dict):
+        raise TypeError(
+            f"the state dict of an optimizer of PyTorch has 'state' and 'param_groups', not {kind(state_dict)}"
+        )
+    groups, state = state_dict["param_groups"], state_dict["state"]
+    if not isinstance(groups, (list, tuple)):
+        raise TypeError(f"its 'param_groups' is a list of dicts, not {kind(groups)}")
+    if not isinstance(state, Mapping):
+        raise TypeError(f"its 'state' is a dict, not {kind(state)}")
+    for place, entry in state.items():
+        if not isinstance(entry, Mapping):
+            raise TypeError(f"its state[{place!r}] is a dict, not {kind(entry)}")
+    for k, group in enumerate(groups):
+        if not isinstance(group, Mapping):
+            raise TypeError(f"its param_groups[{k}] is a dict, not {kind(group)}")
+        places = group.get("params")
+        if not isinstance(places, (list, tuple)) or not all(isinstance(place, int) for place in places):
+            raise TypeError(f"its param_groups[{k}] has no 'params', a list of the numbers of its tensors")
+    return groups, state
+
+
+def row_of(own: Counterpart, group: Mapping[str, Any], where: str, problems: list[str]) -> dict[str, Any]:
+    """Our hyperparameters of a group of theirs; what does not fit is noted."""
+    row: dict[str, Any] = dict(own.fixed)
+    for name, key in own.hyperparameters.items():
+        try:
+            row[name] = group[key[0]][key[1]] if isinstance(key, tuple) else group[key]
+        except (KeyError, IndexError, TypeError):
+            problems.append(f"{where}it has no {key!r}")
+    problems += [f"{where}it has no {name!r}" for name in own.others if name not in group and name not in LATER]
+    differing = [f"{name}={group[name]!r}" for name, value in own.others.items() if group.get(name, value) != value]
+    if differing:
+        problems.append(f"{where}it has another formula: {', '.join(differing)}")
+    known = {key[0] if isinstance(key, tuple) else key for key in own.hyperparameters.values()}
+    unknown = [f"{name}={value!r}" for name, value in group.items() if name not in known | own.others.keys() | NEUTRAL]
+    if unknown:
+        problems.append(f"{where}it has what {own.name} does not: {', '.join(unknown)}")
+    return row
+
+
+def step_of(own: Counterpart, place: int, entry: Mapping[str, Any], problems: list[str]) -> int | None:
+    """The steps that a tensor with state has taken, where it says so; what does not fit of its state is noted."""
+    known = [*own.state.values(), *(["step"] if own.steps else [])]
+    problems += [f"its state[{place}] has no {key!r}" for key in known if entry.get(key) is None]
+    unknown = [repr(key) for key, value in entry.items() if key not in known and value is not None]
+    if unknown:
+        problems.append(f"its state[{place}] has what {own.name} does not: {', '.join(unknown)}")
+    value = entry.get("step") if own.steps else None
+    if value is None:
+        return None
+    try:
+        number = math.nan if isinstance(value, (str, bytes, bool)) else float(value)
+    except (TypeError, ValueError, RuntimeError, OverflowError):  # PyTorch's of a tensor of several elements
+        number = math.nan
+    if not (number >= 0 and number.is_integer()):
+        problems.append(f"its state[{place}]['step'] is a whole number from 0, not {value!r}")
+        return None
+    return int(number)
 
 
 def counterpart(opt: Optimizer) -> Counterpart:

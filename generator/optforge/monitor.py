@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import sys
 import time
@@ -14,7 +15,7 @@ from typing import Any
 from .curves import History, draw
 from .display import Display
 from .journal import Journal
-from .pictures import require_matplotlib
+from .pictures import require_matplotlib, require_place
 from .schedules import count, positive
 from .stats import Stats
 
@@ -63,9 +64,11 @@ class Monitor:
         A file ending in `.csv` or `.jsonl`, to which each row is appended and flushed. One that is there goes on, if
         it has the same columns: step, loss, lr (of the first group), grad_norm, clipped_grad_norm, param_norm,
         update_norm, ratio (update_norm / param_norm), max_update_ratio, nan, inf, skipped (steps so far), seconds
-        (since the start).
+        (since the start). A run that is resumed from a checkpoint takes the steps since then again, which have two
+        rows in the log: the last one counts. Its `skipped` and `seconds` begin at 0.
     plot : str or Path, optional
-        A PNG with loss, learning rate and norms over the steps, drawn by `close`, and about once a minute before.
+        A PNG with loss, learning rate and norms over the steps, drawn by `close`, and about once a minute before. It
+        replaces one that is there when there is a row to draw.
     show : bool
         Whether to print.
     usual : tuple of two floats
@@ -85,8 +88,8 @@ class Monitor:
     EnvironmentProblem
         A plot is wanted and matplotlib is not installed.
     OSError
-        `log` cannot be written, or the directory of `plot` is not there. Later on, in the midst of training, this is a
-        warning.
+        `log` cannot be written, or `plot` is a directory, or in one that is not there or may not be written. Later on,
+        in the midst of training, this is a warning, and so is a console that cannot be written.
     """
 
     def __init__(
@@ -100,7 +103,11 @@ class Monitor:
         console: Any = None,
     ):
         self.every = count("every", every)
-        low, high = (positive("usual", own) for own in usual)
+        try:
+            low, high = usual
+        except (TypeError, ValueError):
+            raise TypeError(f"usual is a tuple of two numbers, not {usual!r}") from None
+        low, high = positive("usual", low), positive("usual", high)
         if low >= high:
             raise ValueError(f"usual is a smaller and a larger number, not {usual!r}")
         self.usual = low, high
@@ -108,10 +115,10 @@ class Monitor:
         self._plot = None if plot is None else Path(plot)
         if self._plot is not None:
             require_matplotlib()
-            if not self._plot.parent.is_dir():
-                raise FileNotFoundError(f"{self._plot.parent}, where the plot is to go, is no directory")
+            require_place(self._plot)
         self._journal = None if log is None else Journal(log, COLUMNS)
         self._display = Display(console) if show else None
+        self._shown_on = "standard output" if console is None else "the console"
         self._history = History()
         self._start = self._drawn = time.monotonic()
         self._last: int | None = None
@@ -124,6 +131,8 @@ class Monitor:
     def wants(self, opt: Any) -> bool:
         """Whether the next step of an optimizer is to give statistics: `opt.step(grads, stats=monitor.wants(opt))`."""
         t = opt.t + 1
+        if self._last is not None and t <= self._last:  # it went back, to a checkpoint
+            self._last = t - 1
         return bool(t == 1 or t % self.every == 0)
 
     def update(self, opt: Any, stats: Stats | None = None, *, loss: Any = None) -> None:
@@ -142,12 +151,16 @@ class Monitor:
         Raises
         ------
         TypeError
-            The loss is no number.
+            The loss is no number, or `stats` are no statistics.
         ValueError
             The monitor is closed.
         """
         if self._closed:
             raise ValueError("this monitor is closed")
+        if stats is not None and not isinstance(stats, Stats):
+            raise TypeError(
+                f"stats are what opt.step(grads, stats=True) gives, not {stats!r}; a loss is given as loss="
+            )
         t = opt.t
         value = None if loss is None else number(loss)
         skipped = t == self._last or t == 0 if stats is None else stats.skipped
@@ -205,28 +218,36 @@ class Monitor:
         self._unusual = unusual
 
     def _record(self, row: dict[str, float | int | None]) -> None:
-        """Log, show and keep a row; a log or picture that cannot be written is no reason to stop training."""
+        """Log, show and keep a row; what cannot be written is no reason to stop training."""
         self._history.add(row)
         if self._journal is not None:
             journal = self._journal
             self._try(lambda: journal.write(row), journal.path)
         if self._display is not None:
-            self._display.show(row)
+            display = self._display
+            if not self._try(lambda: display.show(row), self._shown_on):
+                self._display = None
+                with contextlib.suppress(OSError):
+                    display.close()
         if self._plot is not None and time.monotonic() - self._drawn > REDRAW:
             self.draw()
 
     def draw(self) -> None:
-        """Draw the picture as it is now."""
-        if self._plot is not None:
+        """Draw the picture as it is now; before the first row there is none."""
+        points = self._history.points()
+        if self._plot is not None and points:
             plot = self._plot
-            self._try(lambda: draw(self._history.points(), plot), plot)
+            self._try(lambda: draw(points, plot), plot)
             self._drawn = time.monotonic()
 
-    def _try(self, write: Callable[[], None], path: Path) -> None:
+    def _try(self, write: Callable[[], None], what: str | Path) -> bool:
+        """Whether something could be written; where not, warn."""
         try:
             write()
         except OSError as problem:
-            self._warn(str(path), f"{path} cannot be written: {problem.strerror or problem}")
+            self._warn(str(what), f"{what} cannot be written: {problem.strerror or problem}")
+            return False
+        return True
 
     def _warn(self, kind: str, text: str) -> None:
         """Warn, once of each kind."""
@@ -239,7 +260,7 @@ class Monitor:
         if not self._closed:
             self._closed = True
             if self._display is not None:
-                self._display.close()
+                self._try(self._display.close, self._shown_on)
             if self._journal is not None:
                 self._try(self._journal.close, self._journal.path)
             self.draw()

@@ -55,8 +55,8 @@ class Optimizer:
     **settings
         Hyperparameters, and static options of the rule. Each is an attribute as well: `opt.lr = 1e-4` holds from the
         next step on, for all groups. A hyperparameter may be a schedule: a function of the step count t, an int from
-        1, which is called once before each step; read, it then gives the value of the last step, before the first
-        step that of the first.
+        1, which is called once before each step for each group, and when it is given or `t` is set; read, it then gives
+        the value of the last step, before the first step that of the first.
 
     Attributes
     ----------
@@ -444,13 +444,15 @@ class Optimizer:
         path : path
         **companions
             Other objects to save with it, by names of your choice, such as `plateau=plateau` for a ReduceLROnPlateau:
-            what their `state_dict()` gives, which JSON must be able to say. `opt.load(path, plateau=plateau)` gives it
-            to their `load_state_dict`.
+            what their `state_dict()` gives, as JSON: dicts with text as keys, lists, text, numbers, True, False and
+            None; tuples come back as lists. `opt.load(path, plateau=plateau)` gives it to their `load_state_dict`.
 
         Raises
         ------
         OSError
             The file cannot be written; an earlier one is as it was.
+        TypeError
+            A companion has no `state_dict` or no `load_state_dict`.
         ValueError
             A key of `params` or the state of a companion cannot be written down.
 

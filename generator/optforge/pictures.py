@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from .atomic import replace_file
 from .diagnostics import EnvironmentProblem
 
 # Okabe and Ito's palette, which the colour-blind can tell apart, without its yellow, which is too faint on white.
@@ -24,6 +25,24 @@ def require_matplotlib() -> None:
         import matplotlib.figure  # noqa: F401
     except ImportError as problem:
         raise EnvironmentProblem("drawing needs matplotlib: pip install matplotlib") from problem
+
+
+def require_place(picture: str | Path) -> None:
+    """Raise where a picture cannot be put, for callers that want to know before they start.
+
+    Raises
+    ------
+    OSError
+        Its directory is not there or may not be written, or it is a directory itself.
+    """
+    place = Path(os.path.realpath(picture))
+    for parent in (Path(picture).parent, place.parent):
+        if not parent.is_dir():
+            raise FileNotFoundError(f"{parent}, where the plot is to go, is no directory")
+    if place.is_dir():
+        raise IsADirectoryError(f"{picture}, where the plot is to go, is a directory")
+    if not os.access(place.parent, os.W_OK | os.X_OK):
+        raise PermissionError(f"{place.parent}, where the plot is to go, may not be written")
 
 
 def new_figure(width: float, height: float) -> Any:
@@ -52,10 +71,4 @@ def save(figure: Any, picture: str | Path) -> None:
     OSError
         It cannot be written.
     """
-    picture = Path(picture)
-    temporary = picture.with_name(f".{picture.name}.{os.getpid()}.tmp")
-    try:
-        figure.savefig(temporary, format="png")
-        os.replace(temporary, picture)
-    finally:
-        temporary.unlink(missing_ok=True)
+    replace_file(picture, lambda new: figure.savefig(new, format="png"))

@@ -141,9 +141,9 @@ class ReduceLROnPlateau:
         Raises
         ------
         TypeError
-            The metric is None or no number.
+            The metric is None or no number; or the learning rate has become a schedule. Nothing was changed.
         ValueError
-            It is NaN, or infinitely good; or the learning rate has become a schedule. Nothing was changed.
+            The metric is NaN, or infinitely good; or the optimizer has another number of groups. Nothing was changed.
         """
         value = measured(metric, self.mode)
         rates = learning_rates(self.opt)

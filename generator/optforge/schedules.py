@@ -369,7 +369,11 @@ class inverse_time(_Warmed):
         self._check(rate=not_negative, power=positive)
 
     def _decayed(self, e: int) -> float:
-        return float(self.value / (1 + self.rate * e) ** self.power)
+        base = 1 + self.rate * e
+        try:
+            return float(self.value / base**self.power)
+        except OverflowError:
+            return float(self.value * base**-self.power)
 
 
 @dataclass(frozen=True, repr=False)
@@ -499,12 +503,17 @@ class cosine(_Ending):
 
     def _left(self, e: int, length: int) -> float:
         # In whole numbers, so that no rounding moves a restart: one part is the first period over the number of parts.
-        e, period = e * sum(self.growth**k for k in range(self.restarts + 1)), length
-        if self.growth == 1:
-            e %= period
-        while e >= period:
-            e -= period
-            period *= self.growth
+        growth, period = self.growth, length
+        if growth == 1:
+            e = e * (self.restarts + 1) % period
+        else:
+            e *= (growth ** (self.restarts + 1) - 1) // (growth - 1)
+            # The periods before the k-th, from 0, are period * (growth**k - 1) / (growth - 1) together, at most e.
+            most = e * (growth - 1) // period + 1
+            k = int(math.log(most, growth))
+            k += (growth ** (k + 1) <= most) - (growth**k > most)  # the logarithm is rounded
+            e -= period * ((growth**k - 1) // (growth - 1))
+            period *= growth**k
         return math.cos(math.pi / 2 * (e / period)) ** 2  # (1 + cos(2 x)) / 2, exact where it is small
 
 
