@@ -257,11 +257,11 @@ def test_every_rule_is_assembled(architecture: int, built: Built) -> None:
     )
     if architecture == 90:
         spilled = {name: max(map(int, spills)) for name, *spills, _ in kernels if name.endswith("_f32")}
-        # Eight bytes, in kernels that gather statistics, is what the bound on registers may cost; nothing in plain ones.
+        # Eight bytes, in kernels that gather statistics, is what this many registers may cost; nothing in plain ones.
         over = {
             name: size
             for name, size in spilled.items()
-            if size > 8 * ("observed" in name) and not name.startswith(("elements", "scalars"))
+            if size > 8 * ("observed" in name or "finish" in name) and not name.startswith(("elements", "scalars"))
         }
         assert not over
 
