@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
+import gpu
 from conftest import require
 
 HERE = Path(__file__).parent
-SCRIPT, BENCHMARK = HERE / "gpu.py", HERE.parent / "benchmarks" / "gpu.py"
+SCRIPT, TORCH, BENCHMARK = HERE / "gpu.py", HERE / "gpu_torch.py", HERE.parent / "benchmarks" / "gpu.py"
 
 
 def start(*words: str | Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
@@ -52,6 +55,30 @@ def test_refuses_steps_that_it_does_not_know() -> None:
     assert answer.returncode == 2 and "steps are requirements, suite, sanitizer" in answer.stderr
 
 
+def test_modules_are_those_of_the_project() -> None:
+    project = tomllib.loads((HERE.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert {"typer", "rich", "safetensors", "numpy", "pycuda", "pytest"} <= set(gpu.MODULES)
+    assert len(gpu.MODULES) == len(project["dependencies"]) + 2 and all(name.isidentifier() for name in gpu.MODULES)
+
+
+def test_one_process_where_the_device_is_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 12)
+    assert [gpu.together(mode) for mode in (0, 1, 2, 3)] == [6, 1, 1, 1]
+
+
+def test_the_sanitizer_of_the_toolkit_of_nvcc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("bin/nvcc", "bin/compute-sanitizer"):
+        program = tmp_path / name
+        program.parent.mkdir(exist_ok=True)
+        program.write_text("#!/bin/sh\n")
+        program.chmod(0o755)
+    for name in ("NVCC", "CUDA_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PATH", "/nothing")
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    assert gpu.find_sanitizer() == str(tmp_path / "bin" / "compute-sanitizer")
+
+
 def test_runs_on_the_emulation(emulated_cuda: dict[str, str], tmp_path: Path) -> None:
     require("pycuda")
     answer = start(SCRIPT, "--quick", "--out", tmp_path, "--steps", "sanitizer,graph", env=emulated_cuda)
@@ -59,6 +86,22 @@ def test_runs_on_the_emulation(emulated_cuda: dict[str, str], tmp_path: Path) ->
     found = json.loads((tmp_path / "gpu.json").read_text(encoding="utf-8"))
     assert found["device"] == "optforge emulation" and list(found["steps"]) == ["requirements", "sanitizer", "graph"]
     assert found["steps"]["graph"]["compared"].startswith("6 steps, one of them skipped, have the bits")
+
+
+@pytest.mark.parametrize("part", ["parameters", "devices"])
+def test_parts_of_pytorch_say_what_is_missing(part: str, emulated_cuda: dict[str, str]) -> None:
+    require("pycuda")
+    answer = start(TORCH, part, env=emulated_cuda)
+    assert answer.returncode == 3, answer.stderr
+    assert answer.stdout.startswith("skipped: PyTorch ")
+
+
+@pytest.mark.xfail(strict=True, reason="the loader leaves its context in the thread that first asks for the device")
+def test_threads_on_the_emulation(emulated_cuda: dict[str, str]) -> None:
+    require("pycuda")
+    answer = start(TORCH, "threads", env=emulated_cuda)
+    assert answer.returncode == 0, answer.stderr
+    assert answer.stdout.startswith("shown: four optimizers")
 
 
 def test_a_failed_step_is_told(emulated_cuda: dict[str, str], tmp_path: Path) -> None:
