@@ -476,7 +476,7 @@ def graph(out: Path, quick: bool) -> None:
     import optforge as of
     from data import same
     from optforge import nvcc
-    from optforge.device import device
+    from optforge.device import driver
     from stepping import spread
 
     rule = of.clip_by_global_norm >> of.rules.adam
@@ -484,6 +484,7 @@ def graph(out: Path, quick: bool) -> None:
     params = [rng.standard_normal(n).astype(np.float32) for n in GRAPH_SIZES]
     grads = [[spread(rng, n, np.float32, 4.0) for n in GRAPH_SIZES] for _ in range(GRAPH_STEPS)]
     grads[GRAPH_BAD_STEP - 1][1][7] = np.nan
+    hardware = driver().Device(0)  # without a context, which the program could not have beside this process everywhere
     target = "c" if any(map(shutil.which, ("cc", "gcc", "clang"))) else "numpy"
     expected = of.Optimizer([p.copy() for p in params], rule, target=target, max_norm=1.5, skip_nonfinite=True)
     for given in grads:
@@ -498,7 +499,7 @@ def graph(out: Path, quick: bool) -> None:
         source, result = place / "in", place / "out"
         source.write_bytes(b"".join(array.tobytes() for arrays in (params, *grads) for array in arrays))
         said = "launched one by one, as the emulation has no graphs"
-        if device(0).name == EMULATED:
+        if hardware.name() == EMULATED:
             from emulation import compile_emulated
 
             library = ctypes.CDLL(str(compile_emulated(files, place, ["-DOPTFORGE_NO_GRAPHS"])))
@@ -509,12 +510,12 @@ def graph(out: Path, quick: bool) -> None:
         else:
             for name, text in files.items():
                 (place / name).write_text(text, encoding="utf-8")
-            architecture = "".join(map(str, device(0).capability))
+            architecture = "".join(map(str, hardware.compute_capability()))
             sources = [str(place / name) for name in files if name.endswith(".cu")]
             program = str(place / "graph")
             run([*nvcc.find().command, "-std=c++17", "-O3", f"-arch=sm_{architecture}", "-o", program, *sources], 300)
             words = [str(source), str(result), str(GRAPH_STEPS), *map(str, GRAPH_SIZES)]
-            said = f"captured and replayed, {run([program, *words], 120).strip()}"
+            said = ", ".join(run([program, *words], 120).splitlines())
         made = result.read_bytes()
     elements = sum(GRAPH_SIZES)
     ours = np.frombuffer(made[: 12 * elements], np.float32)
