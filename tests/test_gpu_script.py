@@ -106,7 +106,7 @@ def test_threads_on_the_emulation(emulated_cuda: dict[str, str]) -> None:
 
 def test_a_failed_step_is_told(emulated_cuda: dict[str, str], tmp_path: Path) -> None:
     require("pycuda")
-    broken = {**emulated_cuda, "OPTFORGE_EMULATION_REFUSE": "cuLaunchKernel:719"}
+    broken = {**emulated_cuda, "OPTFORGE_EMULATION_REFUSE": "cuLaunchKernel:2"}
     answer = start(SCRIPT, "--quick", "--out", tmp_path, "--steps", "sanitizer", env=broken)
     found = json.loads((tmp_path / "gpu.json").read_text(encoding="utf-8"))
     assert answer.returncode == 1 and found["steps"]["sanitizer"]["status"] == "failed"
@@ -120,4 +120,52 @@ def test_benchmark_runs_on_the_emulation(emulated_cuda: dict[str, str], tmp_path
     assert answer.returncode == 0, answer.stderr
     found = json.loads(report.read_text(encoding="utf-8"))
     assert not found["failed"] and {row["section"] for row in found["results"]} == {"large", "phase", "step"}
-    assert answer.stdout.startswith("# optforge emulation\n")
+    assert answer.stdout.startswith("# optforge emulation\n") and "Not measured" not in answer.stdout
+    assert "What moves less than 50.0 MiB" in answer.stdout
+
+
+@pytest.mark.parametrize(
+    ("refused", "failed"),
+    {
+        "the copy": ("cuMemcpyDtoDAsync_v2:2", ["large", "phase"]),
+        "waiting": ("cuCtxSynchronize:2", ["overhead"]),
+        "timing": ("cuEventRecord:2", ["large", "phase", "20 x 64", "MLP"]),
+    }.values(),
+)
+def test_a_failed_part_of_the_benchmark_is_told(
+    refused: str, failed: list[str], emulated_cuda: dict[str, str], tmp_path: Path
+) -> None:
+    require("pycuda")
+    report = tmp_path / "out.json"
+    broken = {**emulated_cuda, "OPTFORGE_EMULATION_REFUSE": refused}
+    answer = start(BENCHMARK, "--sizes", "tiny", "--no-sweep", "--json", report, env=broken)
+    found = json.loads(report.read_text(encoding="utf-8"))
+    assert answer.returncode == 1, answer.stderr
+    assert [entry["part"] for entry in found["failed"]] == failed
+    assert all(f"\n- {entry['part']}: {type_of(entry)}" in answer.stdout for entry in found["failed"])
+    assert bool(found["overhead_us"]) == ("overhead" not in failed)
+
+
+def type_of(entry: dict[str, str]) -> str:
+    return entry["problem"].split(":")[0]
+
+
+def test_a_pytorch_that_cannot_work_is_left_out(emulated_cuda: dict[str, str], tmp_path: Path) -> None:
+    require("pycuda")
+    report = tmp_path / "out.json"
+    program = f"""
+import sys
+from unittest import mock
+sys.path.insert(0, {str(BENCHMARK.parent)!r})
+sys.argv = ["gpu.py", "--sizes", "tiny", "--no-sweep", "--json", {str(report)!r}]
+import gpu
+gpu.torch = mock.Mock()
+gpu.torch.cuda.is_available.return_value = True
+gpu.torch.randn.side_effect = RuntimeError("no kernel image is available for execution on the device")
+sys.exit(gpu.main())
+"""
+    answer = start("-c", program, env=emulated_cuda)
+    assert answer.returncode == 1, answer.stderr
+    found = json.loads(report.read_text(encoding="utf-8"))
+    assert [entry["part"] for entry in found["failed"]] == ["agreement with PyTorch"]
+    assert {row["section"] for row in found["results"]} == {"large", "phase", "step"} and found["overhead_us"]
