@@ -132,8 +132,8 @@ class Gpu:
             self.drv.memcpy_dtod(int(block) + done, int(block), min(done, total - done))
             done += min(done, total - done)
         starts = np.cumsum([0, *sizes])[:-1].tolist()
-        make = self.space.make
-        return [make(shape, dtype, int(block) + at, block) for shape, at in zip(shapes, starts, strict=True)]
+        made = self.space.made
+        return [made(shape, dtype, block, at) for shape, at in zip(shapes, starts, strict=True)]
 
     def name(self) -> str:
         """The device's name as a part of a file's name."""
@@ -616,7 +616,7 @@ def main() -> int:
     sizes = SIZES[arguments.sizes]
     file = arguments.json or RESULTS / f"gpu-{gpu.name()}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
-    with gpu.device.current():
+    with gpu.device:
         return measure(gpu, sizes, arguments.rounds or sizes.rounds, arguments.sweep, file)
 
 

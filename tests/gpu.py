@@ -346,9 +346,8 @@ class Twin:
     def place(self, values: Any) -> Any:
         """Values in the memory of the device, at the offset of one element if they are not to be aligned."""
         offset = 0 if self.aligned else values.itemsize
-        with self.space.device.current():
-            block = self.space.device.allocate(values.nbytes + offset)
-        array = self.space.make(values.shape, values.dtype, int(block) + offset, block)
+        block = self.space.device.allocate(values.nbytes + offset)
+        array = self.space.made(values.shape, values.dtype, block, offset)
         self.space.write(array, values)
         return array
 

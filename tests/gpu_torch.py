@@ -248,7 +248,7 @@ def streams() -> str:
             network.step()  # enqueued on the default stream, whatever stream PyTorch uses here
     network.compare()
     own = device(0)
-    with own.current():
+    with own:
         stream = own.drv.Stream()
     network = Network(stream=stream)
     with torch.cuda.stream(torch.cuda.ExternalStream(stream.handle)):

@@ -96,7 +96,6 @@ def test_parts_of_pytorch_say_what_is_missing(part: str, emulated_cuda: dict[str
     assert answer.stdout.startswith("skipped: PyTorch ")
 
 
-@pytest.mark.xfail(strict=True, reason="the loader leaves its context in the thread that first asks for the device")
 def test_threads_on_the_emulation(emulated_cuda: dict[str, str]) -> None:
     require("pycuda")
     answer = start(TORCH, "threads", env=emulated_cuda)
@@ -128,7 +127,6 @@ def test_benchmark_runs_on_the_emulation(emulated_cuda: dict[str, str], tmp_path
     ("refused", "failed"),
     {
         "the copy": ("cuMemcpyDtoDAsync_v2:2", ["large", "phase"]),
-        "waiting": ("cuCtxSynchronize:2", ["overhead"]),
         "timing": ("cuEventRecord:2", ["large", "phase", "20 x 64", "MLP"]),
     }.values(),
 )
@@ -143,14 +141,16 @@ def test_a_failed_part_of_the_benchmark_is_told(
     assert answer.returncode == 1, answer.stderr
     assert [entry["part"] for entry in found["failed"]] == failed
     assert all(f"\n- {entry['part']}: {type_of(entry)}" in answer.stdout for entry in found["failed"])
-    assert bool(found["overhead_us"]) == ("overhead" not in failed)
+    assert found["overhead_us"]
 
 
 def type_of(entry: dict[str, str]) -> str:
     return entry["problem"].split(":")[0]
 
 
-def test_a_pytorch_that_cannot_work_is_left_out(emulated_cuda: dict[str, str], tmp_path: Path) -> None:
+def test_what_fails_before_the_comparisons_does_not_end_the_benchmark(
+    emulated_cuda: dict[str, str], tmp_path: Path
+) -> None:
     require("pycuda")
     report = tmp_path / "out.json"
     program = f"""
@@ -159,6 +159,7 @@ from unittest import mock
 sys.path.insert(0, {str(BENCHMARK.parent)!r})
 sys.argv = ["gpu.py", "--sizes", "tiny", "--no-sweep", "--json", {str(report)!r}]
 import gpu
+gpu.Bench.overheads = mock.Mock(side_effect=MemoryError("too little"))
 gpu.torch = mock.Mock()
 gpu.torch.cuda.is_available.return_value = True
 gpu.torch.randn.side_effect = RuntimeError("no kernel image is available for execution on the device")
@@ -167,5 +168,5 @@ sys.exit(gpu.main())
     answer = start("-c", program, env=emulated_cuda)
     assert answer.returncode == 1, answer.stderr
     found = json.loads(report.read_text(encoding="utf-8"))
-    assert [entry["part"] for entry in found["failed"]] == ["agreement with PyTorch"]
-    assert {row["section"] for row in found["results"]} == {"large", "phase", "step"} and found["overhead_us"]
+    assert [entry["part"] for entry in found["failed"]] == ["agreement with PyTorch", "overhead"]
+    assert {row["section"] for row in found["results"]} == {"large", "phase", "step"}
