@@ -2,8 +2,8 @@
 
     python benchmarks/gpu.py [--sizes full|small|tiny] [--rounds N] [--no-sweep] [--json FILE]
 
-README.md says what is measured, and how. Exit codes: 0 measured, 1 the results differ or a part failed, 2 a mistake in
-the arguments, 3 no GPU, or something else that is missing on the machine.
+README.md says what is measured, and how. A part that fails is told, and the others go on. Exit codes: 0 measured, 1 a
+part failed or PyTorch's results differ, 2 a mistake in the arguments, 3 no GPU, or something else that is missing.
 """
 
 from __future__ import annotations
@@ -132,8 +132,8 @@ class Gpu:
             self.drv.memcpy_dtod(int(block) + done, int(block), min(done, total - done))
             done += min(done, total - done)
         starts = np.cumsum([0, *sizes])[:-1].tolist()
-        make = self.space.make
-        return [make(shape, dtype, int(block) + at, block) for shape, at in zip(shapes, starts, strict=True)]
+        made = self.space.made
+        return [made(shape, dtype, block, at) for shape, at in zip(shapes, starts, strict=True)]
 
     def name(self) -> str:
         """The device's name as a part of a file's name."""
@@ -188,6 +188,10 @@ class TorchSide:
             p.grad = torch.randn_like(p, requires_grad=False)
         self.grads = [p.grad for p in self.params]
         self.bytes = sum(p.numel() * p.element_size() for p in self.params)
+
+    def given(self) -> Contender:
+        """AdamW of optforge over PyTorch's tensors, whose addresses it asks for at each step."""
+        return step("optforge, PyTorch's tensors", of.rules.adamw, self.params, self.grads, lr=LR)
 
     def step(self, how: str) -> Contender:
         """AdamW alone."""
@@ -281,6 +285,8 @@ class Bench:
     def __init__(self, gpu: Gpu, sizes: Sizes, rounds: int):
         self.gpu, self.sizes, self.rounds = gpu, sizes, rounds
         self.results: list[Result] = []
+        self.overhead: dict[str, float] = {}
+        self.failed: list[dict[str, str]] = []
         self.start, self.end = gpu.drv.Event(), gpu.drv.Event()
 
     def timed(self, contender: Contender, steps: int) -> float:
@@ -300,6 +306,8 @@ class Bench:
     def compare(self, section: str, work: str, model: Model, contenders: Sequence[Contender]) -> list[Result]:
         """Time contenders in turns, the copy among them."""
         note(f"{section}: {work}, {model.label}")
+        for contender in contenders:  # plans are made, and kernels loaded, at the first step
+            self.timed(contender, 1)
         times: dict[str, list[float]] = {contender.name: [] for contender in contenders}
         for number in range(self.rounds):
             # Every other round goes backwards, so that nobody always comes behind the same neighbour.
@@ -317,9 +325,7 @@ class Bench:
 
     def fitting(self, per_element: int, elements: int) -> Model:
         """One tensor of so many elements, or of as many as fit."""
-        gc.collect()
-        if torch is not None:
-            torch.cuda.empty_cache()
+        release()
         fits = self.gpu.free() // per_element
         return Model("one tensor", [(min(elements, fits // 1024 * 1024),)])
 
@@ -334,11 +340,15 @@ class Bench:
             ("adadelta", np.float32),
             ("lamb", np.float32),
         ):
-            rule, itemsize = of.rules[name], np.dtype(dtype).itemsize
-            model = self.fitting((2 + len(rule.state)) * itemsize + 1, self.sizes.elements * 4 // itemsize)
-            params, grads = (self.gpu.noise(model.shapes, dtype, scale) for scale in (0.02, 1.0))
-            work = f"{name} {np.dtype(dtype).name}"
-            self.compare("large", work, model, [step("step", rule, params, grads), copy(self.gpu, params[0].nbytes)])
+            self.large_of(of.rules[name], np.dtype(dtype))
+
+    def large_of(self, rule: of.Rule, dtype: np.dtype[Any]) -> None:
+        """One large tensor, which is gone when the next is made."""
+        size = dtype.itemsize
+        model = self.fitting((2 + len(rule.state)) * size + 1, self.sizes.elements * 4 // size)
+        params, grads = (self.gpu.noise(model.shapes, dtype, scale) for scale in (0.02, 1.0))
+        contenders = [step("step", rule, params, grads), copy(self.gpu, params[0].nbytes)]
+        self.compare("large", f"{rule.name} {dtype.name}", model, contenders)
 
     def large_phase(self) -> None:
         """One large tensor: the phase against the bare step."""
@@ -353,24 +363,27 @@ class Bench:
         self.compare("phase", "adamw float32", model, contenders)
 
     def large_against_torch(self) -> None:
-        """One large tensor, of which PyTorch has two copies, with state, and room to work in."""
+        """One large tensor, of which there are three copies for PyTorch's tensors, with state, and room to work in."""
         if torch is not None:
-            self.against_torch(self.fitting(4 * 18 + 1, self.sizes.elements))
+            self.against_torch(self.fitting(4 * 22 + 1, self.sizes.elements))
 
     def against_torch(self, model: Model) -> None:
         """AdamW alone, and the phase, on one model; without PyTorch optforge alone."""
         params, grads = (self.gpu.noise(model.shapes, np.float32, scale) for scale in (0.02, 1.0))
         ours = [step("optforge", of.rules.adamw, params, grads, lr=LR)]
-        theirs = [] if torch is None else [TorchSide(model.shapes).step(how) for how in ("fused", "foreach")]
+        theirs = []
+        if torch is not None:
+            ours.append(TorchSide(model.shapes).given())
+            theirs = [TorchSide(model.shapes).step(how) for how in ("fused", "foreach")]
         self.compare("step", "adamw float32", model, [*ours, *theirs])
         del ours, theirs
+        release()
         phases = [phase("optforge", params, grads, stats=False), phase("with statistics", params, grads, stats=True)]
         theirs = [] if torch is None else [TorchSide(model.shapes).phase(how) for how in ("fused", "foreach")]
         self.compare("phase", "unscale, clip, skip, adamw", model, [*phases, *theirs])
 
-    def overheads(self) -> dict[str, float]:
+    def overheads(self) -> None:
         """Microseconds of the host to enqueue a step, without waiting for the device, by what is done."""
-        found = {}
         cases: dict[str, tuple[int, dict[str, Any]]] = {
             "1 tensor": (1, {}),
             "148 tensors": (148, {}),
@@ -386,8 +399,17 @@ class Bench:
                 for _ in range(OVERHEAD_STEPS):
                     optimizer.step(grads)
                 times.append((time.perf_counter() - start) / OVERHEAD_STEPS * 1e6)
-            found[name] = statistics.median(times[1:])
-        return found
+            self.overhead[name] = statistics.median(times[1:])
+
+    def part(self, name: str, do: Callable[[], Any]) -> bool:
+        """Do a part, and keep what became of it; whether it was done."""
+        try:
+            do()
+        except Exception as problem:  # of this package, PyCUDA or PyTorch: too little memory, mostly
+            note(f"{name} was not measured: {problem}")
+            self.failed.append({"part": name, "problem": f"{type(problem).__name__}: {problem}"})
+            return False
+        return True
 
     def sweep(self) -> None:
         """Design choices that macros set when the emitted file is compiled, for the step alone and with statistics."""
@@ -404,7 +426,7 @@ class Bench:
                         contenders.append(step(variant.label, of.rules.adamw, params, grads, lr=LR))
                     else:
                         contenders.append(phase(variant.label, params, grads, stats=True))
-                    contenders[-1].step()  # plans are made at the first step
+                    contenders[-1].step()  # its plan is made now, of this variant
             self.compare("sweep", work, model, [*contenders, copy(self.gpu, params[0].nbytes)])
 
 
@@ -453,19 +475,26 @@ def sweep_variants(whole: bool) -> Iterator[Variant]:
         return
     for tile in (1024, 2048, 8192, 16384, 32768):
         yield Variant(tile=tile)
-    for blocks in (2, 3, 4, 5, 6):
+    for blocks in (1, 2, 3, 4):
         yield Variant(min_blocks=blocks)
     for read in ("__ldcs", "__ldcg"):
         yield Variant(read=read)
     for write in ("__stcs", "__stcg"):
         yield Variant(write=write)
-    yield Variant(read="__ldcs", write="__stcs")
-    for tile in (4096, 8192, 16384):
-        for blocks in (3, 4):
+    for tile in (None, 8192, 16384):
+        for blocks in (None, 4):
             yield Variant(tile, blocks, "__ldcs", "__stcs")
 
 
 # ── telling ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def release() -> None:
+    """Give back memory of the device that nothing uses."""
+    gc.collect()
+    if torch is not None:
+        with contextlib.suppress(RuntimeError):  # a device that is in a wrong state will say so at the next step
+            torch.cuda.empty_cache()
 
 
 def note(text: str) -> None:
@@ -480,10 +509,12 @@ def circumstances(gpu: Gpu) -> dict[str, Any]:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
     driver = gpu.drv.get_driver_version()
+    cache = gpu.drv.Device(0).get_attribute(gpu.drv.device_attribute.L2_CACHE_SIZE)
     return {
         "device": gpu.device.name,
         "capability": ".".join(map(str, gpu.device.capability)),
         "memory_gib": round(gpu.drv.mem_get_info()[1] / 2**30, 1),
+        "l2_mib": round(cache / 2**20, 1),
         "cuda_of_driver": f"{driver // 1000}.{driver % 1000 // 10}",
         "driver": driver_version(),
         "nvcc": nvcc.find().version.strip().splitlines()[-1],
@@ -511,7 +542,7 @@ TITLES = {
 }
 
 
-def report(about: dict[str, Any], results: Sequence[Result], overheads: dict[str, float]) -> str:
+def report(about: dict[str, Any], bench: Bench) -> str:
     """The tables, in Markdown."""
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
     lines = [
@@ -519,9 +550,12 @@ def report(about: dict[str, Any], results: Sequence[Result], overheads: dict[str
         "",
         f"Driver {about['driver'] or 'unknown'} (CUDA {about['cuda_of_driver']}), {about['nvcc']}, {versions}; "
         f"{about['date']}.",
+        "",
+        f"What moves less than {about['l2_mib']} MiB in a step can stay in the level 2 cache, on all sides: there GB/s "
+        "say nothing of the memory, and may be above the copy's.",
     ]
     for section, title in TITLES.items():
-        rows = [result for result in results if result.section == section]
+        rows = [result for result in bench.results if result.section == section]
         if rows:
             lines += ["", f"## {title}", ""]
             lines += ["| model (tensors, elements) | work | | µs | GB/s | of copy | times the first |"]
@@ -532,8 +566,12 @@ def report(about: dict[str, Any], results: Sequence[Result], overheads: dict[str
             speed = f"{row.moved / row.seconds / 1e9:,.1f}"
             ratio = f"{row.seconds / row.first:.2f}"
             lines.append(f"| {row.model} | {row.work} | {row.contender} | {micro} | {speed} | {share} | {ratio} |")
-    lines += ["", "## Host time of a step, not waiting for the device", "", "| | µs |", "|---|--:|"]
-    lines += [f"| {name} | {value:.1f} |" for name, value in overheads.items()]
+    if bench.overhead:
+        lines += ["", "## Host time of a step, not waiting for the device", "", "| | µs |", "|---|--:|"]
+        lines += [f"| {name} | {value:.1f} |" for name, value in bench.overhead.items()]
+    if bench.failed:
+        lines += ["", "## Not measured", ""]
+        lines += [f"- {entry['part']}: {' '.join(entry['problem'].split())}" for entry in bench.failed]
     return "\n".join(lines)
 
 
@@ -542,6 +580,9 @@ def report(about: dict[str, Any], results: Sequence[Result], overheads: dict[str
 
 def parts(bench: Bench, sweep: bool) -> Iterator[tuple[str, Callable[[], Any]]]:
     """What is done, one after the other; a comparison's arrays are freed as soon as it is done."""
+    if torch is not None:
+        yield "agreement with PyTorch", check_agreement
+    yield "overhead", bench.overheads
     yield "large", bench.large
     yield "phase", bench.large_phase
     yield "PyTorch", bench.large_against_torch
@@ -561,7 +602,6 @@ def positive(text: str) -> int:
 
 def main() -> int:
     """The command."""
-    global torch
     parser = argparse.ArgumentParser(description="Time optforge's steps on a GPU.")
     parser.add_argument("--sizes", choices=SIZES, default="full", help="tiny only shows that everything runs")
     parser.add_argument("--rounds", type=positive, metavar="N", help="of each comparison")
@@ -573,33 +613,31 @@ def main() -> int:
     except EnvironmentProblem as problem:
         print(f"gpu.py: no GPU here that can be used: {problem}", file=sys.stderr)
         return 3
-    if torch is not None and not torch.cuda.is_available():
-        torch = None
     sizes = SIZES[arguments.sizes]
     file = arguments.json or RESULTS / f"gpu-{gpu.name()}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
+    with gpu.device:
+        return measure(gpu, sizes, arguments.rounds or sizes.rounds, arguments.sweep, file)
+
+
+def measure(gpu: Gpu, sizes: Sizes, rounds: int, sweep: bool, file: Path) -> int:
+    """Everything, where the device's context is current; the exit code."""
+    global torch
     about = circumstances(gpu)
-    bench = Bench(gpu, sizes, arguments.rounds or sizes.rounds)
-    failed = []
-    try:
-        if torch is not None:
-            check_agreement()
-    except Disagreement as problem:
-        print(f"gpu.py: the results differ: {problem}", file=sys.stderr)
-        return 1
-    overheads = bench.overheads()
-    for name, part in parts(bench, arguments.sweep):
-        try:
-            part()
-        except (EnvironmentProblem, RuntimeError, gpu.drv.Error) as problem:  # too little memory, mostly
-            note(f"{name} was not measured: {problem}")
-            failed.append({"part": name, "problem": str(problem)})
+    bench = Bench(gpu, sizes, rounds)
+    if torch is not None and not torch.cuda.is_available():
+        torch = None
+    for name, part in parts(bench, sweep):
+        if not bench.part(name, part) and part is check_agreement:
+            torch = None  # there is nothing to compare with then
+        release()
         results = [result.as_dict() for result in bench.results]
-        everything = {**about, "sizes": sizes.name, "results": results, "overhead_us": overheads, "failed": failed}
+        told = {"results": results, "overhead_us": bench.overhead, "failed": bench.failed}
+        everything = {**about, "sizes": sizes.name, **told}
         file.write_text(json.dumps(everything, indent=2) + "\n", encoding="utf-8")  # a run may be cut short
-    print(report(about, bench.results, overheads))
+    print(report(about, bench))
     note(f"written: {file}")
-    return 1 if failed else 0
+    return 1 if bench.failed else 0
 
 
 if __name__ == "__main__":

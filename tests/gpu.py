@@ -1,9 +1,9 @@
-"""Everything that only a machine with a GPU can show, in one run: tests, sanitizers, bits, CUDA graphs, speed.
+"""Everything that only a machine with a GPU can show, in one run: tests, sanitizers, bits, PyTorch, CUDA graphs, speed.
 
-    python tests/gpu.py [--out DIR] [--quick] [--steps requirements,suite,sanitizer,bits,graph,benchmark]
+    python tests/gpu.py [--out DIR] [--quick] [--steps requirements,suite,sanitizer,bits,torch,graph,benchmark]
 
-It needs Python >= 3.11, the CUDA toolkit, PyCUDA, and what optforge itself and its tests need; no network. It prints a
-summary and writes gpu.json into DIR, after each step anew. A step that fails, or takes too long, does not stop the
+It needs Python >= 3.11, the CUDA toolkit, PyCUDA, and what optforge itself and its tests need; no network. PyTorch is
+tested and measured too where there is one with CUDA. It prints a summary and writes gpu.json into DIR, after each step anew. A step that fails, or takes too long, does not stop the
 others. Exit codes: 0 all passed, 1 a step failed, 2 a mistake in the arguments, 3 something is missing on the machine.
 
 Without a GPU test_gpu_script.py runs it on the emulation.
@@ -25,6 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import tomllib
 import traceback
 import xml.etree.ElementTree as xml
 from collections.abc import Callable, Mapping, Sequence
@@ -39,12 +40,16 @@ if importlib.util.find_spec("optforge") is None:  # not installed: the sources w
     sys.path.insert(0, str(ROOT / "generator"))
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT / "generator"), os.environ.get("PYTHONPATH")]))
 
-MODULES = ("numpy", "jinja2", "cffi", "filelock", "platformdirs", "pytest", "pycuda")
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+NEEDED = (*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["cuda"], "pytest")
+MODULES = tuple(re.split(r"[^\w-]", requirement)[0] for requirement in NEEDED)  # all are imported by these names
 SUITE = ("bits", "statistics", "optimizer", "optimizer_refusals", "optimizer_resuming", "reductions", "transforms", "groups",
          "checkpoints", "compositions", "schedule_hook")  # fmt: skip
 QUICK_TESTS = "adam or global_norm or skip"  # of the suite
 COUNTED = ("tests", "failures", "errors", "skipped")
 MOST_TOGETHER = 8  # files of tests
+MANY = 0  # the compute mode of a device that several processes may use at once
+CANNOT = 3  # exit code of a part that nothing can be shown of on this machine
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
 SANITIZED = 97  # exit code of a program in which the sanitizer found something
 EMULATED = "optforge emulation"  # the device's name there
@@ -151,8 +156,7 @@ class Run:
     def suite(self) -> dict[str, Any]:
         """The tests that are written for every target, on this one: file by file, several at a time."""
         names = SUITE[:: 3 if self.quick else 1]
-        together = max(1, min(MOST_TOGETHER, (os.cpu_count() or 1) // 2))
-        with ThreadPoolExecutor(together) as pool:  # it is nvcc that takes long
+        with ThreadPoolExecutor(together(self.found.get("compute_mode", MANY))) as pool:  # it is nvcc that takes long
             files = dict(zip(names, pool.map(self.test_file, names), strict=True))
         counts = {kind: sum(entry.get(kind, 0) for entry in files.values()) for kind in COUNTED}
         print(", ".join(f"{number} {kind}" for kind, number in counts.items()))
@@ -182,7 +186,7 @@ class Run:
 
     def sanitizer(self) -> dict[str, Any]:
         """Representative steps under each tool of compute-sanitizer, or alone where there is none."""
-        program = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path="/usr/local/cuda/bin")
+        program = find_sanitizer()
         self.part("exercise", 900)
         if program is None:
             print("compute-sanitizer: not found; the steps ran without it")
@@ -205,6 +209,25 @@ class Run:
         print(said.splitlines()[-1])
         return {"compared": said.splitlines()[-1]}
 
+    def torch(self) -> dict[str, Any]:
+        """Steps in threads, and PyTorch's tensors: each part in a process, whose end counts as well."""
+        from gpu_torch import PARTS as parts
+
+        found: dict[str, str] = {}
+        failed = []
+        for name in parts:
+            try:
+                said = run([sys.executable, str(HERE / "gpu_torch.py"), name], 600, fine=(0, CANNOT))
+                found[name] = next(line for line in said.splitlines() if line.startswith(("shown: ", "skipped: ")))
+            except (Failure, subprocess.TimeoutExpired) as problem:
+                found[name] = str(problem)[-TAIL:]
+                failed.append(name)
+            print(f"{name}: {found[name]}", flush=True)
+        if failed:
+            raise Failure(json.dumps(found, indent=1))
+        skipped = [name for name, said in found.items() if said.startswith("skipped: ")]
+        return {"status": f"passed, but skipped {', '.join(skipped)}" if skipped else "passed", "parts": found}
+
     def graph(self) -> dict[str, Any]:
         """The emitted C++ launchers in a CUDA graph."""
         said = self.part("graph", 300)
@@ -224,7 +247,21 @@ class Run:
         return {"sizes": sizes}
 
 
-STEPS = ("requirements", "suite", "sanitizer", "bits", "graph", "benchmark")
+STEPS = ("requirements", "suite", "sanitizer", "bits", "torch", "graph", "benchmark")
+
+
+def together(compute_mode: int) -> int:
+    """How many files of tests are run at a time: one where the device is for one process alone."""
+    return max(1, min(MOST_TOGETHER, (os.cpu_count() or 1) // 2)) if compute_mode == MANY else 1
+
+
+def find_sanitizer() -> str | None:
+    """The compute-sanitizer of PATH, of the toolkit whose nvcc is used, or of /usr/local/cuda."""
+    from optforge import nvcc
+
+    own = Path(nvcc.find().command[0])
+    places = [os.environ.get("PATH", os.defpath), own.parent, own.resolve().parent, "/usr/local/cuda/bin"]
+    return shutil.which("compute-sanitizer", path=os.pathsep.join(map(str, places)))
 
 
 def run(command: Sequence[str], limit: float, variables: Any = None, fine: Sequence[int] = (0,)) -> str:
@@ -252,6 +289,7 @@ def about(out: Path, quick: bool) -> None:
     from optforge.device import device
 
     own = device(0)
+    hardware = own.drv.Device(0)
     versions = {"python": platform.python_version()}
     for name in ("optforge", *MODULES, "torch"):
         try:
@@ -264,7 +302,8 @@ def about(out: Path, quick: bool) -> None:
     found = {
         "device": own.name,
         "capability": ".".join(map(str, own.capability)),
-        "memory_gib": round(own.drv.mem_get_info()[1] / 2**30, 1),
+        "compute_mode": int(hardware.get_attribute(own.drv.device_attribute.COMPUTE_MODE)),
+        "memory_gib": round(hardware.total_memory() / 2**30, 1),
         "driver": kernel[1] if kernel else None,
         "cuda_of_driver": f"{cuda // 1000}.{cuda % 1000 // 10}",
         "nvcc": nvcc.find().version.strip().splitlines()[-1],
@@ -308,7 +347,7 @@ class Twin:
         """Values in the memory of the device, at the offset of one element if they are not to be aligned."""
         offset = 0 if self.aligned else values.itemsize
         block = self.space.device.allocate(values.nbytes + offset)
-        array = self.space.make(values.shape, values.dtype, int(block) + offset, block)
+        array = self.space.made(values.shape, values.dtype, block, offset)
         self.space.write(array, values)
         return array
 
@@ -436,7 +475,7 @@ def graph(out: Path, quick: bool) -> None:
     import optforge as of
     from data import same
     from optforge import nvcc
-    from optforge.device import device
+    from optforge.device import driver
     from stepping import spread
 
     rule = of.clip_by_global_norm >> of.rules.adam
@@ -444,6 +483,7 @@ def graph(out: Path, quick: bool) -> None:
     params = [rng.standard_normal(n).astype(np.float32) for n in GRAPH_SIZES]
     grads = [[spread(rng, n, np.float32, 4.0) for n in GRAPH_SIZES] for _ in range(GRAPH_STEPS)]
     grads[GRAPH_BAD_STEP - 1][1][7] = np.nan
+    hardware = driver().Device(0)  # without a context, which the program could not have beside this process everywhere
     target = "c" if any(map(shutil.which, ("cc", "gcc", "clang"))) else "numpy"
     expected = of.Optimizer([p.copy() for p in params], rule, target=target, max_norm=1.5, skip_nonfinite=True)
     for given in grads:
@@ -458,7 +498,7 @@ def graph(out: Path, quick: bool) -> None:
         source, result = place / "in", place / "out"
         source.write_bytes(b"".join(array.tobytes() for arrays in (params, *grads) for array in arrays))
         said = "launched one by one, as the emulation has no graphs"
-        if device(0).name == EMULATED:
+        if hardware.name() == EMULATED:
             from emulation import compile_emulated
 
             library = ctypes.CDLL(str(compile_emulated(files, place, ["-DOPTFORGE_NO_GRAPHS"])))
@@ -469,12 +509,12 @@ def graph(out: Path, quick: bool) -> None:
         else:
             for name, text in files.items():
                 (place / name).write_text(text, encoding="utf-8")
-            architecture = "".join(map(str, device(0).capability))
+            architecture = "".join(map(str, hardware.compute_capability()))
             sources = [str(place / name) for name in files if name.endswith(".cu")]
             program = str(place / "graph")
             run([*nvcc.find().command, "-std=c++17", "-O3", f"-arch=sm_{architecture}", "-o", program, *sources], 300)
             words = [str(source), str(result), str(GRAPH_STEPS), *map(str, GRAPH_SIZES)]
-            said = f"captured and replayed, {run([program, *words], 120).strip()}"
+            said = ", ".join(run([program, *words], 120).splitlines())
         made = result.read_bytes()
     elements = sum(GRAPH_SIZES)
     ours = np.frombuffer(made[: 12 * elements], np.float32)

@@ -1,8 +1,9 @@
 // Steps of an emitted optimizer (clip_by_global_norm:adam, under the prefix adam), captured in a CUDA graph and replayed.
 //
 // gpu.py compiles it together with the emitted adam.cu, and compares what it writes with the kernels of another target.
-// The capture fails if a call of the launcher waits for the device, or does anything else that no graph can hold. With
-// OPTFORGE_NO_GRAPHS, for the emulation, steps are launched one by one instead.
+// The first step is launched by itself, which also loads the kernels: what fails before "launched" is printed is the
+// launcher's fault. The capture then fails if a call of the launcher waits for the device, or does anything else that no
+// graph can hold. With OPTFORGE_NO_GRAPHS, for the emulation, all steps are launched one by one.
 
 #include "adam.cuh"
 
@@ -68,6 +69,13 @@ extern "C" int replay(const char *input, const char *output, int steps, int coun
     // Enough rows for every step; one that is skipped leaves the last unused.
     ADAM(adam_cuda_rows(&plan, &hyper, 1, (size_t)steps, 1, 4.0, stream));
 
+    const float *grads = given.data() + elements;
+    CUDA(cudaMemcpyAsync(g, grads, elements * sizeof(float), cudaMemcpyHostToDevice, stream));
+    ADAM(adam_cuda_launch(&plan, &options, stream));
+    CUDA(cudaStreamSynchronize(stream));
+    std::printf("1 step launched\n");
+    std::fflush(stdout);
+
 #ifndef OPTFORGE_NO_GRAPHS
     cudaGraph_t graph;
     cudaGraphExec_t captured;
@@ -77,10 +85,11 @@ extern "C" int replay(const char *input, const char *output, int steps, int coun
     CUDA(cudaStreamEndCapture(stream, &graph));
     CUDA(cudaGraphGetNodes(graph, NULL, &nodes));
     CUDA(cudaGraphInstantiateWithFlags(&captured, graph, 0));
-    std::printf("%zu nodes\n", nodes);
+    std::printf("%d replayed, of %zu nodes\n", steps - 1, nodes);
 #endif
-    for (int t = 1; t <= steps; t++) {
-        CUDA(cudaMemcpyAsync(g, given.data() + elements * (size_t)t, elements * sizeof(float), cudaMemcpyHostToDevice, stream));
+    for (int t = 2; t <= steps; t++) {
+        grads += elements;
+        CUDA(cudaMemcpyAsync(g, grads, elements * sizeof(float), cudaMemcpyHostToDevice, stream));
 #ifndef OPTFORGE_NO_GRAPHS
         CUDA(cudaGraphLaunch(captured, stream));
 #else
