@@ -129,7 +129,7 @@ builtins.__import__ = imported
         "no nvcc": ({"NVCC": "nvcc-that-is-not"}, ["there is no 'nvcc-that-is-not', which the variable NVCC names", "set NVCC"]),
         "nvcc fails": ({"NVCC": "false"}, ["nvcc failed:", "$ "]),
         "memory": ({"OPTFORGE_EMULATION_REFUSE": "cuMemAlloc_v2:2"}, ["CUDA device 0", "bytes left, and", "are needed"]),
-        "module": ({"OPTFORGE_EMULATION_REFUSE": "cuModuleLoadDataEx:200"}, ["the compiled kernel", "cannot be loaded"]),
+        "module": ({"OPTFORGE_EMULATION_REFUSE": "cuModuleLoadDataEx:200"}, ["the compiled kernel", "cannot be loaded", "of CUDA 13.0"]),
     }.values(),
 )  # fmt: skip
 def test_what_the_machine_has_not(variables: dict[str, str], words: list[str], process: Process) -> None:

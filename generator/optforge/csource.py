@@ -84,7 +84,7 @@ class Source:
 
     target = "c"
     statuses: tuple[tuple[str, str], ...] = STATUSES
-    build = "cc -std=c99 -O2 -c {file}.c    (with -fopenmp a step runs on several threads)"
+    build: tuple[str, ...] = ("cc -std=c99 -O2 -c {file}.c    (with -fopenmp a step runs on several threads)",)
 
     def __init__(
         self,
@@ -197,7 +197,8 @@ class Source:
             f"Memory traffic per element: {read} read, {written} written; in bytes: {traffic}.",
             *self.passes(),
             "",
-            f"Build:     {self.build.format(file=self.file)}",
+            f"Build:     {self.build[0].format(file=self.file)}",
+            *(f"           {line}" for line in self.build[1:]),
             f"Re-create: {' '.join(command)}",
             f"Rule hash: {rule.hash}",
             "",

@@ -114,7 +114,10 @@ class CudaSource(Source):
 
     target = "cuda"
     statuses = (*STATUSES, *OWN_STATUSES)
-    build = "nvcc -O3 -c {file}.cu    (for the device of this machine alone: -arch=native)"
+    build = (
+        "nvcc -O3 -c {file}.cu    (CUDA 11.7 or later; for the device of this machine alone: -arch=native)",
+        "not with -ftz=true, which --use_fast_math implies: subnormal floats become 0",
+    )
 
     @staticmethod
     def begin(file: str) -> str:

@@ -106,7 +106,10 @@ class Device:
                 if path not in self.modules:
                     self.modules[path] = self.drv.module_from_buffer(path.read_bytes())
             except self.drv.Error as problem:
-                raise EnvironmentProblem(f"the compiled kernel {path} cannot be loaded: {problem}") from None
+                version = self.drv.get_driver_version()
+                what = f"the compiled kernel {path} cannot be loaded by the driver, which is of CUDA {version // 1000}"
+                hint = "one older than the toolkit of nvcc may need an update"
+                raise EnvironmentProblem(f"{what}.{version % 1000 // 10}: {problem}; {hint}") from None
         return self.modules[path]
 
     def allocate(self, size: int, fill: int | None = None) -> Memory:

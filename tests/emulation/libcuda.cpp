@@ -61,6 +61,7 @@ const std::map<int, std::pair<const char *, const char *>> errors = {
     {not_found, {"CUDA_ERROR_NOT_FOUND", "named symbol not found"}},
     {not_ready, {"CUDA_ERROR_NOT_READY", "device not ready"}},
     {context_is_destroyed, {"CUDA_ERROR_CONTEXT_IS_DESTROYED", "context is destroyed"}},
+    {719, {"CUDA_ERROR_LAUNCH_FAILED", "unspecified launch failure"}},
     {801, {"CUDA_ERROR_NOT_SUPPORTED", "operation not supported by the emulation"}},
 };
 
