@@ -50,7 +50,7 @@ enum {
 #define adagrad_cuda_TILE 4096 /* elements of a block that adds nothing up, a multiple of 1024; others take a chunk */
 #endif
 #ifndef adagrad_cuda_MIN_BLOCKS
-#define adagrad_cuda_MIN_BLOCKS 3 /* of float on a multiprocessor, of double half as many: more leave each fewer registers */
+#define adagrad_cuda_MIN_BLOCKS 3 /* of float on a multiprocessor, of double half, rounded up: more leave fewer registers */
 #endif
 #ifndef adagrad_cuda_READ
 #define adagrad_cuda_READ(from) (*(from)) /* or __ldcs(from), which asks the caches not to keep it */

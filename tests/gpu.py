@@ -3,8 +3,9 @@
     python tests/gpu.py [--out DIR] [--quick] [--steps requirements,suite,sanitizer,bits,torch,graph,benchmark]
 
 It needs Python >= 3.11, the CUDA toolkit, PyCUDA, and what optforge itself and its tests need; no network. PyTorch is
-tested and measured too where there is one with CUDA. It prints a summary and writes gpu.json into DIR, after each step anew. A step that fails, or takes too long, does not stop the
-others. Exit codes: 0 all passed, 1 a step failed, 2 a mistake in the arguments, 3 something is missing on the machine.
+tested and measured too where there is one with CUDA. It prints a summary and writes gpu.json into DIR, after each step
+anew. A step that fails, or takes too long, does not stop the others. Exit codes: 0 all passed, 1 a step failed, 2 a
+mistake in the arguments, 3 something is missing on the machine.
 
 Without a GPU test_gpu_script.py runs it on the emulation.
 """

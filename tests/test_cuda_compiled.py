@@ -280,3 +280,10 @@ def test_standards(standard: str, tmp_path: Path) -> None:
     source = write(tmp_path, {"scalars": scalars})
     command = [nvcc, f"-std={standard}", *STRICT[1:], "-O1", "-gencode", "arch=compute_75,code=compute_75", "-c"]
     run([*command, "-o", str(tmp_path / "all.o"), str(source)])
+
+
+def test_a_long_prefix(tmp_path: Path) -> None:
+    """Lines that would be too long are folded, and macros are still whole."""
+    nvcc = require("nvcc")
+    source = write(tmp_path, {"prefix" * 15: of.rules.sgd})
+    run([nvcc, *STRICT, "-arch=sm_90", "-cubin", "-o", str(tmp_path / "all.cubin"), str(source)])

@@ -73,7 +73,7 @@ class Device:
         try:
             self.context = device.retain_primary_context()
             with self:
-                self.drv.Context.synchronize()
+                pass
         except self.drv.Error as problem:
             raise EnvironmentProblem(f"CUDA device {number}, {self.name}, cannot be used: {problem}") from None
         self.array = device_array(self)
