@@ -30,6 +30,7 @@ import itertools
 import json
 import math
 import operator
+import os
 import struct
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -447,6 +448,7 @@ def main() -> int:
     parser.add_argument("--write", action="store_true", help="write the record anew")
     parser.add_argument("words", nargs="*", metavar="WORD", help="only combinations whose key has this word")
     arguments = parser.parse_args()
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that wait take no core from those that do not
     everything = cases()
     chosen = [case for case in everything if all(word in case.key.split() for word in arguments.words)]
     if arguments.write:
