@@ -14,7 +14,7 @@ leaves the record as it is; `tests/test_recorded.py` compares with it. `record.j
 Threads are no part of a key, because they change no bit: every number of threads is compared with the same hash, two
 with new gradient arrays at each step, three with arrays that are aligned to their elements alone. A hash is of all that
 the public interface shows: parameters, state, t, what the gradients are afterwards, statistics of all and of each
-tensor, with all NaN alike. Some more are of whole steps over tensors of many chunks.
+tensor, with all NaN alike. Some more are of steps over tensors of many chunks, and over many tensors.
 
 Everything here depends on this file alone and on IEEE arithmetic; values come from a generator of integers, so that no
 version of NumPy matters. One thing does: powers of scalars are the platform's libm's. The record is of glibc 2.36 on
@@ -60,9 +60,11 @@ LAYOUT = (
     *((36_001, 1, 1), (1023, 0, 1), (32_769, 0, 0), (32, 1, 0), (2047, 0, 1), (1024, 1, 0), (0, 1, 0)),
 )
 LONG = ((5 * 32_768 + 100, 0, 0), (3 * 32_768, 1, 1))
+MANY = tuple((k % 37, k % 2, k // 2 % 2) for k in range(1100))  # more tensors than a leaf has
+LAYOUTS = {LAYOUT: [], LONG: ["sizes=163940+98304"], MANY: ["tensors=1100"]}
 
-FINITE = 5  # steps
 SCALES = (1.0, 0.125, 8.0, 0.03125, 1.0, 1.0)  # of the gradients of each step
+STEPS = 7  # at most, the one without gradients too
 
 
 # ── rules ───────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -151,7 +153,7 @@ SETTINGS: dict[str, tuple[dict[str, float], dict[str, float]]] = {
     "gathering": ({"lr": 0.3}, {"lr": 0.07}),
 }
 OWN = {"beginnings": beginnings, "gathering": gathering}
-MANY_CHUNKS = ("lamb", "lars", "novograd", "clip_by_global_norm:adamw")
+WHOLE = ("lamb", "lars", "novograd", "clip_by_global_norm:adamw")
 
 
 @functools.cache
@@ -188,8 +190,8 @@ def powers() -> dict[str, str]:
         for name, value in own.items()
         if name in ("beta1", "beta2", "lam")
     }
-    pairs = [(base, float(t)) for base in sorted(bases) for t in range(FINITE + 2)]
-    pairs += [(0.96, t * SETTINGS["beginnings"][0]["psi"]) for t in range(1, FINITE + 2)]
+    pairs = [(base, float(t)) for base in sorted(bases) for t in range(STEPS + 1)]
+    pairs += [(0.96, t * SETTINGS["beginnings"][0]["psi"]) for t in range(1, STEPS + 1)]
     return {f"{base!r}**{exponent!r}": math.pow(base, exponent).hex() for base, exponent in pairs}
 
 
@@ -309,8 +311,7 @@ class Case:
     def key(self) -> str:
         """What it is called in the record."""
         asked = [name for name in ("stats", "skip", "zero", "groups", "scale") if getattr(self, name)]
-        long = [f"sizes={'+'.join(str(size) for size, *_ in self.layout)}"] if self.layout != LAYOUT else []
-        return " ".join([self.rule, self.dtype, *asked, *long])
+        return " ".join([self.rule, self.dtype, *asked, *LAYOUTS[self.layout]])
 
     def structured(self, arrays: list[Any]) -> list[Any]:
         """Arrays as the optimizer takes them."""
@@ -413,8 +414,8 @@ def cases() -> list[Case]:
         for stats, skip, zero, groups in itertools.product((False, True), repeat=4):
             scale = (place + stats + skip + zero + groups + (dtype == "f64")) % 2 == 1
             found.append(Case(name, dtype, stats, skip, zero, groups, scale))
-    for name, dtype in itertools.product(MANY_CHUNKS, ("f32", "f64", "mixed")):
-        found.append(Case(name, dtype, stats=True, layout=LONG))
+    for name, dtype, layout in itertools.product(WHOLE, ("f32", "f64", "mixed"), (LONG, MANY)):
+        found.append(Case(name, dtype, stats=True, layout=layout))
     return found
 
 
