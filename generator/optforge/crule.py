@@ -1,0 +1,452 @@
+"""Kernel to C: the `.h` and `.c` of a rule, which `optforge.h` and `optforge.c` run.
+
+Every template has a frozen view: what it shows, prepared here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from .celements import Elements, phase_title
+from .cscalars import Scalars, c_type, leaves, sum_names
+from .csource import Source, known_dtype
+from .diagnostics import UsageError
+from .dtypes import DTYPES, F64, DType
+from .ir import Expr, Kernel, Let, Phase, Reduction, ScalarGroup, State
+from .names import CALLED, Names, check_prefix, file_of
+from .render import c_string, comment, comment_text, fold, render_template
+from .variables import Variable, Variables
+
+if TYPE_CHECKING:
+    from .language import Rule
+
+STATISTICS = ("grad", "clipped", "param", "update")
+MOST_SUMS, MOST_PASSES = 32, 16
+SLOTS = {what: f"OPTFORGE_{what.upper()}" for what in STATISTICS}
+
+
+@dataclass(frozen=True)
+class SumView:
+    """A row of the table of what a pass adds up."""
+
+    name: str
+    slot: str
+    kind: str
+    observed: int
+    source: str
+
+
+@dataclass(frozen=True)
+class PassView:
+    """A pass over memory of one dtype; `loop` is False where it only adds up what is in memory."""
+
+    number: int
+    title: str
+    comment: str
+    loop: bool
+    watches: bool
+    writes: int
+    zeroes: int
+    sums: tuple[SumView, ...]
+    index: str
+    count: str
+    parameters: str
+    scalars: tuple[str, ...]
+    loads: tuple[str, ...]
+    lines: tuple[str, ...]
+    stores: tuple[str, ...]
+    arguments: str
+    scratch: bool
+
+
+@dataclass(frozen=True)
+class DTypeView:
+    """All that there is once for each dtype."""
+
+    suffix: str
+    c: str
+    format: str
+    fields: tuple[str, ...]
+    formats: str
+    passes: tuple[PassView, ...]
+
+
+@dataclass(frozen=True)
+class FunctionView:
+    """A function that computes scalars: declarations, computations, and what crosses to other functions."""
+
+    name: str
+    comment: str
+    parameters: str
+    reads: tuple[str, ...]
+    failed: str
+    asserts: tuple[str, ...]
+    lines: tuple[str, ...]
+    writes: tuple[str, ...]
+    arguments: str = ""
+    behind: int = 0
+
+
+@dataclass(frozen=True)
+class RuleView:
+    """What both templates of a rule show."""
+
+    prefix: str
+    name: str
+    hash: str
+    comment: str
+    brief: str
+    size: str
+    asserts: tuple[str, ...]
+    assert_names: tuple[str, ...]
+    assert_comments: tuple[str, ...]
+    hyper_comment: str
+    hyper_fields: tuple[str, ...]
+    hyper_names: str
+    hyper_defaults: str
+    state_names: str
+    initial: tuple[str, ...]
+    scalar_state: bool
+    init_comment: str
+    init_hyper: bool
+    reduces: bool
+    helpers: tuple[str, ...]
+    own_sums: tuple[str, ...]
+    scalar_fields: tuple[str, ...]
+    begin: FunctionView
+    begin_tensor: FunctionView | None
+    step_later: tuple[FunctionView, ...]
+    tensor_later: tuple[FunctionView, ...]
+    finish: tuple[str, ...]
+    finish_reads: bool
+    passes: int
+    statistics: str
+    dtypes: tuple[DTypeView, ...]
+
+
+class RuleScalars(Scalars):
+    """The scalars of a rule, which the runtime asks for and keeps."""
+
+    def __init__(self, *given: Any, slots: Callable[[int], str]):
+        super().__init__(*given)
+        self.slot_of = slots
+
+    def argument(self, source: Expr) -> str:
+        """What is passed for a scalar that comes from outside."""
+        if source.op == "state":
+            place = 2 + [state.name for state in self.kernel.state].index(str(source.value))
+            return f"*optforge_double(tensor, {place})"
+        if source.op in ("sum", "total"):
+            assert isinstance(source.value, int)
+            return f"{source.op}s[{self.slot_of(source.value)}]"
+        return source.op
+
+    def view(self, group: ScalarGroup, behind: int) -> FunctionView:
+        """A function of a tensor's scalars, or of those behind a pass."""
+        shown = self.function(group)
+        what = "a tensor" if group.scope == "tensor" else "all tensors"
+        if behind < 0:
+            name, text = "tensor_scalars", "What depends on the state or the size of a tensor."
+        else:
+            name = f"{group.scope}_behind_{behind + 1}"
+            text = f"What depends on totals over {what}."
+        failed = shown["failed"] if shown["can_fail"] else ""
+        return FunctionView(
+            name,
+            text,
+            shown["parameters"],
+            tuple(shown["reads"]),
+            failed,
+            (),
+            tuple(shown["lines"]),
+            tuple(shown["writes"]),
+            shown["arguments"],
+            behind,
+        )
+
+
+class RuleElements(Elements):
+    """The element loops of a rule, which put what the runtime adds up into scratch memory where it is nowhere else."""
+
+    def __init__(self, *given: Any, slots: Callable[[int], str]):
+        super().__init__(*given)
+        self.slot_of = slots
+
+    def source(self, phase: Phase, reduction: Reduction) -> str:
+        """Where the runtime finds the values of a total; empty where the pass has to put them into scratch memory."""
+        statistics = dict(self.kernel.statistics)
+        if reduction.id == statistics.get("update"):
+            return "OPTFORGE_CHANGE"
+        gradients = [r.value for p in self.kernel.phases for r in p.reductions if r.counts]
+        if reduction.value in gradients:
+            return "OPTFORGE_UNSCALED"
+        arrays = ["p", "g", *(state.name for state in self.kernel.state)]
+        lets = {let.id: let.expr for let in phase.lets}
+        value = reduction.value
+        for name, stored in phase.stores:
+            if value.op == "ref" and stored == value:
+                return str(arrays.index(name))
+        value = lets.get(value.value, value) if value.op == "ref" else value  # type: ignore[call-overload]
+        if value.op == "load" and value.value not in dict(phase.stores):
+            return str(arrays.index(str(value.value)))
+        return ""
+
+    def view(self, k: int, number: int) -> PassView:
+        """Pass `number`, which is phase k."""
+        phase = self.kernel.phases[k]
+        sources = {r.id: self.source(phase, r) for r in phase.reductions}
+        scratch = [r.id for r in phase.reductions if not sources[r.id]]
+        self.scratch = scratch
+        rows = tuple(
+            SumView(
+                c_string(r.name),
+                self.slot_of(r.id),
+                f"OPTFORGE_{r.kind.upper()}",
+                int(r.observed),
+                sources[r.id] or f"OPTFORGE_SCRATCH - {scratch.index(r.id)}",
+            )
+            for r in phase.reductions
+        )
+        small = self.needed(phase, scratch)
+        written = dict(small.stores)
+        arrays = [n for n in ("p", "g", *(s.name for s in self.kernel.array_state)) if n in small.loads or n in written]
+        values = [item.expr if isinstance(item, Let) else item.value for item in small.body]
+        read = leaves([*values, *(expr for _, expr in small.stores)])
+        scope = Names(CALLED, self.prefix)
+        variables = Variables(small)
+        scope.enter((Variable(name), name) for name in arrays)
+        scope.enter((variable, variable.name) for variable in variables.of.values())
+        scope.enter((e, self.outside.spelled(e)) for e in read)
+        array = {name: scope.own(f"{scope.of[Variable(name)]}_") for name in arrays}
+        adding = {r.id: self.adding(r, variables, scope) for r in small.reductions}
+        for id, name in adding.items():
+            scope.of["lanes", id] = name
+        shown = self.statements(small, variables, scope, array)
+        s, count, observe = (scope.own(name) for name in ("s", "n", "observe"))
+        watches = any(r.observed for r in small.reductions)
+        parameters = [f"const {self.prefix}_scalars *{s}", *([f"int {observe}"] if watches else []), f"size_t {count}"]
+        parameters += [
+            f"{'' if n in written else 'const '}{self.dtype.c} *OPTFORGE_RESTRICT {own}" for n, own in array.items()
+        ]
+        parameters += [f"{self.dtype.c} *OPTFORGE_RESTRICT {own}" for own in adding.values()]
+        passed = [f"t->{self.fields.of[name]} + i" for name in array]
+        passed += [f"scratch + {place} * OPTFORGE_PIECE" if place else "scratch" for place in range(len(adding))]
+        return PassView(
+            number,
+            phase_title(self.kernel, k),
+            self.comment(k),
+            bool(small.stores or scratch),
+            watches,
+            int(bool(phase.stores)),
+            int(phase.zeroes),
+            rows,
+            shown["index"],
+            count,
+            ", ".join(parameters),
+            tuple([self.taken(e, scope) for e in read] or [f"(void){s};"]),
+            tuple(shown["loads"]),
+            tuple(shown["lines"]),
+            tuple(shown["stores"]),
+            ", ".join(passed),
+            bool(scratch),
+        )
+
+    def adding(self, reduction: Reduction, variables: Variables, scope: Names) -> str:
+        """The name of the scratch memory for the values of a total."""
+        value = reduction.value
+        told = scope.of[variables.of[value.value]] if value.op in ("ref", "load") else reduction.name  # type: ignore[index]
+        return scope.own(f"added_{told}")
+
+    @staticmethod
+    def needed(phase: Phase, scratch: Iterable[int]) -> Phase:
+        """The part of a phase that computes what is stored, and what goes into scratch memory."""
+        kept = [r for r in phase.body if isinstance(r, Reduction) and r.id in set(scratch)]
+        lets = {let.id: let for let in phase.lets}
+        ids: set[int] = set()
+        loads: set[str] = set()
+        pending = [*(r.value for r in kept), *(expr for _, expr in phase.stores)]
+        while pending:
+            for e in pending.pop().walk():
+                if e.op == "load":
+                    loads.add(str(e.value))
+                elif e.op == "ref" and e.value in lets and e.value not in ids:
+                    ids.add(e.value)  # type: ignore[arg-type]
+                    pending.append(lets[e.value].expr)  # type: ignore[index]
+        body = tuple(i for i in phase.body if (i.id in ids if isinstance(i, Let) else i in kept))
+        return Phase(tuple(n for n in phase.loads if n in loads), body, phase.stores, phase.optional, phase.zeroes)
+
+    def added(self, reduction: Reduction, value: str, lane: str, observe: str, scope: Names) -> str:
+        """The line that puts a value where the runtime adds it up."""
+        line = f"{lane} = {value};"
+        return f"if ({observe}) {line}" if reduction.observed else line
+
+
+class RuleSource(Source):
+    """The `.h` and `.c` of one rule."""
+
+    build = ("cc -std=c99 -O2 -c {file}.c optforge.c    (with -fopenmp a step runs on several threads)",)
+
+    def __init__(self, *given: Any):
+        super().__init__(*given)
+        kernel = self.kernel
+        self.first = int(kernel.phases[0].optional)  # the runtime itself looks at the gradients first
+        self.sum_names = sum_names(kernel)
+        statistics = {id: what for what, id in reversed(kernel.statistics)}
+        own = [r.id for k in range(self.first, len(kernel.phases)) for r in kernel.phases[k].reductions]
+        self.own = [id for id in own if id not in statistics]
+        self.slots = {id: SLOTS[what] for id, what in statistics.items()}
+        self.slots |= {id: f"{self.prefix}_SUM_{self.sum_names[id, '']}" for id in self.own}
+
+    def inlined(self) -> str:
+        """What begins the declaration of a small function."""
+        return "OPTFORGE_INLINE"
+
+    def slot(self, id: int) -> str:
+        """What indexes the sums that a reduction gives."""
+        return self.slots[id]
+
+    def view(self) -> RuleView:
+        """What the templates show."""
+        kernel, prefix = self.kernel, self.prefix
+        asserts = self.assert_statuses()
+        scalars = RuleScalars(kernel, prefix, self.hyper, self.fields, self.size, self.helper, slots=self.slot)
+        dtypes = tuple(self.dtype_view(dtype, scalars) for dtype in self.dtypes)
+        groups = {(group.phase, group.scope == "tensor"): group for group in kernel.scalars}
+        tensor_zero = (0, True)
+        if any(scalars.made(e) == tensor_zero for e in scalars.crossing):
+            groups.setdefault(tensor_zero, ScalarGroup("tensor", 0, ()))
+        later = [(group, group.phase - 1 - self.first) for key, group in sorted(groups.items()) if key[0] > 0]
+        finish = tuple(
+            f"*optforge_double(tensor, {self.place(name)}) = {scalars.stored(expr).replace('own.', 's->')};"
+            for name, expr in kernel.state_stores
+        )
+        statistics = dict(kernel.statistics)
+        begin = self.begin_view(scalars, groups.get((0, False), ScalarGroup("step", 0, ())), asserts)
+        tensor = scalars.view(groups[tensor_zero], -1) if tensor_zero in groups else None
+        step_later = tuple(scalars.view(group, behind) for group, behind in later if group.scope == "step")
+        tensor_later = tuple(scalars.view(group, behind) for group, behind in later if group.scope == "tensor")
+        init_hyper = self.init_needs_hyper()
+        return RuleView(
+            prefix,
+            c_string(self.rule.name),
+            self.rule.hash,
+            self.header_comment(),
+            self.brief(),
+            self.size,
+            tuple(c_string(text) for _, text in asserts),
+            tuple(name for name, _ in asserts),
+            tuple(comment_text(a.text) for a in kernel.asserts),
+            self.hyper_comment(),
+            tuple(f"double {field['name']};{field['comment']}" for field in self.hyper_fields()),
+            strings(name for name, _ in kernel.hyperparameters),
+            ", ".join(field["default"] for field in self.hyper_fields()),
+            strings(state.name for state in kernel.state),
+            tuple(self.initial_row(state) for state in kernel.state),
+            bool(kernel.scalar_state),
+            self.init_comment(),
+            init_hyper,
+            kernel.reduces,
+            tuple(self.helpers.values()),
+            tuple(self.slots[id] for id in self.own),
+            tuple(f"{c_type(e)} {scalars.fields.of[e]};" for e in scalars.crossing),
+            begin,
+            tensor,
+            step_later,
+            tensor_later,
+            finish,
+            any("s->" in line for line in finish),
+            len(kernel.phases) - self.first,
+            ", ".join(self.slots[statistics[what]] if what in statistics else "OPTFORGE_NONE" for what in STATISTICS),
+            dtypes,
+        )
+
+    def brief(self) -> str:
+        """The comment at the head of the `.c`."""
+        summary = self.rule.doc.strip().partition("\n")[0]
+        lines = [f"{self.rule.name}: {summary}" if summary else f"{self.rule.name}: an optimizer's update rule"]
+        lines += [f"The formulas, their source and the calls are in {self.file}.h, the step itself in optforge.c."]
+        lines += ["", "Generated by optforge. This file may be used, changed and distributed without restriction."]
+        return comment(lines)
+
+    def place(self, name: str) -> int:
+        """The number of a state among the arrays of a tensor."""
+        return 2 + [state.name for state in self.kernel.state].index(name)
+
+    def dtype_view(self, dtype: DType, scalars: Scalars) -> DTypeView:
+        """What there is of one dtype."""
+        elements = RuleElements(self.kernel, self.prefix, self.fields, dtype, scalars, self.helper, slots=self.slot)
+        form = f"OPTFORGE_{dtype.suffix.upper()}"
+        scalar = {state.name for state in self.kernel.scalar_state}
+        formats = [form, form, *("OPTFORGE_SCALAR" if s.name in scalar else form for s in self.kernel.state)]
+        passes = tuple(elements.view(k, k - self.first) for k in range(self.first, len(self.kernel.phases)))
+        return DTypeView(dtype.suffix, dtype.c, form, tuple(self.tensor_fields(dtype)), ", ".join(formats), passes)
+
+    def begin_view(self, scalars: Scalars, group: ScalarGroup, asserts: list[tuple[str, str]]) -> FunctionView:
+        """The function that computes what depends on hyperparameters and t alone."""
+        shown = scalars.begin_step(group, [name for name, _ in asserts])
+        parameters = [
+            f"{self.prefix}_scalars *{shown['out']}",
+            f"const {self.prefix}_hyper *{shown['hyper']}",
+            f"uint64_t {shown['steps']}",
+            f"double {shown['unscale']}",
+        ]
+        checks = tuple(
+            f"if (!({own['condition']}))\n        return OPTFORGE_ERROR_ASSERT{f' + {k}' if k else ''};"
+            for k, own in enumerate(shown["asserts"])
+        )
+        reads = list(shown["reads"])
+        if not any(shown["steps"] in line for line in reads):
+            reads.append(f"(void){shown['steps']};")
+        return FunctionView(
+            "begin",
+            "What depends on hyperparameters and t alone.",
+            ", ".join(parameters),
+            tuple(reads),
+            shown["failed"] if shown["can_fail"] else "",
+            checks,
+            tuple(shown["lines"]),
+            tuple(shown["writes"]),
+        )
+
+    def initial_row(self, state: State) -> str:
+        """How a state begins, as the runtime's table has it."""
+        if state.initial in ("p", "g"):
+            return f"{{OPTFORGE_FROM_{str(state.initial).upper()}, 0.0}}"
+        if isinstance(state.initial, str):
+            names = [name for name, _ in self.kernel.hyperparameters]
+            return f"{{{names.index(state.initial)}, 0.0}}"
+        return f"{{OPTFORGE_FROM_VALUE, {F64.constant(state.initial)}}}"
+
+
+def strings(names: Iterable[str]) -> str:
+    """The members of an array of strings, NULL behind them."""
+    return ", ".join([*map(c_string, names), "NULL"])
+
+
+def render(
+    rule: Rule,
+    kernel: Kernel,
+    dtypes: str | Iterable[str] | None = None,
+    prefix: str | None = None,
+    settings: Mapping[str, object] | None = None,
+) -> dict[str, str]:
+    """The files of a rule: name to text."""
+    wanted = DTYPES if dtypes is None else [dtypes] if isinstance(dtypes, str) else dtypes
+    chosen = [known_dtype(name) for name in wanted]
+    chosen = [dtype for dtype in DTYPES.values() if dtype in chosen]
+    if not chosen:
+        raise UsageError("at least one dtype is needed")
+    check_prefix(prefix)
+    own = file_of(rule.name) if prefix is None else prefix
+    view = RuleSource(rule, kernel, chosen, own, prefix, dict(settings or {})).view()
+    shown = {
+        "r": view,
+        "runtime": '#include "optforge.h"\n',
+        "behind": '#include "optforge.h" /* for OPTFORGE_COMPILE */',
+    }
+    return {
+        f"{own}.h": fold(render_template("rule.h.j2", shown)),
+        f"{own}.c": fold(render_template("rule.c.j2", {**shown, "runtime": ""})),
+    }
