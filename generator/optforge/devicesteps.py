@@ -133,6 +133,8 @@ class DeviceSteps:
 
     def applied(self) -> int:
         """The number of steps that were applied, once the device has done all."""
+        if self.block is None:
+            return self.known
         with self.device:
             control = self.read()
         self.known = int(control["t"]) - int(control["skipped"])

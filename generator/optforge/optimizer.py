@@ -6,7 +6,7 @@ import math
 import os
 import types
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from operator import is_
 from typing import Any, NoReturn
 
@@ -15,7 +15,7 @@ import numpy as np
 from . import checkpoint, resume, targets
 from .arrays import Ranges, address, kind
 from .catalogue import BUILT_IN, named
-from .diagnostics import UsageError, nearest
+from .diagnostics import InterruptedStep, UsageError, nearest
 from .functions import Array
 from .groups import Group, settle
 from .hyperparameters import Hyperparameters
@@ -25,9 +25,31 @@ from .resume import steps_taken
 from .spaces import HOST, Host
 from .stats import RECORD, Stats
 from .structure import Structure, structured
-from .tensor import How, Tensor
+from .tensor import How, Progress, Tensor
 
 MOST_THREADS = 1024  # more are never of use, and starting them can end the process
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A step that writes more than its engine does: what to do once it is applied, or to undo where it is not.
+
+    Attributes
+    ----------
+    t : int
+        Its number.
+    values : array
+        The hyperparameters before it.
+    tensors : list of Tensor
+        Those that it is the first step of.
+    before : list of pairs
+        State that begins with it, and what was there.
+    """
+
+    t: int
+    values: Array
+    tensors: list[Tensor]
+    before: list[tuple[Any, Any]]
 
 
 class Optimizer:
@@ -128,15 +150,16 @@ class Optimizer:
         kernel = self.rule.kernel(**options)
         hyper = Hyperparameters(kernel, rows)
         most = min(threads or 0, MOST_THREADS)
-        self._set(_kernel=kernel, _options=options, _names=hyper.names, _hyper=hyper, _values=hyper.values, _t=0)
+        self._set(_kernel=kernel, _options=options, _names=hyper.names, _hyper=hyper, _values=hyper.values)
         self._set(_structure=structure, _listed=structure.listed)
-        self._set(_usual=How(most, 1.0, self.skip_nonfinite, self.zero_grads))
+        progress = Progress()
+        self._set(_progress=progress, _count=progress.count, _begun=None)
+        self._set(_usual=How(most, 1.0, self.skip_nonfinite, self.zero_grads, progress=progress))
         self._set(_how=self._usual)
         self._set(_space=make.space() if hasattr(make, "space") else HOST)
         self._set(_tensors=self._make_tensors(owners))
         self._set(_ranges=self._occupied(), _engine=make(self.rule, kernel))
         self._set(_plan=None, _kept=(), _watched=(), _starting=(), _places=(), _plain=False)
-        self._set(_undecided=False)
         for name in (*hyper.names, *options):
             if name in self.__dict__ or hasattr(type(self), name):
                 raise UsageError(
@@ -215,7 +238,17 @@ class Optimizer:
             takes; nothing was written, and `t` stays.
         ScalarError
             A scalar of the rule has no value at this step, such as x/0; likewise.
+        InterruptedStep
+            An earlier step, or a load, was interrupted in the midst of it.
+
+        Notes
+        -----
+        An exception from outside, such as the KeyboardInterrupt of Ctrl-C, finds a step done, with `t` and all state,
+        or not begun. On a GPU alone, where a step is several launches, it can find it half done: `step`, `save` and `t`
+        are errors then, until `load` or `load_state_dict`.
         """
+        if self._begun is not None or self._progress.unfinished:
+            self._resolve()
         # The arrays of the last step again, which is usual, need no check: they were checked then, and are kept.
         plain = (type(grads) is list or type(grads) is tuple) and self._listed
         listed = grads if plain else self._structure.flatten(grads, "grads")
@@ -232,13 +265,12 @@ class Optimizer:
             scale = 1.0 if grad_scale is None else loss_scale(grad_scale)
             records = np.zeros(len(self._places) + 1, RECORD) if stats else None
             how = replace(how, grad_scale=scale, stats=records)
-        skipped = self._plan.step(self._values, self._t + 1, how) if self._plain else self._unusual_step(how)
-        if skipped is None or self._undecided:  # a device decides, and has told nobody yet
-            self._set(_undecided=True)
-            if skipped is not None:
-                self._settle()
-        elif not skipped:
-            object.__setattr__(self, "_t", self._t + 1)
+        if self._plain:
+            t = self._count[0] + 1
+            if self._plan.step(self._values, t, how) is False and not self._progress.undecided:
+                self._count[0] = t  # the engine has, unless there was nothing to do
+        else:
+            self._unusual_step(how)
         return Stats(how.stats, self._places, len(self._tensors)) if stats else None
 
     def _prepare(self, grads: list[Any]) -> None:
@@ -265,8 +297,10 @@ class Optimizer:
         how = self._usual
         if starting:
             how = replace(how, starting=np.array([not tensor.started for tensor in tensors], np.uint8))
-        self._set(_plan=self._engine.plan(tensors, views), _starting=starting, _watched=watched)
-        self._set(_kept=grads, _places=places, _how=how, _plain=not (starting or self._hyper.schedules))
+        self._set(_plan=None)  # what belongs to a plan is replaced with it, or there is none
+        plan = self._engine.plan(tensors, views)
+        self._set(_starting=starting, _watched=watched, _kept=grads, _places=places, _how=how)
+        self._set(_plain=not (starting or self._hyper.schedules), _plan=plan)
 
     def _follow_parameters(self) -> list[tuple[Callable[[], int], int]]:
         """Find the parameters that were given other memory; gives what tells where each of that kind is, and where."""
@@ -288,36 +322,61 @@ class Optimizer:
                     tensor.place(moved[tensor.label])
         return watched
 
-    def _unusual_step(self, how: How) -> bool:
+    def _unusual_step(self, how: How) -> None:
         """A step with schedules, or the first of some tensors, whose state starts now; undone if it changes nothing.
 
         State that starts as the gradient is begun by the kernel, which knows the gradient as the rule sees it.
         """
         t = self.t + 1
         scheduled = self._hyper.at(t)
-        values, before = self._values.copy(), []
-        self._values[...] = scheduled
-        rows = self._rows()
-        for tensor, _ in self._starting:
-            for state in self._kernel.state:
-                if isinstance(state.initial, str) and state.initial != "g":
-                    own = tensor.scalars[state.name] if state.scalar else tensor.arrays[state.name]
-                    before.append((own, self._space.copy(own)))
-                    self._begin(tensor, state, rows[tensor.group])
-        skipped = True
+        beginning = [
+            (tensor, state, tensor.scalars[state.name] if state.scalar else tensor.arrays[state.name])
+            for tensor, _ in self._starting
+            for state in self._kernel.state
+            if isinstance(state.initial, str) and state.initial != "g"
+        ]
+        before = [(own, self._space.copy(own)) for _, _, own in beginning]
+        tensors = [tensor for tensor, _ in self._starting]
+        self._set(_begun=Begun(t, self._values.copy(), tensors, before))
         try:
-            outcome = self._plan.step(self._values, t, how)
-            skipped = self._engine.applied() < t if outcome is None else bool(outcome)
+            self._values[...] = scheduled
+            rows = self._rows()
+            for tensor, state, _ in beginning:
+                self._begin(tensor, state, rows[tensor.group])
+            if self._plan.step(self._values, t, how) is False and not self._progress.undecided:
+                self._count[0] = t
         finally:
-            if skipped:
-                self._values[...] = values
-                for own, old in before:
-                    self._space.write(own, old)
-        if not skipped:
-            for tensor, _ in self._starting:
+            if not self._progress.unfinished:
+                self._resolve()
+
+    def _resolve(self) -> None:
+        """Take a step that was begun for done or for not begun, whichever it is: by what the engine has counted.
+
+        It can be interrupted, and then begins anew.
+        """
+        unfinished = self._progress.unfinished
+        if unfinished:
+            what = f"{unfinished} of this optimizer was interrupted, and a part of it may have been done"
+            raise InterruptedStep(f"{what}: give it a whole state by load(…) or load_state_dict(…)")
+        begun = self._begun
+        if begun is None:
+            return
+        if self._progress.undecided:
+            self._learn()
+        if self._count[0] == begun.t:
+            for tensor in begun.tensors:
                 tensor.started = True
             self._set(_starting=[], _how=self._usual, _plain=not self._hyper.schedules)
-        return skipped
+        else:
+            self._values[...] = begun.values
+            for own, old in begun.before:
+                self._space.write(own, old)
+        self._set(_begun=None)
+
+    def _learn(self) -> None:
+        """Learn how many steps were applied, where a device decided that."""
+        self._count[0] = self._engine.applied()
+        self._progress.undecided = False
 
     # ── reading and setting ─────────────────────────────────────────────────────────────────────────────────────
 
@@ -325,16 +384,26 @@ class Optimizer:
     def t(self) -> int:
         """Steps taken; setting it to n makes the next step n + 1 and resets no state."""
         self._settle()
-        return int(self._t)
+        return int(self._count[0])
 
     def _settle(self) -> None:
-        """Learn how many steps were applied, where a device decided that."""
-        if self._undecided:
-            self._set(_t=self._engine.applied(), _undecided=False)
+        """Know which steps were applied.
+
+        Raises
+        ------
+        InterruptedStep
+            Of one a part was.
+        """
+        if self._begun is not None or self._progress.unfinished:
+            self._resolve()
+        if self._progress.undecided:
+            self._learn()
 
     @property
     def state(self) -> dict[str, Any]:
         """State by name in the structure of `params`: live arrays, and floats where it is scalar."""
+        if not self._progress.unfinished:
+            self._settle()
         return {
             state.name: self._structure.build(
                 tensor.number(state.name) if state.scalar else tensor.arrays[state.name].reshape(tensor.shape)
@@ -354,6 +423,7 @@ class Optimizer:
 
     def _assign(self, groups: Iterable[int], name: str, value: Any) -> None:
         """Set a hyperparameter of some groups."""
+        self._settle()
         self._hyper.assign(groups, name, value, max(self.t, 1) if callable(value) else 1)
         self._set(_plain=not (self._starting or self._hyper.schedules))
 
@@ -361,6 +431,8 @@ class Optimizer:
         # Called for what is not an ordinary attribute: hyperparameters and options.
         own = self.__dict__
         if name in own.get("_names", ()):
+            if own["_begun"] is not None and not own["_progress"].unfinished:
+                self._resolve()
             values = own["_hyper"].column(name)
             if values.count(values[0]) < len(values):
                 each = ", ".join(map(repr, values))
@@ -379,7 +451,7 @@ class Optimizer:
             t = steps_taken(value)
             self._settle()
             self._hyper.replace(self._hyper.at(max(t, 1)), self._hyper.schedules)
-            object.__setattr__(self, "_t", t)
+            self._count[0] = t
         elif name in self.__dict__ or hasattr(type(self), name):
             raise AttributeError(f"{name!r} of an Optimizer cannot be set")
         else:
@@ -396,7 +468,8 @@ class Optimizer:
         alike = {name: own[0] if own.count(own[0]) == len(own) else own for name, own in values.items()}
         settings = [f"{name}={value!r}" for name, value in {**alike, **self._options}.items()]
         groups = f" in {len(self._values)} groups" if self._structure.grouped else ""
-        about = ", ".join([f"{self.rule.name} of {len(self._tensors)} tensor(s){groups}", f"t={self.t}", *settings])
+        t = "t=?" if self._progress.unfinished else f"t={self.t}"
+        about = ", ".join([f"{self.rule.name} of {len(self._tensors)} tensor(s){groups}", t, *settings])
         return f"<Optimizer {about}>"
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:

@@ -61,13 +61,22 @@ class Saved:
 
     def apply(self, opt: Optimizer) -> None:
         """Make the changes."""
-        opt._settle()
+        progress = opt._progress
+        if progress.unfinished:
+            opt._set(_begun=None)  # nobody knows whether it was done, and what it changed is replaced
+        else:
+            opt._settle()
+        if hasattr(opt._engine, "applied"):
+            opt._engine.applied()  # a device ends what it is at
+        progress.undecided, progress.unfinished = False, "a load"
+        opt._set(_plan=None, _kept=())
         for own, given in self.changes:
             opt._space.write(own, given.reshape(-1))
         for tensor, flag in zip(opt._tensors, self.started, strict=True):
             tensor.started = bool(flag)
         opt._hyper.replace(*self.hyperparameters)
-        opt._set(_t=self.t, _plan=None, _kept=())
+        opt._count[0] = self.t
+        progress.unfinished = ""
         for name, value in self.lost:
             warnings.warn(f"{name} was a function that could not be saved; it is {value!r} from here on", stacklevel=4)
 
