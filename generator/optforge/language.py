@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import functools
 import linecache
 import types
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Self
 
 from . import finding
 from .compose import Composition, compose
@@ -69,6 +70,17 @@ class Declared:
 
     def __repr__(self) -> str:
         return f"<optforge {self.kind} {self.name}>"
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: object) -> Self:
+        return self
+
+    def __reduce__(self) -> Any:
+        definition = self.definition
+        parts = [(part.kind, part.text, part.name, first_line(part.node)) for part in definition.parts]
+        return restored, (type(self), self.name, parts, dict(definition.settings))
 
     def settings(self, given: Mapping[str, object]) -> tuple[dict[str, float], dict[str, bool | str]]:
         """All hyperparameters and options, with the given ones in place of the defaults.
@@ -242,6 +254,20 @@ def rule_of(composition: Composition, asked: str) -> Rule:
     if composition.last.kind != "rule":
         raise UsageError(f"{asked!r} is a transform; a rule is needed behind it, as in {asked}:adam")
     made = Rule(composition.name, lambda: composition)
+    made.definition  # noqa: B018 - errors appear here
+    return made
+
+
+def first_line(node: ast.FunctionDef) -> int:
+    """Where a function begins, with its decorators."""
+    return min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+
+
+def restored(
+    kind: type[Declared], name: str, parts: Iterable[tuple[str, Text, str, int]], settings: Mapping[str, object]
+) -> Declared:
+    """A rule or transform from its pickle, which has the texts."""
+    made = kind(name, lambda: Composition(tuple(finding.parse_function(*part) for part in parts), settings))
     made.definition  # noqa: B018 - errors appear here
     return made
 

@@ -5,23 +5,24 @@ from __future__ import annotations
 import math
 import os
 import types
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import is_
 from typing import Any, NoReturn
 
 import numpy as np
 
-from . import checkpoint, resume, targets
-from .arrays import Ranges, address, kind
+from . import checkpoint, copying, resume, targets
+from .arrays import Forms, Ranges, address, kind, teller
 from .catalogue import BUILT_IN, named
 from .diagnostics import InterruptedStep, UsageError, nearest
 from .functions import Array
-from .groups import Group, settle
+from .groups import Group, chosen, settle, within
 from .hyperparameters import Hyperparameters
 from .ir import State
 from .language import Rule
 from .resume import steps_taken
+from .settings import double
 from .spaces import HOST, Host
 from .stats import RECORD, Stats
 from .structure import Structure, structured
@@ -151,15 +152,15 @@ class Optimizer:
         hyper = Hyperparameters(kernel, rows)
         most = min(threads or 0, MOST_THREADS)
         self._set(_kernel=kernel, _options=options, _names=hyper.names, _hyper=hyper, _values=hyper.values)
-        self._set(_structure=structure, _listed=structure.listed)
+        self._set(_structure=structure, _listed=structure.listed, _common=settings)
         progress = Progress()
         self._set(_progress=progress, _count=progress.count, _begun=None)
         self._set(_usual=How(most, 1.0, self.skip_nonfinite, self.zero_grads, progress=progress))
         self._set(_how=self._usual)
         self._set(_space=make.space() if hasattr(make, "space") else HOST)
-        self._set(_tensors=self._make_tensors(owners))
+        self._set(_tensors=self._make_tensors(structure.paths, owners, self._rows()))
         self._set(_ranges=self._occupied(), _engine=make(self.rule, kernel))
-        self._set(_plan=None, _kept=(), _watched=(), _starting=(), _places=(), _plain=False)
+        self._set(_plan=None, _kept=(), _watched=(), _starting=(), _places=(), _plain=False, _tell=None)
         for name in (*hyper.names, *options):
             if name in self.__dict__ or hasattr(type(self), name):
                 raise UsageError(
@@ -171,14 +172,14 @@ class Optimizer:
         for name, value in attributes.items():
             object.__setattr__(self, name, value)
 
-    def _make_tensors(self, owners: list[Any]) -> list[Tensor]:
-        """The tensors with their state allocated and, where it is a number, initialised."""
-        paths = self._structure.paths
+    def _make_tensors(
+        self, paths: Sequence[tuple[int, str]], owners: Sequence[Any], rows: Sequence[Mapping[str, float]]
+    ) -> list[Tensor]:
+        """Tensors with their state allocated and, where it is a number, initialised."""
         space = self._space
         arrays = [space.parameter(owner, f"params{path}") for owner, (_, path) in zip(owners, paths, strict=True)]
         flats = [array.reshape(-1) for array in arrays]
         names = [state.name for state in self._kernel.array_state]
-        rows = self._rows()
         tensors = []
         for (group, path), owner, array, flat, own in zip(
             paths, owners, arrays, flats, space.allocate(flats, len(names)), strict=True
@@ -202,13 +203,59 @@ class Optimizer:
         value = hyperparameters.get(str(state.initial), state.initial)
         self._space.write(own, tensor.p if value == "p" else value)
 
-    def _occupied(self, moved: Mapping[str, Array] = types.MappingProxyType({})) -> Ranges:
+    def _occupied(
+        self, moved: Mapping[str, Array] = types.MappingProxyType({}), tensors: Sequence[Tensor] | None = None
+    ) -> Ranges:
         """The memory that a step writes to, where parameters of these labels are elsewhere now."""
-        memory = self._space.memory
-        written = [(tensor.label, memory(moved.get(tensor.label, tensor.p))) for tensor in self._tensors]
-        for tensor in self._tensors:
+        memory, tensors = self._space.memory, tensors or self._tensors
+        written = [(tensor.label, memory(moved.get(tensor.label, tensor.p))) for tensor in tensors]
+        for tensor in tensors:
             written += [(f"state[{name!r}]{tensor.path}", array) for name, array in tensor.arrays.items()]
         return Ranges(written)
+
+    def add_group(self, group: Mapping[str, Any]) -> None:
+        """Add a parameter group, whose state starts at its first gradients.
+
+        Parameters
+        ----------
+        group : dict
+            "params", a list, tuple or dict of arrays, and its own hyperparameters; those that it has not are what the
+            Optimizer was made with. `params`, gradients and state have one entry more from here on; where there were
+            no groups, what there was is the first of two.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As of the Optimizer; nothing was changed then.
+        """
+        self._settle()
+        if not isinstance(group, Mapping) or "params" not in group:
+            raise TypeError(f"a group is {{'params': …, hyperparameters}}, not {kind(group)}")
+        added, owners, own = structured([group])
+        before, hyper = self._structure, self._hyper
+        structure = Structure((*before.branches, *added.branches), True)
+        number, paths = len(before.branches), structure.paths
+        rows: list[dict[str, Any]] = [hyper.of(k) for k in range(number)]
+        for (k, name), schedule in hyper.schedules.items():
+            rows[k][name] = schedule
+        common = {name: value for name, value in self._common.items() if name not in self._options}
+        with within(f"groups[{number}]: "):
+            for name in self._options:
+                if name in own[0]:
+                    raise ValueError(f"option {name!r} is fixed in the kernel, which all groups share")
+            rows.append(chosen(self.rule, {**common, **own[0]})[0])
+        hyper = Hyperparameters(self._kernel, rows)
+        hyper.replace(hyper.at(max(int(self._count[0]), 1)), hyper.schedules)
+        old = [
+            replace(tensor, path=path)
+            for tensor, (_, path) in zip(self._tensors, paths[: len(self._tensors)], strict=True)
+        ]
+        new = self._make_tensors(paths[len(old) :], owners, [hyper.of(k) for k in range(number + 1)])
+        tensors = [*old, *new]
+        changed = {"_structure": structure, "_listed": False, "_hyper": hyper, "_values": hyper.values}
+        changed |= {"_tensors": tensors, "_ranges": self._occupied(tensors=tensors), "_plan": None, "_kept": ()}
+        changed["params"] = structure.build(tensor.owner for tensor in tensors)
+        self.__dict__.update(changed)  # all of it, or nothing
 
     # ── stepping ────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -249,7 +296,7 @@ class Optimizer:
         """
         if self._begun is not None or self._progress.unfinished:
             self._resolve()
-        # The arrays of the last step again, which is usual, need no check: they were checked then, and are kept.
+        # The arrays of the last step again, which is usual, are kept, and were checked then.
         plain = (type(grads) is list or type(grads) is tuple) and self._listed
         listed = grads if plain else self._structure.flatten(grads, "grads")
         kept = self._kept
@@ -258,6 +305,7 @@ class Optimizer:
             or len(listed) != len(kept)
             or not all(map(is_, listed, kept))
             or (self._watched and any(ask() != at for ask, at in self._watched))
+            or not self._forms.hold()
         ):
             self._prepare([*listed])
         how = self._how
@@ -265,13 +313,22 @@ class Optimizer:
             scale = 1.0 if grad_scale is None else loss_scale(grad_scale)
             records = np.zeros(len(self._places) + 1, RECORD) if stats else None
             how = replace(how, grad_scale=scale, stats=records)
-        if self._plain:
-            t = self._count[0] + 1
-            if self._plan.step(self._values, t, how) is False and not self._progress.undecided:
-                self._count[0] = t  # the engine has, unless there was nothing to do
-        else:
-            self._unusual_step(how)
+        before = self._count[0]
+        try:
+            if not self._plain:
+                self._unusual_step(how)
+            elif self._plan.step(self._values, before + 1, how) is False and not self._progress.undecided:
+                self._count[0] = before + 1  # the engine has, unless there was nothing to do
+        finally:
+            if self._tell is not None:
+                self._tell_of_changes(before)
         return Stats(how.stats, self._places, len(self._tensors)) if stats else None
+
+    def _tell_of_changes(self, before: int) -> None:
+        """Tell the library of the tensors that they were written to, if they were, by a step behind so many."""
+        progress = self._progress
+        if self._count[0] != before or progress.undecided or progress.unfinished or self.zero_grads:
+            self._tell()
 
     def _prepare(self, grads: list[Any]) -> None:
         """Check the gradients and make the plan of steps with them."""
@@ -299,6 +356,10 @@ class Optimizer:
             how = replace(how, starting=np.array([not tensor.started for tensor in tensors], np.uint8))
         self._set(_plan=None)  # what belongs to a plan is replaced with it, or there is none
         plan = self._engine.plan(tensors, views)
+        given = [array for array in grads if array is not None]
+        owners = [tensor.owner for tensor in tensors]
+        self._set(_forms=Forms([] if self.zero_grads else given, [*owners, *(given if self.zero_grads else ())]))
+        self._set(_tell=teller([*owners, *(given if self.zero_grads else ())]))
         self._set(_starting=starting, _watched=watched, _kept=grads, _places=places, _how=how)
         self._set(_plain=not (starting or self._hyper.schedules), _plan=plan)
 
@@ -307,13 +368,14 @@ class Optimizer:
         watched, moved = [], {}
         for tensor in self._tensors:
             moving = self._space.pointer(tensor.owner)
-            if moving is not None:
+            if moving is not None or isinstance(tensor.owner, np.ndarray):
                 array = self._space.parameter(tensor.owner, tensor.label)
                 if array.shape != tensor.shape or array.dtype != tensor.p.dtype:
                     now = f"{array.dtype} of shape {array.shape}"
                     raise ValueError(f"{tensor.label} has become {now} since the optimizer was made")
                 if address(self._space.memory(array)) != tensor.home:
                     moved[tensor.label] = array.reshape(-1)
+            if moving is not None:
                 watched.append(moving)
         if moved:
             self._set(_ranges=self._occupied(moved))
@@ -472,8 +534,14 @@ class Optimizer:
         about = ", ".join([f"{self.rule.name} of {len(self._tensors)} tensor(s){groups}", t, *settings])
         return f"<Optimizer {about}>"
 
-    def __reduce_ex__(self, protocol: Any) -> NoReturn:
-        raise TypeError("an Optimizer is not copied or pickled: make another one, and give it state_dict() of this one")
+    def __copy__(self) -> NoReturn:
+        raise TypeError("two Optimizers cannot share their parameters and state: copy.deepcopy() copies both")
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Optimizer:
+        return copying.deep(self, memo)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return copying.made, (type(self), copying.recipe(self))
 
     # ── resuming ────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -542,7 +610,7 @@ class Optimizer:
 def loss_scale(value: Any) -> float:
     """A loss scale: a positive number with a finite inverse."""
     try:
-        number = float(value)
+        number = double(value)
     except (TypeError, ValueError):
         raise TypeError(f"grad_scale is a number, not {value!r}") from None
     except OverflowError:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .arrays import kind
+from .arrays import kind, teller
 from .functions import Array
 from .hyperparameters import Hyperparameters, Schedules
 from .ir import Kernel
@@ -23,11 +23,13 @@ if TYPE_CHECKING:
     from .optimizer import Optimizer
 
 
-def state_dict(opt: Optimizer) -> dict[str, Any]:
-    """`Optimizer.state_dict`."""
+def state_dict(
+    opt: Optimizer, describe: Callable[[Hyperparameters], list[dict[str, Any]]] | None = None
+) -> dict[str, Any]:
+    """`Optimizer.state_dict`; `describe` gives what it says of the schedules."""
     structure, hyper = opt._structure, opt._hyper
     rows = [hyper.of(k) for k in range(len(hyper.values))]
-    schedules = schedules_to_save(hyper)
+    schedules = (describe or schedules_to_save)(hyper)
     return {
         "rule": opt.rule.name,
         "hash": opt.rule.hash,
@@ -76,6 +78,9 @@ class Saved:
             tensor.started = bool(flag)
         opt._hyper.replace(*self.hyperparameters)
         opt._count[0] = self.t
+        tell = teller(tensor.owner for tensor in opt._tensors)
+        if tell is not None:
+            tell()
         progress.unfinished = ""
         for name, value in self.lost:
             warnings.warn(f"{name} was a function that could not be saved; it is {value!r} from here on", stacklevel=4)

@@ -97,7 +97,7 @@ class Progress:
 
     def __init__(self) -> None:
         self.steps = np.zeros(1, np.uint64)
-        self.count = memoryview(self.steps)
+        self.count = memoryview(self.steps.data)
         self.undecided = False
         self.unfinished = ""
 

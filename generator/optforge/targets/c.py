@@ -259,9 +259,9 @@ def opened(ffi: Any, path: Path) -> Any:
             system.fesetenv(environment)
     if path in FLUSHING:
         raise EnvironmentProblem(
-            "the C compiler links code into the kernel that makes subnormal numbers zero in the whole process, those of "
-            "NumPy too: leave -funsafe-math-optimizations, -ffast-math and -Ofast out of the variable CC, or out of the "
-            "script that is the compiler (kernels are as fast without)"
+            "the C compiler links code into the kernel that makes subnormal numbers zero in the whole process, those "
+            "of NumPy too: leave -funsafe-math-optimizations, -ffast-math and -Ofast out of the variable CC, or out of "
+            "the script that is the compiler (kernels are as fast without)"
         )
     return loaded
 

@@ -153,7 +153,8 @@ class Plan:
         if how.zero_grads:
             writes += [(gradient, 0) for gradient in self.gradients]
         # No bytecode comes between them, and so no exception from outside, such as a KeyboardInterrupt.
-        list(map(operator.setitem, [own for own, _ in writes], repeat(...), [values for _, values in writes]))
+        set_all: Callable[..., Any] = operator.setitem
+        list(map(set_all, [own for own, _ in writes], repeat(...), [values for _, values in writes]))
         return skipped
 
     def tell(self, walks: Sequence[Walk], records: Array, skipped: bool) -> None:
