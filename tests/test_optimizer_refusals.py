@@ -136,7 +136,7 @@ BAD_SETTINGS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"zzz": 1}, TypeError, "no hyperparameter 'zzz'; it has lr, beta, psi, floor, nesterov, average$"),
     ({"t": 3}, TypeError, "no hyperparameter 't'"),
     ({"lr": math.nan}, ValueError, "^hyperparameter 'lr' is NaN$"),
-    ({"lr": "nan"}, ValueError, "^hyperparameter 'lr' is NaN$"),
+    ({"lr": float("nan")}, ValueError, "^hyperparameter 'lr' is NaN$"),
     ({"lr": "x"}, TypeError, "^hyperparameter 'lr' is a number, not 'x'$"),
     ({"lr": None}, TypeError, "^hyperparameter 'lr' is a number, not None$"),
     ({"lr": 1j}, TypeError, "^hyperparameter 'lr' is a number, not 1j$"),

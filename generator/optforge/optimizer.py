@@ -21,6 +21,7 @@ from .groups import Group, chosen, settle, within
 from .hyperparameters import Hyperparameters
 from .ir import State
 from .language import Rule
+from .mistakes import MISTAKES, SHORT, shorten
 from .resume import steps_taken
 from .settings import double
 from .spaces import HOST, Host
@@ -138,34 +139,35 @@ class Optimizer:
         zero_grads: bool = False,
         **settings: Any,
     ):
-        for name, value in (("skip_nonfinite", skip_nonfinite), ("zero_grads", zero_grads)):
-            if not isinstance(value, (bool, np.bool_)):
-                raise TypeError(f"{name} is True or False, not {value!r}")
-        check_threads(threads)
-        make = engine(target)
-        structure, owners, own = structured(params)
-        self._set(rule=named_rule(rule), target=target, threads=threads, params=structure.build(owners))
-        self._set(skip_nonfinite=bool(skip_nonfinite), zero_grads=bool(zero_grads))
-        rows, options = settle(self.rule, settings, own, structure.grouped)
-        # The kernel has the rule's own defaults, so that other hyperparameters need no other library.
-        kernel = self.rule.kernel(**options)
-        hyper = Hyperparameters(kernel, rows)
-        most = min(threads or 0, MOST_THREADS)
-        self._set(_kernel=kernel, _options=options, _names=hyper.names, _hyper=hyper, _values=hyper.values)
-        self._set(_structure=structure, _listed=structure.listed, _common=settings)
-        progress = Progress()
-        self._set(_progress=progress, _count=progress.count, _begun=None)
-        self._set(_usual=How(most, 1.0, self.skip_nonfinite, self.zero_grads, progress=progress))
-        self._set(_how=self._usual)
-        self._set(_space=make.space() if hasattr(make, "space") else HOST)
-        self._set(_tensors=self._make_tensors(structure.paths, owners, self._rows()))
-        self._set(_ranges=self._occupied(), _engine=make(self.rule, kernel))
-        self._set(_plan=None, _kept=(), _watched=(), _starting=(), _places=(), _plain=False, _tell=None)
-        for name in (*hyper.names, *options):
-            if name in self.__dict__ or hasattr(type(self), name):
-                raise UsageError(
-                    f"the Optimizer uses the name {name!r} of rule {self.rule.name!r} itself; choose another"
-                )
+        with SHORT:
+            for name, value in (("skip_nonfinite", skip_nonfinite), ("zero_grads", zero_grads)):
+                if not isinstance(value, (bool, np.bool_)):
+                    raise TypeError(f"{name} is True or False, not {value!r}")
+            check_threads(threads)
+            make = engine(target)
+            structure, owners, own = structured(params)
+            self._set(rule=named_rule(rule), target=target, threads=threads, params=structure.build(owners))
+            self._set(skip_nonfinite=bool(skip_nonfinite), zero_grads=bool(zero_grads))
+            rows, options = settle(self.rule, settings, own, structure.grouped)
+            # The kernel has the rule's own defaults, so that other hyperparameters need no other library.
+            kernel = self.rule.kernel(**options)
+            hyper = Hyperparameters(kernel, rows)
+            most = min(threads or 0, MOST_THREADS)
+            self._set(_kernel=kernel, _options=options, _names=hyper.names, _hyper=hyper, _values=hyper.values)
+            self._set(_structure=structure, _listed=structure.listed, _common=settings)
+            progress = Progress()
+            self._set(_progress=progress, _count=progress.count, _begun=None)
+            self._set(_usual=How(most, 1.0, self.skip_nonfinite, self.zero_grads, progress=progress))
+            self._set(_how=self._usual)
+            self._set(_space=make.space() if hasattr(make, "space") else HOST)
+            self._set(_tensors=self._make_tensors(structure.paths, owners, self._rows()))
+            self._set(_ranges=self._occupied(), _engine=make(self.rule, kernel))
+            self._set(_plan=None, _kept=(), _watched=(), _starting=(), _places=(), _plain=False, _tell=None)
+            for name in (*hyper.names, *options):
+                if name in self.__dict__ or hasattr(type(self), name):
+                    raise UsageError(
+                        f"the Optimizer uses the name {name!r} of rule {self.rule.name!r} itself; choose another"
+                    )
 
     def _set(self, **attributes: Any) -> None:
         """Set own attributes; plain assignment is for hyperparameters and `t`."""
@@ -228,34 +230,35 @@ class Optimizer:
         TypeError, ValueError
             As of the Optimizer; nothing was changed then.
         """
-        self._settle()
-        if not isinstance(group, Mapping) or "params" not in group:
-            raise TypeError(f"a group is {{'params': …, hyperparameters}}, not {kind(group)}")
-        added, owners, own = structured([group])
-        before, hyper = self._structure, self._hyper
-        structure = Structure((*before.branches, *added.branches), True)
-        number, paths = len(before.branches), structure.paths
-        rows: list[dict[str, Any]] = [hyper.of(k) for k in range(number)]
-        for (k, name), schedule in hyper.schedules.items():
-            rows[k][name] = schedule
-        common = {name: value for name, value in self._common.items() if name not in self._options}
-        with within(f"groups[{number}]: "):
-            for name in self._options:
-                if name in own[0]:
-                    raise ValueError(f"option {name!r} is fixed in the kernel, which all groups share")
-            rows.append(chosen(self.rule, {**common, **own[0]})[0])
-        hyper = Hyperparameters(self._kernel, rows)
-        hyper.replace(hyper.at(max(int(self._count[0]), 1)), hyper.schedules)
-        old = [
-            replace(tensor, path=path)
-            for tensor, (_, path) in zip(self._tensors, paths[: len(self._tensors)], strict=True)
-        ]
-        new = self._make_tensors(paths[len(old) :], owners, [hyper.of(k) for k in range(number + 1)])
-        tensors = [*old, *new]
-        changed = {"_structure": structure, "_listed": False, "_hyper": hyper, "_values": hyper.values}
-        changed |= {"_tensors": tensors, "_ranges": self._occupied(tensors=tensors), "_plan": None, "_kept": ()}
-        changed["params"] = structure.build(tensor.owner for tensor in tensors)
-        self.__dict__.update(changed)  # all of it, or nothing
+        with SHORT:
+            self._settle()
+            if not isinstance(group, Mapping) or "params" not in group:
+                raise TypeError(f"a group is {{'params': …, hyperparameters}}, not {kind(group)}")
+            added, owners, own = structured([group])
+            before, hyper = self._structure, self._hyper
+            structure = Structure((*before.branches, *added.branches), True)
+            number, paths = len(before.branches), structure.paths
+            rows: list[dict[str, Any]] = [hyper.of(k) for k in range(number)]
+            for (k, name), schedule in hyper.schedules.items():
+                rows[k][name] = schedule
+            common = {name: value for name, value in self._common.items() if name not in self._options}
+            with within(f"groups[{number}]: "):
+                for name in self._options:
+                    if name in own[0]:
+                        raise ValueError(f"option {name!r} is fixed in the kernel, which all groups share")
+                rows.append(chosen(self.rule, {**common, **own[0]})[0])
+            hyper = Hyperparameters(self._kernel, rows)
+            hyper.replace(hyper.at(max(int(self._count[0]), 1)), hyper.schedules)
+            old = [
+                replace(tensor, path=path)
+                for tensor, (_, path) in zip(self._tensors, paths[: len(self._tensors)], strict=True)
+            ]
+            new = self._make_tensors(paths[len(old) :], owners, [hyper.of(k) for k in range(number + 1)])
+            tensors = [*old, *new]
+            changed = {"_structure": structure, "_listed": False, "_hyper": hyper, "_values": hyper.values}
+            changed |= {"_tensors": tensors, "_ranges": self._occupied(tensors=tensors), "_plan": None, "_kept": ()}
+            changed["params"] = structure.build(tensor.owner for tensor in tensors)
+            self.__dict__.update(changed)  # all of it, or nothing
 
     # ── stepping ────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -294,35 +297,39 @@ class Optimizer:
         or not begun. On a GPU alone, where a step is several launches, it can find it half done: `step`, `save` and `t`
         are errors then, until `load` or `load_state_dict`.
         """
-        if self._begun is not None or self._progress.unfinished:
-            self._resolve()
-        # The arrays of the last step again, which is usual, are kept, and were checked then.
-        plain = (type(grads) is list or type(grads) is tuple) and self._listed
-        listed = grads if plain else self._structure.flatten(grads, "grads")
-        kept = self._kept
-        if (
-            self._plan is None
-            or len(listed) != len(kept)
-            or not all(map(is_, listed, kept))
-            or (self._watched and any(ask() != at for ask, at in self._watched))
-            or not self._forms.hold()
-        ):
-            self._prepare([*listed])
-        how = self._how
-        if grad_scale is not None or stats:
-            scale = 1.0 if grad_scale is None else loss_scale(grad_scale)
-            records = np.zeros(len(self._places) + 1, RECORD) if stats else None
-            how = replace(how, grad_scale=scale, stats=records)
-        before = self._count[0]
         try:
-            if not self._plain:
-                self._unusual_step(how)
-            elif self._plan.step(self._values, before + 1, how) is False and not self._progress.undecided:
-                self._count[0] = before + 1  # the engine has, unless there was nothing to do
-        finally:
-            if self._tell is not None:
-                self._tell_of_changes(before)
-        return Stats(how.stats, self._places, len(self._tensors)) if stats else None
+            if self._begun is not None or self._progress.unfinished:
+                self._resolve()
+            # The arrays of the last step again, which is usual, are kept, and were checked then.
+            plain = (type(grads) is list or type(grads) is tuple) and self._listed
+            listed = grads if plain else self._structure.flatten(grads, "grads")
+            kept = self._kept
+            if (
+                self._plan is None
+                or len(listed) != len(kept)
+                or not all(map(is_, listed, kept))
+                or (self._watched and any(ask() != at for ask, at in self._watched))
+                or not self._forms.hold()
+            ):
+                self._prepare([*listed])
+            how = self._how
+            if grad_scale is not None or stats:
+                scale = 1.0 if grad_scale is None else loss_scale(grad_scale)
+                records = np.zeros(len(self._places) + 1, RECORD) if stats else None
+                how = replace(how, grad_scale=scale, stats=records)
+            before = self._count[0]
+            try:
+                if not self._plain:
+                    self._unusual_step(how)
+                elif self._plan.step(self._values, before + 1, how) is False and not self._progress.undecided:
+                    self._count[0] = before + 1  # the engine has, unless there was nothing to do
+            finally:
+                if self._tell is not None:
+                    self._tell_of_changes(before)
+            return Stats(how.stats, self._places, len(self._tensors)) if stats else None
+        except MISTAKES as problem:
+            shorten(problem)
+            raise
 
     def _tell_of_changes(self, before: int) -> None:
         """Tell the library of the tensors that they were written to, if they were, by a step behind so many."""
@@ -505,22 +512,23 @@ class Optimizer:
         raise AttributeError(f"{type(self).__name__} has no attribute {name!r}{nearest(name, own.get('_names', ()))}")
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in self._names:
-            self._assign(range(len(self._values)), name, value)
-        elif name in self._options:
-            raise ValueError(f"option {name!r} was fixed when the kernel was generated; make another Optimizer")
-        elif name == "t":
-            t = steps_taken(value)
-            self._settle()
-            self._hyper.replace(self._hyper.at(max(t, 1)), self._hyper.schedules)
-            self._count[0] = t
-        elif name in self.__dict__ or hasattr(type(self), name):
-            raise AttributeError(f"{name!r} of an Optimizer cannot be set")
-        else:
-            known = [*self._names, "t"]
-            raise AttributeError(
-                f"{name!r} is not a hyperparameter{nearest(name, known)} (there are {', '.join(known)})"
-            )
+        with SHORT:
+            if name in self._names:
+                self._assign(range(len(self._values)), name, value)
+            elif name in self._options:
+                raise ValueError(f"option {name!r} was fixed when the kernel was generated; make another Optimizer")
+            elif name == "t":
+                t = steps_taken(value)
+                self._settle()
+                self._hyper.replace(self._hyper.at(max(t, 1)), self._hyper.schedules)
+                self._count[0] = t
+            elif name in self.__dict__ or hasattr(type(self), name):
+                raise AttributeError(f"{name!r} of an Optimizer cannot be set")
+            else:
+                known = [*self._names, "t"]
+                raise AttributeError(
+                    f"{name!r} is not a hyperparameter{nearest(name, known)} (there are {', '.join(known)})"
+                )
 
     def __dir__(self) -> list[str]:
         return [*super().__dir__(), *self._names, *self._options]
@@ -572,7 +580,8 @@ class Optimizer:
             It is of another rule, other options or other shapes; nothing was changed, and the message says all that
             does not fit.
         """
-        resume.checked(self, saved).apply(self)
+        with SHORT:
+            resume.checked(self, saved).apply(self)
 
     def save(self, path: str | os.PathLike[str], /, **companions: Any) -> None:
         """Write a checkpoint: parameters, state, hyperparameters, schedules and t, in the safetensors format.
@@ -602,7 +611,8 @@ class Optimizer:
         UserWarning
             A hyperparameter is a function of t without a `to_dict()`: only its present value is saved.
         """
-        checkpoint.save(self, path, companions)
+        with SHORT:
+            checkpoint.save(self, path, companions)
 
     load = checkpoint.Load()
 
