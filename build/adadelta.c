@@ -120,6 +120,8 @@ const char *adadelta_strerror(int status)
         return "a part is not in its tensor, or does not begin and end between chunks";
     case adadelta_ERROR_GROUP:
         return "a tensor's group is none of the groups";
+    case adadelta_ERROR_PHASE:
+        return "the phases to be done are not among those of a step";
     case adadelta_ERROR_ASSERT:
         return "the hyperparameters break: 0 <= rho < 1 and eps > 0";
     case adadelta_SKIPPED:
@@ -749,6 +751,8 @@ int adadelta_phases_f32(const adadelta_hyper *h, uint64_t t, const adadelta_tens
 
     if (options == NULL)
         return adadelta_ERROR_NULL;
+    if (first < 0 || first >= adadelta_PHASES || last < first || last > adadelta_PHASES)
+        return adadelta_ERROR_PHASE;
     w.list = tensors;
     w.count = count;
     w.options = options;
@@ -791,8 +795,11 @@ int adadelta_phases_f32(const adadelta_hyper *h, uint64_t t, const adadelta_tens
             adadelta_fold_all_f32(&w, phase);
         }
     (void)threads;
-    if (last >= adadelta_PHASES)
+    if (last >= adadelta_PHASES) {
         adadelta_finish_f32(&w);
+        if (options->applied != NULL && !w.skipped)
+            *options->applied = t;
+    }
     return w.skipped && last >= adadelta_PHASES ? adadelta_SKIPPED : adadelta_OK;
 }
 
@@ -1225,6 +1232,8 @@ int adadelta_phases_f64(const adadelta_hyper *h, uint64_t t, const adadelta_tens
 
     if (options == NULL)
         return adadelta_ERROR_NULL;
+    if (first < 0 || first >= adadelta_PHASES || last < first || last > adadelta_PHASES)
+        return adadelta_ERROR_PHASE;
     w.list = tensors;
     w.count = count;
     w.options = options;
@@ -1267,8 +1276,11 @@ int adadelta_phases_f64(const adadelta_hyper *h, uint64_t t, const adadelta_tens
             adadelta_fold_all_f64(&w, phase);
         }
     (void)threads;
-    if (last >= adadelta_PHASES)
+    if (last >= adadelta_PHASES) {
         adadelta_finish_f64(&w);
+        if (options->applied != NULL && !w.skipped)
+            *options->applied = t;
+    }
     return w.skipped && last >= adadelta_PHASES ? adadelta_SKIPPED : adadelta_OK;
 }
 

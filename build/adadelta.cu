@@ -224,6 +224,8 @@ const char *adadelta_cuda_strerror(int status)
         return "a part is not in its tensor, or does not begin and end between chunks";
     case adadelta_cuda_ERROR_GROUP:
         return "a tensor's group is none of the groups";
+    case adadelta_cuda_ERROR_PHASE:
+        return "the phases to be done are not among those of a step";
     case adadelta_cuda_ERROR_CUDA:
         return "a CUDA call failed; cudaGetLastError tells which";
     case adadelta_cuda_ERROR_ROWS:
@@ -1272,6 +1274,8 @@ int adadelta_cuda_phases(const adadelta_cuda_plan *plan, const adadelta_cuda_opt
 
     if (plan == NULL)
         return adadelta_cuda_ERROR_NULL;
+    if (first < 0 || first >= adadelta_cuda_PHASES || last < first || last > adadelta_cuda_PHASES)
+        return adadelta_cuda_ERROR_PHASE;
     w = *plan;
     if (options != NULL) {
         w.observe = options->stats != NULL || options->tensor_stats != NULL;

@@ -51,6 +51,7 @@ enum {
     adadelta_ERROR_WORKSPACE = 9,  /* the workspace is too small, or not aligned to doubles */
     adadelta_ERROR_PART = 10,      /* a part is not in its tensor, or does not begin and end between chunks */
     adadelta_ERROR_GROUP = 11,     /* a tensor's group is none of the groups */
+    adadelta_ERROR_PHASE = 12,     /* the phases to be done are not among those of a step */
     adadelta_ERROR_ASSERT = 100,   /* 0 <= rho < 1 and eps > 0 */
     adadelta_SKIPPED = -1          /* a gradient is NaN or infinite, so nothing was changed, and t does not advance */
 };
@@ -110,6 +111,7 @@ typedef struct adadelta_options {
     const size_t *group;                 /* of each tensor: which of the hyperparameters at h, then an array, it has;
                                             NULL: all have the first. Takes room in the workspace */
     size_t groups;                       /* how many hyperparameters are at h, where there is `group` */
+    uint64_t *applied;                   /* set to t by the call that finishes a step, unless it is skipped */
 } adadelta_options;
 
 /* Fills in the defaults: a plain step. */
@@ -142,7 +144,8 @@ adadelta_API void adadelta_state_init_f32(const adadelta_tensor_f32 *tensor);
 
 /* One step over a list of tensors, in place. t counts the steps from 1. Reentrant; expects the default rounding mode
  * and subnormal numbers switched on, and may raise floating-point exception flags.
- * step_with does it as the options say; phases does phases [first, last) of it, to be called in order.
+ * step_with does it as the options say; phases does phases [first, last) of it, to be called in order; with none,
+ * last = first, it checks its arguments.
  * check does everything but the step: adadelta_OK means that the step with the same arguments will succeed. */
 adadelta_API int adadelta_step_f32(const adadelta_hyper *h, uint64_t t, const adadelta_tensor_f32 *tensors,
                                    size_t count);
@@ -169,7 +172,8 @@ adadelta_API void adadelta_state_init_f64(const adadelta_tensor_f64 *tensor);
 
 /* One step over a list of tensors, in place. t counts the steps from 1. Reentrant; expects the default rounding mode
  * and subnormal numbers switched on, and may raise floating-point exception flags.
- * step_with does it as the options say; phases does phases [first, last) of it, to be called in order.
+ * step_with does it as the options say; phases does phases [first, last) of it, to be called in order; with none,
+ * last = first, it checks its arguments.
  * check does everything but the step: adadelta_OK means that the step with the same arguments will succeed. */
 adadelta_API int adadelta_step_f64(const adadelta_hyper *h, uint64_t t, const adadelta_tensor_f64 *tensors,
                                    size_t count);

@@ -118,6 +118,8 @@ const char *adagrad_strerror(int status)
         return "a part is not in its tensor, or does not begin and end between chunks";
     case adagrad_ERROR_GROUP:
         return "a tensor's group is none of the groups";
+    case adagrad_ERROR_PHASE:
+        return "the phases to be done are not among those of a step";
     case adagrad_ERROR_ASSERT:
         return "the hyperparameters break: eps > 0";
     case adagrad_SKIPPED:
@@ -730,6 +732,8 @@ int adagrad_phases_f32(const adagrad_hyper *h, uint64_t t, const adagrad_tensor_
 
     if (options == NULL)
         return adagrad_ERROR_NULL;
+    if (first < 0 || first >= adagrad_PHASES || last < first || last > adagrad_PHASES)
+        return adagrad_ERROR_PHASE;
     w.list = tensors;
     w.count = count;
     w.options = options;
@@ -772,8 +776,11 @@ int adagrad_phases_f32(const adagrad_hyper *h, uint64_t t, const adagrad_tensor_
             adagrad_fold_all_f32(&w, phase);
         }
     (void)threads;
-    if (last >= adagrad_PHASES)
+    if (last >= adagrad_PHASES) {
         adagrad_finish_f32(&w);
+        if (options->applied != NULL && !w.skipped)
+            *options->applied = t;
+    }
     return w.skipped && last >= adagrad_PHASES ? adagrad_SKIPPED : adagrad_OK;
 }
 
@@ -1196,6 +1203,8 @@ int adagrad_phases_f64(const adagrad_hyper *h, uint64_t t, const adagrad_tensor_
 
     if (options == NULL)
         return adagrad_ERROR_NULL;
+    if (first < 0 || first >= adagrad_PHASES || last < first || last > adagrad_PHASES)
+        return adagrad_ERROR_PHASE;
     w.list = tensors;
     w.count = count;
     w.options = options;
@@ -1238,8 +1247,11 @@ int adagrad_phases_f64(const adagrad_hyper *h, uint64_t t, const adagrad_tensor_
             adagrad_fold_all_f64(&w, phase);
         }
     (void)threads;
-    if (last >= adagrad_PHASES)
+    if (last >= adagrad_PHASES) {
         adagrad_finish_f64(&w);
+        if (options->applied != NULL && !w.skipped)
+            *options->applied = t;
+    }
     return w.skipped && last >= adagrad_PHASES ? adagrad_SKIPPED : adagrad_OK;
 }
 

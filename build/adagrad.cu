@@ -222,6 +222,8 @@ const char *adagrad_cuda_strerror(int status)
         return "a part is not in its tensor, or does not begin and end between chunks";
     case adagrad_cuda_ERROR_GROUP:
         return "a tensor's group is none of the groups";
+    case adagrad_cuda_ERROR_PHASE:
+        return "the phases to be done are not among those of a step";
     case adagrad_cuda_ERROR_CUDA:
         return "a CUDA call failed; cudaGetLastError tells which";
     case adagrad_cuda_ERROR_ROWS:
@@ -1247,6 +1249,8 @@ int adagrad_cuda_phases(const adagrad_cuda_plan *plan, const adagrad_cuda_option
 
     if (plan == NULL)
         return adagrad_cuda_ERROR_NULL;
+    if (first < 0 || first >= adagrad_cuda_PHASES || last < first || last > adagrad_cuda_PHASES)
+        return adagrad_cuda_ERROR_PHASE;
     w = *plan;
     if (options != NULL) {
         w.observe = options->stats != NULL || options->tensor_stats != NULL;

@@ -49,6 +49,7 @@ enum {
     adagrad_ERROR_WORKSPACE = 9,  /* the workspace is too small, or not aligned to doubles */
     adagrad_ERROR_PART = 10,      /* a part is not in its tensor, or does not begin and end between chunks */
     adagrad_ERROR_GROUP = 11,     /* a tensor's group is none of the groups */
+    adagrad_ERROR_PHASE = 12,     /* the phases to be done are not among those of a step */
     adagrad_ERROR_ASSERT = 100,   /* eps > 0 */
     adagrad_SKIPPED = -1          /* a gradient is NaN or infinite, so nothing was changed, and t does not advance */
 };
@@ -107,6 +108,7 @@ typedef struct adagrad_options {
     const size_t *group;                 /* of each tensor: which of the hyperparameters at h, then an array, it has;
                                             NULL: all have the first. Takes room in the workspace */
     size_t groups;                       /* how many hyperparameters are at h, where there is `group` */
+    uint64_t *applied;                   /* set to t by the call that finishes a step, unless it is skipped */
 } adagrad_options;
 
 /* Fills in the defaults: a plain step. */
@@ -138,7 +140,8 @@ adagrad_API void adagrad_state_init_f32(const adagrad_tensor_f32 *tensor);
 
 /* One step over a list of tensors, in place. t counts the steps from 1. Reentrant; expects the default rounding mode
  * and subnormal numbers switched on, and may raise floating-point exception flags.
- * step_with does it as the options say; phases does phases [first, last) of it, to be called in order.
+ * step_with does it as the options say; phases does phases [first, last) of it, to be called in order; with none,
+ * last = first, it checks its arguments.
  * check does everything but the step: adagrad_OK means that the step with the same arguments will succeed. */
 adagrad_API int adagrad_step_f32(const adagrad_hyper *h, uint64_t t, const adagrad_tensor_f32 *tensors,
                                  size_t count);
@@ -163,7 +166,8 @@ adagrad_API void adagrad_state_init_f64(const adagrad_tensor_f64 *tensor);
 
 /* One step over a list of tensors, in place. t counts the steps from 1. Reentrant; expects the default rounding mode
  * and subnormal numbers switched on, and may raise floating-point exception flags.
- * step_with does it as the options say; phases does phases [first, last) of it, to be called in order.
+ * step_with does it as the options say; phases does phases [first, last) of it, to be called in order; with none,
+ * last = first, it checks its arguments.
  * check does everything but the step: adagrad_OK means that the step with the same arguments will succeed. */
 adagrad_API int adagrad_step_f64(const adagrad_hyper *h, uint64_t t, const adagrad_tensor_f64 *tensors,
                                  size_t count);

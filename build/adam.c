@@ -121,6 +121,8 @@ const char *adam_strerror(int status)
         return "a part is not in its tensor, or does not begin and end between chunks";
     case adam_ERROR_GROUP:
         return "a tensor's group is none of the groups";
+    case adam_ERROR_PHASE:
+        return "the phases to be done are not among those of a step";
     case adam_ERROR_ASSERT:
         return "the hyperparameters break: 0 <= beta1 < 1 and 0 <= beta2 < 1 and eps > 0";
     case adam_SKIPPED:
@@ -778,6 +780,8 @@ int adam_phases_f32(const adam_hyper *h, uint64_t t, const adam_tensor_f32 *tens
 
     if (options == NULL)
         return adam_ERROR_NULL;
+    if (first < 0 || first >= adam_PHASES || last < first || last > adam_PHASES)
+        return adam_ERROR_PHASE;
     w.list = tensors;
     w.count = count;
     w.options = options;
@@ -820,8 +824,11 @@ int adam_phases_f32(const adam_hyper *h, uint64_t t, const adam_tensor_f32 *tens
             adam_fold_all_f32(&w, phase);
         }
     (void)threads;
-    if (last >= adam_PHASES)
+    if (last >= adam_PHASES) {
         adam_finish_f32(&w);
+        if (options->applied != NULL && !w.skipped)
+            *options->applied = t;
+    }
     return w.skipped && last >= adam_PHASES ? adam_SKIPPED : adam_OK;
 }
 
@@ -1252,6 +1259,8 @@ int adam_phases_f64(const adam_hyper *h, uint64_t t, const adam_tensor_f64 *tens
 
     if (options == NULL)
         return adam_ERROR_NULL;
+    if (first < 0 || first >= adam_PHASES || last < first || last > adam_PHASES)
+        return adam_ERROR_PHASE;
     w.list = tensors;
     w.count = count;
     w.options = options;
@@ -1294,8 +1303,11 @@ int adam_phases_f64(const adam_hyper *h, uint64_t t, const adam_tensor_f64 *tens
             adam_fold_all_f64(&w, phase);
         }
     (void)threads;
-    if (last >= adam_PHASES)
+    if (last >= adam_PHASES) {
         adam_finish_f64(&w);
+        if (options->applied != NULL && !w.skipped)
+            *options->applied = t;
+    }
     return w.skipped && last >= adam_PHASES ? adam_SKIPPED : adam_OK;
 }
 

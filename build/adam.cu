@@ -221,6 +221,8 @@ const char *adam_cuda_strerror(int status)
         return "a part is not in its tensor, or does not begin and end between chunks";
     case adam_cuda_ERROR_GROUP:
         return "a tensor's group is none of the groups";
+    case adam_cuda_ERROR_PHASE:
+        return "the phases to be done are not among those of a step";
     case adam_cuda_ERROR_CUDA:
         return "a CUDA call failed; cudaGetLastError tells which";
     case adam_cuda_ERROR_ROWS:
@@ -1296,6 +1298,8 @@ int adam_cuda_phases(const adam_cuda_plan *plan, const adam_cuda_options *option
 
     if (plan == NULL)
         return adam_cuda_ERROR_NULL;
+    if (first < 0 || first >= adam_cuda_PHASES || last < first || last > adam_cuda_PHASES)
+        return adam_cuda_ERROR_PHASE;
     w = *plan;
     if (options != NULL) {
         w.observe = options->stats != NULL || options->tensor_stats != NULL;

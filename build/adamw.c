@@ -122,6 +122,8 @@ const char *adamw_strerror(int status)
         return "a part is not in its tensor, or does not begin and end between chunks";
     case adamw_ERROR_GROUP:
         return "a tensor's group is none of the groups";
+    case adamw_ERROR_PHASE:
+        return "the phases to be done are not among those of a step";
     case adamw_ERROR_ASSERT:
         return "the hyperparameters break: 0 <= beta1 < 1 and 0 <= beta2 < 1 and eps >= 0 and weight_decay >= 0";
     case adamw_SKIPPED:
@@ -789,6 +791,8 @@ int adamw_phases_f32(const adamw_hyper *h, uint64_t t, const adamw_tensor_f32 *t
 
     if (options == NULL)
         return adamw_ERROR_NULL;
+    if (first < 0 || first >= adamw_PHASES || last < first || last > adamw_PHASES)
+        return adamw_ERROR_PHASE;
     w.list = tensors;
     w.count = count;
     w.options = options;
@@ -831,8 +835,11 @@ int adamw_phases_f32(const adamw_hyper *h, uint64_t t, const adamw_tensor_f32 *t
             adamw_fold_all_f32(&w, phase);
         }
     (void)threads;
-    if (last >= adamw_PHASES)
+    if (last >= adamw_PHASES) {
         adamw_finish_f32(&w);
+        if (options->applied != NULL && !w.skipped)
+            *options->applied = t;
+    }
     return w.skipped && last >= adamw_PHASES ? adamw_SKIPPED : adamw_OK;
 }
 
@@ -1265,6 +1272,8 @@ int adamw_phases_f64(const adamw_hyper *h, uint64_t t, const adamw_tensor_f64 *t
 
     if (options == NULL)
         return adamw_ERROR_NULL;
+    if (first < 0 || first >= adamw_PHASES || last < first || last > adamw_PHASES)
+        return adamw_ERROR_PHASE;
     w.list = tensors;
     w.count = count;
     w.options = options;
@@ -1307,8 +1316,11 @@ int adamw_phases_f64(const adamw_hyper *h, uint64_t t, const adamw_tensor_f64 *t
             adamw_fold_all_f64(&w, phase);
         }
     (void)threads;
-    if (last >= adamw_PHASES)
+    if (last >= adamw_PHASES) {
         adamw_finish_f64(&w);
+        if (options->applied != NULL && !w.skipped)
+            *options->applied = t;
+    }
     return w.skipped && last >= adamw_PHASES ? adamw_SKIPPED : adamw_OK;
 }
 

@@ -222,6 +222,8 @@ const char *adamw_cuda_strerror(int status)
         return "a part is not in its tensor, or does not begin and end between chunks";
     case adamw_cuda_ERROR_GROUP:
         return "a tensor's group is none of the groups";
+    case adamw_cuda_ERROR_PHASE:
+        return "the phases to be done are not among those of a step";
     case adamw_cuda_ERROR_CUDA:
         return "a CUDA call failed; cudaGetLastError tells which";
     case adamw_cuda_ERROR_ROWS:
@@ -1308,6 +1310,8 @@ int adamw_cuda_phases(const adamw_cuda_plan *plan, const adamw_cuda_options *opt
 
     if (plan == NULL)
         return adamw_cuda_ERROR_NULL;
+    if (first < 0 || first >= adamw_cuda_PHASES || last < first || last > adamw_cuda_PHASES)
+        return adamw_cuda_ERROR_PHASE;
     w = *plan;
     if (options != NULL) {
         w.observe = options->stats != NULL || options->tensor_stats != NULL;

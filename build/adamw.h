@@ -53,6 +53,7 @@ enum {
     adamw_ERROR_WORKSPACE = 9,  /* the workspace is too small, or not aligned to doubles */
     adamw_ERROR_PART = 10,      /* a part is not in its tensor, or does not begin and end between chunks */
     adamw_ERROR_GROUP = 11,     /* a tensor's group is none of the groups */
+    adamw_ERROR_PHASE = 12,     /* the phases to be done are not among those of a step */
     adamw_ERROR_ASSERT = 100,   /* 0 <= beta1 < 1 and 0 <= beta2 < 1 and eps >= 0 and weight_decay >= 0 */
     adamw_SKIPPED = -1          /* a gradient is NaN or infinite, so nothing was changed, and t does not advance */
 };
@@ -114,6 +115,7 @@ typedef struct adamw_options {
     const size_t *group;                 /* of each tensor: which of the hyperparameters at h, then an array, it has;
                                             NULL: all have the first. Takes room in the workspace */
     size_t groups;                       /* how many hyperparameters are at h, where there is `group` */
+    uint64_t *applied;                   /* set to t by the call that finishes a step, unless it is skipped */
 } adamw_options;
 
 /* Fills in the defaults: a plain step. */
@@ -146,7 +148,8 @@ adamw_API void adamw_state_init_f32(const adamw_tensor_f32 *tensor);
 
 /* One step over a list of tensors, in place. t counts the steps from 1. Reentrant; expects the default rounding mode
  * and subnormal numbers switched on, and may raise floating-point exception flags.
- * step_with does it as the options say; phases does phases [first, last) of it, to be called in order.
+ * step_with does it as the options say; phases does phases [first, last) of it, to be called in order; with none,
+ * last = first, it checks its arguments.
  * check does everything but the step: adamw_OK means that the step with the same arguments will succeed. */
 adamw_API int adamw_step_f32(const adamw_hyper *h, uint64_t t, const adamw_tensor_f32 *tensors, size_t count);
 adamw_API int adamw_step_with_f32(const adamw_hyper *h, uint64_t t, const adamw_tensor_f32 *tensors,
@@ -171,7 +174,8 @@ adamw_API void adamw_state_init_f64(const adamw_tensor_f64 *tensor);
 
 /* One step over a list of tensors, in place. t counts the steps from 1. Reentrant; expects the default rounding mode
  * and subnormal numbers switched on, and may raise floating-point exception flags.
- * step_with does it as the options say; phases does phases [first, last) of it, to be called in order.
+ * step_with does it as the options say; phases does phases [first, last) of it, to be called in order; with none,
+ * last = first, it checks its arguments.
  * check does everything but the step: adamw_OK means that the step with the same arguments will succeed. */
 adamw_API int adamw_step_f64(const adamw_hyper *h, uint64_t t, const adamw_tensor_f64 *tensors, size_t count);
 adamw_API int adamw_step_with_f64(const adamw_hyper *h, uint64_t t, const adamw_tensor_f64 *tensors,

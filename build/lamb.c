@@ -129,6 +129,8 @@ const char *lamb_strerror(int status)
         return "a part is not in its tensor, or does not begin and end between chunks";
     case lamb_ERROR_GROUP:
         return "a tensor's group is none of the groups";
+    case lamb_ERROR_PHASE:
+        return "the phases to be done are not among those of a step";
     case lamb_ERROR_ASSERT:
         return "the hyperparameters break: 0 <= beta1 < 1 and 0 <= beta2 < 1 and eps >= 0 and weight_decay >= 0";
     case lamb_SKIPPED:
@@ -877,6 +879,8 @@ int lamb_phases_f32(const lamb_hyper *h, uint64_t t, const lamb_tensor_f32 *tens
 
     if (options == NULL)
         return lamb_ERROR_NULL;
+    if (first < 0 || first >= lamb_PHASES || last < first || last > lamb_PHASES)
+        return lamb_ERROR_PHASE;
     w.list = tensors;
     w.count = count;
     w.options = options;
@@ -919,8 +923,11 @@ int lamb_phases_f32(const lamb_hyper *h, uint64_t t, const lamb_tensor_f32 *tens
             lamb_fold_all_f32(&w, phase);
         }
     (void)threads;
-    if (last >= lamb_PHASES)
+    if (last >= lamb_PHASES) {
         lamb_finish_f32(&w);
+        if (options->applied != NULL && !w.skipped)
+            *options->applied = t;
+    }
     return w.skipped && last >= lamb_PHASES ? lamb_SKIPPED : lamb_OK;
 }
 
@@ -1430,6 +1437,8 @@ int lamb_phases_f64(const lamb_hyper *h, uint64_t t, const lamb_tensor_f64 *tens
 
     if (options == NULL)
         return lamb_ERROR_NULL;
+    if (first < 0 || first >= lamb_PHASES || last < first || last > lamb_PHASES)
+        return lamb_ERROR_PHASE;
     w.list = tensors;
     w.count = count;
     w.options = options;
@@ -1472,8 +1481,11 @@ int lamb_phases_f64(const lamb_hyper *h, uint64_t t, const lamb_tensor_f64 *tens
             lamb_fold_all_f64(&w, phase);
         }
     (void)threads;
-    if (last >= lamb_PHASES)
+    if (last >= lamb_PHASES) {
         lamb_finish_f64(&w);
+        if (options->applied != NULL && !w.skipped)
+            *options->applied = t;
+    }
     return w.skipped && last >= lamb_PHASES ? lamb_SKIPPED : lamb_OK;
 }
 

@@ -229,6 +229,8 @@ const char *lamb_cuda_strerror(int status)
         return "a part is not in its tensor, or does not begin and end between chunks";
     case lamb_cuda_ERROR_GROUP:
         return "a tensor's group is none of the groups";
+    case lamb_cuda_ERROR_PHASE:
+        return "the phases to be done are not among those of a step";
     case lamb_cuda_ERROR_CUDA:
         return "a CUDA call failed; cudaGetLastError tells which";
     case lamb_cuda_ERROR_ROWS:
@@ -1474,6 +1476,8 @@ int lamb_cuda_phases(const lamb_cuda_plan *plan, const lamb_cuda_options *option
 
     if (plan == NULL)
         return lamb_cuda_ERROR_NULL;
+    if (first < 0 || first >= lamb_cuda_PHASES || last < first || last > lamb_cuda_PHASES)
+        return lamb_cuda_ERROR_PHASE;
     w = *plan;
     if (options != NULL) {
         w.observe = options->stats != NULL || options->tensor_stats != NULL;

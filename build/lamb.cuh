@@ -60,8 +60,9 @@ enum {
     lamb_cuda_ERROR_WORKSPACE = 9,  /* the workspace is too small, or not aligned to doubles */
     lamb_cuda_ERROR_PART = 10,      /* a part is not in its tensor, or does not begin and end between chunks */
     lamb_cuda_ERROR_GROUP = 11,     /* a tensor's group is none of the groups */
-    lamb_cuda_ERROR_CUDA = 12,      /* a CUDA call failed; cudaGetLastError tells which */
-    lamb_cuda_ERROR_ROWS = 13,      /* the device came to a step whose scalars it was not given */
+    lamb_cuda_ERROR_PHASE = 12,     /* the phases to be done are not among those of a step */
+    lamb_cuda_ERROR_CUDA = 13,      /* a CUDA call failed; cudaGetLastError tells which */
+    lamb_cuda_ERROR_ROWS = 14,      /* the device came to a step whose scalars it was not given */
     lamb_cuda_ERROR_ASSERT = 100,   /* 0 <= beta1 < 1 and 0 <= beta2 < 1 and eps >= 0 and weight_decay >= 0 */
     lamb_cuda_SKIPPED = -1          /* a gradient is NaN or infinite, so nothing was changed, and t does not advance */
 };

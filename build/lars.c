@@ -114,6 +114,8 @@ const char *lars_strerror(int status)
         return "a part is not in its tensor, or does not begin and end between chunks";
     case lars_ERROR_GROUP:
         return "a tensor's group is none of the groups";
+    case lars_ERROR_PHASE:
+        return "the phases to be done are not among those of a step";
     case lars_ERROR_ASSERT:
         return "the hyperparameters break: 0 <= momentum < 1 and weight_decay >= 0 and trust_coefficient > 0";
     case lars_SKIPPED:
@@ -766,6 +768,8 @@ int lars_phases_f32(const lars_hyper *h, uint64_t t, const lars_tensor_f32 *tens
 
     if (options == NULL)
         return lars_ERROR_NULL;
+    if (first < 0 || first >= lars_PHASES || last < first || last > lars_PHASES)
+        return lars_ERROR_PHASE;
     w.list = tensors;
     w.count = count;
     w.options = options;
@@ -806,8 +810,11 @@ int lars_phases_f32(const lars_hyper *h, uint64_t t, const lars_tensor_f32 *tens
             lars_fold_all_f32(&w, phase);
         }
     (void)threads;
-    if (last >= lars_PHASES)
+    if (last >= lars_PHASES) {
         lars_finish_f32(&w);
+        if (options->applied != NULL && !w.skipped)
+            *options->applied = t;
+    }
     return w.skipped && last >= lars_PHASES ? lars_SKIPPED : lars_OK;
 }
 
@@ -1248,6 +1255,8 @@ int lars_phases_f64(const lars_hyper *h, uint64_t t, const lars_tensor_f64 *tens
 
     if (options == NULL)
         return lars_ERROR_NULL;
+    if (first < 0 || first >= lars_PHASES || last < first || last > lars_PHASES)
+        return lars_ERROR_PHASE;
     w.list = tensors;
     w.count = count;
     w.options = options;
@@ -1288,8 +1297,11 @@ int lars_phases_f64(const lars_hyper *h, uint64_t t, const lars_tensor_f64 *tens
             lars_fold_all_f64(&w, phase);
         }
     (void)threads;
-    if (last >= lars_PHASES)
+    if (last >= lars_PHASES) {
         lars_finish_f64(&w);
+        if (options->applied != NULL && !w.skipped)
+            *options->applied = t;
+    }
     return w.skipped && last >= lars_PHASES ? lars_SKIPPED : lars_OK;
 }
 

@@ -223,6 +223,8 @@ const char *lars_cuda_strerror(int status)
         return "a part is not in its tensor, or does not begin and end between chunks";
     case lars_cuda_ERROR_GROUP:
         return "a tensor's group is none of the groups";
+    case lars_cuda_ERROR_PHASE:
+        return "the phases to be done are not among those of a step";
     case lars_cuda_ERROR_CUDA:
         return "a CUDA call failed; cudaGetLastError tells which";
     case lars_cuda_ERROR_ROWS:
@@ -1306,6 +1308,8 @@ int lars_cuda_phases(const lars_cuda_plan *plan, const lars_cuda_options *option
 
     if (plan == NULL)
         return lars_cuda_ERROR_NULL;
+    if (first < 0 || first >= lars_cuda_PHASES || last < first || last > lars_cuda_PHASES)
+        return lars_cuda_ERROR_PHASE;
     w = *plan;
     if (options != NULL) {
         w.observe = options->stats != NULL || options->tensor_stats != NULL;

@@ -110,6 +110,8 @@ const char *momentum_strerror(int status)
         return "a part is not in its tensor, or does not begin and end between chunks";
     case momentum_ERROR_GROUP:
         return "a tensor's group is none of the groups";
+    case momentum_ERROR_PHASE:
+        return "the phases to be done are not among those of a step";
     case momentum_ERROR_ASSERT:
         return "the hyperparameters break: 0 <= momentum < 1";
     case momentum_SKIPPED:
@@ -724,6 +726,8 @@ int momentum_phases_f32(const momentum_hyper *h, uint64_t t, const momentum_tens
 
     if (options == NULL)
         return momentum_ERROR_NULL;
+    if (first < 0 || first >= momentum_PHASES || last < first || last > momentum_PHASES)
+        return momentum_ERROR_PHASE;
     w.list = tensors;
     w.count = count;
     w.options = options;
@@ -766,8 +770,11 @@ int momentum_phases_f32(const momentum_hyper *h, uint64_t t, const momentum_tens
             momentum_fold_all_f32(&w, phase);
         }
     (void)threads;
-    if (last >= momentum_PHASES)
+    if (last >= momentum_PHASES) {
         momentum_finish_f32(&w);
+        if (options->applied != NULL && !w.skipped)
+            *options->applied = t;
+    }
     return w.skipped && last >= momentum_PHASES ? momentum_SKIPPED : momentum_OK;
 }
 
@@ -1193,6 +1200,8 @@ int momentum_phases_f64(const momentum_hyper *h, uint64_t t, const momentum_tens
 
     if (options == NULL)
         return momentum_ERROR_NULL;
+    if (first < 0 || first >= momentum_PHASES || last < first || last > momentum_PHASES)
+        return momentum_ERROR_PHASE;
     w.list = tensors;
     w.count = count;
     w.options = options;
@@ -1235,8 +1244,11 @@ int momentum_phases_f64(const momentum_hyper *h, uint64_t t, const momentum_tens
             momentum_fold_all_f64(&w, phase);
         }
     (void)threads;
-    if (last >= momentum_PHASES)
+    if (last >= momentum_PHASES) {
         momentum_finish_f64(&w);
+        if (options->applied != NULL && !w.skipped)
+            *options->applied = t;
+    }
     return w.skipped && last >= momentum_PHASES ? momentum_SKIPPED : momentum_OK;
 }
 

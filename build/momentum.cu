@@ -223,6 +223,8 @@ const char *momentum_cuda_strerror(int status)
         return "a part is not in its tensor, or does not begin and end between chunks";
     case momentum_cuda_ERROR_GROUP:
         return "a tensor's group is none of the groups";
+    case momentum_cuda_ERROR_PHASE:
+        return "the phases to be done are not among those of a step";
     case momentum_cuda_ERROR_CUDA:
         return "a CUDA call failed; cudaGetLastError tells which";
     case momentum_cuda_ERROR_ROWS:
@@ -1252,6 +1254,8 @@ int momentum_cuda_phases(const momentum_cuda_plan *plan, const momentum_cuda_opt
 
     if (plan == NULL)
         return momentum_cuda_ERROR_NULL;
+    if (first < 0 || first >= momentum_cuda_PHASES || last < first || last > momentum_cuda_PHASES)
+        return momentum_cuda_ERROR_PHASE;
     w = *plan;
     if (options != NULL) {
         w.observe = options->stats != NULL || options->tensor_stats != NULL;

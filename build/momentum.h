@@ -50,6 +50,7 @@ enum {
     momentum_ERROR_WORKSPACE = 9,  /* the workspace is too small, or not aligned to doubles */
     momentum_ERROR_PART = 10,      /* a part is not in its tensor, or does not begin and end between chunks */
     momentum_ERROR_GROUP = 11,     /* a tensor's group is none of the groups */
+    momentum_ERROR_PHASE = 12,     /* the phases to be done are not among those of a step */
     momentum_ERROR_ASSERT = 100,   /* 0 <= momentum < 1 */
     momentum_SKIPPED = -1          /* a gradient is NaN or infinite, so nothing was changed, and t does not advance */
 };
@@ -108,6 +109,7 @@ typedef struct momentum_options {
     const size_t *group;                 /* of each tensor: which of the hyperparameters at h, then an array, it has;
                                             NULL: all have the first. Takes room in the workspace */
     size_t groups;                       /* how many hyperparameters are at h, where there is `group` */
+    uint64_t *applied;                   /* set to t by the call that finishes a step, unless it is skipped */
 } momentum_options;
 
 /* Fills in the defaults: a plain step. */
@@ -139,7 +141,8 @@ momentum_API void momentum_state_init_f32(const momentum_tensor_f32 *tensor);
 
 /* One step over a list of tensors, in place. t counts the steps from 1. Reentrant; expects the default rounding mode
  * and subnormal numbers switched on, and may raise floating-point exception flags.
- * step_with does it as the options say; phases does phases [first, last) of it, to be called in order.
+ * step_with does it as the options say; phases does phases [first, last) of it, to be called in order; with none,
+ * last = first, it checks its arguments.
  * check does everything but the step: momentum_OK means that the step with the same arguments will succeed. */
 momentum_API int momentum_step_f32(const momentum_hyper *h, uint64_t t, const momentum_tensor_f32 *tensors,
                                    size_t count);
@@ -165,7 +168,8 @@ momentum_API void momentum_state_init_f64(const momentum_tensor_f64 *tensor);
 
 /* One step over a list of tensors, in place. t counts the steps from 1. Reentrant; expects the default rounding mode
  * and subnormal numbers switched on, and may raise floating-point exception flags.
- * step_with does it as the options say; phases does phases [first, last) of it, to be called in order.
+ * step_with does it as the options say; phases does phases [first, last) of it, to be called in order; with none,
+ * last = first, it checks its arguments.
  * check does everything but the step: momentum_OK means that the step with the same arguments will succeed. */
 momentum_API int momentum_step_f64(const momentum_hyper *h, uint64_t t, const momentum_tensor_f64 *tensors,
                                    size_t count);

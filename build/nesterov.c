@@ -111,6 +111,8 @@ const char *nesterov_strerror(int status)
         return "a part is not in its tensor, or does not begin and end between chunks";
     case nesterov_ERROR_GROUP:
         return "a tensor's group is none of the groups";
+    case nesterov_ERROR_PHASE:
+        return "the phases to be done are not among those of a step";
     case nesterov_ERROR_ASSERT:
         return "the hyperparameters break: 0 <= momentum < 1";
     case nesterov_SKIPPED:
@@ -725,6 +727,8 @@ int nesterov_phases_f32(const nesterov_hyper *h, uint64_t t, const nesterov_tens
 
     if (options == NULL)
         return nesterov_ERROR_NULL;
+    if (first < 0 || first >= nesterov_PHASES || last < first || last > nesterov_PHASES)
+        return nesterov_ERROR_PHASE;
     w.list = tensors;
     w.count = count;
     w.options = options;
@@ -767,8 +771,11 @@ int nesterov_phases_f32(const nesterov_hyper *h, uint64_t t, const nesterov_tens
             nesterov_fold_all_f32(&w, phase);
         }
     (void)threads;
-    if (last >= nesterov_PHASES)
+    if (last >= nesterov_PHASES) {
         nesterov_finish_f32(&w);
+        if (options->applied != NULL && !w.skipped)
+            *options->applied = t;
+    }
     return w.skipped && last >= nesterov_PHASES ? nesterov_SKIPPED : nesterov_OK;
 }
 
@@ -1194,6 +1201,8 @@ int nesterov_phases_f64(const nesterov_hyper *h, uint64_t t, const nesterov_tens
 
     if (options == NULL)
         return nesterov_ERROR_NULL;
+    if (first < 0 || first >= nesterov_PHASES || last < first || last > nesterov_PHASES)
+        return nesterov_ERROR_PHASE;
     w.list = tensors;
     w.count = count;
     w.options = options;
@@ -1236,8 +1245,11 @@ int nesterov_phases_f64(const nesterov_hyper *h, uint64_t t, const nesterov_tens
             nesterov_fold_all_f64(&w, phase);
         }
     (void)threads;
-    if (last >= nesterov_PHASES)
+    if (last >= nesterov_PHASES) {
         nesterov_finish_f64(&w);
+        if (options->applied != NULL && !w.skipped)
+            *options->applied = t;
+    }
     return w.skipped && last >= nesterov_PHASES ? nesterov_SKIPPED : nesterov_OK;
 }
 

@@ -224,6 +224,8 @@ const char *nesterov_cuda_strerror(int status)
         return "a part is not in its tensor, or does not begin and end between chunks";
     case nesterov_cuda_ERROR_GROUP:
         return "a tensor's group is none of the groups";
+    case nesterov_cuda_ERROR_PHASE:
+        return "the phases to be done are not among those of a step";
     case nesterov_cuda_ERROR_CUDA:
         return "a CUDA call failed; cudaGetLastError tells which";
     case nesterov_cuda_ERROR_ROWS:
@@ -1253,6 +1255,8 @@ int nesterov_cuda_phases(const nesterov_cuda_plan *plan, const nesterov_cuda_opt
 
     if (plan == NULL)
         return nesterov_cuda_ERROR_NULL;
+    if (first < 0 || first >= nesterov_cuda_PHASES || last < first || last > nesterov_cuda_PHASES)
+        return nesterov_cuda_ERROR_PHASE;
     w = *plan;
     if (options != NULL) {
         w.observe = options->stats != NULL || options->tensor_stats != NULL;

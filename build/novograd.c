@@ -111,6 +111,8 @@ const char *novograd_strerror(int status)
         return "a part is not in its tensor, or does not begin and end between chunks";
     case novograd_ERROR_GROUP:
         return "a tensor's group is none of the groups";
+    case novograd_ERROR_PHASE:
+        return "the phases to be done are not among those of a step";
     case novograd_ERROR_ASSERT:
         return "the hyperparameters break: 0 <= beta1 < 1 and 0 <= beta2 < 1 and eps >= 0 and weight_decay >= 0";
     case novograd_SKIPPED:
@@ -807,6 +809,8 @@ int novograd_phases_f32(const novograd_hyper *h, uint64_t t, const novograd_tens
 
     if (options == NULL)
         return novograd_ERROR_NULL;
+    if (first < 0 || first >= novograd_PHASES || last < first || last > novograd_PHASES)
+        return novograd_ERROR_PHASE;
     w.list = tensors;
     w.count = count;
     w.options = options;
@@ -847,8 +851,11 @@ int novograd_phases_f32(const novograd_hyper *h, uint64_t t, const novograd_tens
             novograd_fold_all_f32(&w, phase);
         }
     (void)threads;
-    if (last >= novograd_PHASES)
+    if (last >= novograd_PHASES) {
         novograd_finish_f32(&w);
+        if (options->applied != NULL && !w.skipped)
+            *options->applied = t;
+    }
     return w.skipped && last >= novograd_PHASES ? novograd_SKIPPED : novograd_OK;
 }
 
@@ -1320,6 +1327,8 @@ int novograd_phases_f64(const novograd_hyper *h, uint64_t t, const novograd_tens
 
     if (options == NULL)
         return novograd_ERROR_NULL;
+    if (first < 0 || first >= novograd_PHASES || last < first || last > novograd_PHASES)
+        return novograd_ERROR_PHASE;
     w.list = tensors;
     w.count = count;
     w.options = options;
@@ -1360,8 +1369,11 @@ int novograd_phases_f64(const novograd_hyper *h, uint64_t t, const novograd_tens
             novograd_fold_all_f64(&w, phase);
         }
     (void)threads;
-    if (last >= novograd_PHASES)
+    if (last >= novograd_PHASES) {
         novograd_finish_f64(&w);
+        if (options->applied != NULL && !w.skipped)
+            *options->applied = t;
+    }
     return w.skipped && last >= novograd_PHASES ? novograd_SKIPPED : novograd_OK;
 }
 

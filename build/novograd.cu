@@ -224,6 +224,8 @@ const char *novograd_cuda_strerror(int status)
         return "a part is not in its tensor, or does not begin and end between chunks";
     case novograd_cuda_ERROR_GROUP:
         return "a tensor's group is none of the groups";
+    case novograd_cuda_ERROR_PHASE:
+        return "the phases to be done are not among those of a step";
     case novograd_cuda_ERROR_CUDA:
         return "a CUDA call failed; cudaGetLastError tells which";
     case novograd_cuda_ERROR_ROWS:
@@ -1355,6 +1357,8 @@ int novograd_cuda_phases(const novograd_cuda_plan *plan, const novograd_cuda_opt
 
     if (plan == NULL)
         return novograd_cuda_ERROR_NULL;
+    if (first < 0 || first >= novograd_cuda_PHASES || last < first || last > novograd_cuda_PHASES)
+        return novograd_cuda_ERROR_PHASE;
     w = *plan;
     if (options != NULL) {
         w.observe = options->stats != NULL || options->tensor_stats != NULL;

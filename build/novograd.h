@@ -54,6 +54,7 @@ enum {
     novograd_ERROR_WORKSPACE = 9,  /* the workspace is too small, or not aligned to doubles */
     novograd_ERROR_PART = 10,      /* a part is not in its tensor, or does not begin and end between chunks */
     novograd_ERROR_GROUP = 11,     /* a tensor's group is none of the groups */
+    novograd_ERROR_PHASE = 12,     /* the phases to be done are not among those of a step */
     novograd_ERROR_ASSERT = 100,   /* 0 <= beta1 < 1 and 0 <= beta2 < 1 and eps >= 0 and weight_decay >= 0 */
     novograd_SKIPPED = -1          /* a gradient is NaN or infinite, so nothing was changed, and t does not advance */
 };
@@ -115,6 +116,7 @@ typedef struct novograd_options {
     const size_t *group;                 /* of each tensor: which of the hyperparameters at h, then an array, it has;
                                             NULL: all have the first. Takes room in the workspace */
     size_t groups;                       /* how many hyperparameters are at h, where there is `group` */
+    uint64_t *applied;                   /* set to t by the call that finishes a step, unless it is skipped */
 } novograd_options;
 
 /* Fills in the defaults: a plain step. */
@@ -148,7 +150,8 @@ novograd_API void novograd_state_init_f32(const novograd_tensor_f32 *tensor);
 
 /* One step over a list of tensors, in place. t counts the steps from 1. Reentrant; expects the default rounding mode
  * and subnormal numbers switched on, and may raise floating-point exception flags.
- * step_with does it as the options say; phases does phases [first, last) of it, to be called in order.
+ * step_with does it as the options say; phases does phases [first, last) of it, to be called in order; with none,
+ * last = first, it checks its arguments.
  * check does everything but the step: novograd_OK means that the step with the same arguments will succeed. */
 novograd_API int novograd_step_f32(const novograd_hyper *h, uint64_t t, const novograd_tensor_f32 *tensors,
                                    size_t count, void *workspace);
@@ -176,7 +179,8 @@ novograd_API void novograd_state_init_f64(const novograd_tensor_f64 *tensor);
 
 /* One step over a list of tensors, in place. t counts the steps from 1. Reentrant; expects the default rounding mode
  * and subnormal numbers switched on, and may raise floating-point exception flags.
- * step_with does it as the options say; phases does phases [first, last) of it, to be called in order.
+ * step_with does it as the options say; phases does phases [first, last) of it, to be called in order; with none,
+ * last = first, it checks its arguments.
  * check does everything but the step: novograd_OK means that the step with the same arguments will succeed. */
 novograd_API int novograd_step_f64(const novograd_hyper *h, uint64_t t, const novograd_tensor_f64 *tensors,
                                    size_t count, void *workspace);

@@ -117,6 +117,8 @@ const char *rmsprop_strerror(int status)
         return "a part is not in its tensor, or does not begin and end between chunks";
     case rmsprop_ERROR_GROUP:
         return "a tensor's group is none of the groups";
+    case rmsprop_ERROR_PHASE:
+        return "the phases to be done are not among those of a step";
     case rmsprop_ERROR_ASSERT:
         return "the hyperparameters break: 0 <= rho < 1 and eps > 0";
     case rmsprop_SKIPPED:
@@ -739,6 +741,8 @@ int rmsprop_phases_f32(const rmsprop_hyper *h, uint64_t t, const rmsprop_tensor_
 
     if (options == NULL)
         return rmsprop_ERROR_NULL;
+    if (first < 0 || first >= rmsprop_PHASES || last < first || last > rmsprop_PHASES)
+        return rmsprop_ERROR_PHASE;
     w.list = tensors;
     w.count = count;
     w.options = options;
@@ -781,8 +785,11 @@ int rmsprop_phases_f32(const rmsprop_hyper *h, uint64_t t, const rmsprop_tensor_
             rmsprop_fold_all_f32(&w, phase);
         }
     (void)threads;
-    if (last >= rmsprop_PHASES)
+    if (last >= rmsprop_PHASES) {
         rmsprop_finish_f32(&w);
+        if (options->applied != NULL && !w.skipped)
+            *options->applied = t;
+    }
     return w.skipped && last >= rmsprop_PHASES ? rmsprop_SKIPPED : rmsprop_OK;
 }
 
@@ -1207,6 +1214,8 @@ int rmsprop_phases_f64(const rmsprop_hyper *h, uint64_t t, const rmsprop_tensor_
 
     if (options == NULL)
         return rmsprop_ERROR_NULL;
+    if (first < 0 || first >= rmsprop_PHASES || last < first || last > rmsprop_PHASES)
+        return rmsprop_ERROR_PHASE;
     w.list = tensors;
     w.count = count;
     w.options = options;
@@ -1249,8 +1258,11 @@ int rmsprop_phases_f64(const rmsprop_hyper *h, uint64_t t, const rmsprop_tensor_
             rmsprop_fold_all_f64(&w, phase);
         }
     (void)threads;
-    if (last >= rmsprop_PHASES)
+    if (last >= rmsprop_PHASES) {
         rmsprop_finish_f64(&w);
+        if (options->applied != NULL && !w.skipped)
+            *options->applied = t;
+    }
     return w.skipped && last >= rmsprop_PHASES ? rmsprop_SKIPPED : rmsprop_OK;
 }
 

@@ -221,6 +221,8 @@ const char *rmsprop_cuda_strerror(int status)
         return "a part is not in its tensor, or does not begin and end between chunks";
     case rmsprop_cuda_ERROR_GROUP:
         return "a tensor's group is none of the groups";
+    case rmsprop_cuda_ERROR_PHASE:
+        return "the phases to be done are not among those of a step";
     case rmsprop_cuda_ERROR_CUDA:
         return "a CUDA call failed; cudaGetLastError tells which";
     case rmsprop_cuda_ERROR_ROWS:
@@ -1256,6 +1258,8 @@ int rmsprop_cuda_phases(const rmsprop_cuda_plan *plan, const rmsprop_cuda_option
 
     if (plan == NULL)
         return rmsprop_cuda_ERROR_NULL;
+    if (first < 0 || first >= rmsprop_cuda_PHASES || last < first || last > rmsprop_cuda_PHASES)
+        return rmsprop_cuda_ERROR_PHASE;
     w = *plan;
     if (options != NULL) {
         w.observe = options->stats != NULL || options->tensor_stats != NULL;

@@ -50,8 +50,9 @@ enum {
     rmsprop_cuda_ERROR_WORKSPACE = 9,  /* the workspace is too small, or not aligned to doubles */
     rmsprop_cuda_ERROR_PART = 10,      /* a part is not in its tensor, or does not begin and end between chunks */
     rmsprop_cuda_ERROR_GROUP = 11,     /* a tensor's group is none of the groups */
-    rmsprop_cuda_ERROR_CUDA = 12,      /* a CUDA call failed; cudaGetLastError tells which */
-    rmsprop_cuda_ERROR_ROWS = 13,      /* the device came to a step whose scalars it was not given */
+    rmsprop_cuda_ERROR_PHASE = 12,     /* the phases to be done are not among those of a step */
+    rmsprop_cuda_ERROR_CUDA = 13,      /* a CUDA call failed; cudaGetLastError tells which */
+    rmsprop_cuda_ERROR_ROWS = 14,      /* the device came to a step whose scalars it was not given */
     rmsprop_cuda_ERROR_ASSERT = 100,   /* 0 <= rho < 1 and eps > 0 */
     rmsprop_cuda_SKIPPED = -1          /* a gradient is NaN or infinite, so nothing was changed, and t does not advance */
 };

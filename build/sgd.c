@@ -106,6 +106,8 @@ const char *sgd_strerror(int status)
         return "a part is not in its tensor, or does not begin and end between chunks";
     case sgd_ERROR_GROUP:
         return "a tensor's group is none of the groups";
+    case sgd_ERROR_PHASE:
+        return "the phases to be done are not among those of a step";
     case sgd_SKIPPED:
         return "a gradient is NaN or infinite, so nothing was changed, and t does not advance";
     default:
@@ -698,6 +700,8 @@ int sgd_phases_f32(const sgd_hyper *h, uint64_t t, const sgd_tensor_f32 *tensors
 
     if (options == NULL)
         return sgd_ERROR_NULL;
+    if (first < 0 || first >= sgd_PHASES || last < first || last > sgd_PHASES)
+        return sgd_ERROR_PHASE;
     w.list = tensors;
     w.count = count;
     w.options = options;
@@ -740,8 +744,11 @@ int sgd_phases_f32(const sgd_hyper *h, uint64_t t, const sgd_tensor_f32 *tensors
             sgd_fold_all_f32(&w, phase);
         }
     (void)threads;
-    if (last >= sgd_PHASES)
+    if (last >= sgd_PHASES) {
         sgd_finish_f32(&w);
+        if (options->applied != NULL && !w.skipped)
+            *options->applied = t;
+    }
     return w.skipped && last >= sgd_PHASES ? sgd_SKIPPED : sgd_OK;
 }
 
@@ -1152,6 +1159,8 @@ int sgd_phases_f64(const sgd_hyper *h, uint64_t t, const sgd_tensor_f64 *tensors
 
     if (options == NULL)
         return sgd_ERROR_NULL;
+    if (first < 0 || first >= sgd_PHASES || last < first || last > sgd_PHASES)
+        return sgd_ERROR_PHASE;
     w.list = tensors;
     w.count = count;
     w.options = options;
@@ -1194,8 +1203,11 @@ int sgd_phases_f64(const sgd_hyper *h, uint64_t t, const sgd_tensor_f64 *tensors
             sgd_fold_all_f64(&w, phase);
         }
     (void)threads;
-    if (last >= sgd_PHASES)
+    if (last >= sgd_PHASES) {
         sgd_finish_f64(&w);
+        if (options->applied != NULL && !w.skipped)
+            *options->applied = t;
+    }
     return w.skipped && last >= sgd_PHASES ? sgd_SKIPPED : sgd_OK;
 }
 

@@ -215,6 +215,8 @@ const char *sgd_cuda_strerror(int status)
         return "a part is not in its tensor, or does not begin and end between chunks";
     case sgd_cuda_ERROR_GROUP:
         return "a tensor's group is none of the groups";
+    case sgd_cuda_ERROR_PHASE:
+        return "the phases to be done are not among those of a step";
     case sgd_cuda_ERROR_CUDA:
         return "a CUDA call failed; cudaGetLastError tells which";
     case sgd_cuda_ERROR_ROWS:
@@ -1209,6 +1211,8 @@ int sgd_cuda_phases(const sgd_cuda_plan *plan, const sgd_cuda_options *options, 
 
     if (plan == NULL)
         return sgd_cuda_ERROR_NULL;
+    if (first < 0 || first >= sgd_cuda_PHASES || last < first || last > sgd_cuda_PHASES)
+        return sgd_cuda_ERROR_PHASE;
     w = *plan;
     if (options != NULL) {
         w.observe = options->stats != NULL || options->tensor_stats != NULL;

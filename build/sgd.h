@@ -46,6 +46,7 @@ enum {
     sgd_ERROR_WORKSPACE = 9,  /* the workspace is too small, or not aligned to doubles */
     sgd_ERROR_PART = 10,      /* a part is not in its tensor, or does not begin and end between chunks */
     sgd_ERROR_GROUP = 11,     /* a tensor's group is none of the groups */
+    sgd_ERROR_PHASE = 12,     /* the phases to be done are not among those of a step */
     sgd_SKIPPED = -1          /* a gradient is NaN or infinite, so nothing was changed, and t does not advance */
 };
 
@@ -100,6 +101,7 @@ typedef struct sgd_options {
     const size_t *group;                 /* of each tensor: which of the hyperparameters at h, then an array, it has;
                                             NULL: all have the first. Takes room in the workspace */
     size_t groups;                       /* how many hyperparameters are at h, where there is `group` */
+    uint64_t *applied;                   /* set to t by the call that finishes a step, unless it is skipped */
 } sgd_options;
 
 /* Fills in the defaults: a plain step. */
@@ -130,7 +132,8 @@ sgd_API void sgd_state_init_f32(const sgd_tensor_f32 *tensor);
 
 /* One step over a list of tensors, in place. t counts the steps from 1. Reentrant; expects the default rounding mode
  * and subnormal numbers switched on, and may raise floating-point exception flags.
- * step_with does it as the options say; phases does phases [first, last) of it, to be called in order.
+ * step_with does it as the options say; phases does phases [first, last) of it, to be called in order; with none,
+ * last = first, it checks its arguments.
  * check does everything but the step: sgd_OK means that the step with the same arguments will succeed. */
 sgd_API int sgd_step_f32(const sgd_hyper *h, uint64_t t, const sgd_tensor_f32 *tensors, size_t count);
 sgd_API int sgd_step_with_f32(const sgd_hyper *h, uint64_t t, const sgd_tensor_f32 *tensors, size_t count,
@@ -152,7 +155,8 @@ sgd_API void sgd_state_init_f64(const sgd_tensor_f64 *tensor);
 
 /* One step over a list of tensors, in place. t counts the steps from 1. Reentrant; expects the default rounding mode
  * and subnormal numbers switched on, and may raise floating-point exception flags.
- * step_with does it as the options say; phases does phases [first, last) of it, to be called in order.
+ * step_with does it as the options say; phases does phases [first, last) of it, to be called in order; with none,
+ * last = first, it checks its arguments.
  * check does everything but the step: sgd_OK means that the step with the same arguments will succeed. */
 sgd_API int sgd_step_f64(const sgd_hyper *h, uint64_t t, const sgd_tensor_f64 *tensors, size_t count);
 sgd_API int sgd_step_with_f64(const sgd_hyper *h, uint64_t t, const sgd_tensor_f64 *tensors, size_t count,

@@ -109,4 +109,5 @@ class Options(ctypes.Structure):
         ("whole", ctypes.c_void_p),
         ("group", ctypes.c_void_p),
         ("groups", ctypes.c_size_t),
+        ("applied", ctypes.c_void_p),
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import array
 import copy
 import math
-import pickle
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -137,7 +136,7 @@ BAD_SETTINGS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"zzz": 1}, TypeError, "no hyperparameter 'zzz'; it has lr, beta, psi, floor, nesterov, average$"),
     ({"t": 3}, TypeError, "no hyperparameter 't'"),
     ({"lr": math.nan}, ValueError, "^hyperparameter 'lr' is NaN$"),
-    ({"lr": "nan"}, ValueError, "^hyperparameter 'lr' is NaN$"),
+    ({"lr": float("nan")}, ValueError, "^hyperparameter 'lr' is NaN$"),
     ({"lr": "x"}, TypeError, "^hyperparameter 'lr' is a number, not 'x'$"),
     ({"lr": None}, TypeError, "^hyperparameter 'lr' is a number, not None$"),
     ({"lr": 1j}, TypeError, "^hyperparameter 'lr' is a number, not 1j$"),
@@ -301,10 +300,9 @@ def test_an_attribute_that_is_not_there() -> None:
     assert not hasattr(Optimizer.__new__(Optimizer), "lr")
 
 
-@pytest.mark.parametrize("copier", [copy.copy, copy.deepcopy, pickle.dumps], ids=["copy", "deepcopy", "pickle"])
-def test_an_optimizer_is_not_copied(copier: Callable[[Any], Any], trained: Optimizer) -> None:
-    with refused(TypeError, r"^an Optimizer is not copied or pickled: .*state_dict\(\)", trained):
-        copier(trained)
+def test_two_optimizers_do_not_share_state(trained: Optimizer) -> None:
+    with refused(TypeError, r"^two Optimizers cannot share .*copy\.deepcopy\(\)", trained):
+        copy.copy(trained)
 
 
 # ── gradients ───────────────────────────────────────────────────────────────────────────────────────────────────────

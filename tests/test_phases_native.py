@@ -77,6 +77,7 @@ class Options(ctypes.Structure):
         ("workspace_size", ctypes.c_size_t),
         *((name, ctypes.c_void_p) for name in ("stats", "tensor_stats", "starting", "whole", "group")),
         ("groups", ctypes.c_size_t),
+        ("applied", ctypes.c_void_p),
     )
 
 
@@ -498,6 +499,47 @@ def test_statuses_of_parts(size: int, parts: Any, small: Any) -> None:
     assert said == "a part is not in its tensor, or does not begin and end between chunks"
     whole.parts = None
     assert unchanged(kernel, tensors, options) == "a pointer is NULL"
+
+
+@pytest.mark.parametrize("zero_grads", [0, 1])
+def test_phases_that_are_not_there(zero_grads: int, small: Any) -> None:
+    kernel, tensors = small
+    workspace = kernel.workspace([CHUNK + 5, 3]).arrays[0]
+    options = kernel.options(workspace, zero_grads=zero_grads)
+    before = [{name: array.copy() for name, array in tensor.items()} for tensor in tensors]
+    number = kernel.phases
+    for first, last in (
+        (-1, 1),
+        (number, number),
+        (number + 9, number + 10),
+        (2**31 - 1, 2**31 - 1),
+        (1, 0),
+        (0, -1),
+        (-(2**31), 2**31 - 1),
+        (0, number + 1),
+    ):
+        status = kernel.run(1, tensors, options, (first, last))
+        assert kernel.text(status) == "the phases to be done are not among those of a step", (first, last)
+        for tensor, old in zip(tensors, before, strict=True):
+            assert all(same(array, old[name]) for name, array in tensor.items())
+    assert kernel.run(1, tensors, options, (0, 0)) == 0
+    for tensor, old in zip(tensors, before, strict=True):
+        assert all(same(array, old[name]) for name, array in tensor.items())
+
+
+def test_a_step_that_is_applied_is_counted(small: Any) -> None:
+    kernel, tensors = small
+    workspace = kernel.workspace([CHUNK + 5, 3]).arrays[0]
+    count = np.full(1, 6, np.uint64)
+    options = kernel.options(workspace, skip_nonfinite=1, applied=count.ctypes.data)
+    assert kernel.run(0, tensors, options) > 0
+    assert kernel.run(7, tensors, options, (0, kernel.phases - 1)) == 0
+    tensors[1]["g"][0] = np.nan
+    assert kernel.text(kernel.run(7, tensors, options)).startswith("a gradient is NaN")
+    assert count[0] == 6
+    tensors[1]["g"][0] = 1.0
+    assert kernel.run(7, tensors, options) == 0
+    assert count[0] == 7
 
 
 def test_partials_outside_of_the_phases(small: Any) -> None:

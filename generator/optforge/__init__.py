@@ -20,6 +20,7 @@ _HOMES = {
     "from_torch": "interop",
     "Optimizer": "optimizer",
     "EnvironmentProblem": "diagnostics",
+    "InterruptedStep": "diagnostics",
     "Monitor": "monitor",
     "OptforgeError": "diagnostics",
     "ReduceLROnPlateau": "plateau",
@@ -28,10 +29,12 @@ _HOMES = {
     "RuleError": "diagnostics",
     "rule": "language",
     "scalar": "language",
+    "ScalarError": "diagnostics",
     "Stats": "stats",
     "to_torch": "interop",
     "Transform": "language",
     "transform": "language",
+    "UsageError": "diagnostics",
 }
 
 

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import bisect
+import collections
 import functools
 import itertools
+import operator
+import sys
+import weakref
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -29,6 +33,9 @@ def view(array: Any, label: str) -> Array:
             raise TypeError(f"{label} is a masked array; pass its .data")
         return np.asarray(array)  # subclasses may mean other things by the same operations
     if hasattr(array, "detach") and hasattr(array, "numpy"):  # PyTorch, whose tensors may require gradients
+        narrow = str(getattr(array, "dtype", ""))
+        if narrow == "torch.bfloat16":  # of which NumPy knows nothing
+            raise TypeError(f"{label} is {narrow}; it must be float32 or float64{NARROW}")
         try:
             viewed = np.asarray(array.detach().numpy())
         except (TypeError, RuntimeError) as problem:
@@ -74,30 +81,56 @@ def kind(thing: object) -> str:
     return f"{'an' if name[0] in 'aeiouAEIOU' or name == 'ndarray' else 'a'} {name}"
 
 
-def checked(array: Any, label: str) -> Array:
-    """`view`, with a dtype and a layout that kernels take."""
+NARROW = (
+    ": train a float32 copy, from which the narrow one is made anew after each step; under PyTorch's autocast "
+    "parameters are float32 in any case"
+)
+
+
+def own_layout(array: Any) -> str:
+    """What to do about the layout of a parameter: a copy of it would be trained, and the model would stay as it is."""
+    if hasattr(array, "detach"):
+        return "before the optimizer is made, write p.data = p.data.contiguous() for each parameter p of the model"
+    return (
+        "make it so where the model keeps it, w = np.ascontiguousarray(w), and use that array everywhere: a copy that "
+        "only the optimizer has would be trained, and the model would not"
+    )
+
+
+def copied(_: Any) -> str:
+    """What to do about the layout of a gradient."""
+    return "pass np.ascontiguousarray of it, or a copy"
+
+
+def checked(array: Any, label: str, advice: Callable[[Any], str] = copied) -> Array:
+    """`view`, with a dtype and a layout that kernels take; `advice` says what to pass instead of another layout."""
     viewed = view(array, label)
     if viewed.dtype not in BY_NUMPY:
-        raise TypeError(f"{label} is {viewed.dtype}; it must be float32 or float64")
+        narrow = NARROW if viewed.dtype.name in ("float16", "bfloat16") else ""
+        raise TypeError(f"{label} is {viewed.dtype}; it must be float32 or float64{narrow}")
     if not viewed.flags.c_contiguous:
-        raise ValueError(f"{label} is not C-contiguous (strides {viewed.strides}); pass np.ascontiguousarray of it")
+        raise ValueError(f"{label} is not C-contiguous (strides {viewed.strides}); {advice(array)}")
     if not viewed.flags.aligned:
-        raise ValueError(f"{label} is not aligned to its elements; pass a copy")
+        raise ValueError(f"{label} is not aligned to its elements; {advice(array)}")
     return viewed
 
 
 def parameter(array: Any, label: str) -> Array:
     """A parameter's array, which can be written."""
-    viewed = checked(array, label)
+    viewed = checked(array, label, own_layout)
     if not viewed.flags.writeable:
-        how = "is read-only" if isinstance(array, np.ndarray) else f"is {kind(array)} that may only be read"
-        raise ValueError(f"{label} {how}, and parameters are updated in place")
+        if isinstance(array, np.ndarray):
+            raise ValueError(f"{label} is read-only, and parameters are updated in place")
+        advice = "train w = np.array(of it), and make the other library's array from w after each step"
+        raise ValueError(
+            f"{label} is {kind(array)} that may only be read, and parameters are updated in place: {advice}"
+        )
     return viewed
 
 
 def gradient(array: Any, label: str, shape: tuple[int, ...], dtype: np.dtype[Any], writes: bool = False) -> Array:
     """A gradient's array, of the shape and dtype of its parameter, and writable where it is to be zeroed."""
-    viewed = checked(array, label)
+    viewed = checked(array, label, copied)
     if writes and not viewed.flags.writeable:
         raise ValueError(f"{label} is read-only, and zero_grads=True sets gradients to zero")
     if viewed.dtype != dtype:
@@ -127,6 +160,53 @@ def pointer(array: Any) -> tuple[Callable[[], int], int] | None:
 def dlpack_address(array: Any) -> int:
     """Where the elements are of an array that shares its memory through DLPack."""
     return address(from_dlpack(array, "an array"))
+
+
+DTYPE, SHAPE, WRITEABLE = map(operator.attrgetter, ("dtype", "shape", "flags.writeable"))
+
+
+class Forms:
+    """What a step relies on of arrays that it has checked: those of NumPy can be given another form in place.
+
+    Parameters
+    ----------
+    read, written : iterable of arrays
+        Those of other libraries are passed over.
+    """
+
+    def __init__(self, read: Iterable[Any], written: Iterable[Any]):
+        self.written = [array for array in written if isinstance(array, np.ndarray)]
+        self.arrays = [*(array for array in read if isinstance(array, np.ndarray)), *self.written]
+        self.dtypes, self.shapes = [*map(DTYPE, self.arrays)], [*map(SHAPE, self.arrays)]
+        # NumPy resizes no array that there is a weak reference to, whatever its `refcheck` says.
+        self.held = [weakref.ref(array) for array in self.arrays]
+
+    def hold(self) -> bool:
+        """Whether they are as they were."""
+        return (
+            [*map(DTYPE, self.arrays)] == self.dtypes
+            and [*map(SHAPE, self.arrays)] == self.shapes
+            and all(map(WRITEABLE, self.written))
+        )
+
+
+def teller(arrays: Iterable[Any]) -> Callable[[], None] | None:
+    """What tells PyTorch that its tensors among some arrays have been written to; None where there are none.
+
+    It counts their versions up, by which a backward pass through values from before is an error.
+    """
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return None
+    tensors = [array for array in arrays if isinstance(array, torch.Tensor) and not array.is_inference()]
+    increment = getattr(torch._C, "_increment_version", None)
+    if not tensors or increment is None:
+        return None
+    try:
+        increment([])
+    except TypeError:  # an older one takes them one by one
+        return lambda: collections.deque(map(increment, tensors), 0).clear()
+    return functools.partial(increment, tensors)
 
 
 class Ranges:

@@ -31,6 +31,7 @@ STATUSES = (
     ("ERROR_WORKSPACE", "the workspace is too small, or not aligned to doubles"),
     ("ERROR_PART", "a part is not in its tensor, or does not begin and end between chunks"),
     ("ERROR_GROUP", "a tensor's group is none of the groups"),
+    ("ERROR_PHASE", "the phases to be done are not among those of a step"),
 )
 SKIPPED = "a gradient is NaN or infinite, so nothing was changed, and t does not advance"
 BROKEN = "the hyperparameters break: "

@@ -237,7 +237,7 @@ class DeviceSpace(Host):
 
     def parameter(self, array: Any, label: str) -> Any:
         """A parameter's array on the device."""
-        return self.view(array, label, arrays.parameter)
+        return self.view(array, label, arrays.parameter, arrays.own_layout)
 
     def gradient(self, array: Any, label: str, shape: tuple[int, ...], dtype: Any, writes: bool = False) -> Any:
         """A gradient's array on the device, of the shape and dtype of its parameter."""
@@ -245,35 +245,39 @@ class DeviceSpace(Host):
         def check(given: Any, label: str) -> Array:
             return arrays.gradient(given, label, shape, dtype, writes)
 
-        view = self.view(array, label, check)
+        view = self.view(array, label, check, lambda _: "pass a contiguous copy")
         if view.dtype != dtype:
             raise TypeError(f"{label} is {view.dtype}, its parameter {dtype}")
         if view.shape != shape:
             raise ValueError(f"{label} has the shape {view.shape}, its parameter {shape}")
         return view
 
-    def view(self, array: Any, label: str, host: Callable[[Any, str], Array]) -> Any:
-        """A view of an array of the device, or of the copy of one of the host, which `host` checks."""
+    def view(self, array: Any, label: str, host: Callable[[Any, str], Array], advice: Callable[[Any], str]) -> Any:
+        """A view of an array of the device, or of the copy of one of the host, which `host` checks.
+
+        `advice` says what to pass instead of an array of another layout.
+        """
         plain = array.detach() if hasattr(array, "detach") else array
         interface = getattr(plain, "__cuda_array_interface__", None)
         if interface is None:
             return self.held(host(array, label), label)
         found = np.dtype(interface["typestr"])
         if found not in BY_NUMPY:
-            raise TypeError(f"{label} is {found}; it must be float32 or float64")
+            narrow = arrays.NARROW if found.name == "float16" else ""
+            raise TypeError(f"{label} is {found}; it must be float32 or float64{narrow}")
         shape = tuple(interface["shape"])
         strides = interface.get("strides")
         if strides is not None and not contiguous(shape, tuple(strides), found.itemsize):
-            raise ValueError(f"{label} is not C-contiguous (strides {tuple(strides)}); pass a contiguous copy")
+            raise ValueError(f"{label} is not C-contiguous (strides {tuple(strides)}); {advice(array)}")
         pointer, read_only = interface["data"]
         if read_only:
             raise ValueError(f"{label} is {kind(array)} that may only be read")
         number = number_of_device(array)
         if number not in (None, self.device.number):
-            advice = f"pass target=CudaTarget(device={number}), or move it"
-            raise ValueError(f"{label} is on CUDA device {number}, this optimizer on {self.device.number}; {advice}")
+            hint = f"pass target=CudaTarget(device={number}), or move it"
+            raise ValueError(f"{label} is on CUDA device {number}, this optimizer on {self.device.number}; {hint}")
         if pointer % found.itemsize:
-            raise ValueError(f"{label} is not aligned to its elements; pass a copy")
+            raise ValueError(f"{label} is not aligned to its elements; {advice(array)}")
         return View(int(pointer or 0), shape, found, plain)
 
     def held(self, array: Array, label: str) -> Any:

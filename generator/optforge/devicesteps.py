@@ -58,6 +58,7 @@ class DeviceSteps:
                 self.block = self.device.allocate(CONTROL_STRUCT.itemsize + (ROWS + 1) * size)
                 self.device.drv.memset_d8_async(int(self.block), 0, CONTROL_STRUCT.itemsize, self.stream)
                 self.groups, self.values = groups, b""
+                self.next, self.deciding = 0, False  # it is told the number of the next step
         control = int(self.block)
         rows = control + CONTROL_STRUCT.itemsize
         return {"control": control, "rows": rows, "s": rows + ROWS * size}
@@ -133,6 +134,8 @@ class DeviceSteps:
 
     def applied(self) -> int:
         """The number of steps that were applied, once the device has done all."""
+        if self.block is None:
+            return self.known
         with self.device:
             control = self.read()
         self.known = int(control["t"]) - int(control["skipped"])

@@ -47,6 +47,10 @@ class ScalarError(OptforgeError, ArithmeticError, ValueError):
     """
 
 
+class InterruptedStep(OptforgeError, RuntimeError):
+    """A step, or a load, was interrupted where a part of it had been written; loading a checkpoint ends that."""
+
+
 class PerformanceWarning(RuntimeWarning):
     """Something works, and could be much faster."""
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from .diagnostics import nearest
 from .language import Rule
+from .mistakes import SHORT
 
 if TYPE_CHECKING:
     from .optimizer import Optimizer
@@ -38,7 +39,8 @@ class Group(MutableMapping[str, Any]):
                 raise ValueError(f"{name!r} of a group was fixed when the Optimizer was made; make another one")
             listed = f"there are {', '.join(known)}" if known else "there are none"
             raise ValueError(f"{name!r} is not a hyperparameter{nearest(str(name), known)} ({listed})")
-        self._optimizer._assign([self._number], name, value)
+        with SHORT:
+            self._optimizer._assign([self._number], name, value)
 
     def __delitem__(self, name: str) -> NoReturn:
         raise TypeError(f"a group keeps all its hyperparameters, and so {name!r}")

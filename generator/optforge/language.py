@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import functools
+import inspect
 import linecache
 import types
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Self
 
 from . import finding
 from .compose import Composition, compose
@@ -15,10 +17,26 @@ from .diagnostics import Diagnostic, RuleError, Text, UsageError
 from .elaborate import check, elaborate
 from .ir import Kernel
 from .lower import lower
+from .mistakes import SHORT
 from .options import choices
 from .parse import Definition
 from .plain import plain_python
 from .settings import configure, settings
+
+
+class OfItself:
+    """An attribute that an instance has by what it declares, and its class by what the class is."""
+
+    def __init__(self, own: Callable[[Any], Any], of_class: Callable[[Any], Any]):
+        self.own, self.of_class = own, of_class
+
+    def __get__(self, instance: Declared | None, owner: type[Declared]) -> Any:
+        if instance is None:
+            return self.of_class(owner)
+        try:
+            return self.own(instance)
+        except RuleError as problem:  # `help` and completion do without
+            raise AttributeError(str(problem)) from None
 
 
 class Declared:
@@ -33,9 +51,20 @@ class Declared:
     @functools.cached_property
     def definition(self) -> Composition:
         """The checked text."""
-        definition = self._define()
-        check(definition)
+        with SHORT:
+            definition = self._define()
+            check(definition)
         return definition
+
+    __signature__ = OfItself(lambda rule: signature(rule.definition), lambda _: None)
+
+    def __init_subclass__(cls) -> None:
+        about = cls.__doc__
+        cls.__doc__ = OfItself(lambda rule: described(rule), lambda _: about)  # type: ignore[assignment]
+
+    @property
+    def __name__(self) -> str:
+        return self.name
 
     @property
     def doc(self) -> str:
@@ -70,6 +99,17 @@ class Declared:
     def __repr__(self) -> str:
         return f"<optforge {self.kind} {self.name}>"
 
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: object) -> Self:
+        return self
+
+    def __reduce__(self) -> Any:
+        definition = self.definition
+        parts = [(part.kind, part.text, part.name, first_line(part.node)) for part in definition.parts]
+        return restored, (type(self), self.name, parts, dict(definition.settings))
+
     def settings(self, given: Mapping[str, object]) -> tuple[dict[str, float], dict[str, bool | str]]:
         """All hyperparameters and options, with the given ones in place of the defaults.
 
@@ -80,7 +120,8 @@ class Declared:
         ValueError
             NaN, or an option that takes other values.
         """
-        return settings(self.definition, given)
+        with SHORT:
+            return settings(self.definition, given)
 
     def accepts(self, option: str) -> tuple[bool | str, ...]:
         """The values that a static option takes."""
@@ -124,7 +165,8 @@ class Rule(Declared):
         UsageError
             There is no such file, or no such rule in it.
         """
-        return rule_of(finding.parse_file(Path(path), name), f"{path}:{name}")
+        with SHORT:
+            return rule_of(finding.parse_file(Path(path), name), f"{path}:{name}")
 
     @functools.cached_property
     def function(self) -> Callable[..., Any]:
@@ -134,18 +176,20 @@ class Rule(Declared):
             hyperparameters, options = self.settings(given)
             return {**hyperparameters, **options}
 
-        return plain_python(self.definition, settings)
+        return plain_python(self.definition, settings, signature(self.definition))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """`function(*args, **kwargs)`."""
-        return self.function(*args, **kwargs)
+        with SHORT:
+            return self.function(*args, **kwargs)
 
     def __rshift__(self, other: object) -> NoReturn:
         raise TypeError(f"{self.name} is a rule, and a rule is last in a composition: transform >> {self.name}")
 
     def kernel(self, /, **settings: object) -> Kernel:
         """The compiled form, with hyperparameter defaults and options replaced by `settings`."""
-        hyperparameters, options = self.settings(settings)
+        with SHORT:
+            hyperparameters, options = self.settings(settings)
         return lower(self.name, tuple(hyperparameters.items()), elaborate(self.definition, options))
 
     def generate(
@@ -181,7 +225,8 @@ class Rule(Declared):
         UsageError
             There is no such target or dtype, or the prefix is no C identifier.
         """
-        return self.emit(target, dtypes, prefix, settings)
+        with SHORT:
+            return self.emit(target, dtypes, prefix, settings)
 
     def emit(
         self, target: str, dtypes: str | Iterable[str] | None, prefix: str | None, settings: Mapping[str, object]
@@ -217,7 +262,8 @@ class Transform(Declared):
         """
         if args:
             raise TypeError(f"transform {self.name} takes settings by name, such as {self.example()}, and no arrays")
-        made = configure(self.definition, given)
+        with SHORT:
+            made = configure(self.definition, given)
         return Transform(self.name, lambda: made)
 
     def example(self) -> str:
@@ -242,6 +288,38 @@ def rule_of(composition: Composition, asked: str) -> Rule:
     if composition.last.kind != "rule":
         raise UsageError(f"{asked!r} is a transform; a rule is needed behind it, as in {asked}:adam")
     made = Rule(composition.name, lambda: composition)
+    made.definition  # noqa: B018 - errors appear here
+    return made
+
+
+def signature(composition: Composition) -> inspect.Signature:
+    """The parameters of a rule or transform as a function on arrays."""
+    kind, default = inspect.Parameter, inspect.Parameter.empty
+    taken = ("p", "g") if composition.last.kind == "rule" else composition.last.takes
+    parameters = [kind(name, kind.POSITIONAL_OR_KEYWORD) for name in taken]
+    parameters += [kind(state.name, kind.POSITIONAL_OR_KEYWORD, default=state.initial) for state in composition.state]
+    if composition.time:
+        parameters.append(kind("t", kind.KEYWORD_ONLY, default=default))
+    for name, value in {**composition.hyperparameters, **composition.options}.items():
+        parameters.append(kind(name, kind.KEYWORD_ONLY, default=value))
+    return inspect.Signature(parameters)
+
+
+def described(declared: Declared) -> str:
+    """The signature and the docstring, for `help`."""
+    return f"{declared.name}{signature(declared.definition)}\n\n{declared.doc}".strip()
+
+
+def first_line(node: ast.FunctionDef) -> int:
+    """Where a function begins, with its decorators."""
+    return min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+
+
+def restored(
+    kind: type[Declared], name: str, parts: Iterable[tuple[str, Text, str, int]], settings: Mapping[str, object]
+) -> Declared:
+    """A rule or transform from its pickle, which has the texts."""
+    made = kind(name, lambda: Composition(tuple(finding.parse_function(*part) for part in parts), settings))
     made.definition  # noqa: B018 - errors appear here
     return made
 

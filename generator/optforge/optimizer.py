@@ -5,29 +5,53 @@ from __future__ import annotations
 import math
 import os
 import types
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from operator import is_
 from typing import Any, NoReturn
 
 import numpy as np
 
-from . import checkpoint, resume, targets
-from .arrays import Ranges, address, kind
+from . import checkpoint, copying, resume, targets
+from .arrays import Forms, Ranges, address, kind, teller
 from .catalogue import BUILT_IN, named
-from .diagnostics import UsageError, nearest
+from .diagnostics import InterruptedStep, UsageError, nearest
 from .functions import Array
-from .groups import Group, settle
+from .groups import Group, chosen, settle, within
 from .hyperparameters import Hyperparameters
 from .ir import State
 from .language import Rule
+from .mistakes import MISTAKES, SHORT, shorten
 from .resume import steps_taken
+from .settings import double
 from .spaces import HOST, Host
 from .stats import RECORD, Stats
 from .structure import Structure, structured
-from .tensor import How, Tensor
+from .tensor import How, Progress, Tensor
 
 MOST_THREADS = 1024  # more are never of use, and starting them can end the process
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A step that writes more than its engine does: what to do once it is applied, or to undo where it is not.
+
+    Attributes
+    ----------
+    t : int
+        Its number.
+    values : array
+        The hyperparameters before it.
+    tensors : list of Tensor
+        Those that it is the first step of.
+    before : list of pairs
+        State that begins with it, and what was there.
+    """
+
+    t: int
+    values: Array
+    tensors: list[Tensor]
+    before: list[tuple[Any, Any]]
 
 
 class Optimizer:
@@ -115,47 +139,49 @@ class Optimizer:
         zero_grads: bool = False,
         **settings: Any,
     ):
-        for name, value in (("skip_nonfinite", skip_nonfinite), ("zero_grads", zero_grads)):
-            if not isinstance(value, (bool, np.bool_)):
-                raise TypeError(f"{name} is True or False, not {value!r}")
-        check_threads(threads)
-        make = engine(target)
-        structure, owners, own = structured(params)
-        self._set(rule=named_rule(rule), target=target, threads=threads, params=structure.build(owners))
-        self._set(skip_nonfinite=bool(skip_nonfinite), zero_grads=bool(zero_grads))
-        rows, options = settle(self.rule, settings, own, structure.grouped)
-        # The kernel has the rule's own defaults, so that other hyperparameters need no other library.
-        kernel = self.rule.kernel(**options)
-        hyper = Hyperparameters(kernel, rows)
-        most = min(threads or 0, MOST_THREADS)
-        self._set(_kernel=kernel, _options=options, _names=hyper.names, _hyper=hyper, _values=hyper.values, _t=0)
-        self._set(_structure=structure, _listed=structure.listed)
-        self._set(_usual=How(most, 1.0, self.skip_nonfinite, self.zero_grads))
-        self._set(_how=self._usual)
-        self._set(_space=make.space() if hasattr(make, "space") else HOST)
-        self._set(_tensors=self._make_tensors(owners))
-        self._set(_ranges=self._occupied(), _engine=make(self.rule, kernel))
-        self._set(_plan=None, _kept=(), _watched=(), _starting=(), _places=(), _plain=False)
-        self._set(_undecided=False)
-        for name in (*hyper.names, *options):
-            if name in self.__dict__ or hasattr(type(self), name):
-                raise UsageError(
-                    f"the Optimizer uses the name {name!r} of rule {self.rule.name!r} itself; choose another"
-                )
+        with SHORT:
+            for name, value in (("skip_nonfinite", skip_nonfinite), ("zero_grads", zero_grads)):
+                if not isinstance(value, (bool, np.bool_)):
+                    raise TypeError(f"{name} is True or False, not {value!r}")
+            check_threads(threads)
+            make = engine(target)
+            structure, owners, own = structured(params)
+            self._set(rule=named_rule(rule), target=target, threads=threads, params=structure.build(owners))
+            self._set(skip_nonfinite=bool(skip_nonfinite), zero_grads=bool(zero_grads))
+            rows, options = settle(self.rule, settings, own, structure.grouped)
+            # The kernel has the rule's own defaults, so that other hyperparameters need no other library.
+            kernel = self.rule.kernel(**options)
+            hyper = Hyperparameters(kernel, rows)
+            most = min(threads or 0, MOST_THREADS)
+            self._set(_kernel=kernel, _options=options, _names=hyper.names, _hyper=hyper, _values=hyper.values)
+            self._set(_structure=structure, _listed=structure.listed, _common=settings)
+            progress = Progress()
+            self._set(_progress=progress, _count=progress.count, _begun=None)
+            self._set(_usual=How(most, 1.0, self.skip_nonfinite, self.zero_grads, progress=progress))
+            self._set(_how=self._usual)
+            self._set(_space=make.space() if hasattr(make, "space") else HOST)
+            self._set(_tensors=self._make_tensors(structure.paths, owners, self._rows()))
+            self._set(_ranges=self._occupied(), _engine=make(self.rule, kernel))
+            self._set(_plan=None, _kept=(), _watched=(), _starting=(), _places=(), _plain=False, _tell=None)
+            for name in (*hyper.names, *options):
+                if name in self.__dict__ or hasattr(type(self), name):
+                    raise UsageError(
+                        f"the Optimizer uses the name {name!r} of rule {self.rule.name!r} itself; choose another"
+                    )
 
     def _set(self, **attributes: Any) -> None:
         """Set own attributes; plain assignment is for hyperparameters and `t`."""
         for name, value in attributes.items():
             object.__setattr__(self, name, value)
 
-    def _make_tensors(self, owners: list[Any]) -> list[Tensor]:
-        """The tensors with their state allocated and, where it is a number, initialised."""
-        paths = self._structure.paths
+    def _make_tensors(
+        self, paths: Sequence[tuple[int, str]], owners: Sequence[Any], rows: Sequence[Mapping[str, float]]
+    ) -> list[Tensor]:
+        """Tensors with their state allocated and, where it is a number, initialised."""
         space = self._space
         arrays = [space.parameter(owner, f"params{path}") for owner, (_, path) in zip(owners, paths, strict=True)]
         flats = [array.reshape(-1) for array in arrays]
         names = [state.name for state in self._kernel.array_state]
-        rows = self._rows()
         tensors = []
         for (group, path), owner, array, flat, own in zip(
             paths, owners, arrays, flats, space.allocate(flats, len(names)), strict=True
@@ -179,13 +205,60 @@ class Optimizer:
         value = hyperparameters.get(str(state.initial), state.initial)
         self._space.write(own, tensor.p if value == "p" else value)
 
-    def _occupied(self, moved: Mapping[str, Array] = types.MappingProxyType({})) -> Ranges:
+    def _occupied(
+        self, moved: Mapping[str, Array] = types.MappingProxyType({}), tensors: Sequence[Tensor] | None = None
+    ) -> Ranges:
         """The memory that a step writes to, where parameters of these labels are elsewhere now."""
-        memory = self._space.memory
-        written = [(tensor.label, memory(moved.get(tensor.label, tensor.p))) for tensor in self._tensors]
-        for tensor in self._tensors:
+        memory, tensors = self._space.memory, tensors or self._tensors
+        written = [(tensor.label, memory(moved.get(tensor.label, tensor.p))) for tensor in tensors]
+        for tensor in tensors:
             written += [(f"state[{name!r}]{tensor.path}", array) for name, array in tensor.arrays.items()]
         return Ranges(written)
+
+    def add_group(self, group: Mapping[str, Any]) -> None:
+        """Add a parameter group, whose state starts at its first gradients.
+
+        Parameters
+        ----------
+        group : dict
+            "params", a list, tuple or dict of arrays, and its own hyperparameters; those that it has not are what the
+            Optimizer was made with. `params`, gradients and state have one entry more from here on; where there were
+            no groups, what there was is the first of two.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As of the Optimizer; nothing was changed then.
+        """
+        with SHORT:
+            self._settle()
+            if not isinstance(group, Mapping) or "params" not in group:
+                raise TypeError(f"a group is {{'params': …, hyperparameters}}, not {kind(group)}")
+            added, owners, own = structured([group])
+            before, hyper = self._structure, self._hyper
+            structure = Structure((*before.branches, *added.branches), True)
+            number, paths = len(before.branches), structure.paths
+            rows: list[dict[str, Any]] = [hyper.of(k) for k in range(number)]
+            for (k, name), schedule in hyper.schedules.items():
+                rows[k][name] = schedule
+            common = {name: value for name, value in self._common.items() if name not in self._options}
+            with within(f"groups[{number}]: "):
+                for name in self._options:
+                    if name in own[0]:
+                        raise ValueError(f"option {name!r} is fixed in the kernel, which all groups share")
+                rows.append(chosen(self.rule, {**common, **own[0]})[0])
+            hyper = Hyperparameters(self._kernel, rows)
+            hyper.replace(hyper.at(max(int(self._count[0]), 1)), hyper.schedules)
+            old = [
+                replace(tensor, path=path)
+                for tensor, (_, path) in zip(self._tensors, paths[: len(self._tensors)], strict=True)
+            ]
+            new = self._make_tensors(paths[len(old) :], owners, [hyper.of(k) for k in range(number + 1)])
+            tensors = [*old, *new]
+            changed = {"_structure": structure, "_listed": False, "_hyper": hyper, "_values": hyper.values}
+            changed |= {"_tensors": tensors, "_ranges": self._occupied(tensors=tensors), "_plan": None, "_kept": ()}
+            changed["params"] = structure.build(tensor.owner for tensor in tensors)
+            self.__dict__.update(changed)  # all of it, or nothing
 
     # ── stepping ────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -215,31 +288,54 @@ class Optimizer:
             takes; nothing was written, and `t` stays.
         ScalarError
             A scalar of the rule has no value at this step, such as x/0; likewise.
+        InterruptedStep
+            An earlier step, or a load, was interrupted in the midst of it.
+
+        Notes
+        -----
+        An exception from outside, such as the KeyboardInterrupt of Ctrl-C, finds a step done, with `t` and all state,
+        or not begun. On a GPU alone, where a step is several launches, it can find it half done: `step`, `save` and `t`
+        are errors then, until `load` or `load_state_dict`.
         """
-        # The arrays of the last step again, which is usual, need no check: they were checked then, and are kept.
-        plain = (type(grads) is list or type(grads) is tuple) and self._listed
-        listed = grads if plain else self._structure.flatten(grads, "grads")
-        kept = self._kept
-        if (
-            self._plan is None
-            or len(listed) != len(kept)
-            or not all(map(is_, listed, kept))
-            or (self._watched and any(ask() != at for ask, at in self._watched))
-        ):
-            self._prepare([*listed])
-        how = self._how
-        if grad_scale is not None or stats:
-            scale = 1.0 if grad_scale is None else loss_scale(grad_scale)
-            records = np.zeros(len(self._places) + 1, RECORD) if stats else None
-            how = replace(how, grad_scale=scale, stats=records)
-        skipped = self._plan.step(self._values, self._t + 1, how) if self._plain else self._unusual_step(how)
-        if skipped is None or self._undecided:  # a device decides, and has told nobody yet
-            self._set(_undecided=True)
-            if skipped is not None:
-                self._settle()
-        elif not skipped:
-            object.__setattr__(self, "_t", self._t + 1)
-        return Stats(how.stats, self._places, len(self._tensors)) if stats else None
+        try:
+            if self._begun is not None or self._progress.unfinished:
+                self._resolve()
+            # The arrays of the last step again, which is usual, are kept, and were checked then.
+            plain = (type(grads) is list or type(grads) is tuple) and self._listed
+            listed = grads if plain else self._structure.flatten(grads, "grads")
+            kept = self._kept
+            if (
+                self._plan is None
+                or len(listed) != len(kept)
+                or not all(map(is_, listed, kept))
+                or (self._watched and any(ask() != at for ask, at in self._watched))
+                or not self._forms.hold()
+            ):
+                self._prepare([*listed])
+            how = self._how
+            if grad_scale is not None or stats:
+                scale = 1.0 if grad_scale is None else loss_scale(grad_scale)
+                records = np.zeros(len(self._places) + 1, RECORD) if stats else None
+                how = replace(how, grad_scale=scale, stats=records)
+            before = self._count[0]
+            try:
+                if not self._plain:
+                    self._unusual_step(how)
+                elif self._plan.step(self._values, before + 1, how) is False and not self._progress.undecided:
+                    self._count[0] = before + 1  # the engine has, unless there was nothing to do
+            finally:
+                if self._tell is not None:
+                    self._tell_of_changes(before)
+            return Stats(how.stats, self._places, len(self._tensors)) if stats else None
+        except MISTAKES as problem:
+            shorten(problem)
+            raise
+
+    def _tell_of_changes(self, before: int) -> None:
+        """Tell the library of the tensors that they were written to, if they were, by a step behind so many."""
+        progress = self._progress
+        if self._count[0] != before or progress.undecided or progress.unfinished or self.zero_grads:
+            self._tell()
 
     def _prepare(self, grads: list[Any]) -> None:
         """Check the gradients and make the plan of steps with them."""
@@ -265,21 +361,28 @@ class Optimizer:
         how = self._usual
         if starting:
             how = replace(how, starting=np.array([not tensor.started for tensor in tensors], np.uint8))
-        self._set(_plan=self._engine.plan(tensors, views), _starting=starting, _watched=watched)
-        self._set(_kept=grads, _places=places, _how=how, _plain=not (starting or self._hyper.schedules))
+        self._set(_plan=None)  # what belongs to a plan is replaced with it, or there is none
+        plan = self._engine.plan(tensors, views)
+        given = [array for array in grads if array is not None]
+        owners = [tensor.owner for tensor in tensors]
+        self._set(_forms=Forms([] if self.zero_grads else given, [*owners, *(given if self.zero_grads else ())]))
+        self._set(_tell=teller([*owners, *(given if self.zero_grads else ())]))
+        self._set(_starting=starting, _watched=watched, _kept=grads, _places=places, _how=how)
+        self._set(_plain=not (starting or self._hyper.schedules), _plan=plan)
 
     def _follow_parameters(self) -> list[tuple[Callable[[], int], int]]:
         """Find the parameters that were given other memory; gives what tells where each of that kind is, and where."""
         watched, moved = [], {}
         for tensor in self._tensors:
             moving = self._space.pointer(tensor.owner)
-            if moving is not None:
+            if moving is not None or isinstance(tensor.owner, np.ndarray):
                 array = self._space.parameter(tensor.owner, tensor.label)
                 if array.shape != tensor.shape or array.dtype != tensor.p.dtype:
                     now = f"{array.dtype} of shape {array.shape}"
                     raise ValueError(f"{tensor.label} has become {now} since the optimizer was made")
                 if address(self._space.memory(array)) != tensor.home:
                     moved[tensor.label] = array.reshape(-1)
+            if moving is not None:
                 watched.append(moving)
         if moved:
             self._set(_ranges=self._occupied(moved))
@@ -288,36 +391,61 @@ class Optimizer:
                     tensor.place(moved[tensor.label])
         return watched
 
-    def _unusual_step(self, how: How) -> bool:
+    def _unusual_step(self, how: How) -> None:
         """A step with schedules, or the first of some tensors, whose state starts now; undone if it changes nothing.
 
         State that starts as the gradient is begun by the kernel, which knows the gradient as the rule sees it.
         """
         t = self.t + 1
         scheduled = self._hyper.at(t)
-        values, before = self._values.copy(), []
-        self._values[...] = scheduled
-        rows = self._rows()
-        for tensor, _ in self._starting:
-            for state in self._kernel.state:
-                if isinstance(state.initial, str) and state.initial != "g":
-                    own = tensor.scalars[state.name] if state.scalar else tensor.arrays[state.name]
-                    before.append((own, self._space.copy(own)))
-                    self._begin(tensor, state, rows[tensor.group])
-        skipped = True
+        beginning = [
+            (tensor, state, tensor.scalars[state.name] if state.scalar else tensor.arrays[state.name])
+            for tensor, _ in self._starting
+            for state in self._kernel.state
+            if isinstance(state.initial, str) and state.initial != "g"
+        ]
+        before = [(own, self._space.copy(own)) for _, _, own in beginning]
+        tensors = [tensor for tensor, _ in self._starting]
+        self._set(_begun=Begun(t, self._values.copy(), tensors, before))
         try:
-            outcome = self._plan.step(self._values, t, how)
-            skipped = self._engine.applied() < t if outcome is None else bool(outcome)
+            self._values[...] = scheduled
+            rows = self._rows()
+            for tensor, state, _ in beginning:
+                self._begin(tensor, state, rows[tensor.group])
+            if self._plan.step(self._values, t, how) is False and not self._progress.undecided:
+                self._count[0] = t
         finally:
-            if skipped:
-                self._values[...] = values
-                for own, old in before:
-                    self._space.write(own, old)
-        if not skipped:
-            for tensor, _ in self._starting:
+            if not self._progress.unfinished:
+                self._resolve()
+
+    def _resolve(self) -> None:
+        """Take a step that was begun for done or for not begun, whichever it is: by what the engine has counted.
+
+        It can be interrupted, and then begins anew.
+        """
+        unfinished = self._progress.unfinished
+        if unfinished:
+            what = f"{unfinished} of this optimizer was interrupted, and a part of it may have been done"
+            raise InterruptedStep(f"{what}: give it a whole state by load(…) or load_state_dict(…)")
+        begun = self._begun
+        if begun is None:
+            return
+        if self._progress.undecided:
+            self._learn()
+        if self._count[0] == begun.t:
+            for tensor in begun.tensors:
                 tensor.started = True
             self._set(_starting=[], _how=self._usual, _plain=not self._hyper.schedules)
-        return skipped
+        else:
+            self._values[...] = begun.values
+            for own, old in begun.before:
+                self._space.write(own, old)
+        self._set(_begun=None)
+
+    def _learn(self) -> None:
+        """Learn how many steps were applied, where a device decided that."""
+        self._count[0] = self._engine.applied()
+        self._progress.undecided = False
 
     # ── reading and setting ─────────────────────────────────────────────────────────────────────────────────────
 
@@ -325,16 +453,26 @@ class Optimizer:
     def t(self) -> int:
         """Steps taken; setting it to n makes the next step n + 1 and resets no state."""
         self._settle()
-        return int(self._t)
+        return int(self._count[0])
 
     def _settle(self) -> None:
-        """Learn how many steps were applied, where a device decided that."""
-        if self._undecided:
-            self._set(_t=self._engine.applied(), _undecided=False)
+        """Know which steps were applied.
+
+        Raises
+        ------
+        InterruptedStep
+            Of one a part was.
+        """
+        if self._begun is not None or self._progress.unfinished:
+            self._resolve()
+        if self._progress.undecided:
+            self._learn()
 
     @property
     def state(self) -> dict[str, Any]:
         """State by name in the structure of `params`: live arrays, and floats where it is scalar."""
+        if not self._progress.unfinished:
+            self._settle()
         return {
             state.name: self._structure.build(
                 tensor.number(state.name) if state.scalar else tensor.arrays[state.name].reshape(tensor.shape)
@@ -354,6 +492,7 @@ class Optimizer:
 
     def _assign(self, groups: Iterable[int], name: str, value: Any) -> None:
         """Set a hyperparameter of some groups."""
+        self._settle()
         self._hyper.assign(groups, name, value, max(self.t, 1) if callable(value) else 1)
         self._set(_plain=not (self._starting or self._hyper.schedules))
 
@@ -361,6 +500,8 @@ class Optimizer:
         # Called for what is not an ordinary attribute: hyperparameters and options.
         own = self.__dict__
         if name in own.get("_names", ()):
+            if own["_begun"] is not None and not own["_progress"].unfinished:
+                self._resolve()
             values = own["_hyper"].column(name)
             if values.count(values[0]) < len(values):
                 each = ", ".join(map(repr, values))
@@ -371,22 +512,23 @@ class Optimizer:
         raise AttributeError(f"{type(self).__name__} has no attribute {name!r}{nearest(name, own.get('_names', ()))}")
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in self._names:
-            self._assign(range(len(self._values)), name, value)
-        elif name in self._options:
-            raise ValueError(f"option {name!r} was fixed when the kernel was generated; make another Optimizer")
-        elif name == "t":
-            t = steps_taken(value)
-            self._settle()
-            self._hyper.replace(self._hyper.at(max(t, 1)), self._hyper.schedules)
-            object.__setattr__(self, "_t", t)
-        elif name in self.__dict__ or hasattr(type(self), name):
-            raise AttributeError(f"{name!r} of an Optimizer cannot be set")
-        else:
-            known = [*self._names, "t"]
-            raise AttributeError(
-                f"{name!r} is not a hyperparameter{nearest(name, known)} (there are {', '.join(known)})"
-            )
+        with SHORT:
+            if name in self._names:
+                self._assign(range(len(self._values)), name, value)
+            elif name in self._options:
+                raise ValueError(f"option {name!r} was fixed when the kernel was generated; make another Optimizer")
+            elif name == "t":
+                t = steps_taken(value)
+                self._settle()
+                self._hyper.replace(self._hyper.at(max(t, 1)), self._hyper.schedules)
+                self._count[0] = t
+            elif name in self.__dict__ or hasattr(type(self), name):
+                raise AttributeError(f"{name!r} of an Optimizer cannot be set")
+            else:
+                known = [*self._names, "t"]
+                raise AttributeError(
+                    f"{name!r} is not a hyperparameter{nearest(name, known)} (there are {', '.join(known)})"
+                )
 
     def __dir__(self) -> list[str]:
         return [*super().__dir__(), *self._names, *self._options]
@@ -396,11 +538,18 @@ class Optimizer:
         alike = {name: own[0] if own.count(own[0]) == len(own) else own for name, own in values.items()}
         settings = [f"{name}={value!r}" for name, value in {**alike, **self._options}.items()]
         groups = f" in {len(self._values)} groups" if self._structure.grouped else ""
-        about = ", ".join([f"{self.rule.name} of {len(self._tensors)} tensor(s){groups}", f"t={self.t}", *settings])
+        t = "t=?" if self._progress.unfinished else f"t={self.t}"
+        about = ", ".join([f"{self.rule.name} of {len(self._tensors)} tensor(s){groups}", t, *settings])
         return f"<Optimizer {about}>"
 
-    def __reduce_ex__(self, protocol: Any) -> NoReturn:
-        raise TypeError("an Optimizer is not copied or pickled: make another one, and give it state_dict() of this one")
+    def __copy__(self) -> NoReturn:
+        raise TypeError("two Optimizers cannot share their parameters and state: copy.deepcopy() copies both")
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Optimizer:
+        return copying.deep(self, memo)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return copying.made, (type(self), copying.recipe(self))
 
     # ── resuming ────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -431,7 +580,8 @@ class Optimizer:
             It is of another rule, other options or other shapes; nothing was changed, and the message says all that
             does not fit.
         """
-        resume.checked(self, saved).apply(self)
+        with SHORT:
+            resume.checked(self, saved).apply(self)
 
     def save(self, path: str | os.PathLike[str], /, **companions: Any) -> None:
         """Write a checkpoint: parameters, state, hyperparameters, schedules and t, in the safetensors format.
@@ -461,7 +611,8 @@ class Optimizer:
         UserWarning
             A hyperparameter is a function of t without a `to_dict()`: only its present value is saved.
         """
-        checkpoint.save(self, path, companions)
+        with SHORT:
+            checkpoint.save(self, path, companions)
 
     load = checkpoint.Load()
 
@@ -469,7 +620,7 @@ class Optimizer:
 def loss_scale(value: Any) -> float:
     """A loss scale: a positive number with a finite inverse."""
     try:
-        number = float(value)
+        number = double(value)
     except (TypeError, ValueError):
         raise TypeError(f"grad_scale is a number, not {value!r}") from None
     except OverflowError:

@@ -71,7 +71,7 @@ def plain_part(part: Definition) -> Callable[..., dict[str, Any]]:
 
 
 def plain_python(
-    composition: Composition, settings: Callable[[Mapping[str, Any]], Mapping[str, Any]]
+    composition: Composition, settings: Callable[[Mapping[str, Any]], Mapping[str, Any]], signature: Any
 ) -> Callable[..., Any]:
     """`rule.function`: see `Rule`. `settings` completes and checks hyperparameters and options."""
     parts = [(part, plain_part(part)) for part in composition.parts]
@@ -106,6 +106,7 @@ def plain_python(
         return stored if names else stored[0]
 
     call.__name__ = call.__qualname__ = composition.name
+    call.__signature__ = signature  # type: ignore[attr-defined]
     call.__doc__ = composition.doc
     return call
 

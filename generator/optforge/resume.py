@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .arrays import kind
+from .arrays import kind, teller
 from .functions import Array
 from .hyperparameters import Hyperparameters, Schedules
 from .ir import Kernel
@@ -23,11 +23,13 @@ if TYPE_CHECKING:
     from .optimizer import Optimizer
 
 
-def state_dict(opt: Optimizer) -> dict[str, Any]:
-    """`Optimizer.state_dict`."""
+def state_dict(
+    opt: Optimizer, describe: Callable[[Hyperparameters], list[dict[str, Any]]] | None = None
+) -> dict[str, Any]:
+    """`Optimizer.state_dict`; `describe` gives what it says of the schedules."""
     structure, hyper = opt._structure, opt._hyper
     rows = [hyper.of(k) for k in range(len(hyper.values))]
-    schedules = schedules_to_save(hyper)
+    schedules = (describe or schedules_to_save)(hyper)
     return {
         "rule": opt.rule.name,
         "hash": opt.rule.hash,
@@ -61,13 +63,25 @@ class Saved:
 
     def apply(self, opt: Optimizer) -> None:
         """Make the changes."""
-        opt._settle()
+        progress = opt._progress
+        if progress.unfinished:
+            opt._set(_begun=None)  # nobody knows whether it was done, and what it changed is replaced
+        else:
+            opt._settle()
+        if hasattr(opt._engine, "applied"):
+            opt._engine.applied()  # a device ends what it is at
+        progress.undecided, progress.unfinished = False, "a load"
+        opt._set(_plan=None, _kept=())
         for own, given in self.changes:
             opt._space.write(own, given.reshape(-1))
         for tensor, flag in zip(opt._tensors, self.started, strict=True):
             tensor.started = bool(flag)
         opt._hyper.replace(*self.hyperparameters)
-        opt._set(_t=self.t, _plan=None, _kept=())
+        opt._count[0] = self.t
+        tell = teller(tensor.owner for tensor in opt._tensors)
+        if tell is not None:
+            tell()
+        progress.unfinished = ""
         for name, value in self.lost:
             warnings.warn(f"{name} was a function that could not be saved; it is {value!r} from here on", stacklevel=4)
 

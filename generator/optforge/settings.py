@@ -41,10 +41,25 @@ def configure(composition: Composition, given: Mapping[str, object]) -> Composit
     return replace(composition, settings={**composition.settings, **{name: every[name] for name in given}})
 
 
+def double(value: object) -> float:
+    """A number as a double: of Python, of NumPy, or an array of one; what float() would make of a text is none.
+
+    Raises
+    ------
+    TypeError, ValueError, OverflowError
+        It is no number, or is beyond the range of a double.
+    """
+    dtype = getattr(value, "dtype", None)
+    other = getattr(dtype, "kind", "") in tuple("bSUmM") or str(dtype) == "torch.bool"
+    if other or isinstance(value, (bool, str, bytes, bytearray, memoryview)):
+        raise TypeError(f"{value!r} is no number")
+    return float(value)  # type: ignore[arg-type]
+
+
 def real(name: str, value: object, where: str = "") -> float:
     """A hyperparameter's value as a double; NaN is refused, in a message that begins with `where`."""
     try:
-        number = float(value)  # type: ignore[arg-type]
+        number = double(value)
     except (TypeError, ValueError):
         raise TypeError(f"{where}hyperparameter {name!r} is a number, not {value!r}") from None
     except OverflowError:

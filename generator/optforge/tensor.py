@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from .arrays import address
 from .diagnostics import ScalarError
 from .functions import Array
@@ -78,12 +80,35 @@ class Tensor:
         return scalars
 
 
+class Progress:
+    """How far an optimizer is, which an engine tells as it does a step.
+
+    Attributes
+    ----------
+    steps : array
+        The number of steps that were applied, in memory that is written together with what a step changes.
+    count : memoryview
+        The same.
+    undecided : bool
+        Whether there are more steps, of which a device knows whether they were applied.
+    unfinished : str
+        What is under way, or was interrupted, where that leaves a part of it written.
+    """
+
+    def __init__(self) -> None:
+        self.steps = np.zeros(1, np.uint64)
+        self.count = memoryview(self.steps.data)
+        self.undecided = False
+        self.unfinished = ""
+
+
 @dataclass
 class How:
     """How a step is to be done, beside its hyperparameters.
 
     `grad_scale` is what gradients are divided by; `starting` says of each tensor whether this is its first step, None
-    that it is of none. `stats` are records to fill in, one of all tensors and one of each, or None.
+    that it is of none. `stats` are records to fill in, one of all tensors and one of each, or None. `progress` is told
+    that the step was applied, in the same moment.
     """
 
     threads: int = 0
@@ -92,6 +117,7 @@ class How:
     zero_grads: bool = False
     starting: Array | None = None
     stats: Array | None = None
+    progress: Progress | None = None
 
 
 def named_values(kernel: Kernel, hyperparameters: Array, group: int) -> dict[str, float]:

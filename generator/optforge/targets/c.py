@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import operator
 import os
 import re
 from collections.abc import Sequence
@@ -51,6 +53,7 @@ typedef struct {
     const unsigned char *starting;
     const whole *whole;
     const size_t *group; size_t groups;
+    uint64_t *applied;
 } options;
 """
 SKIPPED = -1
@@ -120,10 +123,13 @@ class Plan:
                 self.kept.append(group)
             pointer = ffi.cast("const void *", address(table))
             self.calls.append(Call(library.phases[suffix], pointer, len(rows), table, np.array(places), options))
-        self.last = How()
+        self.last: How | None = None
 
     def step(self, hyperparameters: Any, t: int, how: How) -> bool:
         """One step in place, with the hyperparameters of each group; whether it was skipped.
+
+        An exception that comes from outside, such as a KeyboardInterrupt, finds it done and counted, or not begun: the
+        emitted functions count it, and where it is several calls, no bytecode of Python comes between them.
 
         Raises
         ------
@@ -141,17 +147,24 @@ class Plan:
                 self.explain(status, hyperparameters, t, how)
             call.options.checked = 1
             return bool(status == SKIPPED)
-        status = 0
+        if not self.calls:
+            return False
+        arguments = [(call.run, hyper, t, call.tensors, call.count, call.options) for call in self.calls]
+        for own in arguments:
+            status = own[0](*own[1:], 0, 0)  # its checks alone, before another list is written to
+            if status > 0:
+                self.explain(status, hyperparameters, t, how)
+            own[-1].checked = 1
         self.workspace[...] = 0
-        for phase in range(passes):
-            for call in self.calls:
-                status = call.run(hyper, t, call.tensors, call.count, call.options, phase, phase + 1)
-                if status > 0:
-                    self.explain(status, hyperparameters, t, how)
-        return bool(status == SKIPPED)
+        every = [(*own, phase, phase + 1) for phase in range(passes) for own in arguments]
+        statuses = [*map(operator.call, *zip(*every, strict=True))]
+        if max(statuses) > 0:
+            self.explain(max(statuses), hyperparameters, t, how)
+        return bool(statuses[-1] == SKIPPED)
 
     def set(self, how: How) -> None:
         """Prepare for steps that are done so."""
+        self.last = None
         ffi = self.library.ffi
         self.flags: list[Array] = []  # kept alive with the plan
         for call in self.calls:
@@ -167,6 +180,8 @@ class Plan:
             if how.stats is not None:
                 records = ffi.cast("char *", ffi.from_buffer(how.stats))
                 own.stats, own.tensor_stats = records, records + how.stats.itemsize
+        if self.calls and how.progress is not None:  # the last call finishes the step
+            self.calls[-1].options.applied = ffi.cast("uint64_t *", address(how.progress.steps))
         self.last = how
 
     def explain(self, status: int, hyperparameters: Array, t: int, how: How) -> None:
@@ -203,8 +218,7 @@ def load(path: Path, prefix: str, passes: int) -> Library:
     ]
     ffi.cdef("\n".join(declarations))
     try:
-        # Never unloaded, not even when the interpreter ends: OpenMP would go with it, from under its waiting threads.
-        loaded = ffi.dlopen(str(path), os.RTLD_NOW | os.RTLD_NODELETE)
+        loaded = opened(ffi, path)
         return Library(
             ffi,
             getattr(loaded, f"{prefix}_strerror"),
@@ -215,6 +229,48 @@ def load(path: Path, prefix: str, passes: int) -> Library:
         )
     except (OSError, AttributeError) as problem:
         raise EnvironmentProblem(f"the compiled kernel {path} cannot be loaded: {problem}") from None
+
+
+FLUSHING: set[Path] = set()  # libraries that were refused; opened again they do no harm, and would seem harmless
+
+
+def opened(ffi: Any, path: Path) -> Any:
+    """A library opened, unless that makes subnormal numbers zero in this process; these are back then.
+
+    Such start-up code comes with flags of the linking compiler, which may be in a script that is called as one. It
+    works on the thread that opens the library.
+
+    Raises
+    ------
+    EnvironmentProblem
+        It does.
+    OSError
+        It cannot be opened.
+    """
+    ffi.cdef("int fegetenv(void *); int fesetenv(const void *);")
+    environment, system = ffi.new("double[64]"), ffi.dlopen(None)
+    before = not flushes()
+    with contextlib.suppress(AttributeError):  # a system without them
+        system.fegetenv(environment)
+    # Never unloaded, not even when the interpreter ends: OpenMP would go with it, from under its waiting threads.
+    loaded = ffi.dlopen(str(path), os.RTLD_NOW | os.RTLD_NODELETE)
+    if before and flushes():
+        FLUSHING.add(path)
+        with contextlib.suppress(AttributeError):
+            system.fesetenv(environment)
+    if path in FLUSHING:
+        raise EnvironmentProblem(
+            "the C compiler links code into the kernel that makes subnormal numbers zero in the whole process, those "
+            "of NumPy too: leave -funsafe-math-optimizations, -ffast-math and -Ofast out of the variable CC, or out of "
+            "the script that is the compiler (kernels are as fast without)"
+        )
+    return loaded
+
+
+def flushes() -> bool:
+    """Whether subnormal numbers are zero on this thread, as results or as operands."""
+    least = np.array([np.finfo(np.float64).tiny, 5e-324])
+    return not (least * np.array([0.5, 1.0])).all()
 
 
 class CEngine:

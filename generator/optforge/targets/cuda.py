@@ -16,7 +16,7 @@ from ..ir import Kernel
 from ..nvcc import cubin
 from ..rowsource import Rows
 from ..stats import RECORD
-from ..tensor import How, Tensor, explain
+from ..tensor import How, Progress, Tensor, explain
 from ..tree import CHUNK
 
 if TYPE_CHECKING:
@@ -165,8 +165,10 @@ class Plan:
             self.set(how, len(hyperparameters))
             self.kind, self.starting = kind, how.starting
         steps.bring(hyperparameters, self.used, t, how.grad_scale, explaining)
+        progress = how.progress or Progress()
         for address, host, _ in self.moved:
             self.drv.memcpy_htod_async(address, host, self.engine.stream)
+        progress.unfinished = "a step"  # until all of it is enqueued
         for launch in self.launches:
             self.run(launch)
         if self.moved:
@@ -174,24 +176,30 @@ class Plan:
         for address, host, writes in self.moved:
             if writes or how.zero_grads:
                 self.drv.memcpy_dtoh(host, address)
+        skipped: bool | None = False
         if self.waits:
-            return self.outcome(explaining, how)
-        if how.skip_nonfinite:
+            skipped = self.outcome(explaining, how, progress)
+        elif how.skip_nonfinite:
             steps.defer(t)
-            return None
-        steps.done(t, False)
-        return False
+            skipped, progress.undecided = None, True
+        else:
+            steps.done(t, False)
+            progress.count[0] = t
+        progress.unfinished = ""
+        return skipped
 
-    def outcome(self, explaining: Callable[[], None], how: How) -> bool:
+    def outcome(self, explaining: Callable[[], None], how: How, progress: Progress) -> bool:
         """What the device has decided: whether the step was skipped."""
         steps = self.engine.steps
         control = steps.read()
         if control["idle"]:
             steps.applied()
+            progress.unfinished = ""
             explaining()
             status = int(control["status"])
             raise RuntimeError(f"rule {self.kernel.name!r}: the device did not do a step (status {status})")
         steps.done(int(control["t"]), bool(control["skipped"]))
+        progress.count[0], progress.undecided = int(control["t"]) - int(control["skipped"]), False
         if how.stats is not None:
             self.drv.memcpy_dtoh(how.stats, self.base + self.stats_at)
         return bool(control["skipped"])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -95,10 +97,11 @@ class Walk:
         if reduction.counts:
             self.nan, self.inf = int(np.isnan(whole).sum()), int(np.isinf(whole).sum())
 
-    def write(self) -> None:
-        """Write what was computed."""
-        for name, values in self.stored.items():
-            np.copyto(self.tensor.p if name == "p" else self.tensor.arrays[name], values)
+    def writes(self) -> list[tuple[Array, Any]]:
+        """What was computed, with the arrays that it belongs into."""
+        return [
+            (self.tensor.p if name == "p" else self.tensor.arrays[name], values) for name, values in self.stored.items()
+        ]
 
 
 @dataclass(frozen=True)
@@ -138,16 +141,20 @@ class Plan:
                 for group in kernel.scalars:
                     if group.phase == k + 1:
                         walk.scalars.run(group)
-        if not skipped:
-            for walk in walks:
-                walk.write()
-                for name, expr in kernel.state_stores:
-                    walk.tensor.scalars[name][0] = walk.scalars(expr)
-        if how.zero_grads:
-            for gradient in self.gradients:
-                gradient[...] = 0
         if how.stats is not None:
             self.tell(walks, how.stats, skipped)
+        writes: list[tuple[Array, Any]] = []
+        if not skipped:
+            for walk in walks:
+                writes += walk.writes()
+                writes += [(walk.tensor.scalars[name], walk.scalars(expr)) for name, expr in kernel.state_stores]
+            if how.progress is not None:
+                writes.append((how.progress.steps, t))
+        if how.zero_grads:
+            writes += [(gradient, 0) for gradient in self.gradients]
+        # No bytecode comes between them, and so no exception from outside, such as a KeyboardInterrupt.
+        set_all: Callable[..., Any] = operator.setitem
+        list(map(set_all, [own for own, _ in writes], repeat(...), [values for _, values in writes]))
         return skipped
 
     def tell(self, walks: Sequence[Walk], records: Array, skipped: bool) -> None:

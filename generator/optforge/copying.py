@@ -1,0 +1,50 @@
+"""Copies of an optimizer: over copies of its parameters, or through pickle."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from . import resume
+
+if TYPE_CHECKING:
+    from .optimizer import Optimizer
+
+
+def recipe(opt: Optimizer) -> dict[str, Any]:
+    """What `made` needs to make an optimizer like this one: its own parameters, and copies of all else."""
+    hyper, grouped = opt._hyper, opt._structure.grouped
+    saved = resume.state_dict(opt, lambda _: [])
+    rows = [
+        {**hyper.of(k), **{name: schedule for (group, name), schedule in hyper.schedules.items() if group == k}}
+        for k in range(len(hyper.values))
+    ]
+    # They are given to the new one as they are; None says that it keeps them.
+    saved["schedules"] = [{name: None for name, value in row.items() if callable(value)} for row in rows]
+    pairs = zip(opt.params if grouped else [opt.params], rows, strict=True)
+    return {
+        "params": [{"params": params, **row} for params, row in pairs] if grouped else opt.params,
+        "rule": opt.rule,
+        "how": {name: getattr(opt, name) for name in ("target", "threads", "skip_nonfinite", "zero_grads")},
+        "settings": {**opt._common, **({} if grouped else rows[0])},
+        "common": dict(opt._common),
+        "saved": saved,
+    }
+
+
+def made(kind: type[Optimizer], recipe: Mapping[str, Any]) -> Optimizer:
+    """An optimizer that goes on with the same bits."""
+    opt = kind(recipe["params"], recipe["rule"], **recipe["how"], **recipe["settings"])
+    opt._set(_common=dict(recipe["common"]))
+    opt.load_state_dict(recipe["saved"])
+    return opt
+
+
+def deep(opt: Optimizer, memo: dict[int, Any]) -> Optimizer:
+    """A copy over copies of the parameters; those that are copied already, with a model, are the same there."""
+    own = recipe(opt)
+    target = own["how"].pop("target")  # it may hold a stream
+    copied = copy.deepcopy(own, memo)
+    copied["how"]["target"] = target
+    return made(type(opt), copied)
