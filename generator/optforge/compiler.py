@@ -22,9 +22,10 @@ from pathlib import Path
 from .diagnostics import EnvironmentProblem
 
 CANDIDATES = ("cc", "gcc", "clang")
-FLAGS = ("-std=c99", "-O2", "-fPIC", "-shared")
+FLAGS = ("-std=c99", "-O2", "-fPIC")
 # Wanted, but a compiler may lack them: each is dropped in turn until the source compiles.
-OPTIONAL_FLAGS = ("-fopenmp", "-march=native")
+OPTIONAL_FLAGS = ("-fopenmp",)
+RUNTIME = ("optforge.c", "optforge.h")  # compiled once for all rules
 LOCK_SECONDS = 600
 UNFINISHED = ".part"
 ROOM = 1 << 20  # bytes that a compilation may take
@@ -121,9 +122,18 @@ def library(files: Mapping[str, str]) -> Path:
     """
     compiler = find()
     parts = [*compiler.command, compiler.version, *FLAGS, *OPTIONAL_FLAGS, cpu(), sys.platform]
-    key = digest(part.encode() for part in [*parts, *(text for item in sorted(files.items()) for text in item)])
-    stem = next(name for name in files if name.endswith(".c"))[:-2]
-    return cached(stem, ".so", key, lambda directory: compile_files(compiler, files, directory))
+
+    def key(sources: Mapping[str, str]) -> str:
+        return digest(part.encode() for part in [*parts, *(text for item in sorted(sources.items()) for text in item)])
+
+    linked = []
+    if RUNTIME[0] in files:
+        runtime = {name: files[name] for name in RUNTIME}
+        linked = [cached("optforge", ".o", key(runtime), lambda work: compile_files(compiler, runtime, work, ("-c",)))]
+    own = {name: text for name, text in files.items() if name != RUNTIME[0]}
+    stem = next(name for name in own if name.endswith(".c"))[:-2]
+    flags = ("-shared", *map(str, linked), "-lm")
+    return cached(stem, ".so", key(files), lambda work: compile_files(compiler, own, work, flags))
 
 
 def cached(stem: str, ending: str, key: str, build: Callable[[Path], Path]) -> Path:
@@ -267,8 +277,8 @@ def described(problem: Exception) -> str:
     return f"{place}: {text}" if place else text
 
 
-def compile_files(compiler: Compiler, files: Mapping[str, str], directory: Path) -> Path:
-    """Compile in a directory; optional flags that the compiler does not know are left out.
+def compile_files(compiler: Compiler, files: Mapping[str, str], directory: Path, own: Sequence[str]) -> Path:
+    """Compile in a directory, `own` flags behind the sources; optional ones that the compiler does not know are left out.
 
     Raises
     ------
@@ -283,7 +293,7 @@ def compile_files(compiler: Compiler, files: Mapping[str, str], directory: Path)
     built = directory / "kernel.so"
     for dropped in ((), *((flag,) for flag in OPTIONAL_FLAGS), OPTIONAL_FLAGS):
         flags = [flag for flag in OPTIONAL_FLAGS if flag not in dropped]
-        command = [*compiler.command, *FLAGS, *flags, "-o", str(built), *sources, "-lm"]
+        command = [*compiler.command, *FLAGS, *flags, "-o", str(built), *sources, *own]
         answer = run(command, directory)
         if answer.returncode == 0 and built.exists():
             return built

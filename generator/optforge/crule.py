@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from . import layout
 from .celements import Elements, phase_title
 from .cscalars import Scalars, c_type, leaves, sum_names
 from .csource import Source, known_dtype
@@ -188,7 +189,8 @@ class RuleElements(Elements):
         for name, stored in phase.stores:
             if value.op == "ref" and stored == value:
                 return str(arrays.index(name))
-        value = lets.get(value.value, value) if value.op == "ref" else value  # type: ignore[call-overload]
+        if value.op == "ref" and isinstance(value.value, int):
+            value = lets.get(value.value, value)
         if value.op == "load" and value.value not in dict(phase.stores):
             return str(arrays.index(str(value.value)))
         return ""
@@ -432,7 +434,18 @@ def render(
     prefix: str | None = None,
     settings: Mapping[str, object] | None = None,
 ) -> dict[str, str]:
-    """The files of a rule: name to text."""
+    """The files of a rule and of the runtime: name to text."""
+    return {**layout.split([rule_text(rule, kernel, dtypes, prefix, settings)]), **layout.runtime()}
+
+
+def rule_text(
+    rule: Rule,
+    kernel: Kernel,
+    dtypes: str | Iterable[str] | None = None,
+    prefix: str | None = None,
+    settings: Mapping[str, object] | None = None,
+) -> layout.RuleText:
+    """What a rule's files say, whatever files that become."""
     wanted = DTYPES if dtypes is None else [dtypes] if isinstance(dtypes, str) else dtypes
     chosen = [known_dtype(name) for name in wanted]
     chosen = [dtype for dtype in DTYPES.values() if dtype in chosen]
@@ -441,12 +454,5 @@ def render(
     check_prefix(prefix)
     own = file_of(rule.name) if prefix is None else prefix
     view = RuleSource(rule, kernel, chosen, own, prefix, dict(settings or {})).view()
-    shown = {
-        "r": view,
-        "runtime": '#include "optforge.h"\n',
-        "behind": '#include "optforge.h" /* for OPTFORGE_COMPILE */',
-    }
-    return {
-        f"{own}.h": fold(render_template("rule.h.j2", shown)),
-        f"{own}.c": fold(render_template("rule.c.j2", {**shown, "runtime": ""})),
-    }
+    declared, defined = (fold(render_template(f"rule.{kind}.j2", {"r": view}).strip("\n")) for kind in "hc")
+    return layout.RuleText(own, view.comment, view.brief, declared, defined)

@@ -1036,7 +1036,7 @@ static double optforge_total(const optforge_work *w, int statistic, unsigned pas
         for (size_t k = 0; k < l->count; k++)
             w->gathered[optforge_number(l, k, before)] = sums[optforge_number(l, k, before)];
     }
-    return optforge_tree(w->gathered, w->tensors, sum != NULL ? sum->kind : OPTFORGE_SUM);
+    return optforge_tree(w->gathered, w->tensors, sum != NULL ? (int)sum->kind : (int)OPTFORGE_SUM);
 }
 
 /* The total of counts of NaN or of infinity. */

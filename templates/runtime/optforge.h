@@ -8,12 +8,10 @@
 #ifndef OPTFORGE_H
 #define OPTFORGE_H
 
+/* ---- types, which all emitted files of a program share ----------------------------------------------------------- */
+
 #include <stddef.h>
 #include <stdint.h>
-
-#ifndef OPTFORGE_API
-#define OPTFORGE_API /* define it to export the functions: __declspec(dllexport), visibility("default") */
-#endif
 
 #ifdef OPTFORGE_TYPES
 #if OPTFORGE_TYPES != 1
@@ -207,6 +205,12 @@ typedef struct optforge_work {
 #endif
 #endif /* OPTFORGE_TYPES */
 
+/* ---- calls ------------------------------------------------------------------------------------------------------- */
+
+#ifndef OPTFORGE_API
+#define OPTFORGE_API /* define it to export the functions: __declspec(dllexport), visibility("default") */
+#endif
+
 #ifdef __cplusplus
 extern "C" {
 #endif
@@ -256,7 +260,8 @@ OPTFORGE_API int optforge_use(const char *name);
 #endif
 #endif /* OPTFORGE_H */
 
-/* What the files that compute begin with: arithmetic as it is written, and code for several instruction sets. */
+/* ---- for the files that compute: arithmetic as it is written, and code for several instruction sets -------------- */
+
 #if defined(OPTFORGE_COMPILE) && !defined(OPTFORGE_INLINE)
 
 #include <float.h>

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import operator
 import os
 import re
 from collections.abc import Sequence
@@ -13,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .. import layout
 from ..arrays import address
 from ..compiler import library
-from ..csource import render
+from ..crule import render
 from ..diagnostics import EnvironmentProblem
 from ..dtypes import BY_NUMPY, DTYPES
 from ..functions import Array
@@ -42,37 +42,11 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
-OPTIONS = """
-typedef struct { size_t tensor, begin; } part;
-typedef struct { size_t count; const size_t *sizes; const part *parts; } whole;
-typedef struct {
-    double grad_scale;
-    int skip_nonfinite, zero_grads, threads, checked;
-    void *workspace; size_t workspace_size;
-    void *stats, *tensor_stats;
-    const unsigned char *starting;
-    const whole *whole;
-    const size_t *group; size_t groups;
-    uint64_t *applied;
-} options;
-"""
 SKIPPED = -1
 
 
-@dataclass(frozen=True)
-class Call:
-    """One call of the emitted functions: all tensors of a dtype; `places` are their numbers among all."""
-
-    run: Any
-    tensors: Any
-    count: int
-    rows: Array
-    places: Array
-    options: Any
-
-
 class Plan:
-    """A prepared step: pointers and sizes as the emitted functions take them.
+    """A prepared step: lists of tensors, one for each dtype, and options, as the runtime takes them.
 
     Parameters
     ----------
@@ -93,43 +67,32 @@ class Plan:
             rows, places = grouped.setdefault(BY_NUMPY[tensor.p.dtype].suffix, ([], []))
             rows.append(row)
             places.append(place)
-        # Groups without a gradient take no part: the emitted functions see the others, and no groups where one is left.
+        # Groups without a gradient take no part: the runtime sees the others.
         used = sorted({tensor.group for tensor in tensors})
         self.rows = None if used == list(range(len(used))) else used
-        elements = sum(tensor.p.size for tensor in tensors)
-        size = library.workspace_size(elements, len(tensors)) if tensors else 8
-        self.workspace = np.zeros(size // 8 + 1)
-        # Lists of several dtypes are parts of one whole: their phases take turns, and share the sums.
-        self.sizes = np.array([tensor.p.size for tensor in tensors] or [0], np.uintp)
+        self.lists, self.number = ffi.new("optforge_list[]", max(len(grouped), 1)), len(grouped)
+        self.own = [self.lists[k] for k in range(self.number)]
+        self.places = [np.array(places, np.uintp) for _, places in grouped.values()]
         self.kept: list[Any] = []
-        self.calls = []
-        for suffix, (rows, places) in grouped.items():
-            table = np.array(rows, dtype=np.uintp)
-            options = ffi.new("options *")
-            options.grad_scale = 1.0
-            options.workspace = ffi.cast("void *", address(self.workspace))
-            options.workspace_size = self.workspace.nbytes
-            if len(grouped) > 1:
-                parts = np.array([[place, 0] for place in places], np.uintp)
-                whole = ffi.new("whole *")
-                whole.count = len(tensors)
-                whole.sizes = ffi.cast("size_t *", address(self.sizes))
-                whole.parts = ffi.cast("part *", address(parts))
-                options.whole = whole
-                self.kept += [parts, whole]
-            if len(used) > 1:
-                group = np.array([used.index(tensors[place].group) for place in places], np.uintp)
-                options.group, options.groups = ffi.cast("size_t *", address(group)), len(used)
-                self.kept.append(group)
-            pointer = ffi.cast("const void *", address(table))
-            self.calls.append(Call(library.phases[suffix], pointer, len(rows), table, np.array(places), options))
+        for own, suffix, numbers in zip(self.own, grouped, self.places, strict=True):
+            rows = grouped[suffix][0]
+            table = np.array(rows, np.uintp)
+            group = np.array([used.index(tensors[place].group) for place in numbers], np.uintp)
+            own.kernel, own.count = library.kernels[suffix], len(rows)
+            own.tensors = ffi.cast("void *", address(table))
+            own.number = ffi.cast("size_t *", address(numbers))
+            own.groups, own.group = len(used), ffi.cast("size_t *", address(group))
+            self.kept += [table, group]
+        self.options = ffi.new("optforge_options *")
+        library.calls.optforge_options_init(self.options)
+        self.workspace = np.zeros(0)
         self.last: How | None = None
 
     def step(self, hyperparameters: Any, t: int, how: How) -> bool:
         """One step in place, with the hyperparameters of each group; whether it was skipped.
 
-        An exception that comes from outside, such as a KeyboardInterrupt, finds it done and counted, or not begun: the
-        emitted functions count it, and where it is several calls, no bytecode of Python comes between them.
+        An exception that comes from outside, such as a KeyboardInterrupt, finds it done and counted, or not begun:
+        it is one call, which counts it itself.
 
         Raises
         ------
@@ -139,49 +102,39 @@ class Plan:
         hyper = self.library.ffi.from_buffer(hyperparameters if self.rows is None else hyperparameters[self.rows])
         if how is not self.last or forked:
             self.set(how)
-        passes = self.library.passes
-        if len(self.calls) == 1:
-            (call,) = self.calls
-            status = call.run(hyper, t, call.tensors, call.count, call.options, 0, passes)
-            if status > 0:
-                self.explain(status, hyperparameters, t, how)
-            call.options.checked = 1
-            return bool(status == SKIPPED)
-        if not self.calls:
-            return False
-        arguments = [(call.run, hyper, t, call.tensors, call.count, call.options) for call in self.calls]
-        for own in arguments:
-            status = own[0](*own[1:], 0, 0)  # its checks alone, before another list is written to
-            if status > 0:
-                self.explain(status, hyperparameters, t, how)
-            own[-1].checked = 1
-        self.workspace[...] = 0
-        every = [(*own, phase, phase + 1) for phase in range(passes) for own in arguments]
-        statuses = [*map(operator.call, *zip(*every, strict=True))]
-        if max(statuses) > 0:
-            self.explain(max(statuses), hyperparameters, t, how)
-        return bool(statuses[-1] == SKIPPED)
+        for own in self.own:
+            own.hyper, own.t = hyper, t
+        status = self.library.calls.optforge_step_lists(self.lists, self.number, self.options)
+        if status > 0:
+            self.explain(status, hyperparameters, t, how)
+        self.options.checked = 1
+        return bool(status == SKIPPED)
 
     def set(self, how: How) -> None:
         """Prepare for steps that are done so."""
         self.last = None
-        ffi = self.library.ffi
+        ffi, options = self.library.ffi, self.options
         self.flags: list[Array] = []  # kept alive with the plan
-        for call in self.calls:
-            own = call.options
-            own.threads = 1 if forked else how.threads
-            own.grad_scale = how.grad_scale
-            own.skip_nonfinite, own.zero_grads = how.skip_nonfinite, how.zero_grads
-            own.starting = own.stats = own.tensor_stats = ffi.NULL
+        options.threads = 1 if forked else how.threads
+        options.grad_scale = how.grad_scale
+        options.skip_nonfinite, options.zero_grads = how.skip_nonfinite, how.zero_grads
+        options.stats = options.tensor_stats = ffi.NULL
+        options.applied = ffi.NULL if how.progress is None else ffi.cast("uint64_t *", address(how.progress.steps))
+        if how.stats is not None:
+            records = ffi.cast("char *", ffi.from_buffer(how.stats))
+            options.stats, options.tensor_stats = (
+                ffi.cast("optforge_stats *", records + k) for k in (0, how.stats.itemsize)
+            )
+        for own, places in zip(self.own, self.places, strict=True):
+            own.starting = ffi.NULL
             if how.starting is not None:
-                starting = np.ascontiguousarray(how.starting[call.places], np.uint8)
+                starting = np.ascontiguousarray(how.starting[places], np.uint8)
                 own.starting = ffi.cast("unsigned char *", address(starting))
                 self.flags.append(starting)
-            if how.stats is not None:
-                records = ffi.cast("char *", ffi.from_buffer(how.stats))
-                own.stats, own.tensor_stats = records, records + how.stats.itemsize
-        if self.calls and how.progress is not None:  # the last call finishes the step
-            self.calls[-1].options.applied = ffi.cast("uint64_t *", address(how.progress.steps))
+        size = self.library.calls.optforge_workspace_size(self.lists, self.number, options)
+        if size > self.workspace.nbytes:
+            self.workspace = np.empty(size // 8)
+            options.workspace, options.workspace_size = ffi.cast("void *", address(self.workspace)), size
         self.last = how
 
     def explain(self, status: int, hyperparameters: Array, t: int, how: How) -> None:
@@ -193,39 +146,44 @@ class Plan:
 
 @dataclass(frozen=True)
 class Library:
-    """The emitted functions of a loaded library; `phases` by the suffix of their dtype, `passes` their number."""
+    """A loaded library: the calls of its runtime, and those of its rule; kernels by the suffix of their dtype."""
 
     ffi: Any
+    calls: Any
     strerror: Any
     hyper_init: Any
-    workspace_size: Any
-    phases: dict[str, Any]
-    passes: int
+    kernels: dict[str, Any]
 
 
-def load(path: Path, prefix: str, passes: int) -> Library:
-    """A compiled library, whose functions begin with a prefix."""
+def load(path: Path, prefix: str) -> Library:
+    """A compiled library, whose rule's functions begin with a prefix."""
     import cffi
 
     ffi = cffi.FFI()
-    arguments = "const void *hyper, uint64_t t, const void *tensors, size_t count, const options *options"
+    lists = "const optforge_list *lists, size_t number, const optforge_options *options"
     declarations = [
-        OPTIONS,
+        "typedef struct optforge_kernel optforge_kernel; typedef struct optforge_stats optforge_stats;",
+        layout.structs("optforge_parallel", "optforge_options", "optforge_list"),
+        "void optforge_options_init(optforge_options *o);",
+        f"int optforge_step_lists({lists});",
+        f"size_t optforge_workspace_size({lists});",
+        "const char *optforge_isa(void); int optforge_use(const char *name);",
         f"const char *{prefix}_strerror(int status);",
         f"void {prefix}_hyper_init(void *hyper);",
-        f"size_t {prefix}_workspace_size(uint64_t elements, size_t count);",
-        *(f"int {prefix}_phases_{suffix}({arguments}, int first, int last);" for suffix in DTYPES),
+        *(f"extern char {prefix}_kernel_{suffix};" for suffix in DTYPES),
     ]
     ffi.cdef("\n".join(declarations))
     try:
         loaded = opened(ffi, path)
         return Library(
             ffi,
+            loaded,
             getattr(loaded, f"{prefix}_strerror"),
             getattr(loaded, f"{prefix}_hyper_init"),
-            getattr(loaded, f"{prefix}_workspace_size"),
-            {suffix: getattr(loaded, f"{prefix}_phases_{suffix}") for suffix in DTYPES},
-            passes,
+            {
+                suffix: ffi.cast("optforge_kernel *", ffi.addressof(loaded, f"{prefix}_kernel_{suffix}"))
+                for suffix in DTYPES
+            },
         )
     except (OSError, AttributeError) as problem:
         raise EnvironmentProblem(f"the compiled kernel {path} cannot be loaded: {problem}") from None
@@ -294,7 +252,7 @@ class CEngine:
             files = committed(kernels, prefix, rule, kernel)
         else:
             files = render(rule, kernel, prefix=None if rule.name.isascii() else prefix)
-        self.library = load(library(files), prefix, len(kernel.phases) + 1)
+        self.library = load(library(files), prefix)
 
     def defaults(self) -> dict[str, float]:
         """The defaults of the hyperparameters as the compiled files have them."""
@@ -316,15 +274,18 @@ def committed(directory: Path, prefix: str, rule: Rule, kernel: Kernel) -> dict[
     advice = f"make it with: optforge generate {rule.origin} --out {directory}"
     if prefix != file_of(rule.name):
         advice += f" --prefix {prefix}"
+    names = (f"{prefix}.h", f"{prefix}.c", *layout.FILES)
     try:
-        files = {file: (directory / file).read_text(encoding="utf-8") for file in (f"{prefix}.h", f"{prefix}.c")}
+        files = {file: (directory / file).read_text(encoding="utf-8") for file in names}
     except OSError as problem:
         raise EnvironmentProblem(f"{problem.filename}: {problem.strerror}; {advice}") from None
-    for file, text in files.items():
-        if f"\n * Rule hash: {rule.hash}\n" not in text:
+    if files["optforge.h"] != layout.runtime()["optforge.h"]:
+        raise EnvironmentProblem(f"{directory / 'optforge.h'} is of another version of optforge; {advice}")
+    for file, mark in ((names[0], f"\n * Rule hash: {rule.hash}\n"), (names[1], f'"{rule.hash}"')):
+        if mark not in files[file]:
             raise EnvironmentProblem(f"{directory / file} is of another version of rule {rule.name!r}; {advice}")
-        if rule.options and not has_options(text, rule, kernel):
-            raise EnvironmentProblem(f"{directory / file} is of other options than are asked for; {advice}")
+    if rule.options and not has_options(files[names[0]], rule, kernel):
+        raise EnvironmentProblem(f"{directory / names[0]} is of other options than are asked for; {advice}")
     return files
 
 
