@@ -278,7 +278,7 @@ def described(problem: Exception) -> str:
 
 
 def compile_files(compiler: Compiler, files: Mapping[str, str], directory: Path, own: Sequence[str]) -> Path:
-    """Compile in a directory, `own` flags behind the sources; optional ones that the compiler does not know are left out.
+    """Compile in a directory, `own` flags behind the sources; optional ones that the compiler lacks are left out.
 
     Raises
     ------
