@@ -15,7 +15,7 @@
  * State: acc starts as 0.0.
  * Memory traffic per element: 3 read, 2 written; in bytes: float 20, double 40.
  *
- * Build:     cc -std=c99 -O2 -c adagrad.c    (with -fopenmp a step runs on several threads)
+ * Build:     cc -std=c99 -O2 -c adagrad.c optforge.c    (with -fopenmp a step runs on several threads)
  * Re-create: optforge generate adagrad --target c --dtype f32 --dtype f64
  * Rule hash: 2644fff9f38814a94bb006a4b583400ee5ffce6809fff29bf8ceb073dcb8a9fe
  *
@@ -24,8 +24,7 @@
 #ifndef adagrad_H
 #define adagrad_H
 
-#include <stddef.h>
-#include <stdint.h>
+#include "optforge.h"
 
 #ifndef adagrad_API
 #define adagrad_API /* define it to export the functions: __declspec(dllexport), visibility("default") */
@@ -35,26 +34,12 @@
 extern "C" {
 #endif
 
-/* What a call returns. Anything but adagrad_OK was found before the first write. */
+/* What a call returns: one of these, or of optforge's errors, each found before the first write. */
 enum {
-    adagrad_OK = 0,               /* done */
-    adagrad_ERROR_NULL = 1,       /* a pointer is NULL */
-    adagrad_ERROR_SIZE = 2,       /* a tensor has more elements than memory can hold */
-    adagrad_ERROR_ALIGNMENT = 3,  /* an array is not aligned to its elements */
-    adagrad_ERROR_OVERLAP = 4,    /* two arrays of a tensor overlap */
-    adagrad_ERROR_TIME = 5,       /* t counts the steps from 1 */
-    adagrad_ERROR_NAN = 6,        /* a hyperparameter is NaN */
-    adagrad_ERROR_SCALAR = 7,     /* a scalar has no value: division by zero, overflow, root of a negative number */
-    adagrad_ERROR_GRAD_SCALE = 8, /* grad_scale is not a positive number with a finite inverse */
-    adagrad_ERROR_WORKSPACE = 9,  /* the workspace is too small, or not aligned to doubles */
-    adagrad_ERROR_PART = 10,      /* a part is not in its tensor, or does not begin and end between chunks */
-    adagrad_ERROR_GROUP = 11,     /* a tensor's group is none of the groups */
-    adagrad_ERROR_PHASE = 12,     /* the phases to be done are not among those of a step */
-    adagrad_ERROR_ASSERT = 100,   /* eps > 0 */
-    adagrad_SKIPPED = -1          /* a gradient is NaN or infinite, so nothing was changed, and t does not advance */
+    adagrad_OK = OPTFORGE_OK,
+    adagrad_ERROR_ASSERT = OPTFORGE_ERROR_ASSERT, /* eps > 0 */
+    adagrad_SKIPPED = OPTFORGE_SKIPPED
 };
-
-/* The text of a status; never NULL. */
 adagrad_API const char *adagrad_strerror(int status);
 
 /* Hyperparameters; none may be NaN, and a step checks that
@@ -68,66 +53,14 @@ typedef struct adagrad_hyper {
 /* Fills in the defaults. */
 adagrad_API void adagrad_hyper_init(adagrad_hyper *h);
 
-/* What a step tells of itself, over all tensors or one. Norms are Euclidean. */
-typedef struct adagrad_stats {
-    double grad_norm;         /* of the gradients, unscaled, before any transform */
-    double clipped_grad_norm; /* of the gradients as the rule sees them; NaN after a skipped step */
-    double param_norm;        /* of the parameters after the step; NaN after a skipped step */
-    double update_norm;       /* of what the step added to the parameters */
-    double max_update_ratio;  /* the largest update_norm / param_norm of a tensor */
-    uint64_t nan, inf;        /* such elements of the unscaled gradients */
-    uint64_t skipped;         /* 1 where the step was skipped */
-} adagrad_stats;
-
-/* Tensors of which a call has parts only, the others being elsewhere: in lists of another type, on other ranks. Part k,
- * which tensor k of the list is, begins at element `begin` of its whole tensor; parts begin and end at multiples of
- * adagrad_CHUNK elements, or at the tensor's end. */
-enum { adagrad_CHUNK = 32768 };
-typedef struct adagrad_part {
-    size_t tensor, begin;
-} adagrad_part;
-typedef struct adagrad_whole {
-    size_t count;              /* of whole tensors */
-    const size_t *sizes;       /* their numbers of elements */
-    const adagrad_part *parts; /* one for each tensor of the list */
-} adagrad_whole;
-
-/* How a step is done. What is 0 or NULL is not asked for. */
-typedef struct adagrad_options {
-    double grad_scale;                   /* gradients are multiplied by 1 / grad_scale before anything sees them; 1 */
-    int skip_nonfinite;                  /* with a NaN or an infinity in any gradient nothing is changed */
-    int zero_grads;                      /* g, which must not be const then, is set to 0, also by a skipped step */
-    int threads;                         /* at most so many; 0 leaves their number to OpenMP. Small lists run on one */
-    int checked;                         /* this list was checked by an earlier call and has not changed */
-    void *workspace;                     /* for skip_nonfinite, statistics, groups */
-    size_t workspace_size;               /* in bytes */
-    adagrad_stats *stats;            /* filled in, over all tensors */
-    adagrad_stats *tensor_stats;     /* filled in, one for each tensor, each whole tensor where there are parts */
-    const unsigned char *starting;       /* of each tensor: whether this is its first step; this rule does not ask */
-    const adagrad_whole *whole;      /* where the list has parts of tensors */
-    const size_t *group;                 /* of each tensor: which of the hyperparameters at h, then an array, it has;
-                                            NULL: all have the first. Takes room in the workspace */
-    size_t groups;                       /* how many hyperparameters are at h, where there is `group` */
-    uint64_t *applied;                   /* set to t by the call that finishes a step, unless it is skipped */
-} adagrad_options;
-
-/* Fills in the defaults: a plain step. */
+typedef optforge_options adagrad_options;
+typedef optforge_stats adagrad_stats;
 adagrad_API void adagrad_options_init(adagrad_options *o);
 
-/* Bytes of workspace, aligned to doubles, for so many tensors (whole ones) with so many elements together; where there
- * are more groups than tensors, `count` is their number. */
+/* Bytes of workspace, aligned to doubles, for so many tensors (or groups, if they are more) with so many elements together. */
 adagrad_API size_t adagrad_workspace_size(uint64_t elements, size_t count);
 
-/* A step is adagrad_PHASES phases, of which the last only finishes, and tells whether the step was skipped. Between
- * phases k and k + 1 the sums that phase k left for each chunk can be added over ranks that have parts of the same
- * tensors: a sum is 0 where a rank has not that chunk, so that the result has the bits of a single rank's. For this the
- * workspace must be set to 0 before every step, and all ranks must ask for the same options and do all phases.
- * partials gives those sums and their number, once phase k has run with this workspace. */
-enum { adagrad_PHASES = 3 };
-adagrad_API double *adagrad_partials(void *workspace, int phase, size_t *number);
-
-/* One tensor of float: n elements in each array. Its arrays must not overlap, and tensors of one call must
- * share no memory but gradients (which is not checked). With no elements the arrays may be NULL. */
+/* One tensor of float: n elements in each array. Its arrays must not overlap. */
 typedef struct adagrad_tensor_f32 {
     size_t n;
     float *p;
@@ -138,22 +71,14 @@ typedef struct adagrad_tensor_f32 {
 /* Writes the initial state of a tensor, once, before its first step. The tensor is not checked. */
 adagrad_API void adagrad_state_init_f32(const adagrad_tensor_f32 *tensor);
 
-/* One step over a list of tensors, in place. t counts the steps from 1. Reentrant; expects the default rounding mode
- * and subnormal numbers switched on, and may raise floating-point exception flags.
- * step_with does it as the options say; phases does phases [first, last) of it, to be called in order; with none,
- * last = first, it checks its arguments.
- * check does everything but the step: adagrad_OK means that the step with the same arguments will succeed. */
+/* One step over a list of tensors, in place; t counts the steps from 1. step_with does it as the options say. */
 adagrad_API int adagrad_step_f32(const adagrad_hyper *h, uint64_t t, const adagrad_tensor_f32 *tensors,
                                  size_t count);
 adagrad_API int adagrad_step_with_f32(const adagrad_hyper *h, uint64_t t, const adagrad_tensor_f32 *tensors,
                                       size_t count, const adagrad_options *options);
-adagrad_API int adagrad_phases_f32(const adagrad_hyper *h, uint64_t t, const adagrad_tensor_f32 *tensors,
-                                   size_t count, const adagrad_options *options, int first, int last);
-adagrad_API int adagrad_check_f32(const adagrad_hyper *h, uint64_t t, const adagrad_tensor_f32 *tensors,
-                                  size_t count);
+extern adagrad_API const optforge_kernel adagrad_kernel_f32;
 
-/* One tensor of double: n elements in each array. Its arrays must not overlap, and tensors of one call must
- * share no memory but gradients (which is not checked). With no elements the arrays may be NULL. */
+/* One tensor of double: n elements in each array. Its arrays must not overlap. */
 typedef struct adagrad_tensor_f64 {
     size_t n;
     double *p;
@@ -164,19 +89,12 @@ typedef struct adagrad_tensor_f64 {
 /* Writes the initial state of a tensor, once, before its first step. The tensor is not checked. */
 adagrad_API void adagrad_state_init_f64(const adagrad_tensor_f64 *tensor);
 
-/* One step over a list of tensors, in place. t counts the steps from 1. Reentrant; expects the default rounding mode
- * and subnormal numbers switched on, and may raise floating-point exception flags.
- * step_with does it as the options say; phases does phases [first, last) of it, to be called in order; with none,
- * last = first, it checks its arguments.
- * check does everything but the step: adagrad_OK means that the step with the same arguments will succeed. */
+/* One step over a list of tensors, in place; t counts the steps from 1. step_with does it as the options say. */
 adagrad_API int adagrad_step_f64(const adagrad_hyper *h, uint64_t t, const adagrad_tensor_f64 *tensors,
                                  size_t count);
 adagrad_API int adagrad_step_with_f64(const adagrad_hyper *h, uint64_t t, const adagrad_tensor_f64 *tensors,
                                       size_t count, const adagrad_options *options);
-adagrad_API int adagrad_phases_f64(const adagrad_hyper *h, uint64_t t, const adagrad_tensor_f64 *tensors,
-                                   size_t count, const adagrad_options *options, int first, int last);
-adagrad_API int adagrad_check_f64(const adagrad_hyper *h, uint64_t t, const adagrad_tensor_f64 *tensors,
-                                  size_t count);
+extern adagrad_API const optforge_kernel adagrad_kernel_f64;
 
 #ifdef __cplusplus
 }

@@ -24,7 +24,7 @@
  *     pass 1: reads p g m v, writes m v
  *     pass 2: reads p m v, writes p
  *
- * Build:     cc -std=c99 -O2 -c lamb.c    (with -fopenmp a step runs on several threads)
+ * Build:     cc -std=c99 -O2 -c lamb.c optforge.c    (with -fopenmp a step runs on several threads)
  * Re-create: optforge generate lamb --target c --dtype f32 --dtype f64
  * Rule hash: 00d364f0175b6fb41cd3f3578bf1ff56b413199d2d4cae0bc21ce67fa0769f4c
  *
@@ -33,8 +33,7 @@
 #ifndef lamb_H
 #define lamb_H
 
-#include <stddef.h>
-#include <stdint.h>
+#include "optforge.h"
 
 #ifndef lamb_API
 #define lamb_API /* define it to export the functions: __declspec(dllexport), visibility("default") */
@@ -44,26 +43,12 @@
 extern "C" {
 #endif
 
-/* What a call returns. Anything but lamb_OK was found before the first write. */
+/* What a call returns: one of these, or of optforge's errors, each found before the first write. */
 enum {
-    lamb_OK = 0,               /* done */
-    lamb_ERROR_NULL = 1,       /* a pointer is NULL */
-    lamb_ERROR_SIZE = 2,       /* a tensor has more elements than memory can hold */
-    lamb_ERROR_ALIGNMENT = 3,  /* an array is not aligned to its elements */
-    lamb_ERROR_OVERLAP = 4,    /* two arrays of a tensor overlap */
-    lamb_ERROR_TIME = 5,       /* t counts the steps from 1 */
-    lamb_ERROR_NAN = 6,        /* a hyperparameter is NaN */
-    lamb_ERROR_SCALAR = 7,     /* a scalar has no value: division by zero, overflow, root of a negative number */
-    lamb_ERROR_GRAD_SCALE = 8, /* grad_scale is not a positive number with a finite inverse */
-    lamb_ERROR_WORKSPACE = 9,  /* the workspace is too small, or not aligned to doubles */
-    lamb_ERROR_PART = 10,      /* a part is not in its tensor, or does not begin and end between chunks */
-    lamb_ERROR_GROUP = 11,     /* a tensor's group is none of the groups */
-    lamb_ERROR_PHASE = 12,     /* the phases to be done are not among those of a step */
-    lamb_ERROR_ASSERT = 100,   /* 0 <= beta1 < 1 and 0 <= beta2 < 1 and eps >= 0 and weight_decay >= 0 */
-    lamb_SKIPPED = -1          /* a gradient is NaN or infinite, so nothing was changed, and t does not advance */
+    lamb_OK = OPTFORGE_OK,
+    lamb_ERROR_ASSERT = OPTFORGE_ERROR_ASSERT, /* 0 <= beta1 < 1 and 0 <= beta2 < 1 and eps >= 0 and weight_decay >= 0 */
+    lamb_SKIPPED = OPTFORGE_SKIPPED
 };
-
-/* The text of a status; never NULL. */
 lamb_API const char *lamb_strerror(int status);
 
 /* Hyperparameters; none may be NaN, and a step checks that
@@ -80,66 +65,14 @@ typedef struct lamb_hyper {
 /* Fills in the defaults. */
 lamb_API void lamb_hyper_init(lamb_hyper *h);
 
-/* What a step tells of itself, over all tensors or one. Norms are Euclidean. */
-typedef struct lamb_stats {
-    double grad_norm;         /* of the gradients, unscaled, before any transform */
-    double clipped_grad_norm; /* of the gradients as the rule sees them; NaN after a skipped step */
-    double param_norm;        /* of the parameters after the step; NaN after a skipped step */
-    double update_norm;       /* of what the step added to the parameters */
-    double max_update_ratio;  /* the largest update_norm / param_norm of a tensor */
-    uint64_t nan, inf;        /* such elements of the unscaled gradients */
-    uint64_t skipped;         /* 1 where the step was skipped */
-} lamb_stats;
-
-/* Tensors of which a call has parts only, the others being elsewhere: in lists of another type, on other ranks. Part k,
- * which tensor k of the list is, begins at element `begin` of its whole tensor; parts begin and end at multiples of
- * lamb_CHUNK elements, or at the tensor's end. */
-enum { lamb_CHUNK = 32768 };
-typedef struct lamb_part {
-    size_t tensor, begin;
-} lamb_part;
-typedef struct lamb_whole {
-    size_t count;           /* of whole tensors */
-    const size_t *sizes;    /* their numbers of elements */
-    const lamb_part *parts; /* one for each tensor of the list */
-} lamb_whole;
-
-/* How a step is done. What is 0 or NULL is not asked for. */
-typedef struct lamb_options {
-    double grad_scale;                   /* gradients are multiplied by 1 / grad_scale before anything sees them; 1 */
-    int skip_nonfinite;                  /* with a NaN or an infinity in any gradient nothing is changed */
-    int zero_grads;                      /* g, which must not be const then, is set to 0, also by a skipped step */
-    int threads;                         /* at most so many; 0 leaves their number to OpenMP. Small lists run on one */
-    int checked;                         /* this list was checked by an earlier call and has not changed */
-    void *workspace;                     /* for skip_nonfinite, statistics, groups, and every step of this rule */
-    size_t workspace_size;               /* in bytes */
-    lamb_stats *stats;            /* filled in, over all tensors */
-    lamb_stats *tensor_stats;     /* filled in, one for each tensor, each whole tensor where there are parts */
-    const unsigned char *starting;       /* of each tensor: whether this is its first step; this rule does not ask */
-    const lamb_whole *whole;      /* where the list has parts of tensors */
-    const size_t *group;                 /* of each tensor: which of the hyperparameters at h, then an array, it has;
-                                            NULL: all have the first. Takes room in the workspace */
-    size_t groups;                       /* how many hyperparameters are at h, where there is `group` */
-    uint64_t *applied;                   /* set to t by the call that finishes a step, unless it is skipped */
-} lamb_options;
-
-/* Fills in the defaults: a plain step. */
+typedef optforge_options lamb_options;
+typedef optforge_stats lamb_stats;
 lamb_API void lamb_options_init(lamb_options *o);
 
-/* Bytes of workspace, aligned to doubles, for so many tensors (whole ones) with so many elements together; where there
- * are more groups than tensors, `count` is their number. */
+/* Bytes of workspace, aligned to doubles, for so many tensors (or groups, if they are more) with so many elements together. */
 lamb_API size_t lamb_workspace_size(uint64_t elements, size_t count);
 
-/* A step is lamb_PHASES phases, of which the last only finishes, and tells whether the step was skipped. Between
- * phases k and k + 1 the sums that phase k left for each chunk can be added over ranks that have parts of the same
- * tensors: a sum is 0 where a rank has not that chunk, so that the result has the bits of a single rank's. For this the
- * workspace must be set to 0 before every step, and all ranks must ask for the same options and do all phases.
- * partials gives those sums and their number, once phase k has run with this workspace. */
-enum { lamb_PHASES = 4 };
-lamb_API double *lamb_partials(void *workspace, int phase, size_t *number);
-
-/* One tensor of float: n elements in each array. Its arrays must not overlap, and tensors of one call must
- * share no memory but gradients (which is not checked). With no elements the arrays may be NULL. */
+/* One tensor of float: n elements in each array. Its arrays must not overlap. */
 typedef struct lamb_tensor_f32 {
     size_t n;
     float *p;
@@ -151,21 +84,14 @@ typedef struct lamb_tensor_f32 {
 /* Writes the initial state of a tensor, once, before its first step. The tensor is not checked. */
 lamb_API void lamb_state_init_f32(const lamb_tensor_f32 *tensor);
 
-/* One step over a list of tensors, in place. t counts the steps from 1. Reentrant; expects the default rounding mode
- * and subnormal numbers switched on, and may raise floating-point exception flags.
- * step_with does it as the options say; phases does phases [first, last) of it, to be called in order; with none,
- * last = first, it checks its arguments.
- * check does everything but the step: lamb_OK means that the step with the same arguments will succeed. */
+/* One step over a list of tensors, in place; t counts the steps from 1. step_with does it as the options say. */
 lamb_API int lamb_step_f32(const lamb_hyper *h, uint64_t t, const lamb_tensor_f32 *tensors, size_t count,
                            void *workspace);
 lamb_API int lamb_step_with_f32(const lamb_hyper *h, uint64_t t, const lamb_tensor_f32 *tensors, size_t count,
                                 const lamb_options *options);
-lamb_API int lamb_phases_f32(const lamb_hyper *h, uint64_t t, const lamb_tensor_f32 *tensors, size_t count,
-                             const lamb_options *options, int first, int last);
-lamb_API int lamb_check_f32(const lamb_hyper *h, uint64_t t, const lamb_tensor_f32 *tensors, size_t count);
+extern lamb_API const optforge_kernel lamb_kernel_f32;
 
-/* One tensor of double: n elements in each array. Its arrays must not overlap, and tensors of one call must
- * share no memory but gradients (which is not checked). With no elements the arrays may be NULL. */
+/* One tensor of double: n elements in each array. Its arrays must not overlap. */
 typedef struct lamb_tensor_f64 {
     size_t n;
     double *p;
@@ -177,18 +103,12 @@ typedef struct lamb_tensor_f64 {
 /* Writes the initial state of a tensor, once, before its first step. The tensor is not checked. */
 lamb_API void lamb_state_init_f64(const lamb_tensor_f64 *tensor);
 
-/* One step over a list of tensors, in place. t counts the steps from 1. Reentrant; expects the default rounding mode
- * and subnormal numbers switched on, and may raise floating-point exception flags.
- * step_with does it as the options say; phases does phases [first, last) of it, to be called in order; with none,
- * last = first, it checks its arguments.
- * check does everything but the step: lamb_OK means that the step with the same arguments will succeed. */
+/* One step over a list of tensors, in place; t counts the steps from 1. step_with does it as the options say. */
 lamb_API int lamb_step_f64(const lamb_hyper *h, uint64_t t, const lamb_tensor_f64 *tensors, size_t count,
                            void *workspace);
 lamb_API int lamb_step_with_f64(const lamb_hyper *h, uint64_t t, const lamb_tensor_f64 *tensors, size_t count,
                                 const lamb_options *options);
-lamb_API int lamb_phases_f64(const lamb_hyper *h, uint64_t t, const lamb_tensor_f64 *tensors, size_t count,
-                             const lamb_options *options, int first, int last);
-lamb_API int lamb_check_f64(const lamb_hyper *h, uint64_t t, const lamb_tensor_f64 *tensors, size_t count);
+extern lamb_API const optforge_kernel lamb_kernel_f64;
 
 #ifdef __cplusplus
 }

@@ -12,7 +12,7 @@
  * The rule has no state.
  * Memory traffic per element: 2 read, 1 written; in bytes: float 12, double 24.
  *
- * Build:     cc -std=c99 -O2 -c sgd.c    (with -fopenmp a step runs on several threads)
+ * Build:     cc -std=c99 -O2 -c sgd.c optforge.c    (with -fopenmp a step runs on several threads)
  * Re-create: optforge generate sgd --target c --dtype f32 --dtype f64
  * Rule hash: 3534317b40a21539a6dd7cdc9fa396a2b5394a162afa7028d16d415ac075ed9d
  *
@@ -21,8 +21,7 @@
 #ifndef sgd_H
 #define sgd_H
 
-#include <stddef.h>
-#include <stdint.h>
+#include "optforge.h"
 
 #ifndef sgd_API
 #define sgd_API /* define it to export the functions: __declspec(dllexport), visibility("default") */
@@ -32,25 +31,11 @@
 extern "C" {
 #endif
 
-/* What a call returns. Anything but sgd_OK was found before the first write. */
+/* What a call returns: one of these, or of optforge's errors, each found before the first write. */
 enum {
-    sgd_OK = 0,               /* done */
-    sgd_ERROR_NULL = 1,       /* a pointer is NULL */
-    sgd_ERROR_SIZE = 2,       /* a tensor has more elements than memory can hold */
-    sgd_ERROR_ALIGNMENT = 3,  /* an array is not aligned to its elements */
-    sgd_ERROR_OVERLAP = 4,    /* two arrays of a tensor overlap */
-    sgd_ERROR_TIME = 5,       /* t counts the steps from 1 */
-    sgd_ERROR_NAN = 6,        /* a hyperparameter is NaN */
-    sgd_ERROR_SCALAR = 7,     /* a scalar has no value: division by zero, overflow, root of a negative number */
-    sgd_ERROR_GRAD_SCALE = 8, /* grad_scale is not a positive number with a finite inverse */
-    sgd_ERROR_WORKSPACE = 9,  /* the workspace is too small, or not aligned to doubles */
-    sgd_ERROR_PART = 10,      /* a part is not in its tensor, or does not begin and end between chunks */
-    sgd_ERROR_GROUP = 11,     /* a tensor's group is none of the groups */
-    sgd_ERROR_PHASE = 12,     /* the phases to be done are not among those of a step */
-    sgd_SKIPPED = -1          /* a gradient is NaN or infinite, so nothing was changed, and t does not advance */
+    sgd_OK = OPTFORGE_OK,
+    sgd_SKIPPED = OPTFORGE_SKIPPED
 };
-
-/* The text of a status; never NULL. */
 sgd_API const char *sgd_strerror(int status);
 
 /* Hyperparameters; none may be NaN. */
@@ -61,66 +46,14 @@ typedef struct sgd_hyper {
 /* Fills in the defaults. */
 sgd_API void sgd_hyper_init(sgd_hyper *h);
 
-/* What a step tells of itself, over all tensors or one. Norms are Euclidean. */
-typedef struct sgd_stats {
-    double grad_norm;         /* of the gradients, unscaled, before any transform */
-    double clipped_grad_norm; /* of the gradients as the rule sees them; NaN after a skipped step */
-    double param_norm;        /* of the parameters after the step; NaN after a skipped step */
-    double update_norm;       /* of what the step added to the parameters */
-    double max_update_ratio;  /* the largest update_norm / param_norm of a tensor */
-    uint64_t nan, inf;        /* such elements of the unscaled gradients */
-    uint64_t skipped;         /* 1 where the step was skipped */
-} sgd_stats;
-
-/* Tensors of which a call has parts only, the others being elsewhere: in lists of another type, on other ranks. Part k,
- * which tensor k of the list is, begins at element `begin` of its whole tensor; parts begin and end at multiples of
- * sgd_CHUNK elements, or at the tensor's end. */
-enum { sgd_CHUNK = 32768 };
-typedef struct sgd_part {
-    size_t tensor, begin;
-} sgd_part;
-typedef struct sgd_whole {
-    size_t count;          /* of whole tensors */
-    const size_t *sizes;   /* their numbers of elements */
-    const sgd_part *parts; /* one for each tensor of the list */
-} sgd_whole;
-
-/* How a step is done. What is 0 or NULL is not asked for. */
-typedef struct sgd_options {
-    double grad_scale;                   /* gradients are multiplied by 1 / grad_scale before anything sees them; 1 */
-    int skip_nonfinite;                  /* with a NaN or an infinity in any gradient nothing is changed */
-    int zero_grads;                      /* g, which must not be const then, is set to 0, also by a skipped step */
-    int threads;                         /* at most so many; 0 leaves their number to OpenMP. Small lists run on one */
-    int checked;                         /* this list was checked by an earlier call and has not changed */
-    void *workspace;                     /* for skip_nonfinite, statistics, groups */
-    size_t workspace_size;               /* in bytes */
-    sgd_stats *stats;            /* filled in, over all tensors */
-    sgd_stats *tensor_stats;     /* filled in, one for each tensor, each whole tensor where there are parts */
-    const unsigned char *starting;       /* of each tensor: whether this is its first step; this rule does not ask */
-    const sgd_whole *whole;      /* where the list has parts of tensors */
-    const size_t *group;                 /* of each tensor: which of the hyperparameters at h, then an array, it has;
-                                            NULL: all have the first. Takes room in the workspace */
-    size_t groups;                       /* how many hyperparameters are at h, where there is `group` */
-    uint64_t *applied;                   /* set to t by the call that finishes a step, unless it is skipped */
-} sgd_options;
-
-/* Fills in the defaults: a plain step. */
+typedef optforge_options sgd_options;
+typedef optforge_stats sgd_stats;
 sgd_API void sgd_options_init(sgd_options *o);
 
-/* Bytes of workspace, aligned to doubles, for so many tensors (whole ones) with so many elements together; where there
- * are more groups than tensors, `count` is their number. */
+/* Bytes of workspace, aligned to doubles, for so many tensors (or groups, if they are more) with so many elements together. */
 sgd_API size_t sgd_workspace_size(uint64_t elements, size_t count);
 
-/* A step is sgd_PHASES phases, of which the last only finishes, and tells whether the step was skipped. Between
- * phases k and k + 1 the sums that phase k left for each chunk can be added over ranks that have parts of the same
- * tensors: a sum is 0 where a rank has not that chunk, so that the result has the bits of a single rank's. For this the
- * workspace must be set to 0 before every step, and all ranks must ask for the same options and do all phases.
- * partials gives those sums and their number, once phase k has run with this workspace. */
-enum { sgd_PHASES = 3 };
-sgd_API double *sgd_partials(void *workspace, int phase, size_t *number);
-
-/* One tensor of float: n elements in each array. Its arrays must not overlap, and tensors of one call must
- * share no memory but gradients (which is not checked). With no elements the arrays may be NULL. */
+/* One tensor of float: n elements in each array. Its arrays must not overlap. */
 typedef struct sgd_tensor_f32 {
     size_t n;
     float *p;
@@ -130,20 +63,13 @@ typedef struct sgd_tensor_f32 {
 /* Writes the initial state of a tensor, once, before its first step. The tensor is not checked. */
 sgd_API void sgd_state_init_f32(const sgd_tensor_f32 *tensor);
 
-/* One step over a list of tensors, in place. t counts the steps from 1. Reentrant; expects the default rounding mode
- * and subnormal numbers switched on, and may raise floating-point exception flags.
- * step_with does it as the options say; phases does phases [first, last) of it, to be called in order; with none,
- * last = first, it checks its arguments.
- * check does everything but the step: sgd_OK means that the step with the same arguments will succeed. */
+/* One step over a list of tensors, in place; t counts the steps from 1. step_with does it as the options say. */
 sgd_API int sgd_step_f32(const sgd_hyper *h, uint64_t t, const sgd_tensor_f32 *tensors, size_t count);
 sgd_API int sgd_step_with_f32(const sgd_hyper *h, uint64_t t, const sgd_tensor_f32 *tensors, size_t count,
                               const sgd_options *options);
-sgd_API int sgd_phases_f32(const sgd_hyper *h, uint64_t t, const sgd_tensor_f32 *tensors, size_t count,
-                           const sgd_options *options, int first, int last);
-sgd_API int sgd_check_f32(const sgd_hyper *h, uint64_t t, const sgd_tensor_f32 *tensors, size_t count);
+extern sgd_API const optforge_kernel sgd_kernel_f32;
 
-/* One tensor of double: n elements in each array. Its arrays must not overlap, and tensors of one call must
- * share no memory but gradients (which is not checked). With no elements the arrays may be NULL. */
+/* One tensor of double: n elements in each array. Its arrays must not overlap. */
 typedef struct sgd_tensor_f64 {
     size_t n;
     double *p;
@@ -153,17 +79,11 @@ typedef struct sgd_tensor_f64 {
 /* Writes the initial state of a tensor, once, before its first step. The tensor is not checked. */
 sgd_API void sgd_state_init_f64(const sgd_tensor_f64 *tensor);
 
-/* One step over a list of tensors, in place. t counts the steps from 1. Reentrant; expects the default rounding mode
- * and subnormal numbers switched on, and may raise floating-point exception flags.
- * step_with does it as the options say; phases does phases [first, last) of it, to be called in order; with none,
- * last = first, it checks its arguments.
- * check does everything but the step: sgd_OK means that the step with the same arguments will succeed. */
+/* One step over a list of tensors, in place; t counts the steps from 1. step_with does it as the options say. */
 sgd_API int sgd_step_f64(const sgd_hyper *h, uint64_t t, const sgd_tensor_f64 *tensors, size_t count);
 sgd_API int sgd_step_with_f64(const sgd_hyper *h, uint64_t t, const sgd_tensor_f64 *tensors, size_t count,
                               const sgd_options *options);
-sgd_API int sgd_phases_f64(const sgd_hyper *h, uint64_t t, const sgd_tensor_f64 *tensors, size_t count,
-                           const sgd_options *options, int first, int last);
-sgd_API int sgd_check_f64(const sgd_hyper *h, uint64_t t, const sgd_tensor_f64 *tensors, size_t count);
+extern sgd_API const optforge_kernel sgd_kernel_f64;
 
 #ifdef __cplusplus
 }

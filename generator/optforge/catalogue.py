@@ -8,12 +8,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
-from . import rules, targets, transforms
+from . import layout, rules, targets, transforms
 from .companions import COMPANIONS, Companion
 from .compose import Composition, compose
 from .diagnostics import RuleError, UsageError, nearest
 from .finding import parse_file
 from .language import Rule, Transform, rule_of
+from .names import check_prefix
 from .scalars import check_hyperparameters
 
 BUILT_IN = cast("Mapping[str, Rule]", rules)  # the packages stand as mappings
@@ -95,22 +96,54 @@ def emit(
     dtypes: Sequence[str],
     settings: Sequence[str],
     prefix: str | None,
+    single: bool = False,
+    bundle: str | None = None,
 ) -> dict[str, str]:
-    """The files, for each of the targets that are wanted: name to text."""
+    """The files, for each of the targets that are wanted: name to text.
+
+    `single` files need no others; a `bundle` is one pair of this name for all rules.
+    """
     if prefix is not None and len(selected) > 1:
         raise UsageError("--prefix names the files of one rule; give one rule")
+    if bundle is not None:
+        return bundled(bundle, selected, wanted, dtypes, settings, prefix, single)
     chosen = parse_settings(settings, [rule for rule in selected if isinstance(rule, Rule)])
     files: dict[str, str] = {}
     for target in dict.fromkeys(wanted):
         targets.renderer(target)  # raises where there is none
         for item in selected:
             if isinstance(item, Rule):
-                files |= item.emit(target, dtypes, prefix, chosen[item.name])
+                files |= item.emit(target, dtypes, prefix, chosen[item.name], single)
             else:
                 files |= item.emit(target, prefix)
     if not files:
         raise UsageError(f"{selected[0].name!r} is C for the host: emit it with --target c")
     return files
+
+
+def bundled(
+    name: str,
+    selected: Sequence[Rule | Companion],
+    wanted: Sequence[str],
+    dtypes: Sequence[str],
+    settings: Sequence[str],
+    prefix: str | None,
+    single: bool,
+) -> dict[str, str]:
+    """The pair of files of a bundle."""
+    check_prefix(name)
+    if [*dict.fromkeys(wanted)] != ["c"]:
+        raise UsageError("--bundle is of C: leave --target out")
+    if single or prefix is not None:
+        raise UsageError("--bundle makes one pair of files of all rules: leave --single and --prefix out")
+    rules = [item for item in selected if isinstance(item, Rule)]
+    chosen = parse_settings(settings, rules)
+    texts = [rule.text(dtypes, chosen[rule.name], (f"--bundle {name}",)) for rule in rules]
+    if name in (text.prefix for text in texts):
+        raise UsageError(f"the bundle {name!r} is called like one of its rules: give it another name")
+    if not texts:
+        raise UsageError("a bundle is of rules, and none was given")
+    return layout.bundle(name, texts)
 
 
 def parse_settings(given: Iterable[str], selected: Sequence[Rule]) -> dict[str, dict[str, object]]:

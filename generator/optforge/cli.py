@@ -142,6 +142,12 @@ def generate(
         str | None,
         typer.Option(metavar="P", help="Begins all emitted names and file names instead of the rule's name."),
     ] = None,
+    single: Annotated[
+        bool, typer.Option("--single", help="One pair of files for each rule, which needs no other file.")
+    ] = False,
+    bundle: Annotated[
+        str | None, typer.Option(metavar="NAME", help="One pair of files, NAME.h and NAME.c, for all the rules.")
+    ] = None,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where the files go; made if it is not there.")] = Path(
         "build"
     ),
@@ -156,9 +162,13 @@ def generate(
     Examples:
       optforge generate adam
       optforge generate adam --target cuda --out src/kernels
+      optforge generate adam lamb --bundle optimizers --out src
       optforge generate my_rule.py:my_rule --dtype f32 --set lr=3e-4 --out src
       optforge generate plateau --prefix my_plateau
       optforge generate --all --check
+
+    Beside the rules' files stand optforge.h and optforge.c, which run the steps of all of them. With --single each
+    rule's pair has that inside, with --bundle one pair has all; all give the same bits, and go into one program.
 
     plateau is no rule but a header for engines, which reduces a learning rate when a metric stops improving.
 
@@ -169,7 +179,7 @@ def generate(
     from .write import differences, write_all
 
     targets = target or ["c"]
-    files = emit(select(rule or [], every), targets, dtype or ["f32", "f64"], setting or [], prefix)
+    files = emit(select(rule or [], every), targets, dtype or ["f32", "f64"], setting or [], prefix, single, bundle)
     if check:
         found = differences(out, files, set(targets) if every else set())
         for text in found:

@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 from . import layout
 from .celements import Elements, phase_title
 from .cscalars import Scalars, c_type, leaves, sum_names
-from .csource import Source, known_dtype
-from .diagnostics import UsageError
-from .dtypes import DTYPES, F64, DType
+from .csource import Source, chosen_dtypes
+from .dtypes import F64, DType
 from .ir import Expr, Kernel, Let, Phase, Reduction, ScalarGroup, State
 from .names import CALLED, Names, check_prefix, file_of
 from .render import c_string, comment, comment_text, fold, render_template
@@ -433,9 +432,11 @@ def render(
     dtypes: str | Iterable[str] | None = None,
     prefix: str | None = None,
     settings: Mapping[str, object] | None = None,
+    single: bool = False,
 ) -> dict[str, str]:
-    """The files of a rule and of the runtime: name to text."""
-    return {**layout.split([rule_text(rule, kernel, dtypes, prefix, settings)]), **layout.runtime()}
+    """The files of a rule: name to text. A `single` pair needs nothing else; otherwise the runtime's are among them."""
+    text = rule_text(rule, kernel, dtypes, prefix, settings, ("--single",) if single else ())
+    return layout.single(text) if single else {**layout.split(text), **layout.runtime()}
 
 
 def rule_text(
@@ -444,15 +445,13 @@ def rule_text(
     dtypes: str | Iterable[str] | None = None,
     prefix: str | None = None,
     settings: Mapping[str, object] | None = None,
+    flags: tuple[str, ...] = (),
 ) -> layout.RuleText:
-    """What a rule's files say, whatever files that become."""
-    wanted = DTYPES if dtypes is None else [dtypes] if isinstance(dtypes, str) else dtypes
-    chosen = [known_dtype(name) for name in wanted]
-    chosen = [dtype for dtype in DTYPES.values() if dtype in chosen]
-    if not chosen:
-        raise UsageError("at least one dtype is needed")
+    """What a rule's files say, whatever files that become; `flags` are of the command that emits them."""
     check_prefix(prefix)
     own = file_of(rule.name) if prefix is None else prefix
-    view = RuleSource(rule, kernel, chosen, own, prefix, dict(settings or {})).view()
+    source = RuleSource(rule, kernel, chosen_dtypes(dtypes), own, prefix, dict(settings or {}))
+    source.flags = flags
+    view = source.view()
     declared, defined = (fold(render_template(f"rule.{kind}.j2", {"r": view}).strip("\n")) for kind in "hc")
     return layout.RuleText(own, view.comment, view.brief, declared, defined)

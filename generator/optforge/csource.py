@@ -1,19 +1,17 @@
-"""Kernel to C: the `.h` and `.c` of a rule, C99 with OpenMP where the compiler has it."""
+"""What the emitted files of a rule say, whatever target of the C family they are for: names, comments, statuses."""
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from . import helpers
-from .celements import Elements, Sums
-from .cscalars import Scalars
 from .diagnostics import UsageError
 from .dtypes import DTYPES, F64, DType
-from .ir import Kernel, State
-from .names import Names, check_prefix, file_of
-from .render import comment, fold, render_template, status_lines
+from .ir import Kernel
+from .names import Names
+from .render import comment, status_lines
 
 if TYPE_CHECKING:
     from .language import Rule
@@ -38,43 +36,15 @@ BROKEN = "the hyperparameters break: "
 ASSERTS_FROM = 100  # status codes of the rule's own asserts
 
 
-def render(
-    rule: Rule,
-    kernel: Kernel,
-    dtypes: str | Iterable[str] | None = None,
-    prefix: str | None = None,
-    settings: Mapping[str, object] | None = None,
-) -> dict[str, str]:
-    """The files of a kernel: name to text."""
-    return files(Source, {".h": "kernel.h.j2", ".c": "kernel.c.j2"}, rule, kernel, dtypes, prefix, settings)
-
-
-def files(
-    source: type[Source],
-    templates: Mapping[str, str],
-    rule: Rule,
-    kernel: Kernel,
-    dtypes: str | Iterable[str] | None,
-    prefix: str | None,
-    settings: Mapping[str, object] | None,
-) -> dict[str, str]:
-    """The files that templates, by the ending of their file, give for a kernel."""
-    wanted = DTYPES if dtypes is None else [dtypes] if isinstance(dtypes, str) else dtypes
-    chosen = [known_dtype(name) for name in wanted]
-    chosen = [dtype for dtype in DTYPES.values() if dtype in chosen]
-    if not chosen:
+def chosen_dtypes(wanted: str | Iterable[str] | None) -> list[DType]:
+    """The dtypes of these names, all of them where none is given, in the order of the table."""
+    names = [*DTYPES] if wanted is None else [wanted] if isinstance(wanted, str) else [*wanted]
+    for name in names:
+        if name not in DTYPES:
+            raise UsageError(f"there is no dtype {name!r} (there are {', '.join(DTYPES)})")
+    if not names:
         raise UsageError("at least one dtype is needed")
-    own = file_of(rule.name) if prefix is None else prefix
-    check_prefix(prefix)
-    context = source(rule, kernel, chosen, own, prefix, dict(settings or {})).context()
-    return {f"{own}{ending}": fold(render_template(template, context)) for ending, template in templates.items()}
-
-
-def known_dtype(name: str) -> DType:
-    """The dtype of this name."""
-    if name not in DTYPES:
-        raise UsageError(f"there is no dtype {name!r} (there are {', '.join(DTYPES)})")
-    return DTYPES[name]
+    return [dtype for name, dtype in DTYPES.items() if name in names]
 
 
 class Source:
@@ -100,6 +70,7 @@ class Source:
         self.prefix = prefix = self.begin(prefix)
         self.given_prefix, self.settings = given_prefix, settings
         self.inline = self.inlined()
+        self.flags: tuple[str, ...] = ()
         self.helpers: dict[str, str] = {}
         macros = {f"{prefix}_{macro}" for macro in ("API", "INLINE", "RESTRICT", "H")}
         self.hyper = Names(macros)
@@ -124,29 +95,6 @@ class Source:
         return name
 
     # ── what the templates read ─────────────────────────────────────────────────────────────────────────────────
-
-    def context(self) -> dict[str, Any]:
-        """The variables of both templates."""
-        asserts = self.assert_statuses()
-        emitted = Scalars(self.kernel, self.prefix, self.hyper, self.fields, self.size, self.helper)
-        sums = Sums(self.kernel, self.helper)
-        dtypes = [self.per_dtype(dtype, emitted, sums) for dtype in self.dtypes]
-        lets = [item.expr for phase in self.kernel.phases for item in phase.lets]
-        return {
-            **self.shared_context(asserts),
-            "init_parameter": f", const {self.prefix}_hyper *h" if self.init_needs_hyper() else "",
-            "reduces": self.kernel.reduces,
-            "workspace_parameter": ", void *workspace" if self.kernel.reduces else "",
-            "sums": sums.context(),
-            "dtypes": dtypes,
-            "scalars": emitted.context([name for name, _ in asserts]),
-            "helpers": list(self.helpers.values()),
-            "roots": [
-                dtype
-                for dtype in self.dtypes
-                if any(e.op == "sqrt" and not e.type.uniform for expr in lets for e in expr.walk())
-            ],
-        }
 
     def shared_context(self, asserts: list[tuple[str, str]]) -> dict[str, Any]:
         """What all targets of the family show alike."""
@@ -191,6 +139,7 @@ class Source:
         ]
         command += [f"--set {shlex.quote(f'{name}={value}')}" for name, value in self.settings.items()]
         command += [f"--prefix {self.given_prefix}"] if self.given_prefix is not None else []
+        command += self.flags
         lines = [f"{rule.name}: {summary}" if summary else f"{rule.name}: an optimizer's update rule"]
         if rest.strip():
             lines += ["", *rest.strip("\n").splitlines()]
@@ -253,30 +202,6 @@ class Source:
         texts = [a.text + (f" ({a.message})" if a.message else "") for a in asserts]
         return [(name, BROKEN + text) for name, text in zip(names, texts, strict=True)]
 
-    # ── elements ────────────────────────────────────────────────────────────────────────────────────────────────
-
-    def per_dtype(self, dtype: DType, scalars: Scalars, sums: Sums) -> dict[str, Any]:
-        """What the templates show once per dtype."""
-        elements = Elements(self.kernel, self.prefix, self.fields, dtype, scalars, self.helper)
-        return {
-            "c": dtype.c,
-            "suffix": dtype.suffix,
-            "fields": self.tensor_fields(dtype),
-            "phases": [elements.context(k, sums) for k in range(len(self.kernel.phases))],
-            "g": self.fields.of["g"],
-            "cast": "" if dtype is F64 else f"({dtype.c})",
-            "zero": dtype.constant(0.0),
-            "arrays": ", ".join(f"x->{self.fields.of[name]}" for name in self.arrays()),
-            "scalars_of_state": ", ".join(f"x->{self.fields.of[s.name]}" for s in self.kernel.scalar_state),
-            "array_inits": self.array_inits(dtype),
-            "scalar_inits": [
-                f"*tensor->{self.fields.of[s.name]} = {self.initial(s, F64)};" for s in self.kernel.scalar_state
-            ],
-            "state_stores": [
-                f"*x->{self.fields.of[name]} = {scalars.stored(expr)};" for name, expr in self.kernel.state_stores
-            ],
-        }
-
     def arrays(self) -> list[str]:
         """All arrays of a tensor, in the order of the signature."""
         return ["p", "g", *(state.name for state in self.kernel.array_state)]
@@ -299,15 +224,3 @@ class Source:
         """What the initialisation reads."""
         read = sorted({s.initial for s in self.kernel.state if s.initial in ("p", "g")}, key=str, reverse=True)
         return f", from {' and '.join(map(str, read))} at its first step" if read else ""
-
-    def array_inits(self, dtype: DType) -> list[str]:
-        """Assignments to the elements of the state arrays."""
-        return [f"tensor->{self.fields.of[s.name]}[i] = {self.initial(s, dtype)};" for s in self.kernel.array_state]
-
-    def initial(self, state: State, dtype: DType) -> str:
-        """The initial value of a state."""
-        if state.initial in ("p", "g"):
-            return f"tensor->{self.fields.of[state.initial]}[i]"
-        if isinstance(state.initial, str):
-            return f"{'' if dtype is F64 else f'({dtype.c})'}h->{self.hyper.of[state.initial]}"
-        return dtype.constant(state.initial)

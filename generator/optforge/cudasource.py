@@ -8,13 +8,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from . import helpers
-from .celements import Slot, Sums, phase_title
+from .celements import phase_title
 from .cscalars import Scalars
-from .csource import STATUSES, Source, files
-from .cudaelements import REAL, CudaElements
+from .csource import STATUSES, Source, chosen_dtypes
+from .cudaelements import REAL, CudaElements, Slot, Sums
 from .dtypes import F64, DType
 from .functions import FUNCTIONS, RAISES
 from .ir import Kernel
+from .names import check_prefix, file_of
+from .render import fold, render_template
 
 if TYPE_CHECKING:
     from .language import Rule
@@ -104,9 +106,13 @@ def render(
     dtypes: str | Iterable[str] | None = None,
     prefix: str | None = None,
     settings: Mapping[str, object] | None = None,
+    single: bool = True,
 ) -> dict[str, str]:
-    """The files of a kernel: name to text."""
-    return files(CudaSource, {".cuh": "kernel.cuh.j2", ".cu": "kernel.cu.j2"}, rule, kernel, dtypes, prefix, settings)
+    """The files of a kernel, which need no others: name to text."""
+    check_prefix(prefix)
+    own = file_of(rule.name) if prefix is None else prefix
+    context = CudaSource(rule, kernel, chosen_dtypes(dtypes), own, prefix, dict(settings or {})).context()
+    return {f"{own}.{ending}": fold(render_template(f"kernel.{ending}.j2", context)) for ending in ("cuh", "cu")}
 
 
 class CudaSource(Source):

@@ -9,7 +9,7 @@ import linecache
 import types
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, NoReturn, Self
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from . import finding
 from .compose import Composition, compose
@@ -22,6 +22,9 @@ from .options import choices
 from .parse import Definition
 from .plain import plain_python
 from .settings import configure, settings
+
+if TYPE_CHECKING:
+    from .layout import RuleText
 
 
 class OfItself:
@@ -229,13 +232,27 @@ class Rule(Declared):
             return self.emit(target, dtypes, prefix, settings)
 
     def emit(
-        self, target: str, dtypes: str | Iterable[str] | None, prefix: str | None, settings: Mapping[str, object]
+        self,
+        target: str,
+        dtypes: str | Iterable[str] | None,
+        prefix: str | None,
+        settings: Mapping[str, object],
+        single: bool = False,
     ) -> dict[str, str]:
-        """`generate`, for settings of any name."""
+        """`generate`, for settings of any name; `single` files need no others."""
         from .targets import renderer
 
         every = {**self.definition.settings, **settings}
-        return renderer(target)(self, self.kernel(**every), dtypes, prefix, every)
+        return renderer(target)(self, self.kernel(**every), dtypes, prefix, every, single)
+
+    def text(
+        self, dtypes: str | Iterable[str] | None, settings: Mapping[str, object], flags: tuple[str, ...]
+    ) -> RuleText:
+        """What the rule's part of a bundle in C says."""
+        from .crule import rule_text
+
+        every = {**self.definition.settings, **settings}
+        return rule_text(self, self.kernel(**every), dtypes, None, every, flags)
 
 
 class Transform(Declared):

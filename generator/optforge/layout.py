@@ -80,13 +80,12 @@ def source(name: str, text: str, parts: Sequence[str], computing: str) -> str:
     return render_template("file.c.j2", {"comment": text, "name": name, "parts": parts, "computing": computing})
 
 
-def split(rules: Sequence[RuleText]) -> dict[str, str]:
-    """A pair of files for each rule, which need the runtime's."""
-    files = {}
-    for rule in rules:
-        files[f"{rule.prefix}.h"] = header(rule.prefix, rule.comment, '#include "optforge.h"', [rule.declared])
-        files[f"{rule.prefix}.c"] = source(rule.prefix, rule.brief, [rule.defined], "optforge.h")
-    return files
+def split(rule: RuleText) -> dict[str, str]:
+    """A pair of files, which needs the runtime's."""
+    return {
+        f"{rule.prefix}.h": header(rule.prefix, rule.comment, '#include "optforge.h"', [rule.declared]),
+        f"{rule.prefix}.c": source(rule.prefix, rule.brief, [rule.defined], "optforge.h"),
+    }
 
 
 def single(rule: RuleText) -> dict[str, str]:

@@ -52,12 +52,12 @@ CALLED = frozenset(
     for suffix in ("", "f")
 ) | frozenset({"omp_get_max_threads", "omp_get_num_threads", "omp_get_thread_num"})
 
-# Headers of C, POSIX and CUDA, and what they include: a file of such a name would stand before the system's.
+# Headers of C, POSIX and CUDA, and what they include, and the runtime's: no rule's file may have such a name.
 HEADERS = frozenset(
     """alloca assert builtin_types byteswap channel_descriptor complex ctype cuda cuda_bf16 cuda_device_runtime_api
     cuda_fp16 cuda_runtime cuda_runtime_api device_atomic_functions device_launch_parameters device_types
     driver_functions driver_types endian errno features fenv float inttypes iso646 library_types limits locale
-    malloc math memory omp pthread sched setjmp signal sm_20_atomic_functions sm_20_intrinsics sm_30_intrinsics
+    malloc math memory omp optforge pthread sched setjmp signal sm_20_atomic_functions sm_20_intrinsics sm_30_intrinsics
     sm_32_atomic_functions sm_32_intrinsics sm_35_atomic_functions sm_35_intrinsics sm_60_atomic_functions
     sm_61_intrinsics stdalign stdarg stdatomic stdbit stdbool stdckdint stddef stdint stdio stdlib stdnoreturn
     string strings surface_indirect_functions surface_types texture_indirect_functions texture_types tgmath threads
@@ -66,7 +66,7 @@ HEADERS = frozenset(
 )
 
 # What C and C++ keep for themselves, and what compilers predefine: __LINE__. (An underscore behind it frees it.)
-RESERVED = re.compile(r"(_[A-Z]|__)\w*[^\W_]|_[A-Z]|__\w*[^\W_]__")
+RESERVED = re.compile(r"(_[A-Z]|__|optforge_|OPTFORGE_)\w*[^\W_]|_[A-Z]|__\w*[^\W_]__")
 
 
 def claimed(name: str) -> bool:
@@ -85,7 +85,7 @@ def check_prefix(prefix: str | None) -> None:
     if prefix is not None and (not re.fullmatch(r"[A-Za-z_]\w*", prefix, re.ASCII) or claimed(prefix)):
         raise UsageError(f"the prefix {prefix!r} is no C identifier")
     if prefix in HEADERS:
-        raise UsageError(f"the prefix {prefix!r} would write {prefix}.h, which hides the system's: take another")
+        raise UsageError(f"the prefix {prefix!r} would write {prefix}.h, which hides another header: take another")
 
 
 # Letters that C99 allows in identifiers (its annex D: Latin, Greek, Cyrillic) and that compilers accept as they are.
