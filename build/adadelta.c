@@ -216,9 +216,10 @@ const char *adadelta_strerror(int status)
 {
     const int asserts = (int)(sizeof adadelta_asserts / sizeof *adadelta_asserts) - 1;
 
-    return status >= OPTFORGE_ERROR_ASSERT && status < OPTFORGE_ERROR_ASSERT + asserts
-               ? adadelta_asserts[status - OPTFORGE_ERROR_ASSERT]
-               : optforge_strerror(status);
+    if (status < OPTFORGE_ERROR_ASSERT)
+        return optforge_strerror(status);
+    return status < OPTFORGE_ERROR_ASSERT + asserts ? adadelta_asserts[status - OPTFORGE_ERROR_ASSERT]
+                                                    : "unknown status";
 }
 
 void adadelta_hyper_init(adadelta_hyper *h)

@@ -60,7 +60,7 @@ typedef optforge_options adadelta_options;
 typedef optforge_stats adadelta_stats;
 adadelta_API void adadelta_options_init(adadelta_options *o);
 
-/* Bytes of workspace, aligned to doubles, for so many tensors (or groups, if they are more) with so many elements together. */
+/* Bytes of workspace, aligned to doubles, for so many tensors (or groups, if more) with so many elements together. */
 adadelta_API size_t adadelta_workspace_size(uint64_t elements, size_t count);
 
 /* One tensor of float: n elements in each array. Its arrays must not overlap. */

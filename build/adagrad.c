@@ -195,9 +195,10 @@ const char *adagrad_strerror(int status)
 {
     const int asserts = (int)(sizeof adagrad_asserts / sizeof *adagrad_asserts) - 1;
 
-    return status >= OPTFORGE_ERROR_ASSERT && status < OPTFORGE_ERROR_ASSERT + asserts
-               ? adagrad_asserts[status - OPTFORGE_ERROR_ASSERT]
-               : optforge_strerror(status);
+    if (status < OPTFORGE_ERROR_ASSERT)
+        return optforge_strerror(status);
+    return status < OPTFORGE_ERROR_ASSERT + asserts ? adagrad_asserts[status - OPTFORGE_ERROR_ASSERT]
+                                                    : "unknown status";
 }
 
 void adagrad_hyper_init(adagrad_hyper *h)

@@ -57,7 +57,7 @@ typedef optforge_options adagrad_options;
 typedef optforge_stats adagrad_stats;
 adagrad_API void adagrad_options_init(adagrad_options *o);
 
-/* Bytes of workspace, aligned to doubles, for so many tensors (or groups, if they are more) with so many elements together. */
+/* Bytes of workspace, aligned to doubles, for so many tensors (or groups, if more) with so many elements together. */
 adagrad_API size_t adagrad_workspace_size(uint64_t elements, size_t count);
 
 /* One tensor of float: n elements in each array. Its arrays must not overlap. */

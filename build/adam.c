@@ -246,9 +246,10 @@ const char *adam_strerror(int status)
 {
     const int asserts = (int)(sizeof adam_asserts / sizeof *adam_asserts) - 1;
 
-    return status >= OPTFORGE_ERROR_ASSERT && status < OPTFORGE_ERROR_ASSERT + asserts
-               ? adam_asserts[status - OPTFORGE_ERROR_ASSERT]
-               : optforge_strerror(status);
+    if (status < OPTFORGE_ERROR_ASSERT)
+        return optforge_strerror(status);
+    return status < OPTFORGE_ERROR_ASSERT + asserts ? adam_asserts[status - OPTFORGE_ERROR_ASSERT]
+                                                    : "unknown status";
 }
 
 void adam_hyper_init(adam_hyper *h)

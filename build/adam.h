@@ -63,7 +63,7 @@ typedef optforge_options adam_options;
 typedef optforge_stats adam_stats;
 adam_API void adam_options_init(adam_options *o);
 
-/* Bytes of workspace, aligned to doubles, for so many tensors (or groups, if they are more) with so many elements together. */
+/* Bytes of workspace, aligned to doubles, for so many tensors (or groups, if more) with so many elements together. */
 adam_API size_t adam_workspace_size(uint64_t elements, size_t count);
 
 /* One tensor of float: n elements in each array. Its arrays must not overlap. */

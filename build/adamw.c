@@ -256,9 +256,10 @@ const char *adamw_strerror(int status)
 {
     const int asserts = (int)(sizeof adamw_asserts / sizeof *adamw_asserts) - 1;
 
-    return status >= OPTFORGE_ERROR_ASSERT && status < OPTFORGE_ERROR_ASSERT + asserts
-               ? adamw_asserts[status - OPTFORGE_ERROR_ASSERT]
-               : optforge_strerror(status);
+    if (status < OPTFORGE_ERROR_ASSERT)
+        return optforge_strerror(status);
+    return status < OPTFORGE_ERROR_ASSERT + asserts ? adamw_asserts[status - OPTFORGE_ERROR_ASSERT]
+                                                    : "unknown status";
 }
 
 void adamw_hyper_init(adamw_hyper *h)

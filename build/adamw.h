@@ -64,7 +64,7 @@ typedef optforge_options adamw_options;
 typedef optforge_stats adamw_stats;
 adamw_API void adamw_options_init(adamw_options *o);
 
-/* Bytes of workspace, aligned to doubles, for so many tensors (or groups, if they are more) with so many elements together. */
+/* Bytes of workspace, aligned to doubles, for so many tensors (or groups, if more) with so many elements together. */
 adamw_API size_t adamw_workspace_size(uint64_t elements, size_t count);
 
 /* One tensor of float: n elements in each array. Its arrays must not overlap. */

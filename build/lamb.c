@@ -360,9 +360,10 @@ const char *lamb_strerror(int status)
 {
     const int asserts = (int)(sizeof lamb_asserts / sizeof *lamb_asserts) - 1;
 
-    return status >= OPTFORGE_ERROR_ASSERT && status < OPTFORGE_ERROR_ASSERT + asserts
-               ? lamb_asserts[status - OPTFORGE_ERROR_ASSERT]
-               : optforge_strerror(status);
+    if (status < OPTFORGE_ERROR_ASSERT)
+        return optforge_strerror(status);
+    return status < OPTFORGE_ERROR_ASSERT + asserts ? lamb_asserts[status - OPTFORGE_ERROR_ASSERT]
+                                                    : "unknown status";
 }
 
 void lamb_hyper_init(lamb_hyper *h)

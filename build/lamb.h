@@ -69,7 +69,7 @@ typedef optforge_options lamb_options;
 typedef optforge_stats lamb_stats;
 lamb_API void lamb_options_init(lamb_options *o);
 
-/* Bytes of workspace, aligned to doubles, for so many tensors (or groups, if they are more) with so many elements together. */
+/* Bytes of workspace, aligned to doubles, for so many tensors (or groups, if more) with so many elements together. */
 lamb_API size_t lamb_workspace_size(uint64_t elements, size_t count);
 
 /* One tensor of float: n elements in each array. Its arrays must not overlap. */

@@ -66,7 +66,7 @@ typedef optforge_options lars_options;
 typedef optforge_stats lars_stats;
 lars_API void lars_options_init(lars_options *o);
 
-/* Bytes of workspace, aligned to doubles, for so many tensors (or groups, if they are more) with so many elements together. */
+/* Bytes of workspace, aligned to doubles, for so many tensors (or groups, if more) with so many elements together. */
 lars_API size_t lars_workspace_size(uint64_t elements, size_t count);
 
 /* One tensor of float: n elements in each array. Its arrays must not overlap. */

@@ -58,7 +58,7 @@ typedef optforge_options momentum_options;
 typedef optforge_stats momentum_stats;
 momentum_API void momentum_options_init(momentum_options *o);
 
-/* Bytes of workspace, aligned to doubles, for so many tensors (or groups, if they are more) with so many elements together. */
+/* Bytes of workspace, aligned to doubles, for so many tensors (or groups, if more) with so many elements together. */
 momentum_API size_t momentum_workspace_size(uint64_t elements, size_t count);
 
 /* One tensor of float: n elements in each array. Its arrays must not overlap. */

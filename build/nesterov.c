@@ -197,9 +197,10 @@ const char *nesterov_strerror(int status)
 {
     const int asserts = (int)(sizeof nesterov_asserts / sizeof *nesterov_asserts) - 1;
 
-    return status >= OPTFORGE_ERROR_ASSERT && status < OPTFORGE_ERROR_ASSERT + asserts
-               ? nesterov_asserts[status - OPTFORGE_ERROR_ASSERT]
-               : optforge_strerror(status);
+    if (status < OPTFORGE_ERROR_ASSERT)
+        return optforge_strerror(status);
+    return status < OPTFORGE_ERROR_ASSERT + asserts ? nesterov_asserts[status - OPTFORGE_ERROR_ASSERT]
+                                                    : "unknown status";
 }
 
 void nesterov_hyper_init(nesterov_hyper *h)

@@ -59,7 +59,7 @@ typedef optforge_options nesterov_options;
 typedef optforge_stats nesterov_stats;
 nesterov_API void nesterov_options_init(nesterov_options *o);
 
-/* Bytes of workspace, aligned to doubles, for so many tensors (or groups, if they are more) with so many elements together. */
+/* Bytes of workspace, aligned to doubles, for so many tensors (or groups, if more) with so many elements together. */
 nesterov_API size_t nesterov_workspace_size(uint64_t elements, size_t count);
 
 /* One tensor of float: n elements in each array. Its arrays must not overlap. */

@@ -65,7 +65,7 @@ typedef optforge_options novograd_options;
 typedef optforge_stats novograd_stats;
 novograd_API void novograd_options_init(novograd_options *o);
 
-/* Bytes of workspace, aligned to doubles, for so many tensors (or groups, if they are more) with so many elements together. */
+/* Bytes of workspace, aligned to doubles, for so many tensors (or groups, if more) with so many elements together. */
 novograd_API size_t novograd_workspace_size(uint64_t elements, size_t count);
 
 /* One tensor of float: n elements in each array. Its arrays must not overlap. Scalar state is one double per tensor. */

@@ -206,9 +206,10 @@ const char *rmsprop_strerror(int status)
 {
     const int asserts = (int)(sizeof rmsprop_asserts / sizeof *rmsprop_asserts) - 1;
 
-    return status >= OPTFORGE_ERROR_ASSERT && status < OPTFORGE_ERROR_ASSERT + asserts
-               ? rmsprop_asserts[status - OPTFORGE_ERROR_ASSERT]
-               : optforge_strerror(status);
+    if (status < OPTFORGE_ERROR_ASSERT)
+        return optforge_strerror(status);
+    return status < OPTFORGE_ERROR_ASSERT + asserts ? rmsprop_asserts[status - OPTFORGE_ERROR_ASSERT]
+                                                    : "unknown status";
 }
 
 void rmsprop_hyper_init(rmsprop_hyper *h)

@@ -57,7 +57,7 @@ typedef optforge_options rmsprop_options;
 typedef optforge_stats rmsprop_stats;
 rmsprop_API void rmsprop_options_init(rmsprop_options *o);
 
-/* Bytes of workspace, aligned to doubles, for so many tensors (or groups, if they are more) with so many elements together. */
+/* Bytes of workspace, aligned to doubles, for so many tensors (or groups, if more) with so many elements together. */
 rmsprop_API size_t rmsprop_workspace_size(uint64_t elements, size_t count);
 
 /* One tensor of float: n elements in each array. Its arrays must not overlap. */

@@ -50,7 +50,7 @@ typedef optforge_options sgd_options;
 typedef optforge_stats sgd_stats;
 sgd_API void sgd_options_init(sgd_options *o);
 
-/* Bytes of workspace, aligned to doubles, for so many tensors (or groups, if they are more) with so many elements together. */
+/* Bytes of workspace, aligned to doubles, for so many tensors (or groups, if more) with so many elements together. */
 sgd_API size_t sgd_workspace_size(uint64_t elements, size_t count);
 
 /* One tensor of float: n elements in each array. Its arrays must not overlap. */
