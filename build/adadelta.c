@@ -751,7 +751,7 @@ int adadelta_phases_f32(const adadelta_hyper *h, uint64_t t, const adadelta_tens
 
     if (options == NULL)
         return adadelta_ERROR_NULL;
-    if (first < 0 || first >= adadelta_PHASES || last < first || last > adadelta_PHASES)
+    if (first < 0 || first >= adadelta_PHASES || last < first)
         return adadelta_ERROR_PHASE;
     w.list = tensors;
     w.count = count;
@@ -1232,7 +1232,7 @@ int adadelta_phases_f64(const adadelta_hyper *h, uint64_t t, const adadelta_tens
 
     if (options == NULL)
         return adadelta_ERROR_NULL;
-    if (first < 0 || first >= adadelta_PHASES || last < first || last > adadelta_PHASES)
+    if (first < 0 || first >= adadelta_PHASES || last < first)
         return adadelta_ERROR_PHASE;
     w.list = tensors;
     w.count = count;

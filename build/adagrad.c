@@ -732,7 +732,7 @@ int adagrad_phases_f32(const adagrad_hyper *h, uint64_t t, const adagrad_tensor_
 
     if (options == NULL)
         return adagrad_ERROR_NULL;
-    if (first < 0 || first >= adagrad_PHASES || last < first || last > adagrad_PHASES)
+    if (first < 0 || first >= adagrad_PHASES || last < first)
         return adagrad_ERROR_PHASE;
     w.list = tensors;
     w.count = count;
@@ -1203,7 +1203,7 @@ int adagrad_phases_f64(const adagrad_hyper *h, uint64_t t, const adagrad_tensor_
 
     if (options == NULL)
         return adagrad_ERROR_NULL;
-    if (first < 0 || first >= adagrad_PHASES || last < first || last > adagrad_PHASES)
+    if (first < 0 || first >= adagrad_PHASES || last < first)
         return adagrad_ERROR_PHASE;
     w.list = tensors;
     w.count = count;

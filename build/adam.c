@@ -780,7 +780,7 @@ int adam_phases_f32(const adam_hyper *h, uint64_t t, const adam_tensor_f32 *tens
 
     if (options == NULL)
         return adam_ERROR_NULL;
-    if (first < 0 || first >= adam_PHASES || last < first || last > adam_PHASES)
+    if (first < 0 || first >= adam_PHASES || last < first)
         return adam_ERROR_PHASE;
     w.list = tensors;
     w.count = count;
@@ -1259,7 +1259,7 @@ int adam_phases_f64(const adam_hyper *h, uint64_t t, const adam_tensor_f64 *tens
 
     if (options == NULL)
         return adam_ERROR_NULL;
-    if (first < 0 || first >= adam_PHASES || last < first || last > adam_PHASES)
+    if (first < 0 || first >= adam_PHASES || last < first)
         return adam_ERROR_PHASE;
     w.list = tensors;
     w.count = count;

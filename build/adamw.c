@@ -791,7 +791,7 @@ int adamw_phases_f32(const adamw_hyper *h, uint64_t t, const adamw_tensor_f32 *t
 
     if (options == NULL)
         return adamw_ERROR_NULL;
-    if (first < 0 || first >= adamw_PHASES || last < first || last > adamw_PHASES)
+    if (first < 0 || first >= adamw_PHASES || last < first)
         return adamw_ERROR_PHASE;
     w.list = tensors;
     w.count = count;
@@ -1272,7 +1272,7 @@ int adamw_phases_f64(const adamw_hyper *h, uint64_t t, const adamw_tensor_f64 *t
 
     if (options == NULL)
         return adamw_ERROR_NULL;
-    if (first < 0 || first >= adamw_PHASES || last < first || last > adamw_PHASES)
+    if (first < 0 || first >= adamw_PHASES || last < first)
         return adamw_ERROR_PHASE;
     w.list = tensors;
     w.count = count;

@@ -879,7 +879,7 @@ int lamb_phases_f32(const lamb_hyper *h, uint64_t t, const lamb_tensor_f32 *tens
 
     if (options == NULL)
         return lamb_ERROR_NULL;
-    if (first < 0 || first >= lamb_PHASES || last < first || last > lamb_PHASES)
+    if (first < 0 || first >= lamb_PHASES || last < first)
         return lamb_ERROR_PHASE;
     w.list = tensors;
     w.count = count;
@@ -1437,7 +1437,7 @@ int lamb_phases_f64(const lamb_hyper *h, uint64_t t, const lamb_tensor_f64 *tens
 
     if (options == NULL)
         return lamb_ERROR_NULL;
-    if (first < 0 || first >= lamb_PHASES || last < first || last > lamb_PHASES)
+    if (first < 0 || first >= lamb_PHASES || last < first)
         return lamb_ERROR_PHASE;
     w.list = tensors;
     w.count = count;

@@ -768,7 +768,7 @@ int lars_phases_f32(const lars_hyper *h, uint64_t t, const lars_tensor_f32 *tens
 
     if (options == NULL)
         return lars_ERROR_NULL;
-    if (first < 0 || first >= lars_PHASES || last < first || last > lars_PHASES)
+    if (first < 0 || first >= lars_PHASES || last < first)
         return lars_ERROR_PHASE;
     w.list = tensors;
     w.count = count;
@@ -1255,7 +1255,7 @@ int lars_phases_f64(const lars_hyper *h, uint64_t t, const lars_tensor_f64 *tens
 
     if (options == NULL)
         return lars_ERROR_NULL;
-    if (first < 0 || first >= lars_PHASES || last < first || last > lars_PHASES)
+    if (first < 0 || first >= lars_PHASES || last < first)
         return lars_ERROR_PHASE;
     w.list = tensors;
     w.count = count;

@@ -726,7 +726,7 @@ int momentum_phases_f32(const momentum_hyper *h, uint64_t t, const momentum_tens
 
     if (options == NULL)
         return momentum_ERROR_NULL;
-    if (first < 0 || first >= momentum_PHASES || last < first || last > momentum_PHASES)
+    if (first < 0 || first >= momentum_PHASES || last < first)
         return momentum_ERROR_PHASE;
     w.list = tensors;
     w.count = count;
@@ -1200,7 +1200,7 @@ int momentum_phases_f64(const momentum_hyper *h, uint64_t t, const momentum_tens
 
     if (options == NULL)
         return momentum_ERROR_NULL;
-    if (first < 0 || first >= momentum_PHASES || last < first || last > momentum_PHASES)
+    if (first < 0 || first >= momentum_PHASES || last < first)
         return momentum_ERROR_PHASE;
     w.list = tensors;
     w.count = count;

@@ -727,7 +727,7 @@ int nesterov_phases_f32(const nesterov_hyper *h, uint64_t t, const nesterov_tens
 
     if (options == NULL)
         return nesterov_ERROR_NULL;
-    if (first < 0 || first >= nesterov_PHASES || last < first || last > nesterov_PHASES)
+    if (first < 0 || first >= nesterov_PHASES || last < first)
         return nesterov_ERROR_PHASE;
     w.list = tensors;
     w.count = count;
@@ -1201,7 +1201,7 @@ int nesterov_phases_f64(const nesterov_hyper *h, uint64_t t, const nesterov_tens
 
     if (options == NULL)
         return nesterov_ERROR_NULL;
-    if (first < 0 || first >= nesterov_PHASES || last < first || last > nesterov_PHASES)
+    if (first < 0 || first >= nesterov_PHASES || last < first)
         return nesterov_ERROR_PHASE;
     w.list = tensors;
     w.count = count;

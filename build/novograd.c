@@ -809,7 +809,7 @@ int novograd_phases_f32(const novograd_hyper *h, uint64_t t, const novograd_tens
 
     if (options == NULL)
         return novograd_ERROR_NULL;
-    if (first < 0 || first >= novograd_PHASES || last < first || last > novograd_PHASES)
+    if (first < 0 || first >= novograd_PHASES || last < first)
         return novograd_ERROR_PHASE;
     w.list = tensors;
     w.count = count;
@@ -1327,7 +1327,7 @@ int novograd_phases_f64(const novograd_hyper *h, uint64_t t, const novograd_tens
 
     if (options == NULL)
         return novograd_ERROR_NULL;
-    if (first < 0 || first >= novograd_PHASES || last < first || last > novograd_PHASES)
+    if (first < 0 || first >= novograd_PHASES || last < first)
         return novograd_ERROR_PHASE;
     w.list = tensors;
     w.count = count;

@@ -741,7 +741,7 @@ int rmsprop_phases_f32(const rmsprop_hyper *h, uint64_t t, const rmsprop_tensor_
 
     if (options == NULL)
         return rmsprop_ERROR_NULL;
-    if (first < 0 || first >= rmsprop_PHASES || last < first || last > rmsprop_PHASES)
+    if (first < 0 || first >= rmsprop_PHASES || last < first)
         return rmsprop_ERROR_PHASE;
     w.list = tensors;
     w.count = count;
@@ -1214,7 +1214,7 @@ int rmsprop_phases_f64(const rmsprop_hyper *h, uint64_t t, const rmsprop_tensor_
 
     if (options == NULL)
         return rmsprop_ERROR_NULL;
-    if (first < 0 || first >= rmsprop_PHASES || last < first || last > rmsprop_PHASES)
+    if (first < 0 || first >= rmsprop_PHASES || last < first)
         return rmsprop_ERROR_PHASE;
     w.list = tensors;
     w.count = count;

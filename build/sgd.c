@@ -700,7 +700,7 @@ int sgd_phases_f32(const sgd_hyper *h, uint64_t t, const sgd_tensor_f32 *tensors
 
     if (options == NULL)
         return sgd_ERROR_NULL;
-    if (first < 0 || first >= sgd_PHASES || last < first || last > sgd_PHASES)
+    if (first < 0 || first >= sgd_PHASES || last < first)
         return sgd_ERROR_PHASE;
     w.list = tensors;
     w.count = count;
@@ -1159,7 +1159,7 @@ int sgd_phases_f64(const sgd_hyper *h, uint64_t t, const sgd_tensor_f64 *tensors
 
     if (options == NULL)
         return sgd_ERROR_NULL;
-    if (first < 0 || first >= sgd_PHASES || last < first || last > sgd_PHASES)
+    if (first < 0 || first >= sgd_PHASES || last < first)
         return sgd_ERROR_PHASE;
     w.list = tensors;
     w.count = count;
