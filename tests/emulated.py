@@ -28,6 +28,9 @@ FILES = (
     "optimizer_resuming",
     "groups",
     "schedule_hook",
+    "interrupts",
+    "arrays_in_place",
+    "copying",
 )
 
 
