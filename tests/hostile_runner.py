@@ -8,6 +8,7 @@ seconds of the processor, MiB at the most, and what was written on standard erro
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
@@ -95,10 +96,8 @@ def main() -> None:
     """A line for each case."""
     environment()
     for name in ("show", "generate"):  # what is imported once is not counted again and again
-        try:
+        with contextlib.suppress(SystemExit):
             cli.main([name, "adam", *(["--check"] if name == "generate" else [])])
-        except SystemExit:
-            pass
     for path, name in json.loads(Path(sys.argv[1]).read_text()):
         print("\n@", json.dumps(run(path, name)), flush=True)
 

@@ -222,6 +222,9 @@ EXPRESSIONS = [
 ]
 
 REDUCTIONS = [
+    *sized("reductions-and-free-states", lambda n: declared(f"p, g, {listed('s{k}=0.0', n)}, *, lr=0.1", lines("s{j} = s{j} * 0.5 + g * {k}", n) + f"\np = p - lr * g / norm(g)\nreturn p, {listed('s{k}', n)}"), (5, 9, 14, 20, 40, 100)),
+    *sized("reductions-two-and-free-states", lambda n: declared(f"p, g, {listed('s{k}=0.0', n)}, *, lr=0.1", lines("s{j} = s{j} * 0.5 + g * {k}", n) + f"\np = p - lr * g / norm(g) / norm(p * norm(s1))\nreturn p, {listed('s{k}', n)}"), (5, 9, 14, 40, 100)),
+    *sized("reductions-twelve-and-free-states", lambda n: declared(f"p, g, {listed('s{k}=0.0', n)}, *, lr=0.1", lines("s{j} = s{j} * 0.5 + g * {k}", n) + "\nx = g\n" + "x = x / norm(x)\n" * 12 + f"p = p - lr * x\nreturn p, {listed('s{k}', n)}"), (5, 20, 100)),
     *sized("reductions", lambda n: body(lines("p = p - g / norm(g + {k})", n)), (5, 31, 32, 33, 300, 3_000)),
     *sized("reductions-chained", lambda n: reducing(n, 0), (2, 5, 9, 16, 32, 33, 400)),
     *sized("reductions-and-states", lambda n: reducing(1, n), (5, 12, 13, 14, 20, 40, 100)),

@@ -29,7 +29,7 @@ LISTED = 20  # names in a hint
 EMITTED_BYTES = 1 << 26  # an emitted file, as it stands in a directory
 COMPARED_BYTES = 1 << 21  # of which a difference is shown
 CACHED_BYTES = 1 << 28  # a compiled kernel
-HEADER_BYTES = 1 << 24  # of a checkpoint: all but its arrays
+HEADER_BYTES = 1 << 25  # of a checkpoint: all but its arrays
 COMPILER_SECONDS = 120
 COMPILER_SAYS = 1 << 16  # bytes that are kept of what a compiler says
 

@@ -294,7 +294,9 @@ def locked(path: Path) -> Iterator[None]:
 def check_executable(directory: Path, ending: str) -> None:
     """Raise OSError where libraries cannot be loaded from a directory."""
     if ending == ".so" and os.statvfs(directory).f_flag & getattr(os, "ST_NOEXEC", 0):
-        raise PermissionError(errno.EACCES, "nothing there can be loaded, its file system is mounted noexec", str(directory))
+        raise PermissionError(
+            errno.EACCES, "nothing there can be loaded, its file system is mounted noexec", str(directory)
+        )
 
 
 def private(build: Callable[[Path], Path], ending: str, key: str, problem: Exception) -> Path:

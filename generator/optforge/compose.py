@@ -128,7 +128,9 @@ def check_size(together: Composition) -> None:
     ):
         if number > most:
             name = f"{together.name[:60]}…" if len(together.name) > 60 else together.name
-            raise UsageError(f"the composition is too large: it has {number:,} {what.format(name)}, of at most {most:,}")
+            raise UsageError(
+                f"the composition is too large: it has {number:,} {what.format(name)}, of at most {most:,}"
+            )
 
 
 def check_borrowed(together: Composition) -> None:

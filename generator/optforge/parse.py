@@ -183,8 +183,8 @@ def check_size(kind: str, node: ast.FunctionDef, reporter: Reporter) -> None:
     """Refuse what is larger than any real rule or transform, at once."""
     nodes = counted(node)
     if len(nodes) > bounds.NODES:
-        most = f"a {kind} has at most {bounds.NODES:,} (every name, number and operation counts)"
-        reporter.error(node, f"the {kind} is too large: {len(nodes):,} nodes of syntax", most)
+        hint = f"a {kind} has at most {bounds.NODES:,} (every name, number and operation counts)"
+        reporter.error(node, f"the {kind} is too large: {len(nodes):,} nodes of syntax", hint)
         reporter.check()
     for kinds, most, what in (
         ((ast.Assert,), bounds.ASSERTS, "asserts"),

@@ -26,13 +26,13 @@ def open_regular(path: str | os.PathLike[str]) -> IO[bytes]:
         It is not there, is a directory, or cannot be read.
     """
     check_regular(os.stat(path), path)  # to open some devices does something
-    handle = os.open(path, CAREFULLY)
+    file = open(path, "rb", opener=lambda name, _: os.open(name, CAREFULLY))  # noqa: SIM115 - it is given to the caller
     try:
-        check_regular(os.fstat(handle), path)
-        return os.fdopen(handle, "rb")
+        check_regular(os.fstat(file.fileno()), path)
     except BaseException:
-        os.close(handle)
+        file.close()
         raise
+    return file
 
 
 def check_regular(status: os.stat_result, path: str | os.PathLike[str]) -> None:
