@@ -11,7 +11,7 @@ NAME_LENGTH = 100  # characters, of any name, and as it is spelled in C
 PARTS = 32  # transforms, and the rule behind them
 COMPOSED_NAME = 200  # characters of the name that they have together
 NODES = 10_000  # of the syntax trees
-STATES = 100
+STATES = 64
 HYPERPARAMETERS = 200
 OPTIONS = 40
 OPTION_STRINGS = 100  # that one option is compared with
@@ -21,8 +21,8 @@ REDUCTIONS = 32
 # What is tried to find the best of many, or said when things are wrong.
 CHECKED_NODES = 200_000  # nodes of a rule times the choices of its options under which it is checked
 ERRORS = 50  # after which a rule is not read on
-CANDIDATES = 100  # names among which the one that was meant is looked for
-COMPARED_LENGTH = 40  # characters of such a name
+CANDIDATES = 60  # names among which the one that was meant is looked for
+COMPARED_LENGTH = 24  # characters of such a name
 LISTED = 20  # names in a hint
 
 # Files that are not rules.

@@ -9,7 +9,7 @@ import json
 import os
 import types
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,8 @@ from .diagnostics import UsageError
 from .forms import KEY_LENGTH, malformed, structure_of
 from .functions import Array
 from .language import Rule
-from .resume import Saved, checked, other_options, other_rule, schedules_to_save
+from .resume import Saved, checked, noting, other_options, other_rule, schedules_to_save
+from .scalars import check_hyperparameters
 
 if TYPE_CHECKING:
     from .optimizer import Optimizer
@@ -210,6 +211,8 @@ def create(
     rows = header["hyperparameters"]
     if not problems and any(set(row) != set(rule.hyperparameters) for row in rows):
         problems.append(f"its hyperparameters are not {', '.join(rule.hyperparameters) or 'none'}")
+    if not problems:
+        noting(problems, check_settings, rule, header["options"], rows)
     if problems:
         raise UsageError(f"{path} does not fit: {'; '.join(problems)}")
     structure = structure_of(header)
@@ -231,6 +234,13 @@ def create(
     change.warn(3)
     take_over(opt, path, header, {}, change)
     return opt
+
+
+def check_settings(rule: Rule, options: Mapping[str, bool | str], rows: Sequence[Mapping[str, float]]) -> None:
+    """Raise ValueError where a rule does not take these options, or these hyperparameters of its groups."""
+    for row in rows:
+        hyperparameters, _ = rule.settings({**options, **row})
+        check_hyperparameters(rule.kernel(**options), hyperparameters)
 
 
 def contents(path: PathLike) -> tuple[dict[str, Any], dict[str, Array]]:
@@ -313,7 +323,8 @@ def missing_state(opt: Optimizer, arrays: Mapping[str, Array]) -> list[str]:
     problems = []
     for own in opt._kernel.state:
         label = f"state[{own.name!r}]"
-        if own.scalar and (label not in arrays or arrays[label].shape != (len(opt._tensors),)):
+        given = arrays.get(label)
+        if own.scalar and (given is None or given.shape != (len(opt._tensors),) or given.dtype != np.float64):
             problems.append(f"it has no {label} of {len(opt._tensors)} numbers")
         if not own.scalar:
             wanted = [f"{label}{tensor.path}" for tensor in opt._tensors]

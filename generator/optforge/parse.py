@@ -22,6 +22,7 @@ RESERVED = frozenset(
     "params rule target threads skip_nonfinite zero_grads step state state_dict load_state_dict save load stats".split()
 )
 ARRAYS = ("p", "g")
+LARGEST_EXPONENT = 1024  # of 2, in a double
 NESTING_HINT = "give intermediate results names, a line each"
 
 
@@ -195,6 +196,8 @@ def check_size(kind: str, node: ast.FunctionDef, reporter: Reporter) -> None:
             reporter.error(found[most], f"a {kind} has at most {most} {what}, and this has {len(found):,}")
             reporter.check()
     for n in nodes:
+        if isinstance(n, ast.Constant) and isinstance(n.value, int) and n.value.bit_length() > LARGEST_EXPONENT:
+            reporter.error(n, "the constant overflows a double", "the largest is 1.7976931348623157e308")
         name = n.arg if isinstance(n, ast.arg) else n.id if isinstance(n, ast.Name) else ""
         check_length(n, name, reporter)
     check_length(node, node.name, reporter)
