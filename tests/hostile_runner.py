@@ -2,13 +2,14 @@
 
     python hostile_runner.py CASES.json
 
-CASES is a list of pairs, a file and the name asked for in it. Each gives a line of JSON: what its commands ended with,
+CASES is a list of files, each with the name asked for in it and what is done: "show", "generate", "numpy". Each gives a line of JSON: what its commands ended with,
 seconds of the processor, MiB at the most, and what was written on standard error.
 """
 
 from __future__ import annotations
 
 import contextlib
+import gc
 import itertools
 import json
 import os
@@ -31,16 +32,18 @@ SECONDS, PATIENCE = 5, 120  # of the processor; until it counts as waiting for e
 MEBIBYTES = 500
 
 
-def commands(path: str, name: str, out: str) -> tuple[list[int], list[float]]:
+def commands(path: str, name: str, wanted: list[str], out: str) -> tuple[list[int], list[float]]:
     """The exit codes of what reads a rule file, and its times."""
     codes, times = [], [time.process_time()]
     rule, emitted = f"{path}:{name}", ["--target", "c", "--target", "cuda", "--out", out]
-    for arguments in (["show", rule], ["generate", rule, *emitted]):
+    for arguments in [["show", rule]] * ("show" in wanted) + [["generate", rule, *emitted]] * ("generate" in wanted):
         try:
             cli.main(arguments)
         except SystemExit as end:
             codes.append(end.code)
         times.append(time.process_time())
+    if "numpy" not in wanted:
+        return codes, [after - before for before, after in itertools.pairwise(times)]
     try:
         Optimizer([np.ones(3, np.float32)], Rule.from_file(path, name), target="numpy")
         codes.append(0)
@@ -52,7 +55,7 @@ def commands(path: str, name: str, out: str) -> tuple[list[int], list[float]]:
     return codes, [after - before for before, after in itertools.pairwise(times)]
 
 
-def confined(path: str, name: str) -> None:
+def confined(path: str, name: str, wanted: list[str]) -> None:
     """All of it, in this process, which does nothing else."""
     resource.setrlimit(resource.RLIMIT_CPU, (3 * SECONDS, 3 * SECONDS + 1))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -65,7 +68,7 @@ def confined(path: str, name: str) -> None:
     times: list[float] = []
     try:
         with tempfile.TemporaryDirectory() as out:
-            codes, times = commands(path, name, out)
+            codes, times = commands(path, name, wanted, out)
     except BaseException as problem:
         os.write(2, f"Traceback: {type(problem).__name__}: {problem}"[:2_000].encode(errors="replace"))
     sys.stderr.flush()
@@ -73,11 +76,11 @@ def confined(path: str, name: str) -> None:
     os._exit(0)
 
 
-def run(path: str, name: str) -> dict[str, object]:
+def run(path: str, name: str, wanted: list[str]) -> dict[str, object]:
     """What came of a file."""
     child = os.fork()
     if child == 0:
-        confined(path, name)
+        confined(path, name, wanted)
     deadline = time.monotonic() + PATIENCE
     while True:
         ended, status, usage = os.wait4(child, os.WNOHANG)
@@ -103,8 +106,9 @@ def main() -> None:
     for arguments in (["show", "adam"], ["generate", "adam", "--target", "c", "--target", "cuda", "--check"]):
         with contextlib.suppress(SystemExit):
             cli.main(arguments)
-    for path, name in json.loads(Path(sys.argv[1]).read_text()):
-        print("\n@", json.dumps(run(path, name)), flush=True)
+    gc.freeze()  # what all have in common stays common
+    for path, name, wanted in json.loads(Path(sys.argv[1]).read_text()):
+        print("\n@", json.dumps(run(path, name, wanted)), flush=True)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 # A file of rules, and all its text that a rule is made of.
 FILE_BYTES = 1 << 18
-NESTING = 150  # levels of a syntax tree; a chain of `and`, or of comparisons, counts each term
+NESTING = 100  # levels of a syntax tree; a chain of `and`, or of comparisons, counts each term
 NAME_LENGTH = 100  # characters, of any name, and as it is spelled in C
 
 # A rule with its transforms.
