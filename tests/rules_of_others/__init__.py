@@ -91,9 +91,10 @@ SETTINGS: dict[str, dict[str, float]] = {
     "schedule_free_sgd": {"warmup_steps": 3.0, "r": 0.5},
     "sophia": {"k": 3.0, "rho": 0.2, "bs": 2.0},
     "swats": {"tolerance": 0.02},
-    "torch_adafactor": {"eps1": 1e-4, "d": 1.1},
+    "torch_adafactor": {"eps1": 1e-2, "eps2": 1.01, "d": 1.1},
+    "torch_adagrad": {"eps": 1e-3},
     "torch_asgd": {"t0": 2.0, "lambd": 0.3},
-    "torch_rprop": {"step_size_max": 0.04, "step_size_min": 0.02},
+    "torch_rprop": {"lr": 0.03, "step_size_max": 0.04, "step_size_min": 0.02},
 }
 
 
