@@ -94,7 +94,7 @@ SETTINGS: dict[str, dict[str, float]] = {
     "torch_adafactor": {"eps1": 1e-2, "eps2": 1.01, "d": 1.1},
     "torch_adagrad": {"eps": 1e-3},
     "torch_asgd": {"t0": 2.0, "lambd": 0.3},
-    "torch_rprop": {"lr": 0.03, "step_size_max": 0.04, "step_size_min": 0.02},
+    "torch_rprop": {"lr": 0.03, "step_size_max": 0.04, "step_size_min": 0.005},
 }
 
 
