@@ -19,7 +19,7 @@ from others import SIZES, spread, start
 from rules_of_others import CASES, RULES, label, settings
 
 STEPS = 10
-ALLOWED = 16  # of eps, after STEPS steps; the farthest are 9 apart
+ALLOWED = 24  # of eps, after STEPS steps; the farthest are 13 apart
 
 Settings = Mapping[str, float]
 Options = Mapping[str, Any]

@@ -230,9 +230,9 @@ def mars_adamw(p, g, m=0.0, v=0.0, last_grad="g", *, t, lr=3e-3, β1=0.95, β2=0
 
 @rule
 def adai(p, g, exp_avg=0.0, exp_avg_sq=0.0, beta1_prod=1.0, *, t, lr=1.0, beta0=0.1, beta2=0.99, eps=1e-3,
-         weight_decay=0.0, stable=False):  # fmt: skip
-    """Adai: inertia of each element by its v̂ over the mean of all tensors' (Xie et al., ICML 2022)."""
-    assert 0 <= beta0 < 1 and 0 <= beta2 < 1 and eps > 0
+         weight_decay=0.0, dampening=0.9, stable=False, v2=False):  # fmt: skip
+    """Adai, and AdaiV2 with its dampening: inertia of each element by its v̂ over all tensors' (Xie et al., ICML 2022)."""
+    assert 0 <= beta0 < 1 and 0 <= beta2 < 1 and eps > 0 and 0 <= dampening <= 1
     if stable:
         p = p * (1 - lr * weight_decay)
     else:
@@ -241,11 +241,17 @@ def adai(p, g, exp_avg=0.0, exp_avg_sq=0.0, beta1_prod=1.0, *, t, lr=1.0, beta0=
     v_hat = exp_avg_sq / (1 - beta2**t)
     param_size = global_sum(where(v_hat == v_hat, 1, 1))
     v_hat_mean = global_sum(v_hat) / param_size
-    tmp = exp(log(v_hat / v_hat_mean) / 3)
+    tmp = v_hat / v_hat_mean
+    if v2:
+        tmp = exp(log(tmp) / (3 - 2 * dampening))
     beta1 = minimum(maximum(1 - beta0 * tmp, 0), 1 - eps)
     beta1_prod = beta1_prod * beta1
-    exp_avg = beta1 * exp_avg + (1 - beta1) * g
-    p = p - lr * exp_avg / (1 - beta1_prod)
+    if v2:
+        exp_avg = beta1 * exp_avg + exp(dampening * log(1 - beta1)) * g
+        p = p - lr * beta0 ** (1 - dampening) * exp_avg / (1 - beta1_prod)
+    else:
+        exp_avg = beta1 * exp_avg + (1 - beta1) * g
+        p = p - lr * exp_avg / (1 - beta1_prod)
     return p, exp_avg, exp_avg_sq, beta1_prod
 
 
