@@ -28,6 +28,7 @@ FILES = (
     "optimizer_resuming",
     "groups",
     "schedule_hook",
+    "meanings",
 )
 
 

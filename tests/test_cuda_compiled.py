@@ -67,10 +67,25 @@ def scalars(p, g, m=0.0, seen: scalar = 1.0, rate: scalar = "lr", *, t, lr=0.1, 
     return p, m, seen, rate
 
 
+@of.rule
+def rectified(p, g, m=0.0, v=0.0, *, t, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8):
+    """Functions of scalars on the host, in asserts too, as RAdam has them."""
+    assert maximum(lr, 0) >= 0 and minimum(beta1, beta2) >= 0 and sign(eps) > 0 and (lr + eps) ** 2 >= 0
+    longest = 2 / (1 - beta2) - 1
+    length = longest - 2 * t * beta2**t / (1 - beta2**t)
+    factor = (length - 4) * (length - 2) * longest / ((longest - 4) * (longest - 2) * maximum(length, 1))
+    m = beta1 * m + (1 - beta1) * g
+    v = beta2 * v + (1 - beta2) * g**2
+    step = lr * sqrt(maximum(factor, 0)) * (1 - beta1) ** 2 if length > 5 else lr * minimum(1, abs(sign(t - 3)))
+    p = p - step * m / (sqrt(v) + eps)
+    return p, m, v
+
+
 RULES: dict[str, of.Rule] = {
     **{name: of.rules[name] for name in of.rules},
     "elements": elements,
     "scalars": scalars,
+    "rectified": rectified,
     "clipped": of.clip_by_global_norm >> of.rules.lamb,
 }
 

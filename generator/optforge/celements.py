@@ -6,11 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from .cscalars import Scalars, leaves
+from .cscalars import COUNTED, Scalars, leaves, sum_names
 from .dtypes import F64, DType
 from .emit import Printer
 from .ir import Expr, Kernel, Let, Phase, Reduction, Type
-from .names import CALLED, Names, spelled
+from .names import CALLED, Names
+from .variables import Variable, Variables
 
 
 @dataclass(frozen=True)
@@ -27,22 +28,14 @@ class Sums:
     """The totals of all phases, in order."""
 
     def __init__(self, kernel: Kernel, helper: Callable[[str, DType], str]):
-        self.kernel = kernel
+        self.kernel, self.names = kernel, sum_names(kernel)
         self.slots: list[Slot] = []
         for k, phase in enumerate(kernel.phases):
-            for reduction in phase.reductions:
-                self.slots.append(Slot(spelled(reduction.name), reduction.kind, k, reduction.observed))
-            for reduction in phase.reductions:
-                if reduction.counts:
-                    for what in ("nan", "inf"):
-                        self.slots.append(Slot(self.counted(reduction, what), "sum", k, True))
+            own = [(self.names[r.id, ""], r.kind, r.observed) for r in phase.reductions]
+            own += [(self.names[r.id, what], "sum", True) for r in phase.reductions if r.counts for what in COUNTED]
+            self.slots += [Slot(name, kind, k, observed) for name, kind, observed in own]
         self.largest = any(slot.kind == "max" for slot in self.slots)
         self.maximum = helper("maximum", F64) if self.largest else ""
-
-    @staticmethod
-    def counted(reduction: Reduction, what: str) -> str:
-        """The name of the count beside a reduction."""
-        return f"{spelled(reduction.name)}_{what}"
 
     def of_phase(self, k: int) -> list[Slot]:
         """The totals of one phase."""
@@ -50,9 +43,8 @@ class Sums:
 
     def context(self) -> dict[str, Any]:
         """What the templates show."""
-        names = {reduction.id: reduction for reduction in self.kernel.reductions}
-        found = {what: names[id] for what, id in self.kernel.statistics}
-        deciding = next(r for r in self.kernel.phases[0].reductions if r.counts)
+        found = dict(self.kernel.statistics)
+        deciding = next(r.id for r in self.kernel.phases[0].reductions if r.counts)
         kinds = [{"name": "sum", "join": ("", " + ", ""), "text": "the sum"}]
         if self.largest:
             kinds.append({"name": "max", "join": (f"{self.maximum}(", ", ", ")"), "text": "the largest"})
@@ -64,15 +56,15 @@ class Sums:
             "kinds": kinds,
             "firsts": firsts,
             "largest": [slot.name for slot in self.slots if slot.kind == "max"],
-            "deciding": deciding.name,
-            "deciding_nan": self.counted(deciding, "nan"),
-            "deciding_inf": self.counted(deciding, "inf"),
-            "grad": found["grad"].name,
-            "nan": self.counted(found["grad"], "nan"),
-            "inf": self.counted(found["grad"], "inf"),
-            "clipped": found["clipped"].name,
-            "param": found["param"].name,
-            "changed": found["update"].name if "update" in found else "",
+            "deciding": self.names[deciding, ""],
+            "deciding_nan": self.names[deciding, "nan"],
+            "deciding_inf": self.names[deciding, "inf"],
+            "grad": self.names[found["grad"], ""],
+            "nan": self.names[found["grad"], "nan"],
+            "inf": self.names[found["grad"], "inf"],
+            "clipped": self.names[found["clipped"], ""],
+            "param": self.names[found["param"], ""],
+            "changed": self.names[found["update"], ""] if "update" in found else "",
         }
 
 
@@ -98,12 +90,6 @@ class Elements:
     ):
         self.kernel, self.prefix, self.fields, self.dtype = kernel, prefix, fields, dtype
         self.outside, self.helper = scalars, helper
-        self.let = {let.id: let for phase in kernel.phases for let in phase.lets}
-
-    @staticmethod
-    def variable(let: Let) -> tuple[str, str]:
-        """The C variable of a binding; bindings of one name share it."""
-        return ("mask" if let.expr.type is Type.MASK else "element", let.name)
 
     def comment(self, k: int) -> str:
         """What a phase does."""
@@ -127,18 +113,19 @@ class Elements:
         values = [item.expr if isinstance(item, Let) else item.value for item in phase.body]
         read = leaves([*values, *(expr for _, expr in phase.stores)])
         scope = Names(CALLED, self.prefix)
-        scope.enter((("element", name), name) for name in arrays)
-        scope.enter((self.variable(let), let.name) for let in phase.lets)
+        variables = Variables(phase)
+        scope.enter((Variable(name), name) for name in arrays)
+        scope.enter((variable, variable.name) for variable in variables.of.values())
         scope.enter((e, self.outside.spelled(e)) for e in read)
         scope.enter((("lanes", reduction.id), reduction.name) for reduction in phase.reductions)
-        array = {name: scope.own(f"{scope.of['element', name]}_") for name in arrays}
+        array = {name: scope.own(f"{scope.of[Variable(name)]}_") for name in arrays}
         slots = sums.of_phase(k)
         return {
             "number": k,
             "title": phase_title(self.kernel, k),
             "comment": self.comment(k),
             "optional": phase.optional,
-            **self.statements(phase, scope, array),
+            **self.statements(phase, variables, scope, array),
             "scalars": [self.taken(e, scope) for e in read] or [f"(void){scope.own('s')};"],
             "touches": bool(arrays),
             "zeroes": phase.zeroes,
@@ -160,42 +147,32 @@ class Elements:
             **self.signature(phase, scope, array),
         }
 
-    def statements(self, phase: Phase, scope: Names, array: dict[str, str]) -> dict[str, Any]:
+    def statements(self, phase: Phase, variables: Variables, scope: Names, array: dict[str, str]) -> dict[str, Any]:
         """What is done for one element, number `index`: loads, lines and stores."""
         real, index, observe = self.real(scope), scope.own(self.index), scope.own("observe")
 
         def leaf(e: Any) -> str:
-            if e.op == "load":
-                return scope.of["element", e.value]
-            if e.type.uniform:
-                return scope.of[e]
-            return scope.of[self.variable(self.let[e.value])]
+            return scope.of[e if e.type.uniform else variables.of[e.value]]
 
         printer = self.printer(leaf, scope)
-        bindings = [self.variable(let) for let in phase.lets]
-        declared = {("element", name) for name in phase.loads}
         loads = []
         for name in phase.loads:
-            rebound = any(
-                self.variable(let) == ("element", name) and printer(let.expr) != scope.of["element", name]
-                for let in phase.lets
-            )
-            loads.append(f"{'' if rebound else 'const '}{real} {scope.of['element', name]} = {array[name]}[{index}];")
+            variable = variables.of[name]
+            const = "" if variables.rebound(variable) else "const "
+            loads.append(f"{const}{real} {scope.of[variable]} = {array[name]}[{index}];")
+        declared = {variables.of[name] for name in phase.loads}
         lines = []
         for item in phase.body:
             if isinstance(item, Reduction):
                 lane = f"{scope.of['lanes', item.id]}[{index}]"
                 lines.append(self.added(item, printer(item.value), lane, observe, scope))
-                continue
-            variable, value = self.variable(item), printer(item.expr)
-            if value == scope.of[variable] and variable in declared:
-                continue  # x = x
-            kind = ""
-            if variable not in declared:
-                kind = f"{self.mask} " if item.expr.type is Type.MASK else f"{real} "
-                kind = f"const {kind}" if bindings.count(variable) == 1 else kind
-                declared.add(variable)
-            lines.append(f"{kind}{scope.of[variable]} = {value};")
+            elif not variables.copies(item):
+                variable = variables.of[item.id]
+                kind = ""
+                if variable not in declared:
+                    kind = f"{'' if variables.rebound(variable) else 'const '}{self.mask if variable.mask else real} "
+                    declared.add(variable)
+                lines.append(f"{kind}{scope.of[variable]} = {printer(item.expr)};")
         stores = [f"{array[name]}[{index}] = {printer(expr)};" for name, expr in phase.stores]
         return {"index": index, "loads": loads, "lines": lines, "stores": stores}
 

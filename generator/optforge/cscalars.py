@@ -23,6 +23,17 @@ def leaves(expressions: Iterable[Expr]) -> list[Expr]:
     return list(found)
 
 
+COUNTED = ("nan", "inf")
+
+
+def sum_names(kernel: Kernel) -> dict[Any, str]:
+    """What the enumerator of each total ends with: by the reduction's id and "", or what is counted beside it."""
+    names = Names()
+    wanted = [((r.id, what), f"{r.name}{what and '_'}{what}") for r in kernel.reductions for what in ("", *COUNTED)]
+    names.enter(wanted)
+    return {key: names.of[key] for key, _ in wanted}
+
+
 def c_type(scalar: Expr, real: str = "double") -> str:
     """The C type of a scalar."""
     return "int" if scalar.type is Type.CONDITION else real
@@ -50,6 +61,7 @@ class Scalars:
         self.helper, self.later, self.real = helper, later or helper, real
         self.lets: dict[int, Let] = {let.id: let for group in kernel.scalars for let in group.lets}
         self.reductions = {reduction.id: reduction for reduction in kernel.reductions}
+        self.sums = sum_names(kernel)
         self.place: dict[Expr, Key] = {
             let.ref: (group.phase, group.scope == "tensor") for group in kernel.scalars for let in group.lets
         }
@@ -195,5 +207,4 @@ class Scalars:
 
     def slot(self, source: Expr) -> str:
         """The enumerator of a reduction's sums."""
-        assert isinstance(source.value, int)
-        return f"{self.prefix}_SUM_{self.reductions[source.value].name}"
+        return f"{self.prefix}_SUM_{self.sums[source.value, '']}"

@@ -12,7 +12,7 @@ from .cscalars import Scalars
 from .diagnostics import UsageError
 from .dtypes import DTYPES, F64, DType
 from .ir import Kernel, State
-from .names import Names, check_prefix, spelled
+from .names import Names, check_prefix, file_of
 from .render import comment, fold, render_template, status_lines
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def files(
     chosen = [dtype for dtype in DTYPES.values() if dtype in chosen]
     if not chosen:
         raise UsageError("at least one dtype is needed")
-    own = spelled(rule.name) if prefix is None else prefix
+    own = file_of(rule.name) if prefix is None else prefix
     check_prefix(prefix)
     context = source(rule, kernel, chosen, own, prefix, dict(settings or {})).context()
     return {f"{own}{ending}": fold(render_template(template, context)) for ending, template in templates.items()}
@@ -98,6 +98,7 @@ class Source:
         self.rule, self.kernel, self.dtypes, self.file = rule, kernel, dtypes, prefix
         self.prefix = prefix = self.begin(prefix)
         self.given_prefix, self.settings = given_prefix, settings
+        self.inline = self.inlined()
         self.helpers: dict[str, str] = {}
         macros = {f"{prefix}_{macro}" for macro in ("API", "INLINE", "RESTRICT", "H")}
         self.hyper = Names(macros)
@@ -111,10 +112,14 @@ class Source:
         """What all names begin with, from the name of the files."""
         return file
 
+    def inlined(self) -> str:
+        """What begins the declaration of a small function."""
+        return f"{self.prefix}_INLINE"
+
     def helper(self, role: str, kind: DType) -> str:
         """The name of an emitted function, which is emitted because it was asked for."""
         name = helpers.name(role, kind, self.prefix)
-        self.helpers.setdefault(name, helpers.definition(role, kind, self.prefix))
+        self.helpers.setdefault(name, helpers.definition(role, kind, self.prefix, self.inline))
         return name
 
     # ── what the templates read ─────────────────────────────────────────────────────────────────────────────────

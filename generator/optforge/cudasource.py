@@ -124,12 +124,16 @@ class CudaSource(Source):
         """What all names begin with: a rule's C and its CUDA can be in one program."""
         return f"{file}_cuda"
 
+    def inlined(self) -> str:
+        """What begins the declaration of a small function of the host."""
+        return "static inline"
+
     def device(self, role: str, kind: DType) -> str:
         """The name of an emitted function of the device, which is emitted because it was asked for."""
         sort, _, word = role.rpartition(" ")
         if sort:
             name = f"{self.prefix}_device_{'' if sort == 'scalar' else 'ieee_'}{helpers.WORDS.get(word, word)}"
-            text = helpers.definition(role, kind, f"{self.prefix}_device")
+            text = helpers.definition(role, kind, f"{self.prefix}_device", "static inline")
             self.device_helpers.setdefault(name, self.on_device(text))
             return name
         name = f"{self.prefix}_{word}"

@@ -10,13 +10,12 @@ from .compose import Composition
 from .diagnostics import Reporter, nearest, printable
 from .functions import FUNCTIONS, IMPORTABLE, REDUCTIONS
 from .ir import Assert, Expr, Let, Program, Type
-from .literals import OPERATORS, fold_checked, number
+from .literals import OPERATORS, fold_checked, is_two, number
 from .options import Options, configurations
 from .parse import Definition
 from .unsupported import INSTEAD
 
 POISON = Expr("poison", Type.POISON)
-SQUARED = Expr("const", Type.SCALAR, value=2.0)
 COMPARISONS: dict[type[ast.cmpop], str] = {
     ast.Lt: "lt",
     ast.LtE: "le",
@@ -50,7 +49,9 @@ def elaborate(composition: Composition, options: Options) -> Program:
         seen = arrays["g"]
         others = {state.name for other in composition.parts if other is not part for state in other.state}
         earlier = {name for other in composition.parts[:k] for name in other.locals}
-        taken = (others | earlier) - {"p", "g", *(state.name for state in part.state)}
+        # A p or g that a transform binds and does not return is a local of its own.
+        arrays_of_rule = part.changes if part.kind == "transform" else ("p", "g")
+        taken = (others | earlier | {"p", "g"}) - {*arrays_of_rule, *(state.name for state in part.state)}
         elaborator = Elaborator(part, options, reporter, lets, scope(part, arrays), taken)
         elaborator.run()
         reporter.check()
@@ -454,11 +455,13 @@ class Elaborator:
         """`base ** exponent`: of elements only the powers that are exact."""
         if exponent.type is Type.ELEMENT:
             return self.error(node, "an exponent is a scalar", "for positive x, x**y is exp(y * log(x))")
-        if exponent == SQUARED:
+        if is_two(node.right):
             return combine("square", base.type, base)
         if base.type is Type.SCALAR:
             return combine("pow", Type.SCALAR, base, exponent)
         match exponent:
+            case Expr(op="const", value=2.0):
+                return combine("square", Type.ELEMENT, base)
             case Expr(op="const", value=0.5):
                 return combine("sqrt", Type.ELEMENT, base)
             case Expr(op="const", value=-1.0):

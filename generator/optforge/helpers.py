@@ -53,8 +53,8 @@ def name(role: str, kind: DType, prefix: str) -> str:
     return f"{prefix}_{word}_{kind.suffix}"
 
 
-def definition(role: str, kind: DType, prefix: str) -> str:
-    """The text of the emitted function."""
+def definition(role: str, kind: DType, prefix: str, inline: str) -> str:
+    """The text of the emitted function; `inline` begins the declaration of those that are meant to be inlined."""
     own = name(role, kind, prefix)
     sort, _, word = role.rpartition(" ")
     if sort and f"scalar {word}" in SCALARS:
@@ -67,13 +67,13 @@ def definition(role: str, kind: DType, prefix: str) -> str:
             )
         return function(f"static double {own}({parameters})", f"{comment.rstrip('.')}.", body)
     if role == "square":
-        return function(f"{prefix}_INLINE {kind.c} {own}({kind.c} x)", "", ("return x * x;",))
+        return function(f"{inline} {kind.c} {own}({kind.c} x)", "", ("return x * x;",))
     row = FUNCTIONS[word]
     if sort:
         return function(*checked(word, own, sort == "scalar"))
     parameters = ", ".join(f"{kind.c} {parameter}" for parameter in row.parameters)
     lines = row.c.format(real=kind.c, zero=kind.constant(0.0), one=kind.constant(1.0)).split("\n")
-    return function(f"{prefix}_INLINE {kind.c} {own}({parameters})", f"{row.doc}.", tuple(lines))
+    return function(f"{inline} {kind.c} {own}({parameters})", f"{row.doc}.", tuple(lines))
 
 
 def unchecked(body: tuple[str, ...]) -> tuple[str, ...]:

@@ -41,7 +41,7 @@ def fold(op: str, a: float, b: float) -> float:
         case "mod":
             return a % b
         case "pow":
-            return a * a if b == 2 else float(a**b)
+            return float(a**b)
     raise AssertionError(op)
 
 
@@ -72,6 +72,11 @@ def fold_checked(node: ast.AST, op: str, a: float, b: float, reporter: Reporter)
     return value
 
 
+def is_two(node: ast.expr) -> bool:
+    """Whether this is the literal 2 or 2.0: x**2 is x·x where the exponent is that, and the library's pow elsewhere."""
+    return isinstance(node, ast.Constant) and type(node.value) in (int, float) and node.value == 2
+
+
 def literal(node: ast.expr, reporter: Reporter, what: str) -> float | None:
     """The value of literal arithmetic such as `1 - 1e-8`; None where refused."""
     if isinstance(node, ast.Constant):
@@ -83,6 +88,8 @@ def literal(node: ast.expr, reporter: Reporter, what: str) -> float | None:
         left, right = literal(node.left, reporter, what), literal(node.right, reporter, what)
         if left is None or right is None:
             return None
+        if isinstance(node.op, ast.Pow) and is_two(node.right):
+            return fold_checked(node, "mul", left, left, reporter)
         return fold_checked(node, OPERATORS[type(node.op)], left, right, reporter)
     hint = "numbers and + - * / % ** between them"
     if isinstance(node, (ast.Tuple, ast.List)):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Hashable, Iterable
+from pathlib import Path
 
 from .diagnostics import UsageError
 
@@ -31,19 +32,18 @@ KEYWORDS = frozenset(
     """size_t ptrdiff_t max_align_t int8_t int16_t int32_t int64_t uint8_t uint16_t uint32_t uint64_t intptr_t uintptr_t
     intmax_t uintmax_t float_t double_t
     """
-    # object-like macros of compilers and of the standard headers
-    """linux unix i386 sun mips sparc vax hpux m68k NULL INFINITY NAN HUGE_VAL HUGE_VALF HUGE_VALL errno EDOM ERANGE
-    EILSEQ EOF BUFSIZ stdin stdout stderr math_errhandling MATH_ERRNO MATH_ERREXCEPT DECIMAL_DIG I assert offsetof
-    NDEBUG va_arg isnan isinf isfinite isnormal signbit fpclassify DOMAIN SING OVERFLOW UNDERFLOW PLOSS TLOSS HUGE
-    signgam
-    """
-    # object-like macros of <windows.h>
-    """near far small hyper interface IN OUT ERROR DELETE
+    # object-like macros: of other machines and headers here; of compilers, C, C++, POSIX and CUDA in macros.txt
+    """i386 sun mips sparc vax hpux m68k near far small hyper interface IN OUT ERROR DELETE DOMAIN SING OVERFLOW
+    UNDERFLOW PLOSS TLOSS HUGE NDEBUG I assert offsetof va_arg isnan isinf isfinite isnormal signbit fpclassify signgam
+    errno
     """.split()
-)
+) | frozenset((Path(__file__).parent / "macros.txt").read_text("ascii").split())
+# Macros that come in families. (Each is free again with an underscore behind it.)
 MACROS = re.compile(
     r"(FLT|DBL|LDBL|M|FP|INT|UINT|INT\d+|UINT\d+|INTPTR|UINTPTR|INTMAX|UINTMAX|PTRDIFF|SIZE|SSIZE|CHAR|SCHAR|UCHAR|"
-    r"SHRT|USHRT|LONG|ULONG|LLONG|ULLONG|WCHAR|WINT|SIG_ATOMIC|PATH|LINE|NAME)_[A-Z0-9_]*[A-Z0-9]"
+    r"SHRT|USHRT|LONG|ULONG|LLONG|ULLONG|WCHAR|WINT|SIG_ATOMIC|PATH|LINE|NAME)_[A-Z0-9_]*[A-Z0-9]|"
+    r"M_[A-Z0-9]|M_[A-Z0-9]\w*[^\W_]|"
+    r"(PRI|SCN)[diouxX]([0-9]+|MAX|PTR|(LEAST|FAST)[0-9]+)|cu(da)?[A-Z]\w*[^\W_]"
 )
 # What the emitted functions call; a local variable of such a name would hide it.
 CALLED = frozenset(
@@ -52,6 +52,18 @@ CALLED = frozenset(
     for suffix in ("", "f")
 ) | frozenset({"omp_get_max_threads", "omp_get_num_threads", "omp_get_thread_num"})
 
+# Headers of C, POSIX and CUDA, and what they include: a file of such a name would stand before the system's.
+HEADERS = frozenset(
+    """alloca assert builtin_types byteswap channel_descriptor complex ctype cuda cuda_bf16 cuda_device_runtime_api
+    cuda_fp16 cuda_runtime cuda_runtime_api device_atomic_functions device_launch_parameters device_types
+    driver_functions driver_types endian errno features fenv float inttypes iso646 library_types limits locale
+    malloc math memory omp pthread sched setjmp signal sm_20_atomic_functions sm_20_intrinsics sm_30_intrinsics
+    sm_32_atomic_functions sm_32_intrinsics sm_35_atomic_functions sm_35_intrinsics sm_60_atomic_functions
+    sm_61_intrinsics stdalign stdarg stdatomic stdbit stdbool stdckdint stddef stdint stdio stdlib stdnoreturn
+    string strings surface_indirect_functions surface_types texture_indirect_functions texture_types tgmath threads
+    time uchar unistd values varargs vector_functions vector_types wchar wctype xlocale
+    """.split()
+)
 
 # What C and C++ keep for themselves, and what compilers predefine: __LINE__. (An underscore behind it frees it.)
 RESERVED = re.compile(r"(_[A-Z]|__)\w*[^\W_]|_[A-Z]|__\w*[^\W_]__")
@@ -62,10 +74,18 @@ def claimed(name: str) -> bool:
     return name in KEYWORDS or any(pattern.fullmatch(name) for pattern in (MACROS, RESERVED))
 
 
+def file_of(rule: str) -> str:
+    """What the emitted files and names of a rule begin with: its name, freed of the names of system headers."""
+    name = spelled(rule)
+    return f"{name}_" if name in HEADERS else name
+
+
 def check_prefix(prefix: str | None) -> None:
     """Raise UsageError where emitted names cannot begin with this; None is the name of what is emitted."""
     if prefix is not None and (not re.fullmatch(r"[A-Za-z_]\w*", prefix, re.ASCII) or claimed(prefix)):
         raise UsageError(f"the prefix {prefix!r} is no C identifier")
+    if prefix in HEADERS:
+        raise UsageError(f"the prefix {prefix!r} would write {prefix}.h, which hides the system's: take another")
 
 
 # Letters that C99 allows in identifiers (its annex D: Latin, Greek, Cyrillic) and that compilers accept as they are.

@@ -14,6 +14,7 @@ import numpy as np
 from .compose import Composition
 from .functions import IMPORTABLE, where
 from .ir import State
+from .literals import is_two
 from .parse import Definition
 
 
@@ -28,7 +29,7 @@ class Doubles(ast.NodeTransformer):
     def visit_BinOp(self, node: ast.BinOp) -> ast.expr:
         """Multiply for a square."""
         self.generic_visit(node)
-        if isinstance(node.op, ast.Pow) and isinstance(node.right, ast.Constant) and node.right.value == 2:
+        if isinstance(node.op, ast.Pow) and is_two(node.right):
             return ast.copy_location(ast.Call(ast.Name("square of", ast.Load()), [node.left], []), node)
         return node
 

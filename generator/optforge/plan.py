@@ -102,7 +102,7 @@ class Planner:
         reading = [k for k, phase in enumerate(phases) if "g" in phase.loads]
         zeroing = reading[-1] if reading else number - 1
         phases[zeroing] = replace(phases[zeroing], zeroes=True)
-        if phases[0].stores or "g" not in phases[0].loads:
+        if phases[0].stores or not any(reduction.counts for reduction in phases[0].reductions):
             phases.insert(0, self.scan())
             phase_of = {id: k + 1 for id, k in phase_of.items()}
         return Planned(tuple(phases), tuple(self.groups(phase_of)), shared)
@@ -184,7 +184,7 @@ class Planner:
                     costs.append((len(more.loads) - len(before.loads), len(more.lets) - len(before.lets), k))
             _, _, best = min(costs)
             if own.counts:
-                best = next((k for k, part in enumerate(usual) if part and "g" in part.loads), number - 1)
+                best = next((k for k, part in enumerate(usual) if part and "g" in part.loads), 0)
             same = [r for r in self.needed if (r.kind, r.value) == (own.kind, own.value) and phase_of[r.id] == best]
             if same:
                 shared[id] = same[0].id

@@ -20,8 +20,6 @@ def _modulo(a: float, b: float) -> float:
 
 
 def _power(a: float, b: float) -> float:
-    if b == 2:
-        return a * a
     odd = b % 2 == 1 if math.isfinite(b) else False
     try:
         return math.pow(a, b)

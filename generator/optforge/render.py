@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,7 +41,8 @@ def render_template(name: str, context: Mapping[str, Any]) -> str:
 
 def comment_text(text: str) -> str:
     """A line of text as it can stand in a C comment."""
-    text = printable(text).replace("*/", "* /").replace("/*", "/ *").replace("??", "? ?")
+    text = printable(text).replace("*/", "* /").replace("/*", "/ *")
+    text = re.sub(r"\?(?=\?)", "? ", text)  # no trigraph
     return text[:-1] + "(backslash)" if text.endswith("\\") else text
 
 

@@ -18,6 +18,7 @@ from ..diagnostics import EnvironmentProblem
 from ..dtypes import BY_NUMPY, DTYPES
 from ..functions import Array
 from ..ir import Kernel
+from ..names import file_of
 from ..tensor import How, Tensor, explain
 
 if TYPE_CHECKING:
@@ -232,11 +233,11 @@ class CEngine:
 
     def __init__(self, rule: Rule, kernel: Kernel, kernels: Path | None = None):
         self.kernel = kernel
-        prefix = rule.name if rule.name.isascii() else "rule"  # cffi reads ASCII alone
+        prefix = file_of(rule.name) if rule.name.isascii() else "rule"  # cffi reads ASCII alone
         if kernels is not None:
             files = committed(kernels, prefix, rule, kernel)
         else:
-            files = render(rule, kernel, prefix=None if prefix == rule.name else prefix)
+            files = render(rule, kernel, prefix=None if rule.name.isascii() else prefix)
         self.library = load(library(files), prefix, len(kernel.phases) + 1)
 
     def defaults(self) -> dict[str, float]:
@@ -257,7 +258,7 @@ def committed(directory: Path, prefix: str, rule: Rule, kernel: Kernel) -> dict[
     Their comment must name the rule's hash and give this kernel's options: others may lay out memory in other ways.
     """
     advice = f"make it with: optforge generate {rule.origin} --out {directory}"
-    if prefix != rule.name:
+    if prefix != file_of(rule.name):
         advice += f" --prefix {prefix}"
     try:
         files = {file: (directory / file).read_text(encoding="utf-8") for file in (f"{prefix}.h", f"{prefix}.c")}
