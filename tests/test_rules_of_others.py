@@ -12,9 +12,9 @@ import pytest
 
 import optforge as of
 from conftest import require
-from data import DTYPES, same
+from data import DTYPES, same, special
 from native import STRICT
-from others import FULL, SIZES, STEPS, agree, spread, start
+from others import FULL, SIZES, STEPS, ULP, agree, spread, start
 from rules_of_others import CASES, MODULES, RULES, label, module_of, settings, variants
 
 WARNINGS = (*STRICT[1:], "-Wdouble-promotion")
@@ -90,22 +90,27 @@ def compiler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @each_case
 def test_c_has_the_bits_of_the_reference(name: str, options: dict[str, Any], compiler: None) -> None:
-    """Tensors of both dtypes together; what exp and log of elements enter is compared step by step, in ulp."""
-    rng = np.random.default_rng(len(name))
-    first = [p for dtype in DTYPES for p in start(rng, dtype)]
-    how = {**settings(name), **options}
-    opts = {target: of.Optimizer([p.copy() for p in first], RULES[name], target=target, **how) for target in TARGETS}
-    own, reference = opts.values()
-    for t in range(1, STEPS + 1):
-        grads = [spread(rng, p.size, p.dtype) for p in first]
-        before = arrays(reference)
-        own.step([g.copy() for g in grads])
-        reference.step([g.copy() for g in grads])
-        for key, expected in arrays(reference).items():
-            where = f"{key[0]} of {first[key[1]].dtype}, size {first[key[1]].size}, step {t}"
-            assert agree(name, live(own, *key), expected, before[key]), where
-            if np.ndim(expected):
-                live(own, *key)[...] = expected
+    """Tensors of both dtypes together, with defaults and other settings; the last gradients are NaN, huge and tiny."""
+    for hyper in ({}, settings(name)):
+        rng = np.random.default_rng(len(name))
+        first = [p for dtype in DTYPES for p in start(rng, dtype)] + [rng.standard_normal(21).astype(d) for d in DTYPES]
+        beside = {
+            target: of.Optimizer([p.copy() for p in first], RULES[name], target=target, **hyper, **options)
+            for target in TARGETS
+        }
+        own, reference = beside.values()
+        for t in range(1, STEPS + 1):
+            grads = [spread(rng, p.size, p.dtype) for p in first]
+            if t == STEPS and name not in ULP:
+                grads[-2:] = [rng.permutation(special(dtype)) for dtype in DTYPES]
+            before = arrays(reference)
+            own.step([g.copy() for g in grads])
+            reference.step([g.copy() for g in grads])
+            for key, expected in arrays(reference).items():
+                where = f"{key[0]} of {first[key[1]].dtype}, size {first[key[1]].size}, step {t}"
+                assert agree(name, live(own, *key), expected, before[key]), where
+                if np.ndim(expected):
+                    live(own, *key)[...] = expected
 
 
 TARGETS = ("c", "numpy")
@@ -131,20 +136,19 @@ def test_plain_python_has_the_bits_of_the_reference(name: str, options: dict[str
     """One tensor, which for a rule that sums over all of them is all of them, with defaults and other settings."""
     rule = RULES[name]
     scalars = {state.name for state in rule.definition.state if state.scalar}
-    for size in SIZES:
-        for hyper in ({}, settings(name)):
-            rng = np.random.default_rng(size)
-            (p,) = start(rng, dtype, [size])
-            optimizer = of.Optimizer([p.copy()], rule, target="numpy", **hyper, **options)
-            state: list[Any] = []
-            for t in range(1, STEPS + 1):
-                g = spread(rng, size, dtype)
-                time = {"t": t} if rule.definition.time else {}
-                returned = rule.function(p, g, *state, **time, **hyper, **options)
-                p, *state = returned if isinstance(returned, tuple) else (returned,)
-                optimizer.step([g])
-                assert same(optimizer.params[0], p), f"p of size {size}, step {t}"
-                for key, value in zip(rule.state, state, strict=True):
-                    if key in optimizer.state:
-                        value = float(value) if key in scalars else np.broadcast_to(np.asarray(value, dtype), p.shape)
-                        assert same(optimizer.state[key][0], value), f"{key} of size {size}, step {t}"
+    for size, hyper in ((33, {}), *((size, settings(name)) for size in SIZES)):
+        rng = np.random.default_rng(size)
+        (p,) = start(rng, dtype, [size])
+        optimizer = of.Optimizer([p.copy()], rule, target="numpy", **hyper, **options)
+        state: list[Any] = []
+        for t in range(1, STEPS + 1):
+            g = spread(rng, size, dtype)
+            time = {"t": t} if rule.definition.time else {}
+            returned = rule.function(p, g, *state, **time, **hyper, **options)
+            p, *state = returned if isinstance(returned, tuple) else (returned,)
+            optimizer.step([g])
+            assert same(optimizer.params[0], p), f"p of size {size}, step {t}"
+            for key, value in zip(rule.state, state, strict=True):
+                if key in optimizer.state:
+                    value = float(value) if key in scalars else np.broadcast_to(np.asarray(value, dtype), p.shape)
+                    assert same(optimizer.state[key][0], value), f"{key} of size {size}, step {t}"
