@@ -25,8 +25,8 @@ ULP: dict[str, float] = {
     "padam": 8 * 46 + 12,
     # Likewise by a third of those of log(v) ≥ log(1e-40), 92.
     "madgrad": 8 * 92 / 3 + 12,
-    # Likewise, under a beta0 of at most 0.1; the share 1 − β1 that is left of it, and 1 − Πβ1, divide by it again.
-    "adai": 8 * 92 / 3 + 12,
+    # Likewise; and 1 − β1, by which its average is multiplied and 1 − Πβ1 divided, is 1e-3 at least, while β1 is rounded.
+    "adai": 2 / 1e-3 + 8 * 92 / 3 + 12,
 }
 
 
