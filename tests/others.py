@@ -21,9 +21,9 @@ ULP: dict[str, float] = {
     "diffgrad": 12,
     # e^(±1) itself, then rounds twice.
     "powersign": 12,
-    # exp(x + δ) is off by δ, the 8 ulp of log(v) ≥ log(1e-20), which is 46, scaled by at most 1; and by 8 of its own.
-    "padam": 8 * 46 + 12,
-    # Likewise by a third of those of log(v) ≥ log(1e-40), 92.
+    # exp(x + δ) is off by δ, the 8 ulp of a log of 1e-8 at least, which is 19, times at most 1; and by 8 of its own.
+    "padam": 8 * 19 + 12,
+    # Likewise by a third of the 8 ulp of a log of 1e-40 at least, which is 92.
     "madgrad": 8 * 92 / 3 + 12,
     # Likewise; and 1 − β1, by which its average is multiplied and 1 − Πβ1 divided, is 1e-3 at least, while β1 is rounded.
     "adai": 2 / 1e-3 + 8 * 92 / 3 + 12,
