@@ -13,7 +13,7 @@ import pytest
 
 import optforge as of
 from data import DTYPES, same
-from optforge import abs, max_abs, maximum, minimum, norm, sign, where
+from optforge import abs, max_abs, maximum, minimum, norm, scalar, sign, where
 from optforge.ir import Expr, Let, Phase, Type
 from optforge.variables import Variable, Variables, check
 from optimizing import TARGETS
@@ -191,6 +191,42 @@ def test_every_binding_keeps_its_meaning(case: str, dtype: Any) -> None:
             assert same(live[target], p), target
             for name, right in zip(rule.state, state, strict=True):
                 assert same(optimizer.state[name][0], right), f"{name} of {target}"
+
+
+@of.rule
+def negative_zero(p, g, m=-0.0, n: scalar = -0.0):
+    """State that starts as the other zero, and keeps its sign."""
+    a = m
+    b = n
+    p = p - g - a - b
+    return p, m, n
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_state_may_start_as_negative_zero(target: str) -> None:
+    p = np.ones(3, np.float32)
+    optimizer = of.Optimizer([p], negative_zero, target=target)
+    optimizer.step([np.ones(3, np.float32)])
+    assert np.signbit(np.asarray(optimizer.state["m"][0])).all()
+    assert np.signbit(optimizer.state["n"][0])
+
+
+@of.transform
+def keeps(g, d: scalar = "e", *, e=1.5):
+    """State that it never touches."""
+    return g, d
+
+
+@of.rule
+def calls_a_local_so(p, g, *, lr=0.1):
+    """A local of the name of another part's state."""
+    d = lr * g
+    p = p - d
+    return p
+
+
+def test_state_that_no_part_touches_is_dropped() -> None:
+    assert (keeps >> calls_a_local_so).kernel().state == ()
 
 
 def as_tuple(value: Any) -> tuple[Any, ...]:

@@ -58,7 +58,7 @@ def elaborate(composition: Composition, options: Options) -> Program:
         arrays |= {name: elaborator.stored(name) for name in part.changes}
         outputs |= {state.name: elaborator.stored(state.name) for state in part.state}
         asserts += elaborator.asserts
-        touched |= elaborator.touched
+        touched |= elaborator.touched & {state.name for state in part.state}
     stored = (("p", arrays["p"]), *((state.name, outputs[state.name]) for state in composition.state))
     state = tuple(state for state in composition.state if state.name in touched)
     return Program(tuple(lets), stored, tuple(asserts), state, lets[0].ref, seen)

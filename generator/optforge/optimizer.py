@@ -166,7 +166,7 @@ class Optimizer:
             for state in self._kernel.state:
                 if state.scalar:
                     tensor.scalars[state.name] = space.number()
-                if state.initial not in (0.0, "g"):
+                if state.initial != "g" and repr(state.initial) != "0.0":  # which is what new memory has
                     self._begin(tensor, state, rows[group])
                 place = tensor.scalars if state.scalar else tensor.arrays
                 tensor.addresses[state.name] = address(place[state.name])
