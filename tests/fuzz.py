@@ -95,11 +95,14 @@ class Session:
         kind, case = answer["kind"], answer["case"]
         refused = kind.startswith("refused")
         last = answer
+        # Where the reference is wrong as well, nothing needs to be compiled.
+        alone = " numpy c" in kind
+        wanted = kind.replace(" numpy c", " numpy") if alone else kind
 
         def fails(candidate: dict[str, Any]) -> bool:
             nonlocal last
-            got = worker.ask({"case": candidate})
-            if got.get("kind") == kind:
+            got = worker.ask({"case": candidate, "targets": ["numpy"] if alone else None})
+            if got.get("kind") == wanted:
                 last = got
                 return True
             return False

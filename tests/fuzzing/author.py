@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import math
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -110,15 +111,21 @@ class Writer:
             a, b = b, a
             if a == b:
                 b = self.scalar(0, fixed)
-        forms = [
-            f"({a} + {b})", f"({a} - {b})", f"({a} * {b})", f"(-{self.scalar(depth - 1, fixed)})",
-            f"({self.scalar(depth - 1, fixed)} / {self.away(b)})", self.power(depth - 1, fixed),
-            f"({self.scalar(depth - 1, fixed)} % {self.away(b)})", self.called(depth - 1, fixed),
-            self.called(depth - 1, fixed), f"({a} if {self.condition(depth - 1, fixed)} else {b})",
-        ]  # fmt: skip
         if self.scope.switches and self.chance(self.switching):
             return f"({a} if {self.static()} else {b})"
-        return str(self.pick(*forms))
+        forms: list[Callable[[], str]] = [
+            lambda: f"({a} + {b})",
+            lambda: f"({a} - {b})",
+            lambda: f"({a} * {b})",
+            lambda: f"(-{self.scalar(depth - 1, fixed)})",
+            lambda: f"({self.scalar(depth - 1, fixed)} / {self.away(b)})",
+            lambda: f"({self.scalar(depth - 1, fixed)} % {self.away(b)})",
+            lambda: self.power(depth - 1, fixed),
+            lambda: self.called(depth - 1, fixed),
+            lambda: self.called(depth - 1, fixed),
+            lambda: f"({a} if {self.condition(depth - 1, fixed)} else {b})",
+        ]
+        return str(self.pick(*forms)())
 
     def away(self, text: str) -> str:
         """The number, away from 0 as a rule."""
@@ -144,7 +151,7 @@ class Writer:
         if named:
             k = self.pick(*named)
             whole += [f"abs({a}) ** {k}" if self.has("abs") and self.chance(0.7) else f"({a}) ** {k}"] * 2
-            if "t" in self.scope.fixed:
+            if "t" in self.scope.fixed and not fixed:
                 whole += [f"{k} ** t", f"(1 - {k} ** t)", f"{k} ** (t - 1)"]
         return f"({self.pick(*whole)})"
 
@@ -182,16 +189,23 @@ class Writer:
         simple = f"{a} {sign} {b}"
         if depth <= 0:
             return f"({simple})"
-        other = self.condition(depth - 1, fixed)
-        forms = [
-            f"({simple})", f"({simple})", f"({simple} and {other})", f"({simple} or {other})", f"(not {other})",
-            f"({self.number()} {self.pick('<', '<=')} {a} {self.pick('<', '<=', '>', '!=')} {b})",
-            f"({b} > {a} >= {self.scalar(0, fixed)} < {self.number()})",
-        ]  # fmt: skip
+        forms: list[Callable[[], str]] = [
+            lambda: f"({simple})",
+            lambda: f"({simple})",
+            lambda: f"({simple} and {self.condition(depth - 1, fixed)})",
+            lambda: f"({simple} or {self.condition(depth - 1, fixed)})",
+            lambda: f"(not {self.condition(depth - 1, fixed)})",
+            lambda: f"({self.number()} {self.pick('<', '<=')} {a} {self.pick('<', '<=', '>', '!=')} {b})",
+            lambda: f"({b} > {a} >= {self.scalar(0, fixed)} < {self.number()})",
+        ]
         if self.scope.switches and self.chance(self.switching) and not fixed:
             static = self.static()
-            forms += [f"({static} and {simple})", f"({simple} or {static})", f"(not {static} or {other})"] * 2
-        return str(self.pick(*forms))
+            forms = [
+                lambda: f"({static} and {simple})",
+                lambda: f"({simple} or {static})",
+                lambda: f"(not {static} or {self.condition(depth - 1, fixed)})",
+            ]
+        return str(self.pick(*forms)())
 
     def static(self, depth: int = 1) -> str:
         """A condition on options."""
@@ -214,7 +228,7 @@ class Writer:
             return "where(0 < 1, 0, 1)"  # never: p or g is always an element
         if depth <= 0 or self.chance(0.1):
             return str(self.pick(*names, *names[-2:]))
-        a, b = self.element(depth - 1), self.element(depth - 1 if self.chance(0.5) else 0)
+        a, b = self.element(depth - 1), self.element(depth - 1 if self.chance(0.4) else 0)
         s = self.number() if self.chance(0.25) else self.scalar(min(depth - 1, 2))
         if self.scope.switches and self.chance(self.switching):
             return f"({a} if {self.static()} else {b})"
@@ -222,8 +236,11 @@ class Writer:
         forms = [
             f"({a} + {b})", f"({a} - {b})", f"({a} * {b})", f"({s} * {a})", f"({a} * {s})", f"({a} + {s})", f"({a} - {s})",
             f"({s} - {a})", f"({a}) ** {self.pick('2', '2.0', '2')}", f"(-{a})", f"({s} * {a} + {b})",
-            f"({a} if {self.condition(depth - 1)} else {b})",
         ]  # fmt: skip
+        if self.chance(0.08):
+            return f"({a} if {self.condition(depth - 1)} else {b})"
+        if self.has("where") and self.chance(0.08):
+            return f"where({self.mask(depth - 1)}, {self.pick(a, s)}, {other})"
         if self.chance(self.rough):
             forms += [f"({a} / {b})", f"({a} / {s})", f"({s} / {a})", f"({a}) ** 0.5", f"({a}) ** -1", f"({a}) ** (-1.0)"]
             if self.has("sqrt"):
@@ -241,8 +258,6 @@ class Writer:
             forms += [f"minimum({other}, {a})"]
             if self.has("maximum"):
                 forms.append(f"minimum(maximum({a}, -abs({s})), abs({s}))" if self.has("abs") else f"maximum({a}, 0)")
-        if self.has("where"):
-            forms += [f"where({self.mask(depth - 1)}, {self.pick(a, s)}, {other})"] * 2
         if self.chance(0.1):
             forms = [*forms, *self.insensitive(a) * 3]
         return str(self.pick(*forms))
@@ -379,7 +394,7 @@ class Author:
         forbidden = {*fixed, *part.options, "t", *{*FUNCTIONS, *REDUCTIONS} - hidden}
         pool = [*ORDINARY, *[name for name in (*foreign, *foreign, part.name, *hidden) if name not in forbidden]]
         if part.kind == "transform" and "arrays" not in self.without:
-            pool += [name for name in ("p", "g") * 2 if name not in part.takes]
+            pool += [name for name in ("p", "g") * 4 if name not in part.takes]
         pool = [name for name in pool if name not in forbidden]
 
         lines: list[str] = []
@@ -409,7 +424,7 @@ class Author:
             kind = self.random.random()
             if scope.switches and depth < 2 and kind < 0.12:
                 lines += self.branches(pool, forbidden, odd, depth)
-            elif kind < 0.22:
+            elif kind < 0.25:
                 lines += self.chain(pool, forbidden, odd)
             elif kind < 0.55:
                 lines.append(self.assign(self.target(pool, forbidden, odd, "S"), "S"))
@@ -597,7 +612,7 @@ class Author:
 
     def compiler(self) -> str:
         """Mostly what compiles fast."""
-        name = self.pick("clang", "clang", "gcc")
+        name = self.pick("clang", "clang", "clang", "gcc")
         level = "-O0"
         if self.chance(0.06):
             level = self.pick("-O1", "-O2", "-O3", "-O3 -march=native")

@@ -34,7 +34,7 @@ def serve(targets: str) -> None:
         for line in sys.stdin:
             asked = json.loads(line)
             case = asked.get("case") or Author(asked["seed"], asked["number"], frozenset(asked["without"])).case()
-            outcome = bench.run(case)
+            outcome = bench.run(case, asked.get("targets"))
             answers.write(json.dumps({**outcome, **({"case": case} if outcome else {})}) + "\n")
             answers.flush()
 
