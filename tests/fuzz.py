@@ -1,9 +1,9 @@
 """Random rules against an oracle: runs them on NumPy, in C and on an emulated GPU, and compares every bit.
 
-    python tests/fuzz.py                              # 1,000 rules, numpy and C
-    python tests/fuzz.py --n 10000 --seed 5           # more, and others
-    python tests/fuzz.py --n 200 --target cuda        # the CUDA target, on the emulation; `all` is both
-    python tests/fuzz.py --keep-going                 # do not stop at the first failure; at the end a count of each kind
+python tests/fuzz.py                              # 1,000 rules, numpy and C
+python tests/fuzz.py --n 10000 --seed 5           # more, and others
+python tests/fuzz.py --n 200 --target cuda        # the CUDA target, on the emulation; `all` is both
+python tests/fuzz.py --keep-going                 # do not stop at the first failure; at the end a count of each kind
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--first", type=int, default=0, help="the number of the first rule")
     parser.add_argument("--target", choices=("numpy", "c", "cuda", "all"), default="c")
     parser.add_argument("--keep-going", action="store_true", help="go on behind a failure")
-    parser.add_argument("--shrink", type=float, default=300, metavar="SECONDS", help="time for making a failure smaller")
+    parser.add_argument(
+        "--shrink", type=float, default=300, metavar="SECONDS", help="time for making a failure smaller"
+    )
     parser.add_argument("--each", type=int, default=1, help="with --keep-going, how many of a kind are made smaller")
     parser.add_argument("--without", default="", metavar="NAMES", help="leave out features: foreign,arrays,…")
     parser.add_argument("--case", type=Path, help="run the case of a JSON file")
@@ -122,7 +124,9 @@ class Session:
         print(last["message"].strip()[-1500:])
         if not self.asked.case:
             target = self.asked.target
-            print(f"again: python tests/fuzz.py --seed {self.asked.seed} --first {number} --n 1 --target {target}{without}")
+            print(
+                f"again: python tests/fuzz.py --seed {self.asked.seed} --first {number} --n 1 --target {target}{without}"
+            )
         print(flush=True)
 
     def progress(self) -> None:

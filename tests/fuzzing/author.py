@@ -242,7 +242,14 @@ class Writer:
         if self.has("where") and self.chance(0.08):
             return f"where({self.mask(depth - 1)}, {self.pick(a, s)}, {other})"
         if self.chance(self.rough):
-            forms += [f"({a} / {b})", f"({a} / {s})", f"({s} / {a})", f"({a}) ** 0.5", f"({a}) ** -1", f"({a}) ** (-1.0)"]
+            forms += [
+                f"({a} / {b})",
+                f"({a} / {s})",
+                f"({s} / {a})",
+                f"({a}) ** 0.5",
+                f"({a}) ** -1",
+                f"({a}) ** (-1.0)",
+            ]
             if self.has("sqrt"):
                 forms.append(f"sqrt({a})")
         if self.has("abs"):
@@ -363,11 +370,17 @@ class Author:
         made = Declared(kind, name, takes, changes)
         for _ in range(self.pick(0, 1, 1, 2, 3) if kind == "rule" else self.pick(0, 1, 2)):
             short = HYPER if kind == "rule" else [*HYPER, *ORDINARY]
-            default = self.pick("0.1", "0.9", "0.5", "1e-3", "2", "2.0", "1 - 1e-8", "1/3", "0.07", "1.5", "0.0", "3", "1e-8")
+            default = self.pick(
+                "0.1", "0.9", "0.5", "1e-3", "2", "2.0", "1 - 1e-8", "1/3", "0.07", "1.5", "0.0", "3", "1e-8"
+            )
             made.hyper[self.name(short, odd)] = default
         for _ in range(self.pick(0, 0, 1, 1, 2, 3) if kind == "rule" else self.pick(0, 0, 0, 1, 2)):
             scalar = self.chance(0.35)
-            initial = [self.pick("0.0", "0", "0.1", "1.0", "-1/3", "1e-3", "-0.0", "2", "3")]
+            initial = [
+                self.pick(
+                    "0.0", "0", "0.1", "1.0", "-1/3", "1e-3", "0.0" if "zero" in self.without else "-0.0", "2", "3"
+                )
+            ]
             if made.hyper:
                 initial.append(f'"{self.pick(*made.hyper)}"')
             if not scalar:
@@ -390,7 +403,12 @@ class Author:
         scalar_states = tuple(name for name, _, s in part.states if s)
         writer.scope = Scope(kinds, fixed, part.options, scalar_states, hidden)
         # Locals may have any name but those of hyperparameters and options; the names of other parts above all.
-        foreign = [n for other in parts if other is not part for n in (*other.hyper, *other.options, *(s for s, _, _ in other.states), other.name)]
+        foreign = [
+            n
+            for other in parts
+            if other is not part
+            for n in (*other.hyper, *other.options, *(s for s, _, _ in other.states), other.name)
+        ]
         forbidden = {*fixed, *part.options, "t", *{*FUNCTIONS, *REDUCTIONS} - hidden}
         pool = [*ORDINARY, *[name for name in (*foreign, *foreign, part.name, *hidden) if name not in forbidden]]
         if part.kind == "transform" and "arrays" not in self.without:
@@ -509,7 +527,11 @@ class Author:
         for name, _, scalar in part.states:
             if scalar and self.chance(0.7):
                 own = name if scope.kinds.get(name) == "S" else "0.5"
-                value = self.pick(f"0.5 * {own} + {writer.scalar(1)}", writer.scalar(2), f"minimum({own} + 1, 5)" if writer.has("minimum") else own)
+                value = self.pick(
+                    f"0.5 * {own} + {writer.scalar(1)}",
+                    writer.scalar(2),
+                    f"minimum({own} + 1, 5)" if writer.has("minimum") else own,
+                )
                 lines.append(f"{name} = {value}")
                 self.rebind(name, "S")
             elif not scalar and scope.kinds.get(name) == "E" and self.chance(0.6):
@@ -536,10 +558,16 @@ class Author:
         hyper = [name for part in parts for name in part.hyper]
         options = {n: values for part in parts for n, values in part.options.items()}
         settings: dict[str, Any] = {name: self.value() for name in hyper if self.chance(0.5)}
-        settings |= {name: self.pick(*self.accepted(text, name, values)) for name, values in options.items() if self.chance(0.6)}
+        settings |= {
+            name: self.pick(*self.accepted(text, name, values)) for name, values in options.items() if self.chance(0.6)
+        }
         configured = {}
         for part in parts[:-1]:
-            own = {name: settings.pop(name) for name in [*part.hyper, *part.options] if name in settings and self.chance(0.3)}
+            own = {
+                name: settings.pop(name)
+                for name in [*part.hyper, *part.options]
+                if name in settings and self.chance(0.3)
+            }
             if own:
                 configured[part.name] = own
         number = self.pick(1, 1, 2, 2, 3, 4)
@@ -549,7 +577,11 @@ class Author:
             groups = [{name: self.value() for name in hyper if self.chance(0.5)} for _ in range(self.pick(1, 2, 3))]
         tensors = [
             {
-                "size": self.pick(*SIZES) if self.chance(0.9) else self.pick(*LARGE) if self.chance(0.95) else self.pick(*HUGE),
+                "size": self.pick(*SIZES)
+                if self.chance(0.9)
+                else self.pick(*LARGE)
+                if self.chance(0.95)
+                else self.pick(*HUGE),
                 "dtype": self.pick(*dtypes),
                 "group": self.random.randrange(len(groups) or 1),
                 "values": self.flavour(0.2),
@@ -561,7 +593,9 @@ class Author:
         for tensor in tensors:
             tensor["group"] = 0
         if groups:
-            places = sorted(self.random.sample(range(1, number), min(len(groups) - 1, number - 1))) if number > 1 else []
+            places = (
+                sorted(self.random.sample(range(1, number), min(len(groups) - 1, number - 1))) if number > 1 else []
+            )
             groups = groups[: len(places) + 1]
             for k, tensor in enumerate(tensors):
                 tensor["group"] = sum(k >= place for place in places)
@@ -603,7 +637,9 @@ class Author:
             if isinstance(node, ast.Compare):
                 sides = [node.left, *node.comparators]
                 if any(isinstance(side, ast.Name) and side.id == name for side in sides):
-                    found |= {side.value for side in sides if isinstance(side, ast.Constant) and isinstance(side.value, str)}
+                    found |= {
+                        side.value for side in sides if isinstance(side, ast.Constant) and isinstance(side.value, str)
+                    }
         return sorted(found)
 
     def flavour(self, share: float) -> str:

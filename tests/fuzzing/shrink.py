@@ -50,7 +50,11 @@ def size(case: Case) -> tuple[int, int]:
         cost += 20 + min(tensor["size"], 40) + tensor["size"] // 1000 + (tensor["values"] != "usual") * 5
         cost += (tensor["dtype"] != "float32") * 3
     for step in rest["steps"]:
-        cost += 20 + 5 * (len(step) - 1) + sum(5 * (flavour not in ("usual", None)) + (flavour is None) * 6 for flavour in step["grads"])
+        cost += (
+            20
+            + 5 * (len(step) - 1)
+            + sum(5 * (flavour not in ("usual", None)) + (flavour is None) * 6 for flavour in step["grads"])
+        )
     cost += sum(len(own) * 4 + 5 for own in rest["groups"]) + 4 * len(rest["settings"])
     cost += sum(len(own) * 4 + 2 for own in rest["configured"].values())
     cost += 3 * rest["skip_nonfinite"] + 3 * rest["zero_grads"] + 3 * (rest["threads"] is not None)
@@ -73,10 +77,17 @@ def circumstances(case: Case) -> Iterator[Case]:
                 yield with_step(case, k, {n: v for n, v in step.items() if n != name})
         for place, flavour in enumerate(step["grads"]):
             if flavour != "usual":
-                yield with_step(case, k, {**step, "grads": [*step["grads"][:place], "usual", *step["grads"][place + 1 :]]})
+                yield with_step(
+                    case, k, {**step, "grads": [*step["grads"][:place], "usual", *step["grads"][place + 1 :]]}
+                )
     if case["groups"]:
         yield {**case, "groups": [], "tensors": [{**x, "group": 0} for x in case["tensors"]]}
-        yield {**case, "groups": [], "settings": {**case["settings"], **case["groups"][-1]}, "tensors": [{**x, "group": 0} for x in case["tensors"]]}
+        yield {
+            **case,
+            "groups": [],
+            "settings": {**case["settings"], **case["groups"][-1]},
+            "tensors": [{**x, "group": 0} for x in case["tensors"]],
+        }
         for k, own in enumerate(case["groups"]):
             for name in own:
                 rest = {n: v for n, v in own.items() if n != name}
@@ -89,18 +100,32 @@ def circumstances(case: Case) -> Iterator[Case]:
             yield {**case, "tensors": case["tensors"][:k] + case["tensors"][k + 1 :], "steps": steps}
         elif alone and len(case["tensors"]) > 1:
             steps = [{**step, "grads": step["grads"][:k] + step["grads"][k + 1 :]} for step in case["steps"]]
-            tensors = [{**x, "group": x["group"] - (x["group"] > own)} for place, x in enumerate(case["tensors"]) if place != k]
-            yield {**case, "tensors": tensors, "steps": steps, "groups": [g for place, g in enumerate(case["groups"]) if place != own]}
+            tensors = [
+                {**x, "group": x["group"] - (x["group"] > own)} for place, x in enumerate(case["tensors"]) if place != k
+            ]
+            yield {
+                **case,
+                "tensors": tensors,
+                "steps": steps,
+                "groups": [g for place, g in enumerate(case["groups"]) if place != own],
+            }
     for k, tensor in enumerate(case["tensors"]):
         for name, values in (("size", (1, 2, 5, 33, 1025)), ("dtype", ("float32",)), ("values", ("usual",))):
             for value in values:
                 if tensor[name] != value and not (name == "size" and value > tensor[name]):
-                    yield {**case, "tensors": [*case["tensors"][:k], {**tensor, name: value}, *case["tensors"][k + 1 :]]}
+                    yield {
+                        **case,
+                        "tensors": [*case["tensors"][:k], {**tensor, name: value}, *case["tensors"][k + 1 :]],
+                    }
     for name in case["settings"]:
         yield {**case, "settings": {n: v for n, v in case["settings"].items() if n != name}}
     for part, own in case["configured"].items():
         yield {**case, "configured": {n: v for n, v in case["configured"].items() if n != part}}
-        yield {**case, "configured": {n: v for n, v in case["configured"].items() if n != part}, "settings": {**case["settings"], **own}}
+        yield {
+            **case,
+            "configured": {n: v for n, v in case["configured"].items() if n != part},
+            "settings": {**case["settings"], **own},
+        }
 
 
 def with_step(case: Case, k: int, step: dict[str, Any]) -> Case:
@@ -159,7 +184,9 @@ def statements(case: Case) -> Iterator[Case]:
     for k in reversed(range(count)):
         for choice in range(3):
             tree = ast.parse(case["text"])
-            places = [(block, place) for node in functions(tree) for block in blocks(node) for place in range(len(block))]
+            places = [
+                (block, place) for node in functions(tree) for block in blocks(node) for place in range(len(block))
+            ]
             block, place = places[k]
             own = block[place]
             if isinstance(own, ast.Return):
@@ -252,7 +279,11 @@ def is_option(node: ast.expr) -> bool:
 
 def binds(statement: ast.stmt, name: str) -> bool:
     """Whether a statement binds a name."""
-    return isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name) and statement.targets[0].id == name
+    return (
+        isinstance(statement, ast.Assign)
+        and isinstance(statement.targets[0], ast.Name)
+        and statement.targets[0].id == name
+    )
 
 
 def drop_return(node: ast.FunctionDef, name: str) -> None:
@@ -267,7 +298,9 @@ def drop_return(node: ast.FunctionDef, name: str) -> None:
 def renamed(case: Case) -> Iterator[Case]:
     """Plain names in place of odd ones, in all of the text at once."""
     tree = ast.parse(case["text"])
-    used = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)} | {n.arg for n in ast.walk(tree) if isinstance(n, ast.arg)}
+    used = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)} | {
+        n.arg for n in ast.walk(tree) if isinstance(n, ast.arg)
+    }
     bound = {n.arg for n in ast.walk(tree) if isinstance(n, ast.arg)}
     bound |= {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
     fresh = [name for name in "abcdefhijklmnqrsuvwxyz" if name not in used and name not in case["chain"]]
@@ -287,7 +320,10 @@ def renamed(case: Case) -> Iterator[Case]:
             "settings": {swap.get(n, n): v for n, v in case["settings"].items()},
             "groups": [{swap.get(n, n): v for n, v in own.items()} for own in case["groups"]],
             "configured": {p: {swap.get(n, n): v for n, v in own.items()} for p, own in case["configured"].items()},
-            "steps": [{**s, "set": {swap.get(n, n): v for n, v in s["set"].items()}} if "set" in s else s for s in case["steps"]],
+            "steps": [
+                {**s, "set": {swap.get(n, n): v for n, v in s["set"].items()}} if "set" in s else s
+                for s in case["steps"]
+            ],
         }
         yield written(case, changed, **other)
     for k, name in enumerate(case["chain"]):
@@ -296,7 +332,9 @@ def renamed(case: Case) -> Iterator[Case]:
             new = next((n for n in ("r", "f", "u", "o") if n not in used and n not in case["chain"]), name)
             next(node for node in functions(changed) if node.name == name).name = new
             configured = {new if n == name else n: v for n, v in case["configured"].items()}
-            yield written(case, changed, chain=[*case["chain"][:k], new, *case["chain"][k + 1 :]], configured=configured)
+            yield written(
+                case, changed, chain=[*case["chain"][:k], new, *case["chain"][k + 1 :]], configured=configured
+            )
 
 
 def places_of(tree: ast.Module) -> list[tuple[ast.AST, str, int | None]]:
@@ -323,7 +361,9 @@ def expressions(case: Case) -> Iterator[Case]:
         value = value if place is None else value[place]
         if isinstance(value, ast.Name) or (isinstance(value, ast.Constant) and value.value in (1, 2)):
             continue
-        inside = [n for n in ast.walk(value) if isinstance(n, ast.expr) and n is not value and not is_function(n, value)]
+        inside = [
+            n for n in ast.walk(value) if isinstance(n, ast.expr) and n is not value and not is_function(n, value)
+        ]
         inside.sort(key=lambda n: -sum(1 for _ in ast.walk(n)))
         simple = [ast.parse(text, mode="eval").body for text in ("g", "p", "1.0", "2.0")]
         if isinstance(value, ast.Constant):

@@ -104,7 +104,10 @@ class Bench:
     def attempt(self, case: Case) -> None:
         """Run a case; raises where something is wrong."""
         rng = np.random.default_rng(case["data"])
-        params = [values(x["values"], x["size"], x["dtype"], np.random.default_rng([case["data"], k, 0])) for k, x in enumerate(case["tensors"])]
+        params = [
+            values(x["values"], x["size"], x["dtype"], np.random.default_rng([case["data"], k, 0]))
+            for k, x in enumerate(case["tensors"])
+        ]
         group_of = [x["group"] for x in case["tensors"]]
         rule, options, settings = self.rule(case)
         oracle = oracle_of(case, params, options, settings)
@@ -143,7 +146,9 @@ class Bench:
                 if not fulfilled(oracle):
                     raise Failure("assert", f"{name} = {value!r} is taken against an assert")
             grads = [
-                None if flavour is None else values(flavour, x["size"], x["dtype"], np.random.default_rng([case["data"], k, number]))
+                None
+                if flavour is None
+                else values(flavour, x["size"], x["dtype"], np.random.default_rng([case["data"], k, number]))
                 for k, (x, flavour) in enumerate(zip(case["tensors"], step["grads"], strict=True))
             ]
             if not self.step(case, step, live, oracle, grads, number, plain):
@@ -183,7 +188,9 @@ class Bench:
                 changed = unlike(snapshot, kept(opt))
                 left = all(g is None or same(g, h) for g, h in zip(given, grads, strict=True))
                 if changed or not left:
-                    raise Failure(f"changed by an error: {target}", f"step {number}: {changed or 'gradients'} of {target}") from None
+                    raise Failure(
+                        f"changed by an error: {target}", f"step {number}: {changed or 'gradients'} of {target}"
+                    ) from None
                 continue
             if expected is not None:
                 difference = compared(opt, told, given, grads, oracle, expected, case)
@@ -240,11 +247,15 @@ class Bench:
         return of.Optimizer(given, rule, target=target, **how, **case["settings"])
 
 
-def oracle_of(case: Case, params: Sequence[Array], options: Mapping[str, Any], settings: Mapping[str, float]) -> Optimizer:
+def oracle_of(
+    case: Case, params: Sequence[Array], options: Mapping[str, Any], settings: Mapping[str, float]
+) -> Optimizer:
     """The oracle of a case."""
     groups = [{**settings, **own} for own in case["groups"] or [{}]]
     group_of = [x["group"] for x in case["tensors"]]
-    return Optimizer(case["text"], case["chain"], options, groups, params, group_of, skip_nonfinite=case["skip_nonfinite"])
+    return Optimizer(
+        case["text"], case["chain"], options, groups, params, group_of, skip_nonfinite=case["skip_nonfinite"]
+    )
 
 
 def fulfilled(oracle: Optimizer) -> bool:
@@ -260,7 +271,8 @@ def grouped(case: Case, arrays: Sequence[Any]) -> Any:
     if not case["groups"]:
         return list(arrays)
     return [
-        [own for own, x in zip(arrays, case["tensors"], strict=True) if x["group"] == k] for k in range(len(case["groups"]))
+        [own for own, x in zip(arrays, case["tensors"], strict=True) if x["group"] == k]
+        for k in range(len(case["groups"]))
     ]
 
 
@@ -343,7 +355,9 @@ def function_applies(case: Case, oracle: Optimizer) -> bool:
 class Plain:
     """rule.function beside the oracle, a tensor at a time."""
 
-    def __init__(self, rule: of.Rule, case: Case, params: Sequence[Array], options: Mapping[str, Any], oracle: Optimizer):
+    def __init__(
+        self, rule: of.Rule, case: Case, params: Sequence[Array], options: Mapping[str, Any], oracle: Optimizer
+    ):
         self.rule, self.case, self.options = rule, case, options
 
     def step(self, before: Sequence[Any], grads: Sequence[Any], oracle: Optimizer, number: int) -> str:
@@ -356,7 +370,11 @@ class Plain:
             hyper = oracle.groups[oracle.group_of[k]]
             given = dict(states) if started else {}
             if started:  # state that is absent is of no matter, but the function wants it
-                given |= {name: 0.0 if self.scalar(name) else np.zeros_like(p) for name in self.rule.state if name not in given}
+                given |= {
+                    name: 0.0 if self.scalar(name) else np.zeros_like(p)
+                    for name in self.rule.state
+                    if name not in given
+                }
             time = {"t": oracle.t} if self.rule.definition.time else {}
             try:
                 returned = self.rule.function(p, g, **given, **hyper, **self.options, **time)
