@@ -21,6 +21,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from fuzzing.shrink import shrink
 from fuzzing.worker import Worker, serve, workers
 
+BATCH = 32  # rules that are compiled together
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run cases; 0 where none failed, 1 where one did."""
@@ -62,21 +64,23 @@ class Session:
         asked = self.asked
         if asked.case:
             case = json.loads(asked.case.read_text(encoding="utf-8"))
-            return int(self.one({"case": case}, "the case"))
+            return int(self.judge([worker.run(case) for worker in self.running], "the case"))
         without = [name for name in asked.without.split(",") if name]
-        for number in range(asked.first, asked.first + asked.n):
-            failed = self.one({"seed": asked.seed, "number": number, "without": without}, f"rule {number}", number)
+        numbers = range(asked.first, asked.first + asked.n)
+        for start in range(0, len(numbers), BATCH):
+            batch = numbers[start : start + BATCH]
+            answers = [worker.run_all(asked.seed, batch, without) for worker in self.running]
+            for number, *own in zip(batch, *answers, strict=True):
+                if self.judge(own, f"rule {number}", number) and not asked.keep_going:
+                    return 1
             self.progress()
-            if failed and not asked.keep_going:
-                return 1
         return self.summary()
 
-    def one(self, question: dict[str, Any], name: str, number: int = 0) -> bool:
-        """A case on all workers; whether it failed."""
+    def judge(self, answers: list[dict[str, Any]], name: str, number: int = 0) -> bool:
+        """What came of a case on all workers; whether it failed."""
         self.done += 1
         failed = False
-        for worker in self.running:
-            answer = worker.ask(question)
+        for worker, answer in zip(self.running, answers, strict=True):
             kind = answer.get("kind")
             if kind is None:
                 continue
@@ -85,8 +89,6 @@ class Session:
             self.where[kind].append(number)
             if self.kinds[kind] <= self.asked.each:
                 self.show(worker, answer, name, number)
-            elif not self.asked.keep_going:
-                print(f"{name}: {kind}", flush=True)
             failed = failed or not refused
             if refused:
                 break
@@ -103,7 +105,7 @@ class Session:
 
         def fails(candidate: dict[str, Any]) -> bool:
             nonlocal last
-            got = worker.ask({"case": candidate, "targets": ["numpy"] if alone else None})
+            got = worker.run(candidate, ["numpy"] if alone else None)
             if got.get("kind") == wanted:
                 last = got
                 return True
@@ -136,7 +138,7 @@ class Session:
             failures = sum(count for kind, count in self.kinds.items() if not kind.startswith("refused"))
             rate = 60 * self.done / max(passed, 1e-3)
             end = "\r" if sys.stderr.isatty() else "\n"
-            if end == "\r" or self.done % 100 == 0:
+            if end == "\r" or self.done % (4 * BATCH) == 0:
                 text = f"{self.done}/{self.asked.n} rules, {failures} failures, {rate:.0f} a minute"
                 print(text, end=end, file=sys.stderr, flush=True)
 

@@ -38,7 +38,8 @@ CLAIMED = """RAND_MAX M_PI MAXFLOAT linux unix int double float char long signed
 RESERVED = """params rule target threads skip_nonfinite zero_grads store master rounding seed groups step state state_dict
     load_state_dict save load stats""".split()
 FOREIGN = "名 _u540d 梯度 β μ̂ λ ℓ ñ ё 数2 x名 ᾱ 𝛽 _u1d6fd ﬁ µ θ_t π é ü_ 率 한글 א".split()
-RULE_NAMES = """mine mine mine mine mine mine math string stdint float_ stddef limits omp optforge k linux main n x tensor
+COMMON = "mine_"  # most rules are called so, with a number behind it
+RULE_NAMES = """math string stdint float_ stddef limits omp optforge k linux main n x tensor
     int8 M_PI RAND_MAX assert_ errno complex time std β_rule 规则 rms_decay p_ adam sgd lamb""".split()
 TRANSFORM_NAMES = "first second third soften clip_ norm_ damp scale w mix n x 变 m int tensor lr_".split()
 HYPER = "lr beta beta1 beta2 eps lam decay c k bound weight ρ gamma alpha".split()
@@ -307,7 +308,7 @@ class Author:
 
     def __init__(self, seed: int, number: int, without: frozenset[str] = frozenset()):
         self.random = random.Random(f"{seed}:{number}")
-        self.seed = self.random.randrange(1 << 30)
+        self.seed, self.number = self.random.randrange(1 << 30), number
         self.without = without
         self.writer = Writer(self.random)
         self.taken: set[str] = {"p", "g", "t", *RESERVED}
@@ -347,6 +348,8 @@ class Author:
         while len(names) <= number:
             pool = RULE_NAMES if not names else TRANSFORM_NAMES
             name = self.pick(*pool)
+            if not names and self.chance(0.8):
+                name = f"{COMMON}{self.number}"
             if name not in names and not (name in FOREIGN and "foreign" in self.without):
                 names.append(name)
         names.reverse()
@@ -395,7 +398,7 @@ class Author:
     def write(self, part: Declared, parts: list[Declared], odd: float) -> str:
         """The text of a function."""
         writer = self.writer
-        kinds = {name: "E" for name in part.takes} | {name: "S" if s else "E" for name, _, s in part.states}
+        kinds = dict.fromkeys(part.takes, "E") | {name: "S" if s else "E" for name, _, s in part.states}
         fixed = (*part.hyper, *part.borrowed, *(["t"] if part.time else []))
         hidden = frozenset(self.pick(*REDUCTIONS, *FUNCTIONS) for _ in range(self.pick(0, 0, 0, 0, 0, 0, 0, 0, 1, 2)))
         own = {*kinds, *fixed, *part.options}
@@ -487,7 +490,7 @@ class Author:
     def chain(self, pool: list[str], forbidden: set[str], odd: float) -> list[str]:
         """A value kept under another name while its own is bound again, once or twice."""
         scope = self.writer.scope
-        names = [name for name in scope.elements()]
+        names = scope.elements()
         m = self.pick(*names)
         lines = []
         for _ in range(self.pick(1, 1, 2)):
@@ -650,7 +653,7 @@ class Author:
         """Mostly what compiles fast."""
         name = self.pick("clang", "clang", "clang", "gcc")
         level = "-O0"
-        if self.chance(0.06):
+        if self.chance(0.04):
             level = self.pick("-O1", "-O2", "-O3", "-O3 -march=native")
         warnings = " -Wall -Wextra -Werror" if self.chance(0.5) else ""
         return f"{name} {level}{warnings}"

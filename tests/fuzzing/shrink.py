@@ -305,7 +305,7 @@ def renamed(case: Case) -> Iterator[Case]:
     bound |= {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
     fresh = [name for name in "abcdefhijklmnqrsuvwxyz" if name not in used and name not in case["chain"]]
     for name in sorted(bound - {"p", "g", "t"}):
-        if len(name) == 1 and name.isascii() or not fresh:
+        if (len(name) == 1 and name.isascii()) or not fresh:
             continue
         changed = ast.parse(case["text"])
         for node in ast.walk(changed):

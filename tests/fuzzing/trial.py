@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
 import itertools
+import json
 import operator
 import os
 import re
-import shutil
-import sys
+import subprocess
 import tempfile
 import traceback
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,10 @@ import numpy as np
 
 import optforge as of
 from data import same, special
+from optforge.targets import c
 
-from .author import Case
-from .oracle import NORMS, Optimizer, Undefined
+from .author import COMMON, Case
+from .oracle import Optimizer, Undefined
 
 Array = np.ndarray[Any, np.dtype[Any]]
 NUMBERS = itertools.count()
@@ -70,6 +72,62 @@ def compilers(directory: Path) -> None:
                 script.chmod(0o755)
 
 
+class Collected(Exception):
+    """Carries what would be compiled."""
+
+    def __init__(self, files: dict[str, str]):
+        super().__init__()
+        self.files = files
+
+
+class Together:
+    """Compiles the C of many rules in one go, and gives the loader the library: this is for speed alone.
+
+    It stands in for `optforge.compiler.library`; what it has not built goes there.
+    """
+
+    def __init__(self, directory: Path):
+        self.directory, self.usual = directory, c.library
+        self.built: dict[str, Path] = {}
+        self.only_collect = False
+        c.library = self.library
+
+    def library(self, files: Mapping[str, str]) -> Path:
+        """The library with these files in it."""
+        if self.only_collect:
+            raise Collected(dict(files))
+        return self.built.get(json.dumps(files, sort_keys=True)) or self.usual(files)
+
+    @contextlib.contextmanager
+    def collecting(self) -> Iterator[None]:
+        """Nothing is compiled meanwhile, but raised."""
+        self.only_collect = True
+        try:
+            yield
+        finally:
+            self.only_collect = False
+
+    def compile(self, emitted: Mapping[int, dict[str, str]], cases: Sequence[Case]) -> None:
+        """Build what has one compiler and different names."""
+        self.built = {}
+        groups: dict[str, dict[str, dict[str, str]]] = {}
+        for k, files in emitted.items():
+            (source,) = [name for name in files if name.endswith(".c")]
+            groups.setdefault(cases[k]["compiler"], {}).setdefault(source, files)
+        for compiler, sources in groups.items():
+            place = Path(tempfile.mkdtemp(dir=self.directory))
+            for files in sources.values():
+                for name, text in files.items():
+                    (place / name).write_text(text, encoding="utf-8")
+            (place / "all.c").write_text("".join(f'#include "{name}"\n' for name in sources), encoding="utf-8")
+            command = [str(self.directory / compiler.replace(" ", "_")), "-std=c99", "-fPIC", "-shared", "-fopenmp"]
+            answer = subprocess.run(
+                [*command, "all.c", "-o", "all.so", "-lm"], cwd=place, capture_output=True, check=False
+            )
+            if answer.returncode == 0:
+                self.built |= {json.dumps(files, sort_keys=True): place / "all.so" for files in sources.values()}
+
+
 class Bench:
     """Where cases run: a directory for texts, compilers and kernels.
 
@@ -82,6 +140,30 @@ class Bench:
         self.cache.mkdir(mode=0o700)
         os.environ["OPTFORGE_CACHE_DIR"] = str(self.cache)
         compilers(directory)
+        self.together = Together(directory) if "c" in targets else None
+
+    def run_all(self, cases: Sequence[Case]) -> list[dict[str, Any]]:
+        """What came of each of several cases, of which most are compiled together, as that takes less time."""
+        if self.together:
+            self.together.compile({k: files for k, case in enumerate(cases) if (files := self.emitted(case))}, cases)
+        return [self.run(case) for case in cases]
+
+    def emitted(self, case: Case) -> dict[str, str] | None:
+        """The C of a case that can stand in one file with that of others; None where anything is in the way."""
+        assert self.together is not None
+        if not case["chain"][-1].startswith(COMMON):
+            return None
+        try:
+            with self.together.collecting(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                rule, _, _ = self.rule(case)
+                params = [np.zeros(1, x["dtype"]) for x in case["tensors"]]
+                self.made(case, rule, "c", params)
+        except Collected as collected:
+            return collected.files
+        except Exception:
+            return None  # and shows again when the case is run
+        return None
 
     def run(self, case: Case, targets: Sequence[str] | None = None) -> dict[str, Any]:
         """What came of a case, on some of the targets alone: {} or the kind and the message of a failure."""
@@ -103,12 +185,10 @@ class Bench:
 
     def attempt(self, case: Case) -> None:
         """Run a case; raises where something is wrong."""
-        rng = np.random.default_rng(case["data"])
         params = [
             values(x["values"], x["size"], x["dtype"], np.random.default_rng([case["data"], k, 0]))
             for k, x in enumerate(case["tensors"])
         ]
-        group_of = [x["group"] for x in case["tensors"]]
         rule, options, settings = self.rule(case)
         oracle = oracle_of(case, params, options, settings)
         holds = fulfilled(oracle)

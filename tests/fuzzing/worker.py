@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +33,19 @@ def serve(targets: str) -> None:
         bench = Bench(targets.split(","), Path(directory))
         for line in sys.stdin:
             asked = json.loads(line)
-            case = asked.get("case") or Author(asked["seed"], asked["number"], frozenset(asked["without"])).case()
-            outcome = bench.run(case, asked.get("targets"))
-            answers.write(json.dumps({**outcome, **({"case": case} if outcome else {})}) + "\n")
+            if "case" in asked:
+                cases, outcomes = [asked["case"]], [bench.run(asked["case"], asked.get("targets"))]
+            else:
+                cases = [written(asked["seed"], number, asked["without"]) for number in asked["numbers"]]
+                outcomes = bench.run_all(cases)
+            told = [{**outcome, "case": case} if outcome else {} for case, outcome in zip(cases, outcomes, strict=True)]
+            answers.write(json.dumps(told) + "\n")
             answers.flush()
+
+
+def written(seed: int, number: int, without: Sequence[str]) -> Case:
+    """A case of a seed."""
+    return Author(seed, number, frozenset(without)).case()
 
 
 class Worker:
@@ -47,31 +56,41 @@ class Worker:
         self.process: subprocess.Popen[str] | None = None
         self.answered = 0
 
-    def ask(self, asked: dict[str, Any]) -> dict[str, Any]:
-        """What came of a case."""
+    def run(self, case: Case, targets: Sequence[str] | None = None) -> dict[str, Any]:
+        """What came of a case, on some of the targets alone: {} or the kind and the message of a failure."""
+        answers = self.ask({"case": case, "targets": targets}, 1)
+        if isinstance(answers, str):
+            return {**died(self.targets, answers), "case": case}
+        return answers[0]
+
+    def run_all(self, seed: int, numbers: Sequence[int], without: Sequence[str]) -> list[dict[str, Any]]:
+        """What came of the cases of these numbers."""
+        answers = self.ask({"seed": seed, "numbers": list(numbers), "without": list(without)}, len(numbers))
+        if isinstance(answers, str):  # one of them has ended the process
+            return [self.run(written(seed, number, without)) for number in numbers]
+        return answers
+
+    def ask(self, asked: dict[str, Any], count: int) -> list[dict[str, Any]] | str:
+        """What the process answers; or how it ended, with what it said."""
         if self.process is None or self.answered >= CASES:
             self.start()
         assert self.process is not None and self.process.stdin is not None and self.process.stdout is not None
-        self.answered += 1
-        try:
+        self.answered += count
+        ready, line = True, ""
+        with contextlib.suppress(BrokenPipeError):
             self.process.stdin.write(json.dumps(asked) + "\n")
             self.process.stdin.flush()
-            ready, _, _ = select.select([self.process.stdout], [], [], SECONDS)
+            ready = bool(select.select([self.process.stdout], [], [], SECONDS + count * SECONDS / 10)[0])
             line = self.process.stdout.readline() if ready else ""
-        except BrokenPipeError:
-            ready, line = [True], ""  # type: ignore[list-item]
         if line:
-            answer: dict[str, Any] = json.loads(line)
-            return answer
-        said = ""
+            answers: list[dict[str, Any]] = json.loads(line)
+            return answers
         self.process.kill()
         status = self.process.wait()
         self.log.seek(0)
         said = self.log.read()[-2000:]
         self.process = None
-        what = f"ended with status {status}" if ready else f"gave no answer in {SECONDS} s"
-        case = asked.get("case") or Author(asked["seed"], asked["number"], frozenset(asked["without"])).case()
-        return {"kind": f"died: {self.targets} {what}", "message": f"the process {what}\n{said}", "case": case}
+        return f"{f'ended with status {status}' if ready else 'gave no answer'}\n{said}"
 
     def start(self) -> None:
         """Start the process, anew if it runs."""
@@ -91,6 +110,11 @@ class Worker:
                 self.process.stdin.close()
             self.process.wait()
             self.process = None
+
+
+def died(targets: str, how: str) -> dict[str, Any]:
+    """The outcome of a case that ended its process."""
+    return {"kind": f"died: {targets} {how.splitlines()[0]}", "message": f"the process {how}"}
 
 
 @contextlib.contextmanager
