@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import importlib.util
 import itertools
 import json
@@ -28,7 +29,6 @@ from .author import COMMON, Case
 from .oracle import Optimizer, Undefined
 
 Array = np.ndarray[Any, np.dtype[Any]]
-NUMBERS = itertools.count()
 
 
 class Failure(Exception):
@@ -293,7 +293,8 @@ class Bench:
 
     def rule(self, case: Case) -> tuple[of.Rule, dict[str, Any], dict[str, Any]]:
         """The rule of a case, imported from a file; its options, and the settings of its hyperparameters."""
-        path = self.directory / f"case_{next(NUMBERS)}.py"
+        # The name stands in the emitted files, which are to be the same whenever the text is.
+        path = self.directory / f"case_{hashlib.sha256(case['text'].encode()).hexdigest()[:16]}.py"
         path.write_text(case["text"], encoding="utf-8")
         spec = importlib.util.spec_from_file_location(path.stem, path)
         assert spec is not None and spec.loader is not None
