@@ -413,6 +413,8 @@ class Author:
             for n in (*other.hyper, *other.options, *(s for s, _, _ in other.states), other.name)
         ]
         forbidden = {*fixed, *part.options, "t", *{*FUNCTIONS, *REDUCTIONS} - hidden}
+        if "arrays" in self.without:
+            forbidden |= {"p", "g"} - set(part.changes)
         pool = [*ORDINARY, *[name for name in (*foreign, *foreign, part.name, *hidden) if name not in forbidden]]
         if part.kind == "transform" and "arrays" not in self.without:
             pool += [name for name in ("p", "g") * 4 if name not in part.takes]
@@ -458,6 +460,7 @@ class Author:
         scope = self.writer.scope
         arrays = [name for name in ("p", "g") if name in scope.kinds]
         bound = [name for name, own in scope.kinds.items() if own == kind and name not in scope.fixed]
+        bound = [name for name in bound if name not in forbidden]
         if bound and self.chance(0.4):
             return str(self.pick(*bound))
         while True:
@@ -490,9 +493,11 @@ class Author:
     def chain(self, pool: list[str], forbidden: set[str], odd: float) -> list[str]:
         """A value kept under another name while its own is bound again, once or twice."""
         scope = self.writer.scope
-        names = scope.elements()
+        names = [name for name in scope.elements() if name not in forbidden]
+        lines: list[str] = []
+        if not names:
+            return lines
         m = self.pick(*names)
-        lines = []
         for _ in range(self.pick(1, 1, 2)):
             old = self.target(pool, forbidden, odd, "E")
             if old == m or scope.kinds.get(m) != "E":
