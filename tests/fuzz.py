@@ -1,9 +1,37 @@
 """Random rules against an oracle: runs them on NumPy, in C and on an emulated GPU, and compares every bit.
 
-python tests/fuzz.py                              # 1,000 rules, numpy and C
-python tests/fuzz.py --n 10000 --seed 5           # more, and others
-python tests/fuzz.py --n 200 --target cuda        # the CUDA target, on the emulation; `all` is both
-python tests/fuzz.py --keep-going                 # do not stop at the first failure; at the end a count of each kind
+    python tests/fuzz.py                              # 1,000 rules on the targets numpy and c
+    python tests/fuzz.py --n 10000 --seed 5           # more, and others
+    python tests/fuzz.py --n 200 --target cuda        # the CUDA target, on the emulation; `all` is both
+    python tests/fuzz.py --keep-going                 # go on behind a failure; at the end a count of each kind
+
+Run it after a change of anything between a rule's text and the emitted files, and with another seed now and then. Rule k
+of a seed is the same whatever else is run (and until `fuzzing/author.py` changes). `make test` runs a few hundred of them.
+
+What happens to each rule:
+
+* `fuzzing/author.py` writes a text, a rule with up to three transforms before it, from the whole of the language: names
+  bound again and again, names that C, C++, CUDA and their macros claim, names of other parts, reductions over reductions,
+  scalar state, static options, conditions in each other; and circumstances: sizes, dtypes, special values, groups,
+  missing gradients, grad_scale, skip_nonfinite, zero_grads, statistics, threads, settings that change between steps, a
+  compiler with its flags (gcc or clang, -O0 to -O3 -march=native, half of them with -Wall -Wextra -Werror).
+* `fuzzing/oracle.py` evaluates the text with Python's `ast` on NumPy arrays and Python floats. It shares nothing with
+  optforge. exp, log and tanh have an error bound instead of bits: of elements they are only used where no last bit of
+  them can show, as in sign(tanh(x)); of scalars they have the bits of the platform's libm, on the emulated GPU as well.
+* `fuzzing/trial.py` runs it on the targets and compares parameters, state, t, gradients and statistics with the oracle
+  after each step, in bits, and `rule.function` where there is no reduction over all tensors. Where the oracle has an
+  error, every target must have one and must have left everything as it was; where it has none, no target may.
+
+What fails is made smaller (`fuzzing/shrink.py`) while its kind stays the same, which is the text in front of the colon and
+behind it, and is printed with the command that repeats it. A text that the language refuses is a mistake of the author:
+it is counted and shown, and is an error where it is more than 2 % of all. Exit code 1 says that something failed.
+
+    python tests/fuzz.py --save DIR …                 # keeps the small cases as JSON
+    python tests/fuzz.py --case DIR/0-17-numpy-c.json # runs one of them again
+
+A kind that is known and not mended yet hides others. `--keep-going` counts it and goes on (`--each 3` shrinks the first
+three of a kind), and `--without` leaves out what it needs: foreign (letters beyond Latin, Greek and Cyrillic), zero (state
+that starts as -0.0), arrays (transforms that bind a p or g which they do not return).
 """
 
 from __future__ import annotations
