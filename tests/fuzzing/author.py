@@ -140,7 +140,8 @@ class Writer:
         a, b = self.scalar(depth, fixed), self.scalar(depth - 1, fixed)
         if self.chance(self.rough):
             return f"({a}) ** ({b})"
-        whole = [f"({a}) ** 2", f"({a}) ** 2.0", f"({a} + {b}) ** 2", f"({a}) ** (1 + 1)", f"({a}) ** 3"]
+        whole = [f"({a}) ** 2", f"({a}) ** 2.0", f"({a} + {b}) ** 2", f"({a}) ** 3"]
+        whole += [f"({a}) ** ({self.pick('1 + 1', '2 * 1', '3 - 1', '4 / 2')})"] * 2
         if self.has("abs", "minimum"):
             positive = f"(abs({a}) + {self.pick('0.1', '0.5', '1e-3')})"
             whole += [
@@ -374,7 +375,7 @@ class Author:
         for _ in range(self.pick(0, 1, 1, 2, 3) if kind == "rule" else self.pick(0, 1, 2)):
             short = HYPER if kind == "rule" else [*HYPER, *ORDINARY]
             default = self.pick(
-                "0.1", "0.9", "0.5", "1e-3", "2", "2.0", "1 - 1e-8", "1/3", "0.07", "1.5", "0.0", "3", "1e-8"
+                "0.1", "0.9", "0.5", "1e-3", "2", "2.0", "1 - 1e-8", "1/3", "0.07", "1.5", "0.0", "3", "1e-8", "2.0"
             )
             made.hyper[self.name(short, odd)] = default
         for _ in range(self.pick(0, 0, 1, 1, 2, 3) if kind == "rule" else self.pick(0, 0, 0, 1, 2)):

@@ -179,7 +179,16 @@ def blocks(node: ast.FunctionDef) -> Iterator[list[ast.stmt]]:
 
 
 def statements(case: Case) -> Iterator[Case]:
-    """Without a statement, the last ones first; an `if` gives way to one of its branches."""
+    """Without many statements, then without one, the last ones first; an `if` gives way to one of its branches."""
+    for k, node in enumerate(functions(ast.parse(case["text"]))):
+        number = len(node.body) - 1
+        length = number
+        while length > 1:
+            for start in range(0, number, length):
+                tree = ast.parse(case["text"])
+                del functions(tree)[k].body[start : min(start + length, number)]
+                yield written(case, tree)
+            length //= 2
     count = sum(len(block) for node in functions(ast.parse(case["text"])) for block in blocks(node))
     for k in reversed(range(count)):
         for choice in range(3):
