@@ -53,6 +53,28 @@ LARGE = (1023, 1024, 1025, 4095, 4096, 4097)
 HUGE = (32767, 32768, 32769, 70000)
 
 
+def telling() -> list[float]:
+    """Numbers whose powers tell pow(x, 2) from x * x, pow(x, 0.5) from sqrt(x), and so on: one in a thousand does."""
+    random_ = random.Random(0)
+    found: list[float] = []
+    others: list[tuple[float, Callable[[float], float]]] = [
+        (2.0, lambda x: x * x),
+        (0.5, math.sqrt),
+        (-1.0, lambda x: 1 / x),
+        (3.0, lambda x: x * x * x),
+    ]
+    for power, other in others:
+        wanted = len(found) + 6
+        for _ in range(20000):
+            x = random_.uniform(0.1, 3)
+            if x**power != other(x) and len(found) < wanted:
+                found.append(x)
+    return found
+
+
+TELLING = telling()
+
+
 @dataclass
 class Scope:
     """What names mean at a place of a text: "E" element, "S" scalar; those of hyperparameters and t are scalars too."""
@@ -560,6 +582,7 @@ class Author:
         """A hyperparameter."""
         usual = self.pick(0.1, 0.5, 0.9, 1.0, 2.0, 0.01, 3.0, 0.25, 1.5, 1e-3, self.random.uniform(0, 2))
         odd = self.pick(0.0, -0.0, -1.0, 1e-300, 1e38, 1e300, math.inf, -2.0, 5e-324, 1e-45)
+        usual = self.pick(*TELLING) if self.chance(0.3) else usual
         return float(odd if self.chance(0.04) else usual)
 
     def circumstances(self, text: str, parts: list[Declared]) -> Case:
@@ -653,7 +676,11 @@ class Author:
 
     def flavour(self, share: float) -> str:
         """What kind of values an array has."""
-        return str(self.pick("edges", "edges", "huge", "tiny", "zeros", "large") if self.chance(share) else "usual")
+        return str(
+            self.pick("edges", "edges", "huge", "tiny", "zeros", "large", "telling", "telling")
+            if self.chance(share)
+            else "usual"
+        )
 
     def compiler(self) -> str:
         """Mostly what compiles fast."""

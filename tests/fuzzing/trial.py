@@ -25,7 +25,7 @@ import optforge as of
 from data import same, special
 from optforge.targets import c
 
-from .author import COMMON, Case
+from .author import COMMON, TELLING, Case
 from .oracle import Optimizer, Undefined
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -51,6 +51,8 @@ def values(flavour: str, size: int, dtype: str, rng: np.random.Generator) -> Arr
         own = own * 1e4
     elif flavour == "zeros":
         own = np.where(rng.random(size) < 0.5, 0.0, -0.0)
+    elif flavour == "telling" and size:
+        own = np.full(size, rng.choice(TELLING))
     made = own.astype(kind)
     if flavour == "edges" and size:
         edges = special(dtype)
