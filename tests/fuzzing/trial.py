@@ -112,22 +112,28 @@ class Together:
     def compile(self, emitted: Mapping[int, dict[str, str]], cases: Sequence[Case]) -> None:
         """Build what has one compiler and different names."""
         self.built = {}
-        groups: dict[str, dict[str, dict[str, str]]] = {}
+        groups: dict[str, list[dict[str, str]]] = {}
         for k, files in emitted.items():
-            (source,) = [name for name in files if name.endswith(".c")]
-            groups.setdefault(cases[k]["compiler"], {}).setdefault(source, files)
-        for compiler, sources in groups.items():
+            groups.setdefault(cases[k]["compiler"], []).append(files)
+        for compiler, rules in groups.items():
             place = Path(tempfile.mkdtemp(dir=self.directory))
-            for files in sources.values():
-                for name, text in files.items():
-                    (place / name).write_text(text, encoding="utf-8")
-            (place / "all.c").write_text("".join(f'#include "{name}"\n' for name in sources), encoding="utf-8")
+            texts: dict[str, str] = {}
+            taken = []
+            for files in rules:
+                if all(texts.get(name, text) == text for name, text in files.items()):
+                    texts |= files
+                    taken.append(files)
+            for name, text in texts.items():
+                (place / name).write_text(text, encoding="utf-8")
+            # What all of them have in common is a file of its own, the rest is one.
+            common = [n for n in texts if n.endswith(".c") and len(taken) > 1 and all(n in files for files in taken)]
+            own = [name for name in texts if name.endswith(".c") and name not in common]
+            (place / "all.c").write_text("".join(f'#include "{name}"\n' for name in own), encoding="utf-8")
             command = [str(self.directory / compiler.replace(" ", "_")), "-std=c99", "-fPIC", "-shared", "-fopenmp"]
-            answer = subprocess.run(
-                [*command, "all.c", "-o", "all.so", "-lm"], cwd=place, capture_output=True, check=False
-            )
+            command += ["all.c", *common, "-o", "all.so", "-lm"]
+            answer = subprocess.run(command, cwd=place, capture_output=True, check=False)
             if answer.returncode == 0:
-                self.built |= {json.dumps(files, sort_keys=True): place / "all.so" for files in sources.values()}
+                self.built |= {json.dumps(files, sort_keys=True): place / "all.so" for files in taken}
 
 
 class Bench:
@@ -181,7 +187,7 @@ class Bench:
             return {"kind": crash(problem), "message": text}
         finally:
             for left in self.cache.iterdir():
-                if left.is_file():
+                if left.is_file() and not left.name.startswith("optforge-"):  # the runtime, which all rules share
                     left.unlink()
         return {}
 
