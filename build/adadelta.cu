@@ -1274,7 +1274,7 @@ int adadelta_cuda_phases(const adadelta_cuda_plan *plan, const adadelta_cuda_opt
 
     if (plan == NULL)
         return adadelta_cuda_ERROR_NULL;
-    if (first < 0 || first >= adadelta_cuda_PHASES || last < first || last > adadelta_cuda_PHASES)
+    if (first < 0 || first >= adadelta_cuda_PHASES || last < first)
         return adadelta_cuda_ERROR_PHASE;
     w = *plan;
     if (options != NULL) {

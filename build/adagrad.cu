@@ -1249,7 +1249,7 @@ int adagrad_cuda_phases(const adagrad_cuda_plan *plan, const adagrad_cuda_option
 
     if (plan == NULL)
         return adagrad_cuda_ERROR_NULL;
-    if (first < 0 || first >= adagrad_cuda_PHASES || last < first || last > adagrad_cuda_PHASES)
+    if (first < 0 || first >= adagrad_cuda_PHASES || last < first)
         return adagrad_cuda_ERROR_PHASE;
     w = *plan;
     if (options != NULL) {

@@ -1298,7 +1298,7 @@ int adam_cuda_phases(const adam_cuda_plan *plan, const adam_cuda_options *option
 
     if (plan == NULL)
         return adam_cuda_ERROR_NULL;
-    if (first < 0 || first >= adam_cuda_PHASES || last < first || last > adam_cuda_PHASES)
+    if (first < 0 || first >= adam_cuda_PHASES || last < first)
         return adam_cuda_ERROR_PHASE;
     w = *plan;
     if (options != NULL) {

@@ -1310,7 +1310,7 @@ int adamw_cuda_phases(const adamw_cuda_plan *plan, const adamw_cuda_options *opt
 
     if (plan == NULL)
         return adamw_cuda_ERROR_NULL;
-    if (first < 0 || first >= adamw_cuda_PHASES || last < first || last > adamw_cuda_PHASES)
+    if (first < 0 || first >= adamw_cuda_PHASES || last < first)
         return adamw_cuda_ERROR_PHASE;
     w = *plan;
     if (options != NULL) {

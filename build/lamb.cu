@@ -1476,7 +1476,7 @@ int lamb_cuda_phases(const lamb_cuda_plan *plan, const lamb_cuda_options *option
 
     if (plan == NULL)
         return lamb_cuda_ERROR_NULL;
-    if (first < 0 || first >= lamb_cuda_PHASES || last < first || last > lamb_cuda_PHASES)
+    if (first < 0 || first >= lamb_cuda_PHASES || last < first)
         return lamb_cuda_ERROR_PHASE;
     w = *plan;
     if (options != NULL) {

@@ -1308,7 +1308,7 @@ int lars_cuda_phases(const lars_cuda_plan *plan, const lars_cuda_options *option
 
     if (plan == NULL)
         return lars_cuda_ERROR_NULL;
-    if (first < 0 || first >= lars_cuda_PHASES || last < first || last > lars_cuda_PHASES)
+    if (first < 0 || first >= lars_cuda_PHASES || last < first)
         return lars_cuda_ERROR_PHASE;
     w = *plan;
     if (options != NULL) {

@@ -1254,7 +1254,7 @@ int momentum_cuda_phases(const momentum_cuda_plan *plan, const momentum_cuda_opt
 
     if (plan == NULL)
         return momentum_cuda_ERROR_NULL;
-    if (first < 0 || first >= momentum_cuda_PHASES || last < first || last > momentum_cuda_PHASES)
+    if (first < 0 || first >= momentum_cuda_PHASES || last < first)
         return momentum_cuda_ERROR_PHASE;
     w = *plan;
     if (options != NULL) {

@@ -1255,7 +1255,7 @@ int nesterov_cuda_phases(const nesterov_cuda_plan *plan, const nesterov_cuda_opt
 
     if (plan == NULL)
         return nesterov_cuda_ERROR_NULL;
-    if (first < 0 || first >= nesterov_cuda_PHASES || last < first || last > nesterov_cuda_PHASES)
+    if (first < 0 || first >= nesterov_cuda_PHASES || last < first)
         return nesterov_cuda_ERROR_PHASE;
     w = *plan;
     if (options != NULL) {

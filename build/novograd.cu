@@ -1357,7 +1357,7 @@ int novograd_cuda_phases(const novograd_cuda_plan *plan, const novograd_cuda_opt
 
     if (plan == NULL)
         return novograd_cuda_ERROR_NULL;
-    if (first < 0 || first >= novograd_cuda_PHASES || last < first || last > novograd_cuda_PHASES)
+    if (first < 0 || first >= novograd_cuda_PHASES || last < first)
         return novograd_cuda_ERROR_PHASE;
     w = *plan;
     if (options != NULL) {

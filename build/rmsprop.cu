@@ -1258,7 +1258,7 @@ int rmsprop_cuda_phases(const rmsprop_cuda_plan *plan, const rmsprop_cuda_option
 
     if (plan == NULL)
         return rmsprop_cuda_ERROR_NULL;
-    if (first < 0 || first >= rmsprop_cuda_PHASES || last < first || last > rmsprop_cuda_PHASES)
+    if (first < 0 || first >= rmsprop_cuda_PHASES || last < first)
         return rmsprop_cuda_ERROR_PHASE;
     w = *plan;
     if (options != NULL) {

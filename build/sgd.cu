@@ -1211,7 +1211,7 @@ int sgd_cuda_phases(const sgd_cuda_plan *plan, const sgd_cuda_options *options, 
 
     if (plan == NULL)
         return sgd_cuda_ERROR_NULL;
-    if (first < 0 || first >= sgd_cuda_PHASES || last < first || last > sgd_cuda_PHASES)
+    if (first < 0 || first >= sgd_cuda_PHASES || last < first)
         return sgd_cuda_ERROR_PHASE;
     w = *plan;
     if (options != NULL) {

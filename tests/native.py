@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import ctypes
+import functools
+import platform
+import re
 import subprocess
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import cffi
 import numpy as np
 
-STRICT = ("-std=c99", "-Wall", "-Wextra", "-Wpedantic", "-Wconversion", "-Wshadow", "-Werror")
+from optforge import layout
+
+STRICT = (
+    "-std=c99",
+    *("-Wall", "-Wextra", "-Wpedantic", "-Wconversion", "-Wshadow", "-Wcast-qual", "-Wdouble-promotion"),
+    "-Werror",
+)
+RUNTIME = tempfile.TemporaryDirectory(prefix="optforge-runtime-")  # compiled once for each compiler and its flags
 
 
 def compile_shared(files: Mapping[str, str], directory: Path, compiler: str, flags: Sequence[str]) -> Path:
@@ -18,20 +30,96 @@ def compile_shared(files: Mapping[str, str], directory: Path, compiler: str, fla
     directory.mkdir(parents=True, exist_ok=True)
     for name, text in files.items():
         (directory / name).write_text(text, encoding="utf-8")
-    sources = [name for name in files if name.endswith(".c")]
-    objects = [f"{name}.o" for name in sources]
+    own = [name for name in files if name.endswith(".c")]
+    objects = [f"{name}.o" for name in own]
+    for position, source in enumerate(own):
+        if source == "optforge.c" and {name: files[name] for name in layout.FILES} == layout.runtime():
+            objects[position] = str(compile_runtime(compiler, tuple(flags)))
+        else:
+            run([compiler, *STRICT, *flags, "-fPIC", "-c", source, "-o", objects[position]], directory)
     # Linked plainly: some flags would add start-up code that changes the arithmetic of the whole process.
     linking = [flag for flag in flags if flag in ("-fopenmp", "-flto")]
-    for source, built in zip(sources, objects, strict=True):
-        run([compiler, *STRICT, *flags, "-fPIC", "-c", source, "-o", built], directory)
     run([compiler, *linking, "-fPIC", "-shared", "-o", "kernel.so", *objects, "-lm"], directory)
     return directory / "kernel.so"
+
+
+@functools.cache
+def compile_runtime(compiler: str, flags: tuple[str, ...]) -> Path:
+    """The runtime as an object file."""
+    directory = Path(tempfile.mkdtemp(dir=RUNTIME.name))
+    for name, text in layout.runtime().items():
+        (directory / name).write_text(text, encoding="utf-8")
+    run([compiler, *STRICT, *flags, "-fPIC", "-c", "optforge.c", "-o", "optforge.o"], directory)
+    return directory / "optforge.o"
 
 
 def run(command: Sequence[str], directory: Path) -> None:
     """A command that must succeed."""
     answer = subprocess.run(command, cwd=directory, capture_output=True, text=True, check=False)
     assert answer.returncode == 0, f"{' '.join(command)}\n{answer.stderr}"
+
+
+# ── the structs of the header ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def _declared() -> cffi.FFI:
+    """The runtime's types as cffi reads them in its header."""
+    ffi, names = cffi.FFI(), ("stats", "parallel", "options", "list", "work")
+    text = layout.structs(*(f"optforge_{name}" for name in names))
+    for name, number in re.findall(r"\b(OPTFORGE_\w+) = (\d+)\b", layout.runtime_parts().types):
+        text = re.sub(rf"\b{name}\b", number, text)
+    ffi.cdef(f"typedef struct optforge_kernel optforge_kernel;\n{text}")
+    return ffi
+
+
+DECLARED = _declared()
+C: dict[str, Any] = {
+    "double": ctypes.c_double,
+    "int": ctypes.c_int,
+    "short": ctypes.c_short,
+    "size_t": ctypes.c_size_t,
+    "uint64_t": ctypes.c_uint64,
+}
+
+
+def _field(kind: Any) -> Any:
+    """The type of a field, for ctypes."""
+    if kind.kind == "array":
+        return _field(kind.item) * kind.length
+    if kind.kind in ("pointer", "function"):
+        return ctypes.c_void_p
+    return C[kind.cname]
+
+
+def _struct(name: str) -> Any:
+    """A struct of the header, for ctypes."""
+    fields = [(own, _field(field.type)) for own, field in DECLARED.typeof(f"optforge_{name}").fields]
+    made = type(name.title(), (ctypes.Structure,), {"_fields_": fields})
+    assert ctypes.sizeof(made) == DECLARED.sizeof(f"optforge_{name}")
+    return made
+
+
+Stats: Any = _struct("stats")
+Options: Any = _struct("options")
+List: Any = _struct("list")
+Work: Any = _struct("work")
+
+
+def instruction_sets() -> dict[str, bool]:
+    """Those that emitted files have code for on this machine's architecture, and whether it has them."""
+    info = Path("/proc/cpuinfo")
+    if platform.machine() != "x86_64" or not info.exists():
+        return {}
+    flags = set(info.read_text().split())
+    needed = {"x86-64": [], "x86-64-v3": ["avx2"], "x86-64-v4": ["avx512f", "avx512vl", "avx512bw", "avx512dq"]}
+    return {name: flags.issuperset(own) for name, own in needed.items()}
+
+
+def code(name: str) -> int:
+    """The number of a status by its name behind OPTFORGE_."""
+    found = re.search(rf"\bOPTFORGE_{name} = (-?\d+)", layout.runtime_parts().types)
+    assert found is not None, name
+    return int(found[1])
 
 
 class Library:
@@ -60,6 +148,40 @@ class Library:
         function.restype = result
         return function
 
+    def runtime(self, name: str, result: Any = ctypes.c_int) -> Any:
+        """A function of the runtime by its name without the prefix."""
+        function = getattr(self.loaded, f"optforge_{name}")
+        function.restype = result
+        return function
+
+    def kernel(self, suffix: str) -> int:
+        """The address of the table of a dtype."""
+        return ctypes.addressof(ctypes.c_char.in_dll(self.loaded, f"{self.prefix}_kernel_{suffix}"))
+
+    def options(self, workspace: Any = None, **values: Any) -> Any:
+        """Options with the defaults of the library, and an array as their workspace."""
+        options = Options()
+        self.call("options_init", None)(ctypes.byref(options))
+        assert options.size == ctypes.sizeof(Options)
+        assert options.grad_scale == 1.0
+        assert bytes(options)[16:] == bytes(ctypes.sizeof(Options) - 16)
+        if workspace is not None:
+            options.workspace, options.workspace_size = workspace.ctypes.data, workspace.nbytes
+        for name, value in values.items():
+            setattr(options, name, value)
+        return options
+
+    def lists(self, suffix: str, hyper: Any, t: int, table: Any, count: int, **values: Any) -> Any:
+        """A list of tensors, alone in an array of lists, which keeps alive what it points to."""
+        lists = (List * 1)()
+        own = lists[0]
+        own.kernel, own.t, own.count = self.kernel(suffix), t, count
+        own.hyper, own.tensors = (ctypes.addressof(memory) for memory in (hyper, table))
+        lists.kept = [hyper, table]
+        for name, value in values.items():
+            setattr(own, name, value)
+        return lists
+
     def hyper(self, **values: float) -> Any:
         """The struct of hyperparameters, defaults filled in by the library."""
         hyper = self.Hyper()
@@ -87,27 +209,6 @@ class Library:
         arguments = [ctypes.byref(hyper), ctypes.c_uint64(t), table, ctypes.c_size_t(len(arrays))]
         if threads is None:
             return int(self.call(f"step_{suffix}")(*arguments, workspace))
-        options = Options(grad_scale=1.0, threads=threads, workspace_size=ctypes.sizeof(workspace))
+        options = self.options(threads=threads, workspace_size=ctypes.sizeof(workspace))
         options.workspace = ctypes.cast(workspace, ctypes.c_void_p)
         return int(self.call(f"step_with_{suffix}")(*arguments, ctypes.byref(options)))
-
-
-class Options(ctypes.Structure):
-    """NAME_options."""
-
-    _fields_ = (
-        ("grad_scale", ctypes.c_double),
-        ("skip_nonfinite", ctypes.c_int),
-        ("zero_grads", ctypes.c_int),
-        ("threads", ctypes.c_int),
-        ("checked", ctypes.c_int),
-        ("workspace", ctypes.c_void_p),
-        ("workspace_size", ctypes.c_size_t),
-        ("stats", ctypes.c_void_p),
-        ("tensor_stats", ctypes.c_void_p),
-        ("starting", ctypes.c_void_p),
-        ("whole", ctypes.c_void_p),
-        ("group", ctypes.c_void_p),
-        ("groups", ctypes.c_size_t),
-        ("applied", ctypes.c_void_p),
-    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 import optforge as of
 from conftest import COMPILERS, require
 from data import DTYPES, Guarded, gradients, same, special_pairs
-from native import Library, compile_shared
+from native import Library, code, compile_shared, instruction_sets
 from oracles import begin, names, oracle
 
 FLAGS = {
@@ -27,6 +28,7 @@ FLAGS = {
     "almost fast": ("-O2", "-ffast-math", "-fno-finite-math-only"),
     "contracting": ("-O3", "-mavx2", "-mfma", "-ffp-contract=fast"),
 }
+SETS = instruction_sets()
 SIZES = (*range(70), 127, 128, 129, 1023, 1024, 1025, 5000)
 
 
@@ -48,34 +50,57 @@ def test_compilers_and_flags_do_not_change_bits(name: str, compiler: str, flags:
 
 
 def check(library: Library, name: str, dtype: Any, hyper: dict[str, float]) -> None:
-    """Three steps over tensors of all sizes, special values included, against the oracle."""
+    """Three steps over tensors of all sizes, special values included, with each instruction set, against the oracle."""
     rng = np.random.default_rng(3)
     edges, edge_gradients = special_pairs(dtype)
     sizes = [*SIZES, edges.size]
     scalars = getattr(oracle(name), "SCALAR_STATE", ())
     names_of_arrays = ["p", "g", *(state for state in oracle(name).STATE if state not in scalars)]
-    memory = {array: Guarded(sizes, dtype, offset=k) for k, array in enumerate(names_of_arrays)}
-    tensors = [{array: memory[array].arrays[k] for array in names_of_arrays} for k in range(len(sizes))]
-    for tensor in tensors:
-        tensor["p"][:] = rng.standard_normal(tensor["p"].size)
-        tensor |= {state: np.zeros(1) for state in scalars}
-        for state, value in oracle(name).STATE.items():
-            tensor[state][:] = value
-    tensors[-1]["p"][:] = edges
-    expected = [(tensor["p"].copy(), begin(name, tensor["p"])) for tensor in tensors]
+    first = [rng.standard_normal(n).astype(dtype) for n in sizes]
+    first[-1][:] = edges
+    guards, copies = [], {}
+    for chosen in [has for has, there in SETS.items() if there] or [""]:
+        memory = {array: Guarded(sizes, dtype, offset=k) for k, array in enumerate(names_of_arrays)}
+        tensors = [{array: memory[array].arrays[k] for array in names_of_arrays} for k in range(len(sizes))]
+        for tensor, p in zip(tensors, first, strict=True):
+            tensor["p"][:] = p
+            tensor |= {state: np.zeros(1) for state in scalars}
+            for state, value in oracle(name).STATE.items():
+                tensor[state][:] = value
+        copies[chosen] = tensors
+        guards += memory.values()
+    expected = [(p.copy(), begin(name, p)) for p in first]
     struct = library.hyper(**hyper)
     for t in range(1, 4):
-        for tensor in tensors[:-1]:
-            tensor["g"][:] = gradients(rng, tensor["g"].size, dtype)
-        tensors[-1]["g"][:] = np.roll(edge_gradients, 5 * t)
-        assert library.step(struct, t, tensors) == 0
-        for k, tensor in enumerate(tensors):
-            p, state = expected[k]
-            expected[k] = oracle(name).step(p, tensor["g"], state, t, **hyper)
-            assert same(tensor["p"], expected[k][0]), f"p of size {sizes[k]}, step {t}"
-            for s, values in expected[k][1].items():
-                assert same(tensor[s][0] if s in scalars else tensor[s], values), f"{s} of size {sizes[k]}"
-    assert all(own.intact() for own in memory.values())
+        grads = [gradients(rng, n, dtype) for n in sizes[:-1]] + [np.roll(edge_gradients, 5 * t)]
+        expected = [oracle(name).step(p, g, state, t, **hyper) for (p, state), g in zip(expected, grads, strict=True)]
+        for chosen, tensors in copies.items():
+            for tensor, g in zip(tensors, grads, strict=True):
+                tensor["g"][:] = g
+            if chosen:
+                assert library.runtime("use")(chosen.encode()) == 0
+                assert library.runtime("isa", ctypes.c_char_p)().decode() == chosen
+            assert library.step(struct, t, tensors) == 0
+            for k, tensor in enumerate(tensors):
+                where = f"size {sizes[k]}, step {t}, {chosen}"
+                assert same(tensor["p"], expected[k][0]), f"p of {where}"
+                for s, values in expected[k][1].items():
+                    assert same(tensor[s][0] if s in scalars else tensor[s], values), f"{s} of {where}"
+    assert all(own.intact() for own in guards)
+
+
+@pytest.mark.skipif(not SETS, reason="there is one instruction set")
+def test_an_instruction_set_that_the_machine_lacks_is_refused(tmp_path: Path) -> None:
+    built = compile_shared(of.rules["sgd"].generate(), tmp_path, require("gcc"), ("-O2",))
+    library = Library(built, "sgd", list(of.rules["sgd"].hyperparameters), [])
+    use, isa = library.runtime("use"), library.runtime("isa", ctypes.c_char_p)
+    best = [name for name, there in SETS.items() if there][-1]
+    assert isa().decode() == os.environ.get("OPTFORGE_ISA", best)
+    for name, there in (SETS | {"x86-64-v9": False, "": False, "neon": False}).items():
+        before = isa()
+        assert use(name.encode()) == (code("OK") if there else code("ERROR_ISA"))
+        assert isa() == (name.encode() if there else before)
+    assert use(None) == code("ERROR_NULL")
 
 
 @pytest.mark.parametrize("flag", ["-ffast-math", "-Ofast", "-ffinite-math-only"])

@@ -12,7 +12,7 @@ import pytest
 
 import optforge as of
 from conftest import require
-from native import Library, Options, compile_shared
+from native import Library, Work, code, compile_shared
 from optforge import Optimizer
 from optimizing import TARGETS, bits, brittle, everything, large, nadam, small
 
@@ -410,14 +410,21 @@ class Step:
         ]
         self.hyper = (adam.Hyper * 2)(adam.hyper(lr=0.1), adam.hyper(lr=0.5, beta1=0.25))
         self.group = (ctypes.c_size_t * 3)(1, 0, 1)
-        size = adam.call("workspace_size", ctypes.c_size_t)(ctypes.c_uint64(sum(sizes)), ctypes.c_size_t(3))
+        self.lists = adam.lists("f32", self.hyper, 1, adam.tensors(self.arrays), 3, groups=2)
+        self.lists[0].group = ctypes.addressof(self.group)
+        self.options = adam.options(skip_nonfinite=1)  # so that there is a workspace
+        arguments = [self.lists, ctypes.c_size_t(1), ctypes.byref(self.options)]
+        size = adam.runtime("workspace_size", ctypes.c_size_t)(*arguments)
         self.workspace = np.zeros(size // 8)
-        self.options = Options(grad_scale=1.0, workspace=self.workspace.ctypes.data, workspace_size=size)
-        self.options.group, self.options.groups = ctypes.addressof(self.group), 2
+        self.options.workspace, self.options.workspace_size = self.workspace.ctypes.data, size
 
     def __call__(self, t: int = 1) -> int:
-        arguments = [ctypes.byref(self.hyper), ctypes.c_uint64(t), self.adam.tensors(self.arrays), ctypes.c_size_t(3)]
-        return int(self.adam.call("step_with_f32")(*arguments, ctypes.byref(self.options)))
+        self.lists[0].t = t
+        arguments = [self.lists, ctypes.c_size_t(1), ctypes.byref(self.options)]
+        checked = int(self.adam.runtime("check")(*arguments))
+        status = int(self.adam.runtime("step_lists")(*arguments))
+        assert checked == status
+        return status
 
 
 def test_the_emitted_function_steps_all_groups(adam: Library) -> None:
@@ -429,12 +436,6 @@ def test_the_emitted_function_steps_all_groups(adam: Library) -> None:
         assert step(t) == 0
         opt.step([[step.arrays[1]["g"]], [step.arrays[0]["g"], step.arrays[2]["g"]]])
         assert bits([own["p"] for own in step.arrays]) == bits(params)
-
-
-def code(name: str) -> int:
-    """The number of a status."""
-    line = next(line for line in of.rules.adam.generate()["adam.h"].splitlines() if f"adam_{name} =" in line)
-    return int(line.split("=")[1].split(",")[0].split("/*")[0])
 
 
 def too_small(step: Step) -> None:
@@ -458,11 +459,11 @@ def against_an_assert(step: Step) -> None:
 
 
 def no_groups(step: Step) -> None:
-    step.options.groups = 0
+    step.lists[0].groups = 0
 
 
 def too_many(step: Step) -> None:
-    step.options.groups = 2**60
+    step.lists[0].groups = 2**60
 
 
 @pytest.mark.parametrize(
@@ -486,7 +487,7 @@ def test_mistakes_are_found_before_the_first_write(spoil: Callable[[Step], None]
 
 
 def test_scalars_behind_totals_are_of_each_group(tmp_path: Path) -> None:
-    """A step in phases, each computing the scalars anew, has the bits of a whole one."""
+    """A step in phases, shared by three in turn, has the bits of a whole one."""
     rule = RULES["clipped"]
     made = compile_shared(rule.generate(prefix="k", dtypes="f64"), tmp_path, require("gcc"), ("-O1",))
     kernel = Library(made, "k", list(rule.hyperparameters), list(rule.state))
@@ -497,13 +498,21 @@ def test_scalars_behind_totals_are_of_each_group(tmp_path: Path) -> None:
         hyper = (kernel.Hyper * 2)(kernel.hyper(max_norm=0.5), kernel.hyper(max_norm=2.0, lr=0.1))
         group = (ctypes.c_size_t * 4)(0, 1, 1, 0)
         size = kernel.call("workspace_size", ctypes.c_size_t)(ctypes.c_uint64(160), ctypes.c_size_t(4))
-        workspace = np.zeros(size // 8)
-        options = Options(grad_scale=1.0, workspace=workspace.ctypes.data, workspace_size=size, groups=2)
-        options.group = ctypes.addressof(group)
-        arguments = [ctypes.byref(hyper), ctypes.c_uint64(1), kernel.tensors(arrays), ctypes.c_size_t(4)]
-        for phase in range(len(rule.kernel().phases) + 1) if phased else [-1]:
-            first, last = (phase, phase + 1) if phased else (0, 99)
-            assert kernel.call("phases_f64")(*arguments, ctypes.byref(options), first, last) == 0
+        options = kernel.options(workspace := np.full(size // 8, np.nan))
+        lists = kernel.lists("f64", hyper, 1, kernel.tensors(arrays), 4, groups=2, group=ctypes.addressof(group))
+        arguments = [lists, ctypes.c_size_t(1), ctypes.byref(options)]
+        if phased:
+            work = Work()
+            assert kernel.runtime("begin")(ctypes.byref(work), *arguments) == 0
+            assert work.phases == len(rule.kernel().phases)
+            for phase in range(work.phases):
+                for ith in range(3):
+                    shared = [ctypes.c_int(phase), ctypes.c_size_t(ith), ctypes.c_size_t(3)]
+                    kernel.runtime("share", None)(ctypes.byref(work), *shared)
+                assert kernel.runtime("fold")(ctypes.byref(work), ctypes.c_int(phase)) == 0
+        else:
+            assert kernel.runtime("step_lists")(*arguments) == 0
+        assert workspace.nbytes == size
         results.append(bits(arrays))
         params = [own["p"] for own in arrays]
     assert results[0] == results[1]

@@ -167,6 +167,9 @@ class Elaborator:
                 self.error(statement, "tuple assignment is not part of the language", "assign a name a line")
             case ast.Assign(targets=[_, _, *_]):
                 self.error(statement, "an assignment has one target", "assign a name a line")
+            case ast.Expr(value=ast.Call(func=ast.Name(id="print"))):
+                hint = 'return what you want to see as state, and read opt.state["name"] after a step'
+                self.error(statement, "a rule is compiled, and prints nothing", hint)
             case ast.Assign() | ast.AugAssign():
                 target = statement.targets[0] if isinstance(statement, ast.Assign) else statement.target
                 what = "a subscript" if isinstance(target, ast.Subscript) else "an attribute"
@@ -217,7 +220,8 @@ class Elaborator:
             if isinstance(statement.msg, ast.Constant) and isinstance(statement.msg.value, str):
                 message = printable(statement.msg.value)
             else:
-                self.error(statement.msg, "the message of an assert is a plain string")
+                hint = "values are not filled in: say in words what has to hold"
+                self.error(statement.msg, "the message of an assert is a plain string", hint)
         if isinstance(condition, bool):
             if condition:
                 return
@@ -377,6 +381,8 @@ class Elaborator:
                 hint = f"a rule knows only names; its functions are {LISTED}"
                 if node.attr in IMPORTABLE:
                     hint = f"write {node.attr}(…), imported from optforge"
+                if node.attr in INSTEAD_OF_FUNCTIONS:
+                    hint = f"{INSTEAD_OF_FUNCTIONS[node.attr]}; {hint}"
                 return self.error(node, "an attribute is not part of the language", hint)
         return self.refuse(node)
 
@@ -454,7 +460,7 @@ class Elaborator:
     def power(self, node: ast.BinOp, base: Expr, exponent: Expr) -> Expr:
         """`base ** exponent`: of elements only the powers that are exact."""
         if exponent.type is Type.ELEMENT:
-            return self.error(node, "an exponent is a scalar", "for positive x, x**y is exp(y * log(x))")
+            return self.error(node, "an exponent is a scalar", GENERAL_POWER)
         if is_two(node.right):
             return combine("square", base.type, base)
         if base.type is Type.SCALAR:
@@ -466,10 +472,10 @@ class Elaborator:
                 return combine("sqrt", Type.ELEMENT, base)
             case Expr(op="const", value=-1.0):
                 return combine("div", Type.ELEMENT, element(Expr("const", Type.SCALAR, value=1.0)), base)
-            case Expr(op="const", value=3.0):
-                hint = "write x * x * x"
+            case Expr(op="const", value=float(value)):
+                hint = power_hint(value)
             case _:
-                hint = "for positive x, x**y is exp(y * log(x))"
+                hint = GENERAL_POWER
         return self.error(node, "elements have the powers 2, 0.5 and -1 only", hint)
 
     def selection(self, node: ast.IfExp) -> Expr:
@@ -505,7 +511,10 @@ class Elaborator:
             hint = INSTEAD_OF_FUNCTIONS.get(name, f"a rule cannot call helper functions; there are {LISTED}")
             return self.error(node.func, message, hint)
         if node.keywords:
-            return self.error(node.keywords[0].value, f"{name}() takes no keyword arguments", "pass them by position")
+            hint = "pass them by position"
+            if known[name] in REDUCTIONS:
+                hint = f"it is over the whole tensor, without axes: write {name}(x)"
+            return self.error(node.keywords[0].value, f"{name}() takes no keyword arguments", hint)
         for arg in node.args:
             if isinstance(arg, ast.Starred):
                 return self.refuse(arg)
@@ -515,7 +524,9 @@ class Elaborator:
         function = REDUCTIONS[name] if name in REDUCTIONS else FUNCTIONS[name]
         if len(node.args) != len(function.parameters):
             expected = f"{name}({', '.join(function.parameters)})"
-            return self.error(node, f"{expected} takes {len(function.parameters)} argument(s), not {len(node.args)}")
+            hint = "it is over the whole tensor, without axes" if name in REDUCTIONS else ""
+            message = f"{expected} takes {len(function.parameters)} argument(s), not {len(node.args)}"
+            return self.error(node, message, hint)
         args = [self.expression(arg) for arg in node.args]
         for value, place in zip(args, node.args, strict=True):
             if value.type in (Type.MASK, Type.CONDITION):
@@ -556,13 +567,32 @@ LISTED = ", ".join([*FUNCTIONS, "where", *REDUCTIONS])
 INSTEAD_OF_FUNCTIONS = {
     "clip": "write minimum(maximum(x, low), high)",
     "clamp": "write minimum(maximum(x, low), high)",
+    "expm1": "write exp(x) - 1",
+    "isfinite": "write where(x - x == 0, a, b), which chooses a where x is finite",
+    "isinf": "write where(x - x != 0, where(x == x, a, b), b), which chooses a where x is infinite",
+    "isnan": "write where(x != x, a, b), which chooses a where x is NaN",
+    "log1p": "write log(1 + x)",
+    "rsqrt": "write 1 / sqrt(x)",
+    "sigmoid": "write 1 / (1 + exp(-x))",
     "float": "leave it out: scalars are doubles",
     "max": "write maximum(a, b)",
     "min": "write minimum(a, b)",
     "pow": "write a ** b",
     "square": "write x**2",
 }
+GENERAL_POWER = "where x is positive, x**y is exp(y * log(x)); where it has a sign, take abs(x) and multiply by sign(x)"
 MASK_HINT = "choose numbers by it: where(mask, 1, 0)"
+
+
+def power_hint(exponent: float) -> str:
+    """How to write a power of elements, which may have any sign."""
+    if exponent == 3:
+        return "write x * x * x"
+    if exponent == 4:
+        return "write (x**2)**2, or x2 = x**2 and then x2 * x2"
+    if exponent.is_integer():
+        return f"multiply: x2 = x**2 and then x2 * x2 is x**4{', and 1 / y for a negative one' * (exponent < 0)}"
+    return GENERAL_POWER
 
 
 def an(kind: Type) -> str:

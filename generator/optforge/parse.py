@@ -75,6 +75,8 @@ def canonical(node: object, aliases: Mapping[str, str] = {}) -> str:
         return f"[{','.join(canonical(item, aliases) for item in node)}]"
     if isinstance(node, ast.Name):
         return f"Name({aliases.get(node.id, node.id)})"
+    if isinstance(node, ast.arg) and node.annotation and not says_scalar(node.annotation, aliases):
+        node = ast.arg(node.arg)  # other annotations are ignored
     if isinstance(node, ast.AST):
         fields = (
             f"{name}={canonical(value, aliases)}"
@@ -128,6 +130,15 @@ def define(kind: str, node: ast.FunctionDef, text: Text, tree: ast.Module) -> De
     )
 
 
+def says_scalar(annotation: ast.expr, aliases: Mapping[str, str]) -> bool:
+    """Whether an annotation is `scalar`, however the file names it; all others are ignored."""
+    if isinstance(annotation, ast.Attribute):
+        return annotation.attr == "scalar" and isinstance(annotation.value, ast.Name)
+    if isinstance(annotation, ast.Constant):
+        return annotation.value == "scalar"
+    return isinstance(annotation, ast.Name) and aliases.get(annotation.id, annotation.id) == "scalar"
+
+
 def cleaned(docstring: str) -> str:
     """A docstring without its indentation.
 
@@ -178,8 +189,6 @@ class Signature:
             reporter.error(
                 arguments.kwarg, f"**{arguments.kwarg.arg} is not part of the language", "name each hyperparameter"
             )
-        if node.returns:
-            reporter.error(node.returns, f"a {kind} has no return annotation", "drop the ->")
         self._positional([*arguments.posonlyargs, *arguments.args], arguments.defaults)
         for arg, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True):
             self._keyword(arg, default)
@@ -202,9 +211,6 @@ class Signature:
                 self.reporter.error(where, "a transform's first parameters are p, g, or one of them", hint)
                 self.reporter.check()
         taken = len(self.takes)
-        for arg in args[:taken]:
-            if arg.annotation:
-                self.reporter.error(arg, f"{arg.arg!r} has no annotation", "only state may be annotated, as scalar")
         undefaulted = len(args) - len(defaults)
         for arg in args[undefaulted:taken]:
             self.reporter.error(arg, f"{arg.arg!r} has no default")
@@ -214,24 +220,18 @@ class Signature:
             elif arg.arg in ARRAYS:
                 self.reporter.error(arg, f"{arg.arg!r} comes first", "def name(p, g, state=0.0, *, lr)")
             elif k < undefaulted:
-                self.reporter.error(arg, f"state {arg.arg!r} needs its initial value", f"{arg.arg}=0.0")
+                hint = (
+                    f"{arg.arg}=0.0, if it is state, which the rule keeps from step to step; a step is given no other "
+                    "arrays than p and g, and numbers that it is given are hyperparameters, behind a *"
+                )
+                self.reporter.error(arg, f"state {arg.arg!r} needs its initial value", hint)
             else:
                 self._state(arg, defaults[k - undefaulted])
         if undefaulted < taken:
             self.reporter.check()
 
-    def _says_scalar(self, annotation: ast.expr) -> bool:
-        """Whether an annotation is `scalar`, however the file names it."""
-        if isinstance(annotation, ast.Attribute):
-            return annotation.attr == "scalar" and isinstance(annotation.value, ast.Name)
-        return isinstance(annotation, ast.Name) and self.aliases.get(annotation.id, annotation.id) == "scalar"
-
     def _state(self, arg: ast.arg, default: ast.expr) -> None:
-        scalar = arg.annotation is not None
-        if arg.annotation and not self._says_scalar(arg.annotation):
-            self.reporter.error(
-                arg.annotation, "state is annotated as scalar or not at all", f"{arg.arg}: scalar = 0.0"
-            )
+        scalar = arg.annotation is not None and says_scalar(arg.annotation, self.aliases)
         initial: float | str | None
         if isinstance(default, ast.Constant) and isinstance(default.value, str):
             initial = default.value
@@ -254,8 +254,6 @@ class Signature:
             )
 
     def _keyword(self, arg: ast.arg, default: ast.expr | None) -> None:
-        if arg.annotation:
-            self.reporter.error(arg.annotation, "a hyperparameter has no annotation", "its default says what it is")
         if arg.arg == "t":
             if default is not None:
                 self.reporter.error(default, "t has no default", "it is the step count, 1 at the first step")
