@@ -1241,15 +1241,19 @@ OPTFORGE_API int optforge_step_lists(const optforge_list *lists, size_t number, 
 #ifdef _OPENMP
     if (options->parallel == NULL && shares > 1) {
 #pragma omp parallel num_threads((int)shares)
-        for (int phase = 0; phase < w.phases; phase++) {
+        {
             const size_t k = (size_t)omp_get_thread_num(), all = (size_t)omp_get_num_threads();
+            const uint64_t flush = optforge_keep_subnormals(options);
 
-            optforge_share(&w, phase, k, all);
+            for (int phase = 0; phase < w.phases; phase++) {
+                optforge_share(&w, phase, k, all);
 #pragma omp barrier
-            optforge_fold_tensors(&w, phase, k, all);
+                optforge_fold_tensors(&w, phase, k, all);
 #pragma omp barrier
 #pragma omp single
-            status = optforge_fold_all(&w, phase);
+                status = optforge_fold_all(&w, phase);
+            }
+            optforge_restore_flush(flush);
         }
         return status;
     }
