@@ -39,7 +39,7 @@ extern "C" {
 /* What a call returns: one of these, or of optforge's errors, each found before the first write. */
 enum {
     adadelta_OK = OPTFORGE_OK,
-    adadelta_ERROR_ASSERT = OPTFORGE_ERROR_ASSERT, /* 0 <= rho < 1 and eps > 0 */
+    adadelta_ERROR_ASSERT = OPTFORGE_ERROR_ASSERT,
     adadelta_SKIPPED = OPTFORGE_SKIPPED
 };
 adadelta_API const char *adadelta_strerror(int status);
@@ -60,10 +60,10 @@ typedef optforge_options adadelta_options;
 typedef optforge_stats adadelta_stats;
 adadelta_API void adadelta_options_init(adadelta_options *o);
 
-/* Bytes of workspace, aligned to doubles, for so many tensors (or groups, if more) with so many elements together. */
+/* Bytes of workspace, aligned to doubles, for so many elements in so many tensors (or groups, if they are more). */
 adadelta_API size_t adadelta_workspace_size(uint64_t elements, size_t count);
 
-/* One tensor of float: n elements in each array. Its arrays must not overlap. */
+/* A tensor: n elements in each array. Its arrays must not overlap. */
 typedef struct adadelta_tensor_f32 {
     size_t n;
     float *p;
@@ -71,19 +71,6 @@ typedef struct adadelta_tensor_f32 {
     float *acc;
     float *acc_delta;
 } adadelta_tensor_f32;
-
-/* Writes the initial state of a tensor, once, before its first step. The tensor is not checked. */
-adadelta_API void adadelta_state_init_f32(const adadelta_tensor_f32 *tensor);
-
-/* One step over a list of tensors, in place; t counts the steps from 1. step_with does it as the options say. */
-adadelta_API int adadelta_step_f32(const adadelta_hyper *h, uint64_t t, const adadelta_tensor_f32 *tensors,
-                                   size_t count);
-adadelta_API int adadelta_step_with_f32(const adadelta_hyper *h, uint64_t t,
-                                        const adadelta_tensor_f32 *tensors, size_t count,
-                                        const adadelta_options *options);
-extern adadelta_API const optforge_kernel adadelta_kernel_f32;
-
-/* One tensor of double: n elements in each array. Its arrays must not overlap. */
 typedef struct adadelta_tensor_f64 {
     size_t n;
     double *p;
@@ -93,9 +80,17 @@ typedef struct adadelta_tensor_f64 {
 } adadelta_tensor_f64;
 
 /* Writes the initial state of a tensor, once, before its first step. The tensor is not checked. */
+adadelta_API void adadelta_state_init_f32(const adadelta_tensor_f32 *tensor);
 adadelta_API void adadelta_state_init_f64(const adadelta_tensor_f64 *tensor);
 
-/* One step over a list of tensors, in place; t counts the steps from 1. step_with does it as the options say. */
+/* One step over a list of tensors, in place; t counts the steps from 1. step_with does it as the options say.
+ * The kernels are for steps over several lists, and for programs that look for a rule by its name. */
+adadelta_API int adadelta_step_f32(const adadelta_hyper *h, uint64_t t, const adadelta_tensor_f32 *tensors,
+                                   size_t count);
+adadelta_API int adadelta_step_with_f32(const adadelta_hyper *h, uint64_t t,
+                                        const adadelta_tensor_f32 *tensors, size_t count,
+                                        const adadelta_options *options);
+extern adadelta_API const optforge_kernel adadelta_kernel_f32;
 adadelta_API int adadelta_step_f64(const adadelta_hyper *h, uint64_t t, const adadelta_tensor_f64 *tensors,
                                    size_t count);
 adadelta_API int adadelta_step_with_f64(const adadelta_hyper *h, uint64_t t,

@@ -37,7 +37,7 @@ extern "C" {
 /* What a call returns: one of these, or of optforge's errors, each found before the first write. */
 enum {
     adagrad_OK = OPTFORGE_OK,
-    adagrad_ERROR_ASSERT = OPTFORGE_ERROR_ASSERT, /* eps > 0 */
+    adagrad_ERROR_ASSERT = OPTFORGE_ERROR_ASSERT,
     adagrad_SKIPPED = OPTFORGE_SKIPPED
 };
 adagrad_API const char *adagrad_strerror(int status);
@@ -57,28 +57,16 @@ typedef optforge_options adagrad_options;
 typedef optforge_stats adagrad_stats;
 adagrad_API void adagrad_options_init(adagrad_options *o);
 
-/* Bytes of workspace, aligned to doubles, for so many tensors (or groups, if more) with so many elements together. */
+/* Bytes of workspace, aligned to doubles, for so many elements in so many tensors (or groups, if they are more). */
 adagrad_API size_t adagrad_workspace_size(uint64_t elements, size_t count);
 
-/* One tensor of float: n elements in each array. Its arrays must not overlap. */
+/* A tensor: n elements in each array. Its arrays must not overlap. */
 typedef struct adagrad_tensor_f32 {
     size_t n;
     float *p;
     const float *g;
     float *acc;
 } adagrad_tensor_f32;
-
-/* Writes the initial state of a tensor, once, before its first step. The tensor is not checked. */
-adagrad_API void adagrad_state_init_f32(const adagrad_tensor_f32 *tensor);
-
-/* One step over a list of tensors, in place; t counts the steps from 1. step_with does it as the options say. */
-adagrad_API int adagrad_step_f32(const adagrad_hyper *h, uint64_t t, const adagrad_tensor_f32 *tensors,
-                                 size_t count);
-adagrad_API int adagrad_step_with_f32(const adagrad_hyper *h, uint64_t t, const adagrad_tensor_f32 *tensors,
-                                      size_t count, const adagrad_options *options);
-extern adagrad_API const optforge_kernel adagrad_kernel_f32;
-
-/* One tensor of double: n elements in each array. Its arrays must not overlap. */
 typedef struct adagrad_tensor_f64 {
     size_t n;
     double *p;
@@ -87,9 +75,16 @@ typedef struct adagrad_tensor_f64 {
 } adagrad_tensor_f64;
 
 /* Writes the initial state of a tensor, once, before its first step. The tensor is not checked. */
+adagrad_API void adagrad_state_init_f32(const adagrad_tensor_f32 *tensor);
 adagrad_API void adagrad_state_init_f64(const adagrad_tensor_f64 *tensor);
 
-/* One step over a list of tensors, in place; t counts the steps from 1. step_with does it as the options say. */
+/* One step over a list of tensors, in place; t counts the steps from 1. step_with does it as the options say.
+ * The kernels are for steps over several lists, and for programs that look for a rule by its name. */
+adagrad_API int adagrad_step_f32(const adagrad_hyper *h, uint64_t t, const adagrad_tensor_f32 *tensors,
+                                 size_t count);
+adagrad_API int adagrad_step_with_f32(const adagrad_hyper *h, uint64_t t, const adagrad_tensor_f32 *tensors,
+                                      size_t count, const adagrad_options *options);
+extern adagrad_API const optforge_kernel adagrad_kernel_f32;
 adagrad_API int adagrad_step_f64(const adagrad_hyper *h, uint64_t t, const adagrad_tensor_f64 *tensors,
                                  size_t count);
 adagrad_API int adagrad_step_with_f64(const adagrad_hyper *h, uint64_t t, const adagrad_tensor_f64 *tensors,

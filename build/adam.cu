@@ -1066,8 +1066,7 @@ static char *adam_cuda_take(char **at, uint64_t bytes)
 static char *adam_cuda_place_all(adam_cuda_plan *w, char *at)
 {
     if (!w->beside) {
-        w->control = (adam_cuda_control *)at; /* the scalars stand right behind,
-                      so that one copy brings both */
+        w->control = (adam_cuda_control *)at; /* the scalars stand right behind, so that one copy brings both */
         at += sizeof(adam_cuda_control);
         w->rows = (adam_cuda_scalars *)adam_cuda_take(&at,
                    adam_cuda_ROWS * w->groups * sizeof(adam_cuda_scalars));
@@ -1298,7 +1297,7 @@ int adam_cuda_phases(const adam_cuda_plan *plan, const adam_cuda_options *option
 
     if (plan == NULL)
         return adam_cuda_ERROR_NULL;
-    if (first < 0 || first >= adam_cuda_PHASES || last < first || last > adam_cuda_PHASES)
+    if (first < 0 || first >= adam_cuda_PHASES || last < first)
         return adam_cuda_ERROR_PHASE;
     w = *plan;
     if (options != NULL) {

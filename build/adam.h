@@ -40,7 +40,7 @@ extern "C" {
 /* What a call returns: one of these, or of optforge's errors, each found before the first write. */
 enum {
     adam_OK = OPTFORGE_OK,
-    adam_ERROR_ASSERT = OPTFORGE_ERROR_ASSERT, /* 0 <= beta1 < 1 and 0 <= beta2 < 1 and eps > 0 */
+    adam_ERROR_ASSERT = OPTFORGE_ERROR_ASSERT,
     adam_SKIPPED = OPTFORGE_SKIPPED
 };
 adam_API const char *adam_strerror(int status);
@@ -63,10 +63,10 @@ typedef optforge_options adam_options;
 typedef optforge_stats adam_stats;
 adam_API void adam_options_init(adam_options *o);
 
-/* Bytes of workspace, aligned to doubles, for so many tensors (or groups, if more) with so many elements together. */
+/* Bytes of workspace, aligned to doubles, for so many elements in so many tensors (or groups, if they are more). */
 adam_API size_t adam_workspace_size(uint64_t elements, size_t count);
 
-/* One tensor of float: n elements in each array. Its arrays must not overlap. */
+/* A tensor: n elements in each array. Its arrays must not overlap. */
 typedef struct adam_tensor_f32 {
     size_t n;
     float *p;
@@ -74,17 +74,6 @@ typedef struct adam_tensor_f32 {
     float *m;
     float *v;
 } adam_tensor_f32;
-
-/* Writes the initial state of a tensor, once, before its first step. The tensor is not checked. */
-adam_API void adam_state_init_f32(const adam_tensor_f32 *tensor);
-
-/* One step over a list of tensors, in place; t counts the steps from 1. step_with does it as the options say. */
-adam_API int adam_step_f32(const adam_hyper *h, uint64_t t, const adam_tensor_f32 *tensors, size_t count);
-adam_API int adam_step_with_f32(const adam_hyper *h, uint64_t t, const adam_tensor_f32 *tensors, size_t count,
-                                const adam_options *options);
-extern adam_API const optforge_kernel adam_kernel_f32;
-
-/* One tensor of double: n elements in each array. Its arrays must not overlap. */
 typedef struct adam_tensor_f64 {
     size_t n;
     double *p;
@@ -94,9 +83,15 @@ typedef struct adam_tensor_f64 {
 } adam_tensor_f64;
 
 /* Writes the initial state of a tensor, once, before its first step. The tensor is not checked. */
+adam_API void adam_state_init_f32(const adam_tensor_f32 *tensor);
 adam_API void adam_state_init_f64(const adam_tensor_f64 *tensor);
 
-/* One step over a list of tensors, in place; t counts the steps from 1. step_with does it as the options say. */
+/* One step over a list of tensors, in place; t counts the steps from 1. step_with does it as the options say.
+ * The kernels are for steps over several lists, and for programs that look for a rule by its name. */
+adam_API int adam_step_f32(const adam_hyper *h, uint64_t t, const adam_tensor_f32 *tensors, size_t count);
+adam_API int adam_step_with_f32(const adam_hyper *h, uint64_t t, const adam_tensor_f32 *tensors, size_t count,
+                                const adam_options *options);
+extern adam_API const optforge_kernel adam_kernel_f32;
 adam_API int adam_step_f64(const adam_hyper *h, uint64_t t, const adam_tensor_f64 *tensors, size_t count);
 adam_API int adam_step_with_f64(const adam_hyper *h, uint64_t t, const adam_tensor_f64 *tensors, size_t count,
                                 const adam_options *options);

@@ -41,7 +41,7 @@ extern "C" {
 /* What a call returns: one of these, or of optforge's errors, each found before the first write. */
 enum {
     adamw_OK = OPTFORGE_OK,
-    adamw_ERROR_ASSERT = OPTFORGE_ERROR_ASSERT, /* 0 <= beta1 < 1 and 0 <= beta2 < 1 and eps >= 0 and weight_decay >= 0 */
+    adamw_ERROR_ASSERT = OPTFORGE_ERROR_ASSERT,
     adamw_SKIPPED = OPTFORGE_SKIPPED
 };
 adamw_API const char *adamw_strerror(int status);
@@ -64,10 +64,10 @@ typedef optforge_options adamw_options;
 typedef optforge_stats adamw_stats;
 adamw_API void adamw_options_init(adamw_options *o);
 
-/* Bytes of workspace, aligned to doubles, for so many tensors (or groups, if more) with so many elements together. */
+/* Bytes of workspace, aligned to doubles, for so many elements in so many tensors (or groups, if they are more). */
 adamw_API size_t adamw_workspace_size(uint64_t elements, size_t count);
 
-/* One tensor of float: n elements in each array. Its arrays must not overlap. */
+/* A tensor: n elements in each array. Its arrays must not overlap. */
 typedef struct adamw_tensor_f32 {
     size_t n;
     float *p;
@@ -75,17 +75,6 @@ typedef struct adamw_tensor_f32 {
     float *m;
     float *v;
 } adamw_tensor_f32;
-
-/* Writes the initial state of a tensor, once, before its first step. The tensor is not checked. */
-adamw_API void adamw_state_init_f32(const adamw_tensor_f32 *tensor);
-
-/* One step over a list of tensors, in place; t counts the steps from 1. step_with does it as the options say. */
-adamw_API int adamw_step_f32(const adamw_hyper *h, uint64_t t, const adamw_tensor_f32 *tensors, size_t count);
-adamw_API int adamw_step_with_f32(const adamw_hyper *h, uint64_t t, const adamw_tensor_f32 *tensors,
-                                  size_t count, const adamw_options *options);
-extern adamw_API const optforge_kernel adamw_kernel_f32;
-
-/* One tensor of double: n elements in each array. Its arrays must not overlap. */
 typedef struct adamw_tensor_f64 {
     size_t n;
     double *p;
@@ -95,9 +84,15 @@ typedef struct adamw_tensor_f64 {
 } adamw_tensor_f64;
 
 /* Writes the initial state of a tensor, once, before its first step. The tensor is not checked. */
+adamw_API void adamw_state_init_f32(const adamw_tensor_f32 *tensor);
 adamw_API void adamw_state_init_f64(const adamw_tensor_f64 *tensor);
 
-/* One step over a list of tensors, in place; t counts the steps from 1. step_with does it as the options say. */
+/* One step over a list of tensors, in place; t counts the steps from 1. step_with does it as the options say.
+ * The kernels are for steps over several lists, and for programs that look for a rule by its name. */
+adamw_API int adamw_step_f32(const adamw_hyper *h, uint64_t t, const adamw_tensor_f32 *tensors, size_t count);
+adamw_API int adamw_step_with_f32(const adamw_hyper *h, uint64_t t, const adamw_tensor_f32 *tensors,
+                                  size_t count, const adamw_options *options);
+extern adamw_API const optforge_kernel adamw_kernel_f32;
 adamw_API int adamw_step_f64(const adamw_hyper *h, uint64_t t, const adamw_tensor_f64 *tensors, size_t count);
 adamw_API int adamw_step_with_f64(const adamw_hyper *h, uint64_t t, const adamw_tensor_f64 *tensors,
                                   size_t count, const adamw_options *options);

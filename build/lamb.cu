@@ -1244,8 +1244,7 @@ static char *lamb_cuda_take(char **at, uint64_t bytes)
 static char *lamb_cuda_place_all(lamb_cuda_plan *w, char *at)
 {
     if (!w->beside) {
-        w->control = (lamb_cuda_control *)at; /* the scalars stand right behind,
-                      so that one copy brings both */
+        w->control = (lamb_cuda_control *)at; /* the scalars stand right behind, so that one copy brings both */
         at += sizeof(lamb_cuda_control);
         w->rows = (lamb_cuda_scalars *)lamb_cuda_take(&at,
                    lamb_cuda_ROWS * w->groups * sizeof(lamb_cuda_scalars));
@@ -1476,7 +1475,7 @@ int lamb_cuda_phases(const lamb_cuda_plan *plan, const lamb_cuda_options *option
 
     if (plan == NULL)
         return lamb_cuda_ERROR_NULL;
-    if (first < 0 || first >= lamb_cuda_PHASES || last < first || last > lamb_cuda_PHASES)
+    if (first < 0 || first >= lamb_cuda_PHASES || last < first)
         return lamb_cuda_ERROR_PHASE;
     w = *plan;
     if (options != NULL) {

@@ -46,7 +46,7 @@ extern "C" {
 /* What a call returns: one of these, or of optforge's errors, each found before the first write. */
 enum {
     lamb_OK = OPTFORGE_OK,
-    lamb_ERROR_ASSERT = OPTFORGE_ERROR_ASSERT, /* 0 <= beta1 < 1 and 0 <= beta2 < 1 and eps >= 0 and weight_decay >= 0 */
+    lamb_ERROR_ASSERT = OPTFORGE_ERROR_ASSERT,
     lamb_SKIPPED = OPTFORGE_SKIPPED
 };
 lamb_API const char *lamb_strerror(int status);
@@ -69,10 +69,10 @@ typedef optforge_options lamb_options;
 typedef optforge_stats lamb_stats;
 lamb_API void lamb_options_init(lamb_options *o);
 
-/* Bytes of workspace, aligned to doubles, for so many tensors (or groups, if more) with so many elements together. */
+/* Bytes of workspace, aligned to doubles, for so many elements in so many tensors (or groups, if they are more). */
 lamb_API size_t lamb_workspace_size(uint64_t elements, size_t count);
 
-/* One tensor of float: n elements in each array. Its arrays must not overlap. */
+/* A tensor: n elements in each array. Its arrays must not overlap. */
 typedef struct lamb_tensor_f32 {
     size_t n;
     float *p;
@@ -80,18 +80,6 @@ typedef struct lamb_tensor_f32 {
     float *m;
     float *v;
 } lamb_tensor_f32;
-
-/* Writes the initial state of a tensor, once, before its first step. The tensor is not checked. */
-lamb_API void lamb_state_init_f32(const lamb_tensor_f32 *tensor);
-
-/* One step over a list of tensors, in place; t counts the steps from 1. step_with does it as the options say. */
-lamb_API int lamb_step_f32(const lamb_hyper *h, uint64_t t, const lamb_tensor_f32 *tensors, size_t count,
-                           void *workspace);
-lamb_API int lamb_step_with_f32(const lamb_hyper *h, uint64_t t, const lamb_tensor_f32 *tensors, size_t count,
-                                const lamb_options *options);
-extern lamb_API const optforge_kernel lamb_kernel_f32;
-
-/* One tensor of double: n elements in each array. Its arrays must not overlap. */
 typedef struct lamb_tensor_f64 {
     size_t n;
     double *p;
@@ -101,9 +89,16 @@ typedef struct lamb_tensor_f64 {
 } lamb_tensor_f64;
 
 /* Writes the initial state of a tensor, once, before its first step. The tensor is not checked. */
+lamb_API void lamb_state_init_f32(const lamb_tensor_f32 *tensor);
 lamb_API void lamb_state_init_f64(const lamb_tensor_f64 *tensor);
 
-/* One step over a list of tensors, in place; t counts the steps from 1. step_with does it as the options say. */
+/* One step over a list of tensors, in place; t counts the steps from 1. step_with does it as the options say.
+ * The kernels are for steps over several lists, and for programs that look for a rule by its name. */
+lamb_API int lamb_step_f32(const lamb_hyper *h, uint64_t t, const lamb_tensor_f32 *tensors, size_t count,
+                           void *workspace);
+lamb_API int lamb_step_with_f32(const lamb_hyper *h, uint64_t t, const lamb_tensor_f32 *tensors, size_t count,
+                                const lamb_options *options);
+extern lamb_API const optforge_kernel lamb_kernel_f32;
 lamb_API int lamb_step_f64(const lamb_hyper *h, uint64_t t, const lamb_tensor_f64 *tensors, size_t count,
                            void *workspace);
 lamb_API int lamb_step_with_f64(const lamb_hyper *h, uint64_t t, const lamb_tensor_f64 *tensors, size_t count,

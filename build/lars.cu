@@ -1076,8 +1076,7 @@ static char *lars_cuda_take(char **at, uint64_t bytes)
 static char *lars_cuda_place_all(lars_cuda_plan *w, char *at)
 {
     if (!w->beside) {
-        w->control = (lars_cuda_control *)at; /* the scalars stand right behind,
-                      so that one copy brings both */
+        w->control = (lars_cuda_control *)at; /* the scalars stand right behind, so that one copy brings both */
         at += sizeof(lars_cuda_control);
         w->rows = (lars_cuda_scalars *)lars_cuda_take(&at,
                    lars_cuda_ROWS * w->groups * sizeof(lars_cuda_scalars));
@@ -1308,7 +1307,7 @@ int lars_cuda_phases(const lars_cuda_plan *plan, const lars_cuda_options *option
 
     if (plan == NULL)
         return lars_cuda_ERROR_NULL;
-    if (first < 0 || first >= lars_cuda_PHASES || last < first || last > lars_cuda_PHASES)
+    if (first < 0 || first >= lars_cuda_PHASES || last < first)
         return lars_cuda_ERROR_PHASE;
     w = *plan;
     if (options != NULL) {

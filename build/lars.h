@@ -44,7 +44,7 @@ extern "C" {
 /* What a call returns: one of these, or of optforge's errors, each found before the first write. */
 enum {
     lars_OK = OPTFORGE_OK,
-    lars_ERROR_ASSERT = OPTFORGE_ERROR_ASSERT, /* 0 <= momentum < 1 and weight_decay >= 0 and trust_coefficient > 0 */
+    lars_ERROR_ASSERT = OPTFORGE_ERROR_ASSERT,
     lars_SKIPPED = OPTFORGE_SKIPPED
 };
 lars_API const char *lars_strerror(int status);
@@ -66,28 +66,16 @@ typedef optforge_options lars_options;
 typedef optforge_stats lars_stats;
 lars_API void lars_options_init(lars_options *o);
 
-/* Bytes of workspace, aligned to doubles, for so many tensors (or groups, if more) with so many elements together. */
+/* Bytes of workspace, aligned to doubles, for so many elements in so many tensors (or groups, if they are more). */
 lars_API size_t lars_workspace_size(uint64_t elements, size_t count);
 
-/* One tensor of float: n elements in each array. Its arrays must not overlap. */
+/* A tensor: n elements in each array. Its arrays must not overlap. */
 typedef struct lars_tensor_f32 {
     size_t n;
     float *p;
     const float *g;
     float *m;
 } lars_tensor_f32;
-
-/* Writes the initial state of a tensor, once, before its first step. The tensor is not checked. */
-lars_API void lars_state_init_f32(const lars_tensor_f32 *tensor);
-
-/* One step over a list of tensors, in place; t counts the steps from 1. step_with does it as the options say. */
-lars_API int lars_step_f32(const lars_hyper *h, uint64_t t, const lars_tensor_f32 *tensors, size_t count,
-                           void *workspace);
-lars_API int lars_step_with_f32(const lars_hyper *h, uint64_t t, const lars_tensor_f32 *tensors, size_t count,
-                                const lars_options *options);
-extern lars_API const optforge_kernel lars_kernel_f32;
-
-/* One tensor of double: n elements in each array. Its arrays must not overlap. */
 typedef struct lars_tensor_f64 {
     size_t n;
     double *p;
@@ -96,9 +84,16 @@ typedef struct lars_tensor_f64 {
 } lars_tensor_f64;
 
 /* Writes the initial state of a tensor, once, before its first step. The tensor is not checked. */
+lars_API void lars_state_init_f32(const lars_tensor_f32 *tensor);
 lars_API void lars_state_init_f64(const lars_tensor_f64 *tensor);
 
-/* One step over a list of tensors, in place; t counts the steps from 1. step_with does it as the options say. */
+/* One step over a list of tensors, in place; t counts the steps from 1. step_with does it as the options say.
+ * The kernels are for steps over several lists, and for programs that look for a rule by its name. */
+lars_API int lars_step_f32(const lars_hyper *h, uint64_t t, const lars_tensor_f32 *tensors, size_t count,
+                           void *workspace);
+lars_API int lars_step_with_f32(const lars_hyper *h, uint64_t t, const lars_tensor_f32 *tensors, size_t count,
+                                const lars_options *options);
+extern lars_API const optforge_kernel lars_kernel_f32;
 lars_API int lars_step_f64(const lars_hyper *h, uint64_t t, const lars_tensor_f64 *tensors, size_t count,
                            void *workspace);
 lars_API int lars_step_with_f64(const lars_hyper *h, uint64_t t, const lars_tensor_f64 *tensors, size_t count,

@@ -38,7 +38,7 @@ extern "C" {
 /* What a call returns: one of these, or of optforge's errors, each found before the first write. */
 enum {
     momentum_OK = OPTFORGE_OK,
-    momentum_ERROR_ASSERT = OPTFORGE_ERROR_ASSERT, /* 0 <= momentum < 1 */
+    momentum_ERROR_ASSERT = OPTFORGE_ERROR_ASSERT,
     momentum_SKIPPED = OPTFORGE_SKIPPED
 };
 momentum_API const char *momentum_strerror(int status);
@@ -58,29 +58,16 @@ typedef optforge_options momentum_options;
 typedef optforge_stats momentum_stats;
 momentum_API void momentum_options_init(momentum_options *o);
 
-/* Bytes of workspace, aligned to doubles, for so many tensors (or groups, if more) with so many elements together. */
+/* Bytes of workspace, aligned to doubles, for so many elements in so many tensors (or groups, if they are more). */
 momentum_API size_t momentum_workspace_size(uint64_t elements, size_t count);
 
-/* One tensor of float: n elements in each array. Its arrays must not overlap. */
+/* A tensor: n elements in each array. Its arrays must not overlap. */
 typedef struct momentum_tensor_f32 {
     size_t n;
     float *p;
     const float *g;
     float *m;
 } momentum_tensor_f32;
-
-/* Writes the initial state of a tensor, once, before its first step. The tensor is not checked. */
-momentum_API void momentum_state_init_f32(const momentum_tensor_f32 *tensor);
-
-/* One step over a list of tensors, in place; t counts the steps from 1. step_with does it as the options say. */
-momentum_API int momentum_step_f32(const momentum_hyper *h, uint64_t t, const momentum_tensor_f32 *tensors,
-                                   size_t count);
-momentum_API int momentum_step_with_f32(const momentum_hyper *h, uint64_t t,
-                                        const momentum_tensor_f32 *tensors, size_t count,
-                                        const momentum_options *options);
-extern momentum_API const optforge_kernel momentum_kernel_f32;
-
-/* One tensor of double: n elements in each array. Its arrays must not overlap. */
 typedef struct momentum_tensor_f64 {
     size_t n;
     double *p;
@@ -89,9 +76,17 @@ typedef struct momentum_tensor_f64 {
 } momentum_tensor_f64;
 
 /* Writes the initial state of a tensor, once, before its first step. The tensor is not checked. */
+momentum_API void momentum_state_init_f32(const momentum_tensor_f32 *tensor);
 momentum_API void momentum_state_init_f64(const momentum_tensor_f64 *tensor);
 
-/* One step over a list of tensors, in place; t counts the steps from 1. step_with does it as the options say. */
+/* One step over a list of tensors, in place; t counts the steps from 1. step_with does it as the options say.
+ * The kernels are for steps over several lists, and for programs that look for a rule by its name. */
+momentum_API int momentum_step_f32(const momentum_hyper *h, uint64_t t, const momentum_tensor_f32 *tensors,
+                                   size_t count);
+momentum_API int momentum_step_with_f32(const momentum_hyper *h, uint64_t t,
+                                        const momentum_tensor_f32 *tensors, size_t count,
+                                        const momentum_options *options);
+extern momentum_API const optforge_kernel momentum_kernel_f32;
 momentum_API int momentum_step_f64(const momentum_hyper *h, uint64_t t, const momentum_tensor_f64 *tensors,
                                    size_t count);
 momentum_API int momentum_step_with_f64(const momentum_hyper *h, uint64_t t,

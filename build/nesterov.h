@@ -39,7 +39,7 @@ extern "C" {
 /* What a call returns: one of these, or of optforge's errors, each found before the first write. */
 enum {
     nesterov_OK = OPTFORGE_OK,
-    nesterov_ERROR_ASSERT = OPTFORGE_ERROR_ASSERT, /* 0 <= momentum < 1 */
+    nesterov_ERROR_ASSERT = OPTFORGE_ERROR_ASSERT,
     nesterov_SKIPPED = OPTFORGE_SKIPPED
 };
 nesterov_API const char *nesterov_strerror(int status);
@@ -59,29 +59,16 @@ typedef optforge_options nesterov_options;
 typedef optforge_stats nesterov_stats;
 nesterov_API void nesterov_options_init(nesterov_options *o);
 
-/* Bytes of workspace, aligned to doubles, for so many tensors (or groups, if more) with so many elements together. */
+/* Bytes of workspace, aligned to doubles, for so many elements in so many tensors (or groups, if they are more). */
 nesterov_API size_t nesterov_workspace_size(uint64_t elements, size_t count);
 
-/* One tensor of float: n elements in each array. Its arrays must not overlap. */
+/* A tensor: n elements in each array. Its arrays must not overlap. */
 typedef struct nesterov_tensor_f32 {
     size_t n;
     float *p;
     const float *g;
     float *m;
 } nesterov_tensor_f32;
-
-/* Writes the initial state of a tensor, once, before its first step. The tensor is not checked. */
-nesterov_API void nesterov_state_init_f32(const nesterov_tensor_f32 *tensor);
-
-/* One step over a list of tensors, in place; t counts the steps from 1. step_with does it as the options say. */
-nesterov_API int nesterov_step_f32(const nesterov_hyper *h, uint64_t t, const nesterov_tensor_f32 *tensors,
-                                   size_t count);
-nesterov_API int nesterov_step_with_f32(const nesterov_hyper *h, uint64_t t,
-                                        const nesterov_tensor_f32 *tensors, size_t count,
-                                        const nesterov_options *options);
-extern nesterov_API const optforge_kernel nesterov_kernel_f32;
-
-/* One tensor of double: n elements in each array. Its arrays must not overlap. */
 typedef struct nesterov_tensor_f64 {
     size_t n;
     double *p;
@@ -90,9 +77,17 @@ typedef struct nesterov_tensor_f64 {
 } nesterov_tensor_f64;
 
 /* Writes the initial state of a tensor, once, before its first step. The tensor is not checked. */
+nesterov_API void nesterov_state_init_f32(const nesterov_tensor_f32 *tensor);
 nesterov_API void nesterov_state_init_f64(const nesterov_tensor_f64 *tensor);
 
-/* One step over a list of tensors, in place; t counts the steps from 1. step_with does it as the options say. */
+/* One step over a list of tensors, in place; t counts the steps from 1. step_with does it as the options say.
+ * The kernels are for steps over several lists, and for programs that look for a rule by its name. */
+nesterov_API int nesterov_step_f32(const nesterov_hyper *h, uint64_t t, const nesterov_tensor_f32 *tensors,
+                                   size_t count);
+nesterov_API int nesterov_step_with_f32(const nesterov_hyper *h, uint64_t t,
+                                        const nesterov_tensor_f32 *tensors, size_t count,
+                                        const nesterov_options *options);
+extern nesterov_API const optforge_kernel nesterov_kernel_f32;
 nesterov_API int nesterov_step_f64(const nesterov_hyper *h, uint64_t t, const nesterov_tensor_f64 *tensors,
                                    size_t count);
 nesterov_API int nesterov_step_with_f64(const nesterov_hyper *h, uint64_t t,

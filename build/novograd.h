@@ -42,7 +42,7 @@ extern "C" {
 /* What a call returns: one of these, or of optforge's errors, each found before the first write. */
 enum {
     novograd_OK = OPTFORGE_OK,
-    novograd_ERROR_ASSERT = OPTFORGE_ERROR_ASSERT, /* 0 <= beta1 < 1 and 0 <= beta2 < 1 and eps >= 0 and weight_decay >= 0 */
+    novograd_ERROR_ASSERT = OPTFORGE_ERROR_ASSERT,
     novograd_SKIPPED = OPTFORGE_SKIPPED
 };
 novograd_API const char *novograd_strerror(int status);
@@ -65,10 +65,10 @@ typedef optforge_options novograd_options;
 typedef optforge_stats novograd_stats;
 novograd_API void novograd_options_init(novograd_options *o);
 
-/* Bytes of workspace, aligned to doubles, for so many tensors (or groups, if more) with so many elements together. */
+/* Bytes of workspace, aligned to doubles, for so many elements in so many tensors (or groups, if they are more). */
 novograd_API size_t novograd_workspace_size(uint64_t elements, size_t count);
 
-/* One tensor of float: n elements in each array. Its arrays must not overlap. Scalar state is one double per tensor. */
+/* A tensor: n elements in each array. Its arrays must not overlap. Scalar state is one double per tensor. */
 typedef struct novograd_tensor_f32 {
     size_t n;
     float *p;
@@ -76,19 +76,6 @@ typedef struct novograd_tensor_f32 {
     float *m;
     double *v;
 } novograd_tensor_f32;
-
-/* Writes the initial state of a tensor, once, before its first step. The tensor is not checked. */
-novograd_API void novograd_state_init_f32(const novograd_tensor_f32 *tensor);
-
-/* One step over a list of tensors, in place; t counts the steps from 1. step_with does it as the options say. */
-novograd_API int novograd_step_f32(const novograd_hyper *h, uint64_t t, const novograd_tensor_f32 *tensors,
-                                   size_t count, void *workspace);
-novograd_API int novograd_step_with_f32(const novograd_hyper *h, uint64_t t,
-                                        const novograd_tensor_f32 *tensors, size_t count,
-                                        const novograd_options *options);
-extern novograd_API const optforge_kernel novograd_kernel_f32;
-
-/* One tensor of double: n elements in each array. Its arrays must not overlap. Scalar state is one double per tensor. */
 typedef struct novograd_tensor_f64 {
     size_t n;
     double *p;
@@ -98,9 +85,17 @@ typedef struct novograd_tensor_f64 {
 } novograd_tensor_f64;
 
 /* Writes the initial state of a tensor, once, before its first step. The tensor is not checked. */
+novograd_API void novograd_state_init_f32(const novograd_tensor_f32 *tensor);
 novograd_API void novograd_state_init_f64(const novograd_tensor_f64 *tensor);
 
-/* One step over a list of tensors, in place; t counts the steps from 1. step_with does it as the options say. */
+/* One step over a list of tensors, in place; t counts the steps from 1. step_with does it as the options say.
+ * The kernels are for steps over several lists, and for programs that look for a rule by its name. */
+novograd_API int novograd_step_f32(const novograd_hyper *h, uint64_t t, const novograd_tensor_f32 *tensors,
+                                   size_t count, void *workspace);
+novograd_API int novograd_step_with_f32(const novograd_hyper *h, uint64_t t,
+                                        const novograd_tensor_f32 *tensors, size_t count,
+                                        const novograd_options *options);
+extern novograd_API const optforge_kernel novograd_kernel_f32;
 novograd_API int novograd_step_f64(const novograd_hyper *h, uint64_t t, const novograd_tensor_f64 *tensors,
                                    size_t count, void *workspace);
 novograd_API int novograd_step_with_f64(const novograd_hyper *h, uint64_t t,

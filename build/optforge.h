@@ -215,8 +215,9 @@ typedef struct optforge_work {
 extern "C" {
 #endif
 
-/* The text of a status; never NULL. An assert's own text is NAME_strerror's. */
+/* The text of a status, that of a kernel's own asserts too; never NULL. */
 OPTFORGE_API const char *optforge_strerror(int status);
+OPTFORGE_API const char *optforge_kernel_strerror(const optforge_kernel *kernel, int status);
 
 /* Fills in the defaults: a plain step. */
 OPTFORGE_API void optforge_options_init(optforge_options *o);
@@ -225,6 +226,10 @@ OPTFORGE_API void optforge_options_init(optforge_options *o);
  * exception flags. Tensors of one call must share no memory but gradients (which is not checked). */
 OPTFORGE_API int optforge_step(const optforge_kernel *kernel, const void *hyper, uint64_t t, const void *tensors, size_t count,
                                const optforge_options *options);
+
+/* The same with all defaults; the workspace, of any size, is for kernels that add up, else NULL. */
+OPTFORGE_API int optforge_plain_step(const optforge_kernel *kernel, const void *hyper, uint64_t t, const void *tensors,
+                                     size_t count, void *workspace);
 
 /* One step over lists of several kernels (dtypes, rules): one norm, one decision to skip, one set of statistics. A total
  * over all tensors is over those of all lists whose kernel adds it up. */

@@ -36,7 +36,7 @@ extern "C" {
 /* What a call returns: one of these, or of optforge's errors, each found before the first write. */
 enum {
     rmsprop_OK = OPTFORGE_OK,
-    rmsprop_ERROR_ASSERT = OPTFORGE_ERROR_ASSERT, /* 0 <= rho < 1 and eps > 0 */
+    rmsprop_ERROR_ASSERT = OPTFORGE_ERROR_ASSERT,
     rmsprop_SKIPPED = OPTFORGE_SKIPPED
 };
 rmsprop_API const char *rmsprop_strerror(int status);
@@ -57,28 +57,16 @@ typedef optforge_options rmsprop_options;
 typedef optforge_stats rmsprop_stats;
 rmsprop_API void rmsprop_options_init(rmsprop_options *o);
 
-/* Bytes of workspace, aligned to doubles, for so many tensors (or groups, if more) with so many elements together. */
+/* Bytes of workspace, aligned to doubles, for so many elements in so many tensors (or groups, if they are more). */
 rmsprop_API size_t rmsprop_workspace_size(uint64_t elements, size_t count);
 
-/* One tensor of float: n elements in each array. Its arrays must not overlap. */
+/* A tensor: n elements in each array. Its arrays must not overlap. */
 typedef struct rmsprop_tensor_f32 {
     size_t n;
     float *p;
     const float *g;
     float *acc;
 } rmsprop_tensor_f32;
-
-/* Writes the initial state of a tensor, once, before its first step. The tensor is not checked. */
-rmsprop_API void rmsprop_state_init_f32(const rmsprop_tensor_f32 *tensor);
-
-/* One step over a list of tensors, in place; t counts the steps from 1. step_with does it as the options say. */
-rmsprop_API int rmsprop_step_f32(const rmsprop_hyper *h, uint64_t t, const rmsprop_tensor_f32 *tensors,
-                                 size_t count);
-rmsprop_API int rmsprop_step_with_f32(const rmsprop_hyper *h, uint64_t t, const rmsprop_tensor_f32 *tensors,
-                                      size_t count, const rmsprop_options *options);
-extern rmsprop_API const optforge_kernel rmsprop_kernel_f32;
-
-/* One tensor of double: n elements in each array. Its arrays must not overlap. */
 typedef struct rmsprop_tensor_f64 {
     size_t n;
     double *p;
@@ -87,9 +75,16 @@ typedef struct rmsprop_tensor_f64 {
 } rmsprop_tensor_f64;
 
 /* Writes the initial state of a tensor, once, before its first step. The tensor is not checked. */
+rmsprop_API void rmsprop_state_init_f32(const rmsprop_tensor_f32 *tensor);
 rmsprop_API void rmsprop_state_init_f64(const rmsprop_tensor_f64 *tensor);
 
-/* One step over a list of tensors, in place; t counts the steps from 1. step_with does it as the options say. */
+/* One step over a list of tensors, in place; t counts the steps from 1. step_with does it as the options say.
+ * The kernels are for steps over several lists, and for programs that look for a rule by its name. */
+rmsprop_API int rmsprop_step_f32(const rmsprop_hyper *h, uint64_t t, const rmsprop_tensor_f32 *tensors,
+                                 size_t count);
+rmsprop_API int rmsprop_step_with_f32(const rmsprop_hyper *h, uint64_t t, const rmsprop_tensor_f32 *tensors,
+                                      size_t count, const rmsprop_options *options);
+extern rmsprop_API const optforge_kernel rmsprop_kernel_f32;
 rmsprop_API int rmsprop_step_f64(const rmsprop_hyper *h, uint64_t t, const rmsprop_tensor_f64 *tensors,
                                  size_t count);
 rmsprop_API int rmsprop_step_with_f64(const rmsprop_hyper *h, uint64_t t, const rmsprop_tensor_f64 *tensors,

@@ -979,8 +979,7 @@ static char *sgd_cuda_take(char **at, uint64_t bytes)
 static char *sgd_cuda_place_all(sgd_cuda_plan *w, char *at)
 {
     if (!w->beside) {
-        w->control = (sgd_cuda_control *)at; /* the scalars stand right behind,
-                      so that one copy brings both */
+        w->control = (sgd_cuda_control *)at; /* the scalars stand right behind, so that one copy brings both */
         at += sizeof(sgd_cuda_control);
         w->rows = (sgd_cuda_scalars *)sgd_cuda_take(&at,
                    sgd_cuda_ROWS * w->groups * sizeof(sgd_cuda_scalars));
@@ -1211,7 +1210,7 @@ int sgd_cuda_phases(const sgd_cuda_plan *plan, const sgd_cuda_options *options, 
 
     if (plan == NULL)
         return sgd_cuda_ERROR_NULL;
-    if (first < 0 || first >= sgd_cuda_PHASES || last < first || last > sgd_cuda_PHASES)
+    if (first < 0 || first >= sgd_cuda_PHASES || last < first)
         return sgd_cuda_ERROR_PHASE;
     w = *plan;
     if (options != NULL) {

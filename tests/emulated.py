@@ -29,6 +29,9 @@ FILES = (
     "groups",
     "schedule_hook",
     "meanings",
+    "interrupts",
+    "arrays_in_place",
+    "copying",
 )
 
 

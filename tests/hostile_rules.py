@@ -431,10 +431,6 @@ SIGNATURES = [
     bad_signature("signature-duplicate-hyperparameter", "p, g, *, lr=0.1, lr=0.2", "lr", "duplicate", "twice"),
     bad_signature("signature-state-and-hyperparameter", "p, g, m=0.0, *, m=0.1", "m", "duplicate", "twice"),
     bad_signature("signature-gradient-twice", "p, g, g=0.0", "g", "duplicate", "twice"),
-    bad_signature("annotation-float", "p, g, m: float = 0.0", "annot", "scalar", "float", returns="p, m"),
-    bad_signature("annotation-attribute", "p, g, m: np.ndarray = 0.0", "annot", "scalar", returns="p, m"),
-    bad_signature("annotation-subscript", "p, g, m: list[float] = 0.0", "annot", "scalar", returns="p, m"),
-    bad_signature("annotation-call", f"p, g, m: {WRITE_MARKER} = 0.0", "annot", "scalar", returns="p, m"),
     *(
         bad_signature(f"reserved-{name}", f"p, g, *, {name}=0.1", name, update=f"p = p - {name} * g")
         for name in RESERVED
@@ -633,7 +629,7 @@ LINES = [
         "line-after-unicode-line-ends", IMPORTS + "# \u2028 \u2029 \x85 \x0b \x0c \x1c \x1d \x1e\n" + CULPRIT, "nobody"
     ),
     refused("line-after-form-feed", IMPORTS + "\f\n\f" + CULPRIT, "nobody"),
-    refused("line-in-long-file", IMPORTS + "# filler\n" * 100_000 + CULPRIT, "nobody"),
+    refused("line-in-long-file", IMPORTS + "# filler\n" * 25_000 + CULPRIT, "nobody"),
     refused("line-after-strings", IMPORTS + 'text = """\n@rule\ndef hostile(p, g):\n"""\n' + CULPRIT, "nobody"),
     refused("line-after-continuation", IMPORTS + "text = \\\n    1\n" + CULPRIT, "nobody"),
     refused(
@@ -1052,6 +1048,15 @@ TEXTS = [
     accepted("text-trailing-space", TIDY.replace("\n", "   \n")),
     accepted("text-coding-comment", "# -*- coding: utf-8 -*-\n" + TIDY),
     accepted("text-script-line", "#!/usr/bin/env python3\n" + TIDY),
+    *(
+        accepted(f"annotation-{id}", IMPORTS + function("m = m + g\np = p - lr * m\nreturn p, m", signature=text))
+        for id, text in {
+            "float": "p, g, m: float = 0.0, *, lr: float = 0.1",
+            "attribute": "p: np.ndarray, g: np.ndarray, m: np.ndarray = 0.0, *, lr: np.float64 = 0.1",
+            "subscript": "p, g, m: list[float] = 0.0, *, lr=0.1",
+            "call": f"p: {WRITE_MARKER}, g, m: {WRITE_MARKER} = 0.0, *, lr: {WRITE_MARKER} = 0.1",
+        }.items()
+    ),
     accepted("text-future-import", "from __future__ import annotations\n" + TIDY),
     accepted("text-module-docstring", '"""A module */ {{ 7*7 }}."""\n' + TIDY),
     accepted("text-one-line", IMPORTS + "@rule\ndef hostile(p, g, *, lr=0.1): p = p - lr * g; return p\n"),

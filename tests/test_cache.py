@@ -645,3 +645,140 @@ def test_a_lock_that_is_never_released(own: Path, wrapper: Wrapper, monkeypatch:
         with pytest.raises(EnvironmentProblem, match=r"another process has held .*\.lock"):
             compiler.library(TINY)
     assert compiler.library(TINY) == path
+
+
+# ── what never ends, and what cannot be loaded ──────────────────────────────────────────────────────────────────────
+
+
+def ended(process: int) -> bool:
+    """Whether a process is no more, or is only waited for."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+@pytest.mark.parametrize("when", ["", "--version"])
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "sleep 1000",
+        "sleep 1000 & wait",
+        "exec yes",
+        "while :; do :; done",
+        "exec 1>&- 2>&-; sleep 1000",
+        "trap '' TERM INT; sleep 1000",
+    ],
+)
+def test_a_compiler_that_does_not_end_is_stopped(
+    own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: str, when: str
+) -> None:
+    started = tmp_path / "started"
+    only = f"*{when}*" if when else "*-shared*"
+    wrapper = Wrapper(tmp_path, f"case \"$*\" in {only}) echo $$ >> '{started}'\n{lines};; esac")
+    monkeypatch.setenv("CC", str(wrapper.path))
+    monkeypatch.setattr(compiler.run, "__defaults__", (None, 1))
+    with pytest.raises(
+        EnvironmentProblem, match=r"^the compiler had not ended after 1 s, and was stopped:\n\$ .*cc.sh"
+    ):
+        compiler.library(TINY)
+    (process,) = map(int, started.read_text().split())
+    deadline = time.monotonic() + 20
+    while not ended(process):
+        assert time.monotonic() < deadline
+    assert not own.exists() or names(own) == [".lock"]
+
+
+def test_the_limit_of_a_compiler() -> None:
+    assert compiler.run.__defaults__ == (None, 120)
+
+
+def test_a_compiler_that_leaves_others_behind(own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They hold its pipes open, and the library is there."""
+    monkeypatch.setenv("CC", str(Wrapper(tmp_path, "sleep 100 &").path))
+    before = time.monotonic()
+    assert works(compiler.library(TINY))
+    assert time.monotonic() - before < 60
+
+
+def test_a_compiler_that_says_much(own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CC", str(Wrapper(tmp_path, "yes first | head -c 20000000 >&2\necho last >&2; exit 1").path))
+    with pytest.raises(EnvironmentProblem, match="first") as problem:
+        compiler.library(TINY)
+    assert len(str(problem.value)) < 70_000
+
+
+@pytest.mark.parametrize("part", ["so", "sha256", "lock"])
+@pytest.mark.parametrize("kind", ["fifo", "zero", "directory"])
+def test_an_entry_that_is_no_file(own: Path, part: str, kind: str, tmp_path: Path) -> None:
+    """Ours alone could have put it there; it is replaced, or the library is compiled for the process alone."""
+    path = compiler.library(TINY)
+    entry = path.with_suffix(f".{part}")
+    entry.unlink()
+    if kind == "fifo":
+        os.mkfifo(entry)
+    elif kind == "zero":
+        entry.symlink_to("/dev/zero")
+    else:
+        entry.mkdir()
+    done = subprocess.run([sys.executable, "-c", BUILD], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    if done.stdout.strip() == str(path):
+        assert works(path)
+    else:
+        assert "compiled for this process alone" in done.stderr
+
+
+NOEXEC = "nothing there can be loaded, its file system is mounted noexec"
+
+
+def mounted_noexec(monkeypatch: pytest.MonkeyPatch, *directories: Path) -> None:
+    """Have the system say of directories that nothing there can be executed."""
+    statvfs = os.statvfs
+
+    def told(path: os.PathLike[str]) -> object:
+        status = statvfs(path)
+        if not any(Path(path).is_relative_to(directory) for directory in directories):
+            return status
+        return os.statvfs_result([*status[:8], status.f_flag | os.ST_NOEXEC, *status[9:]])
+
+    monkeypatch.setattr(os, "statvfs", told)
+
+
+def test_a_cache_on_a_file_system_without_execution(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mounted_noexec(monkeypatch, own)
+    with pytest.warns(RuntimeWarning, match=f"{own}: {NOEXEC}.*compiled for this process alone"):
+        path = compiler.library(TINY)
+    assert works(path)
+    assert own not in path.parents
+    assert compiler.cached("tiny", ".cubin", "0" * 64, lambda place: made(place / "x")).parent == own  # is only read
+
+
+def made(path: Path) -> Path:
+    """A file."""
+    path.write_bytes(b"x")
+    return path
+
+
+def test_no_place_is_with_execution(own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mounted_noexec(monkeypatch, own, tmp_path)
+    with pytest.raises(EnvironmentProblem, match=f"cannot be compiled: .*: {NOEXEC}; .*set TMPDIR"):
+        compiler.library(TINY)
+
+
+MOUNTING = """
+mount -t tmpfs -o noexec tmpfs "$1" || exit 77
+OPTFORGE_CACHE_DIR="$1/cache" exec "$2" -c 'import numpy as np; from optforge import Optimizer
+p = np.ones(3); Optimizer([p], "sgd", lr=1.0).step([p.copy()]); assert not p.any()'
+"""
+
+
+def test_a_file_system_that_is_really_mounted_so(tmp_path: Path) -> None:
+    command = ["unshare", "-m", "sh", "-c", MOUNTING, "sh", str(tmp_path), sys.executable]
+    if shutil.which("unshare") is None:
+        pytest.skip("there is no unshare")
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    if done.returncode in (1, 77) and "Traceback" not in done.stderr:
+        pytest.skip(f"nothing can be mounted here: {done.stderr.strip()}")
+    assert done.returncode == 0, done.stderr
+    assert "compiled for this process alone" in done.stderr

@@ -133,7 +133,7 @@ def test_missing_arguments(small: Small) -> None:
     assert small.says(cuda.call("launch", None, options, None)) == NULL
     assert small.says(cuda.call("phases", None, options, 0, 1, None)) == NULL
     assert small.says(cuda.call("state_init", None, hyper, None)) == NULL
-    for first, last in ((-1, 1), (cuda.phases, cuda.phases), (1, 0), (0, cuda.phases + 1), (cuda.phases + 3, 99)):
+    for first, last in ((-1, 1), (cuda.phases, cuda.phases), (1, 0), (cuda.phases + 3, 99)):
         said = small.says(cuda.call("phases", plan, options, first, last, None))
         assert said == "the phases to be done are not among those of a step"
     number = ctypes.c_size_t(5)

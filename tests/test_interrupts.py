@@ -200,7 +200,7 @@ def test_an_interrupted_load_is_said_until_there_is_a_whole_one(target: str) -> 
     opt.step(arrays("fd", 5, 2))
     number = instructions(lambda: opt.load_state_dict(saved), 0)
     half = 0
-    for at in range(number, 1, -5):
+    for at in range(number, 1, -(number // 50 + 1)):
         try:
             instructions(lambda: opt.load_state_dict(saved), at)
         except Interruption:

@@ -191,7 +191,7 @@ def broken(p, g, *, lr=0.1):
 
 @pytest.mark.parametrize("clashing", ["method", "attribute"])
 def test_a_hyperparameter_that_could_not_be_read(clashing: str) -> None:
-    given, name = {"method": (hiding_method, "_prepare"), "attribute": (hiding_attribute, "_t")}[clashing]
+    given, name = {"method": (hiding_method, "_prepare"), "attribute": (hiding_attribute, "_plan")}[clashing]
     with refused(UsageError, f"^the Optimizer uses the name '{name}' of rule 'hiding_{clashing}' itself"):
         Optimizer(small(1), given, target="numpy")
 
@@ -204,9 +204,9 @@ def hiding_method(p, g, *, _prepare=0.1):
 
 
 @rule
-def hiding_attribute(p, g, *, _t=True):
+def hiding_attribute(p, g, *, _plan=True):
     """A name that is in use."""
-    p = p - g if _t else p + g
+    p = p - g if _plan else p + g
     return p
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import importlib
 from typing import Any
 
@@ -50,8 +51,8 @@ def __getattr__(name: str) -> Any:
             **importlib.import_module(".functions", __name__).IMPORTABLE,
             **dict.fromkeys(importlib.import_module(".transforms", __name__)),
         }
-        if name == "__all__":
-            return ["rules", "transforms", *_MODULES, *_HOMES, *words]
+        if name == "__all__":  # what `from optforge import *` brings, which replaces nothing of Python
+            return ["rules", "transforms", *_MODULES, *_HOMES, *(word for word in words if not hasattr(builtins, word))]
         if name not in words:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         value = words[name] or getattr(transforms, name)
@@ -60,4 +61,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted(["__version__", *__getattr__("__all__")])
+    return sorted(["__version__", *__getattr__("__all__"), "abs", "sum"])

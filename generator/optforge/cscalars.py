@@ -129,6 +129,7 @@ class Scalars:
         scope.enter((let.ref, let.name) for let in group.lets)
         scope.enter([(unscale, "unscale")])
         hyper, steps, out, failed = (scope.own(name) for name in ("h", "step", "s", "failed"))
+        passed = tuple(scope.own(name) for name in ("scalars", "hyper"))
         printer = Printer(F64, lambda e: scope.of[e], self.helper, f"&{failed}")
         lines = [f"const {c_type(let.expr)} {scope.of[let.ref]} = {printer(let.expr)};" for let in group.lets]
         asserted = [
@@ -143,6 +144,7 @@ class Scalars:
             reads.append(f"(void){hyper};")
         return {
             "hyper": hyper,
+            "passed": passed,
             "steps": steps,
             "unscale": scope.of[unscale],
             "out": out,

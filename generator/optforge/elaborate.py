@@ -6,12 +6,14 @@ import ast
 import unicodedata
 from collections.abc import Mapping, Set
 
+from . import bounds
+from .bounds import enumerated
 from .compose import Composition
 from .diagnostics import Reporter, nearest, printable
 from .functions import FUNCTIONS, IMPORTABLE, REDUCTIONS
 from .ir import Assert, Expr, Let, Program, Type
 from .literals import OPERATORS, fold_checked, is_two, number
-from .options import Options, configurations
+from .options import Options, choices, configurations
 from .parse import Definition
 from .unsupported import INSTEAD
 
@@ -30,7 +32,18 @@ def check(composition: Composition) -> None:
     """Raise RuleError with the errors of the parts under every choice of their options."""
     for part in composition.parts:
         reporter = Reporter(part.text)
-        for options in configurations(Composition((part,))):
+        every = list(configurations(Composition((part,))))
+        for name, values in choices(Composition((part,))).items():
+            if len(values) > bounds.OPTION_STRINGS:
+                what = f"option {name!r} is compared with {len(values):,} strings"
+                reporter.error(part.node, what, f"an option takes at most {bounds.OPTION_STRINGS}")
+        reporter.check()
+        if len(every) * part.nodes > bounds.CHECKED_NODES:
+            many = f"{len(every)} choices of its options and {part.nodes:,} nodes of syntax"
+            most = f"their product is at most {bounds.CHECKED_NODES:,}: drop options, or shorten the {part.kind}"
+            reporter.error(part.node, f"the {part.kind} is too large to be checked: it has {many}", most)
+            reporter.check()
+        for options in every:
             Elaborator(part, options, reporter, [], scope(part, {})).run()
         reporter.check()
 
@@ -167,6 +180,9 @@ class Elaborator:
                 self.error(statement, "tuple assignment is not part of the language", "assign a name a line")
             case ast.Assign(targets=[_, _, *_]):
                 self.error(statement, "an assignment has one target", "assign a name a line")
+            case ast.Expr(value=ast.Call(func=ast.Name(id="print"))):
+                hint = 'return what you want to see as state, and read opt.state["name"] after a step'
+                self.error(statement, "a rule is compiled, and prints nothing", hint)
             case ast.Assign() | ast.AugAssign():
                 target = statement.targets[0] if isinstance(statement, ast.Assign) else statement.target
                 what = "a subscript" if isinstance(target, ast.Subscript) else "an attribute"
@@ -217,7 +233,8 @@ class Elaborator:
             if isinstance(statement.msg, ast.Constant) and isinstance(statement.msg.value, str):
                 message = printable(statement.msg.value)
             else:
-                self.error(statement.msg, "the message of an assert is a plain string")
+                hint = "values are not filled in: say in words what has to hold"
+                self.error(statement.msg, "the message of an assert is a plain string", hint)
         if isinstance(condition, bool):
             if condition:
                 return
@@ -227,8 +244,10 @@ class Elaborator:
 
     def text_of(self, node: ast.expr) -> str:
         """The author's text of an expression, on one line."""
-        text = ast.get_source_segment("\n".join(self.definition.text.lines), node) or ""
-        return ast.unparse(node) if "\n" in text or not text else text
+        if node.lineno != node.end_lineno or node.end_col_offset is None:
+            return ast.unparse(node)
+        line = self.definition.text.at(node.lineno).encode(errors="replace")
+        return line[node.col_offset : node.end_col_offset].decode(errors="replace") or ast.unparse(node)
 
     def stored(self, name: str) -> Expr:
         """The value that an output ends with, as it is stored."""
@@ -348,6 +367,8 @@ class Elaborator:
 
     def expression(self, node: ast.expr) -> Expr:
         """The typed form of an expression."""
+        if self.reporter.full:
+            return POISON
         match node:
             case ast.Constant():
                 return self.constant(node)
@@ -377,6 +398,8 @@ class Elaborator:
                 hint = f"a rule knows only names; its functions are {LISTED}"
                 if node.attr in IMPORTABLE:
                     hint = f"write {node.attr}(…), imported from optforge"
+                if node.attr in INSTEAD_OF_FUNCTIONS:
+                    hint = f"{INSTEAD_OF_FUNCTIONS[node.attr]}; {hint}"
                 return self.error(node, "an attribute is not part of the language", hint)
         return self.refuse(node)
 
@@ -454,7 +477,7 @@ class Elaborator:
     def power(self, node: ast.BinOp, base: Expr, exponent: Expr) -> Expr:
         """`base ** exponent`: of elements only the powers that are exact."""
         if exponent.type is Type.ELEMENT:
-            return self.error(node, "an exponent is a scalar", "for positive x, x**y is exp(y * log(x))")
+            return self.error(node, "an exponent is a scalar", GENERAL_POWER)
         if is_two(node.right):
             return combine("square", base.type, base)
         if base.type is Type.SCALAR:
@@ -466,10 +489,10 @@ class Elaborator:
                 return combine("sqrt", Type.ELEMENT, base)
             case Expr(op="const", value=-1.0):
                 return combine("div", Type.ELEMENT, element(Expr("const", Type.SCALAR, value=1.0)), base)
-            case Expr(op="const", value=3.0):
-                hint = "write x * x * x"
+            case Expr(op="const", value=float(value)):
+                hint = power_hint(value)
             case _:
-                hint = "for positive x, x**y is exp(y * log(x))"
+                hint = GENERAL_POWER
         return self.error(node, "elements have the powers 2, 0.5 and -1 only", hint)
 
     def selection(self, node: ast.IfExp) -> Expr:
@@ -505,7 +528,10 @@ class Elaborator:
             hint = INSTEAD_OF_FUNCTIONS.get(name, f"a rule cannot call helper functions; there are {LISTED}")
             return self.error(node.func, message, hint)
         if node.keywords:
-            return self.error(node.keywords[0].value, f"{name}() takes no keyword arguments", "pass them by position")
+            hint = "pass them by position"
+            if known[name] in REDUCTIONS:
+                hint = f"it is over the whole tensor, without axes: write {name}(x)"
+            return self.error(node.keywords[0].value, f"{name}() takes no keyword arguments", hint)
         for arg in node.args:
             if isinstance(arg, ast.Starred):
                 return self.refuse(arg)
@@ -515,7 +541,9 @@ class Elaborator:
         function = REDUCTIONS[name] if name in REDUCTIONS else FUNCTIONS[name]
         if len(node.args) != len(function.parameters):
             expected = f"{name}({', '.join(function.parameters)})"
-            return self.error(node, f"{expected} takes {len(function.parameters)} argument(s), not {len(node.args)}")
+            hint = "it is over the whole tensor, without axes" if name in REDUCTIONS else ""
+            message = f"{expected} takes {len(function.parameters)} argument(s), not {len(node.args)}"
+            return self.error(node, message, hint)
         args = [self.expression(arg) for arg in node.args]
         for value, place in zip(args, node.args, strict=True):
             if value.type in (Type.MASK, Type.CONDITION):
@@ -556,13 +584,32 @@ LISTED = ", ".join([*FUNCTIONS, "where", *REDUCTIONS])
 INSTEAD_OF_FUNCTIONS = {
     "clip": "write minimum(maximum(x, low), high)",
     "clamp": "write minimum(maximum(x, low), high)",
+    "expm1": "write exp(x) - 1",
+    "isfinite": "write where(x - x == 0, a, b), which chooses a where x is finite",
+    "isinf": "write where(x - x != 0, where(x == x, a, b), b), which chooses a where x is infinite",
+    "isnan": "write where(x != x, a, b), which chooses a where x is NaN",
+    "log1p": "write log(1 + x)",
+    "rsqrt": "write 1 / sqrt(x)",
+    "sigmoid": "write 1 / (1 + exp(-x))",
     "float": "leave it out: scalars are doubles",
     "max": "write maximum(a, b)",
     "min": "write minimum(a, b)",
     "pow": "write a ** b",
     "square": "write x**2",
 }
+GENERAL_POWER = "where x is positive, x**y is exp(y * log(x)); where it has a sign, take abs(x) and multiply by sign(x)"
 MASK_HINT = "choose numbers by it: where(mask, 1, 0)"
+
+
+def power_hint(exponent: float) -> str:
+    """How to write a power of elements, which may have any sign."""
+    if exponent == 3:
+        return "write x * x * x"
+    if exponent == 4:
+        return "write (x**2)**2, or x2 = x**2 and then x2 * x2"
+    if exponent.is_integer():
+        return f"multiply: x2 = x**2 and then x2 * x2 is x**4{', and 1 / y for a negative one' * (exponent < 0)}"
+    return GENERAL_POWER
 
 
 def an(kind: Type) -> str:
@@ -603,4 +650,4 @@ def look_alike(name: str, known: list[str]) -> str:
     if not foreign:
         return ""
     named = ", ".join(f"U+{ord(c):04X} {unicodedata.name(c, 'unnamed')}" for c in foreign)
-    return f"it is not ASCII: {named}; known are {', '.join(map(repr, known))}"
+    return f"it is not ASCII: {named}; known are {enumerated(list(map(repr, known)))}"

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import ast
+import functools
 import hashlib
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
+from . import bounds
 from .diagnostics import Reporter, Text
+from .functions import REDUCTIONS
 from .ir import State
 from .literals import literal
-from .module import decorated, imports, shadowed
+from .module import TopLevel, decorated, shadowed
+from .names import spelled
 
 # Names that the Optimizer uses itself.
 RESERVED = frozenset(
     "params rule target threads skip_nonfinite zero_grads step state state_dict load_state_dict save load stats".split()
 )
 ARRAYS = ("p", "g")
-DEEPEST_NESTING = 150
+LARGEST_EXPONENT = 1024  # of 2, in a double
 NESTING_HINT = "give intermediate results names, a line each"
 
 
@@ -46,7 +50,18 @@ class Definition:
     borrowed: tuple[str, ...] = ()
     aliases: Mapping[str, str] = field(default_factory=dict)
 
-    @property
+    @functools.cached_property
+    def nodes(self) -> int:
+        """How large it is: the nodes of its syntax tree."""
+        return len(counted(self.node))
+
+    @functools.cached_property
+    def reductions(self) -> tuple[ast.Call, ...]:
+        """The calls of reductions."""
+        calls = (n for n in ast.walk(self.node) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name))
+        return tuple(n for n in calls if self.aliases.get(n.func.id, n.func.id) in REDUCTIONS)  # type: ignore[attr-defined]
+
+    @functools.cached_property
     def locals(self) -> tuple[str, ...]:
         """The names that the body binds."""
         return tuple({name: None for statement in self.body for n in ast.walk(statement) for name in stores(n)})
@@ -75,6 +90,8 @@ def canonical(node: object, aliases: Mapping[str, str] = {}) -> str:
         return f"[{','.join(canonical(item, aliases) for item in node)}]"
     if isinstance(node, ast.Name):
         return f"Name({aliases.get(node.id, node.id)})"
+    if isinstance(node, ast.arg) and node.annotation and not says_scalar(node.annotation, aliases):
+        node = ast.arg(node.arg)  # other annotations are ignored
     if isinstance(node, ast.AST):
         fields = (
             f"{name}={canonical(value, aliases)}"
@@ -85,18 +102,19 @@ def canonical(node: object, aliases: Mapping[str, str] = {}) -> str:
     return repr(node)
 
 
-def define(kind: str, node: ast.FunctionDef, text: Text, tree: ast.Module) -> Definition:
+def define(kind: str, node: ast.FunctionDef, text: Text, top: TopLevel) -> Definition:
     """Check everything of a rule or transform that does not depend on types, and gather what it declares."""
     reporter = Reporter(text)
     depth, deepest = nesting(node)
-    if depth > DEEPEST_NESTING:
+    if depth > bounds.NESTING:
         reporter.error(deepest, "nested too deeply", NESTING_HINT)
         reporter.check()
-    aliases = imports(tree)
+    check_size(kind, node, reporter)
+    aliases = top.aliases
     for decorator in node.decorator_list:
         if decorated(decorator, aliases) != kind:
             reporter.error(decorator, f"a {kind} has no decorator but @{kind}")
-    shadowed(node, tree, reporter)
+    shadowed(node, top, reporter)
 
     body = list(node.body)
     doc = ""
@@ -110,7 +128,7 @@ def define(kind: str, node: ast.FunctionDef, text: Text, tree: ast.Module) -> De
     signature = Signature(kind, node, aliases, reporter)
     changes = check_return(signature, body)
     reporter.check()
-    return Definition(
+    made = Definition(
         kind,
         node.name,
         doc,
@@ -126,6 +144,20 @@ def define(kind: str, node: ast.FunctionDef, text: Text, tree: ast.Module) -> De
         tuple(signature.borrowed),
         aliases,
     )
+    if len(made.reductions) > bounds.REDUCTIONS:
+        what = f"there are at most {bounds.REDUCTIONS} reductions, and here are {len(made.reductions)}"
+        reporter.error(made.reductions[bounds.REDUCTIONS], what)
+        reporter.check()
+    return made
+
+
+def says_scalar(annotation: ast.expr, aliases: Mapping[str, str]) -> bool:
+    """Whether an annotation is `scalar`, however the file names it; all others are ignored."""
+    if isinstance(annotation, ast.Attribute):
+        return annotation.attr == "scalar" and isinstance(annotation.value, ast.Name)
+    if isinstance(annotation, ast.Constant):
+        return annotation.value == "scalar"
+    return isinstance(annotation, ast.Name) and aliases.get(annotation.id, annotation.id) == "scalar"
 
 
 def cleaned(docstring: str) -> str:
@@ -148,8 +180,54 @@ def nesting(node: ast.AST) -> tuple[int, ast.AST]:
             place = current
         if level > depth:
             depth, deepest = level, place
-        stack += [(child, level + 1, place) for child in ast.iter_child_nodes(current)]
+        chained = {ast.BoolOp: "values", ast.Compare: "ops"}.get(type(current))
+        below = level + max(1, len(getattr(current, chained)) if chained else 1)
+        stack += [(child, below, place) for child in ast.iter_child_nodes(current)]
     return depth, deepest
+
+
+def counted(node: ast.AST) -> list[ast.AST]:
+    """The nodes of a syntax tree that somebody has written."""
+    return [n for n in ast.walk(node) if not isinstance(n, ast.expr_context)]
+
+
+def check_size(kind: str, node: ast.FunctionDef, reporter: Reporter) -> None:
+    """Refuse what is larger than any real rule or transform, at once."""
+    nodes = counted(node)
+    if len(nodes) > bounds.NODES:
+        hint = f"a {kind} has at most {bounds.NODES:,} (every name, number and operation counts)"
+        reporter.error(node, f"the {kind} is too large: {len(nodes):,} nodes of syntax", hint)
+        reporter.check()
+    for kinds, most, what in (
+        ((ast.Assert,), bounds.ASSERTS, "asserts"),
+        ((ast.arg,), bounds.STATES + bounds.HYPERPARAMETERS + bounds.OPTIONS, "parameters"),
+    ):
+        found = [n for n in nodes if isinstance(n, kinds)]
+        if len(found) > most:
+            reporter.error(found[most], f"a {kind} has at most {most} {what}, and this has {len(found):,}")
+            reporter.check()
+    for n in nodes:
+        if isinstance(n, ast.Constant) and isinstance(n.value, int) and n.value.bit_length() > LARGEST_EXPONENT:
+            reporter.error(n, "the constant overflows a double", "the largest is 1.7976931348623157e308")
+        name = n.arg if isinstance(n, ast.arg) else n.id if isinstance(n, ast.Name) else ""
+        check_length(n, name, reporter)
+    check_length(node, node.name, reporter)
+    reporter.check()
+
+
+def check_length(node: ast.AST, name: str, reporter: Reporter) -> None:
+    """Refuse a name that is too long."""
+    if len(name) > bounds.NAME_LENGTH or len(spelled(name)) > bounds.NAME_LENGTH:
+        as_c = "" if len(name) > bounds.NAME_LENGTH else f", and as C spells it {len(spelled(name))}"
+        message = f"the name {name[:20]}… is too long: it has {len(name):,} characters{as_c}"
+        reporter.error(node, message, f"a name has at most {bounds.NAME_LENGTH}")
+
+
+def check_count(names: Iterable[ast.arg], most: int, what: str, reporter: Reporter) -> None:
+    """Refuse more of something than a rule has."""
+    found = list(names)
+    if len(found) > most:
+        reporter.error(found[most], f"there are at most {most} {what}, and here are {len(found)}")
 
 
 class Signature:
@@ -164,10 +242,13 @@ class Signature:
         self.options: dict[str, bool | str] = {}
         self.time = False
         arguments = node.args
-        every = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]
-        for k, arg in enumerate(every):
-            if arg.arg in {a.arg for a in every[:k]}:
+        positional, keywords = [*arguments.posonlyargs, *arguments.args], arguments.kwonlyargs
+        every = [*positional, *keywords]
+        seen: set[str] = set()
+        for arg in every:
+            if arg.arg in seen:
                 reporter.error(arg, f"{arg.arg!r} is declared twice")
+            seen.add(arg.arg)
         if arguments.posonlyargs:
             reporter.error(
                 arguments.posonlyargs[0], "positional-only parameters are not part of the language", "drop the /"
@@ -178,15 +259,17 @@ class Signature:
             reporter.error(
                 arguments.kwarg, f"**{arguments.kwarg.arg} is not part of the language", "name each hyperparameter"
             )
-        if node.returns:
-            reporter.error(node.returns, f"a {kind} has no return annotation", "drop the ->")
-        self._positional([*arguments.posonlyargs, *arguments.args], arguments.defaults)
-        for arg, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True):
+        self._positional(positional, arguments.defaults)
+        for arg, default in zip(keywords, arguments.kw_defaults, strict=True):
             self._keyword(arg, default)
         for state, default in zip(
             self.state, arguments.defaults[len(arguments.defaults) - len(self.state) :], strict=True
         ):
             self._initial_name(state, default)
+        check_count(positional[len(self.takes) :], bounds.STATES, "states", reporter)
+        check_count((a for a in keywords if a.arg in self.options), bounds.OPTIONS, "static options", reporter)
+        others = (a for a in keywords if a.arg not in self.options)
+        check_count(others, bounds.HYPERPARAMETERS, "hyperparameters", reporter)
 
     def _positional(self, args: list[ast.arg], defaults: list[ast.expr]) -> None:
         names = [arg.arg for arg in args[:2]]
@@ -202,9 +285,6 @@ class Signature:
                 self.reporter.error(where, "a transform's first parameters are p, g, or one of them", hint)
                 self.reporter.check()
         taken = len(self.takes)
-        for arg in args[:taken]:
-            if arg.annotation:
-                self.reporter.error(arg, f"{arg.arg!r} has no annotation", "only state may be annotated, as scalar")
         undefaulted = len(args) - len(defaults)
         for arg in args[undefaulted:taken]:
             self.reporter.error(arg, f"{arg.arg!r} has no default")
@@ -214,24 +294,18 @@ class Signature:
             elif arg.arg in ARRAYS:
                 self.reporter.error(arg, f"{arg.arg!r} comes first", "def name(p, g, state=0.0, *, lr)")
             elif k < undefaulted:
-                self.reporter.error(arg, f"state {arg.arg!r} needs its initial value", f"{arg.arg}=0.0")
+                hint = (
+                    f"{arg.arg}=0.0, if it is state, which the rule keeps from step to step; a step is given no other "
+                    "arrays than p and g, and numbers that it is given are hyperparameters, behind a *"
+                )
+                self.reporter.error(arg, f"state {arg.arg!r} needs its initial value", hint)
             else:
                 self._state(arg, defaults[k - undefaulted])
         if undefaulted < taken:
             self.reporter.check()
 
-    def _says_scalar(self, annotation: ast.expr) -> bool:
-        """Whether an annotation is `scalar`, however the file names it."""
-        if isinstance(annotation, ast.Attribute):
-            return annotation.attr == "scalar" and isinstance(annotation.value, ast.Name)
-        return isinstance(annotation, ast.Name) and self.aliases.get(annotation.id, annotation.id) == "scalar"
-
     def _state(self, arg: ast.arg, default: ast.expr) -> None:
-        scalar = arg.annotation is not None
-        if arg.annotation and not self._says_scalar(arg.annotation):
-            self.reporter.error(
-                arg.annotation, "state is annotated as scalar or not at all", f"{arg.arg}: scalar = 0.0"
-            )
+        scalar = arg.annotation is not None and says_scalar(arg.annotation, self.aliases)
         initial: float | str | None
         if isinstance(default, ast.Constant) and isinstance(default.value, str):
             initial = default.value
@@ -245,7 +319,7 @@ class Signature:
             return
         if state.initial not in self.takes:
             names = [*self.takes, *self.hyperparameters]
-            hint = f"a number, or one of {', '.join(map(repr, names))}"
+            hint = f"a number, or one of {bounds.enumerated([repr(name) for name in names])}"
             self.reporter.error(default, f"state {state.name!r} cannot start as {state.initial!r}", hint)
         elif state.scalar:
             hint = "a number, or the name of a hyperparameter"
@@ -254,8 +328,6 @@ class Signature:
             )
 
     def _keyword(self, arg: ast.arg, default: ast.expr | None) -> None:
-        if arg.annotation:
-            self.reporter.error(arg.annotation, "a hyperparameter has no annotation", "its default says what it is")
         if arg.arg == "t":
             if default is not None:
                 self.reporter.error(default, "t has no default", "it is the step count, 1 at the first step")
@@ -302,6 +374,8 @@ def check_return(signature: Signature, body: list[ast.stmt]) -> tuple[str, ...]:
     hint = f"end the {kind} with: return {expected}"
     last = body[-1] if body else None
     for statement in returns(body):
+        if reporter.full:
+            break
         if statement in body and statement is not last:
             behind = body[body.index(statement) + 1]
             reporter.error(behind, "there is a statement behind the return", "remove what follows the return")

@@ -44,7 +44,7 @@ def compiled(definition: Definition) -> types.CodeType:
     node = copy.deepcopy(definition.node)
     node.decorator_list, node.returns, node.args.defaults = [], None, []
     node.args.kw_defaults = [None for _ in node.args.kwonlyargs]
-    for arg in node.args.args:
+    for arg in (*node.args.args, *node.args.kwonlyargs):
         arg.annotation = None
     node.body = [Doubles().visit(statement) for statement in node.body]
     module = ast.fix_missing_locations(ast.Module([node], []))

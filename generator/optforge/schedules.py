@@ -23,6 +23,7 @@ Schedules are frozen, equal where their arguments are, and go through JSON: `fro
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import operator
@@ -694,3 +695,29 @@ def sampled(steps: int, most: int = 20_000) -> list[int]:
     if steps <= most:
         return list(range(1, steps + 1))
     return [1 + k * (steps - 1) // (most - 1) for k in range(most)]
+
+
+# ── how arguments are given ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+def by_name(kind: type[Schedule]) -> None:
+    """Let a schedule say which arguments are given by name, where a dataclass would only count them."""
+    made = kind.__init__
+    own = fields(kind)  # type: ignore[arg-type]
+    positional = [one.name for one in own if not one.kw_only]
+    named = sorted((one.name for one in own if one.kw_only), key=lambda name: name == "warmup")
+
+    @functools.wraps(made)
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        more = len(args) - len(positional)
+        if more > 0:
+            shown = ", ".join([*positional, *(f"{name}=…" for name in named[:more])])
+            name = kind.__name__
+            raise TypeError(f"{name} takes {', '.join(positional)} by position, and all else by name: {name}({shown})")
+        made(self, *args, **kwargs)
+
+    kind.__init__ = init  # type: ignore[method-assign]
+
+
+for _kind in (constant, step, multi_step, exponential, inverse_time, linear, polynomial, cosine, one_cycle, chain):
+    by_name(_kind)

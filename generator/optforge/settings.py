@@ -9,6 +9,15 @@ from .compose import Composition
 from .diagnostics import nearest
 from .options import choose
 
+ELSEWHERE = {  # names that other libraries have, and ours
+    "alpha": ("rho",),
+    "beta_1": ("beta1",),
+    "beta_2": ("beta2",),
+    "betas": ("beta1", "beta2"),
+    "epsilon": ("eps",),
+    "learning_rate": ("lr",),
+}
+
 
 def settings(composition: Composition, given: Mapping[str, object]) -> tuple[dict[str, float], dict[str, bool | str]]:
     """All hyperparameters and options, with the given ones in place of the defaults.
@@ -24,6 +33,9 @@ def settings(composition: Composition, given: Mapping[str, object]) -> tuple[dic
     for name in given:
         if name not in known:
             listed = f"; it has {', '.join(known)}" if known else "; it has none"
+            if {*ELSEWHERE.get(name, ("",))} <= {*known}:
+                listed = f"; write {', '.join(f'{own}=…' for own in ELSEWHERE[name])}"
+                raise TypeError(f"{composition.last.kind} {composition.name!r} has no hyperparameter {name!r}{listed}")
             what = f"{composition.last.kind} {composition.name!r}"
             raise TypeError(f"{what} has no hyperparameter {name!r}{nearest(name, known) or listed}")
     options = choose(composition, {name: value for name, value in given.items() if name in composition.options})

@@ -158,4 +158,8 @@ def collected(params: Any, name: str) -> Any:
         raise TypeError(f"{name} must be a list, tuple or dict of arrays, not {kind(params)}")
     if not params:
         raise ValueError(f"{name} is empty: there is nothing to optimize")
+    first = next(iter(params.values() if isinstance(params, dict) else params))
+    if isinstance(first, tuple) and len(first) == 2 and isinstance(first[0], str):
+        what = f"{name} has pairs of a name and an array, as named_parameters() gives them"
+        raise TypeError(f"{what}: pass dict({name}) of them, or parameters(), which has no names")
     return params

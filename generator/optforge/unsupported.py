@@ -44,7 +44,7 @@ INSTEAD: dict[type[ast.AST], tuple[str, str]] = {
     ast.Subscript: ("a subscript", "a rule is written for one element; g is that element already"),
     ast.Slice: ("a slice", "a rule is written for one element; g is that element already"),
     ast.Starred: ("`*`", ""),
-    ast.JoinedStr: ("an f-string", ""),
+    ast.JoinedStr: ("an f-string", "a rule has no texts but options and the plain messages of its asserts"),
     ast.FloorDiv: ("`//`", "write (a - a % b) / b"),
     ast.MatMult: ("`@`", "rules are element-wise"),
     ast.LShift: ("`<<`", ""),

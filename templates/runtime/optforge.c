@@ -39,36 +39,44 @@ OPTFORGE_INLINE double optforge_largest(double a, double b)
     return a != a ? a : y;
 }
 
-/* `value` is what is added of element x[j], `w` is it in double, `total` what the lane becomes. */
-#define OPTFORGE_ADD(name, real, value, total)                                                                 \
-    OPTFORGE_INLINE void name##_to(double *OPTFORGE_RESTRICT lanes, const real *OPTFORGE_RESTRICT x,           \
-                                   const real *OPTFORGE_RESTRICT old, size_t n, real by)                       \
-    {                                                                                                          \
-        (void)old;                                                                                             \
-        (void)by;                                                                                              \
-        for (size_t j = 0; j < n; j++) {                                                                       \
-            const double w = (double)(value);                                                                  \
-                                                                                                               \
-            lanes[j] = total;                                                                                  \
-        }                                                                                                      \
-    }                                                                                                          \
-    OPTFORGE_INLINE void name(double *lanes, const real *x, const real *old, size_t n, real by)                \
-    {                                                                                                          \
-        for (; n >= OPTFORGE_LANES; n -= OPTFORGE_LANES, x += OPTFORGE_LANES, old += OPTFORGE_LANES)           \
-            name##_to(lanes, x, old, OPTFORGE_LANES, by);                                                      \
-        name##_to(lanes, x, old, n, by);                                                                       \
-    }                                                                                                          \
-    OPTFORGE_EACH_SET(name, (double *lanes, const void *x, const void *old, size_t n, double scale),           \
+/* `value` is what is added of an element, `w` is it in double, `total` what the lane becomes: four rows at once, one row,
+ * and what is left. */
+#define OPTFORGE_ADD(name, real, value, total)                                                             \
+    OPTFORGE_INLINE double name##_one(double lane, real x, real old, real by)                              \
+    {                                                                                                      \
+        const double w = (double)(value);                                                                  \
+                                                                                                           \
+        (void)old, (void)by;                                                                               \
+        return total;                                                                                      \
+    }                                                                                                      \
+    OPTFORGE_INLINE void name(double *OPTFORGE_RESTRICT lanes, const real *OPTFORGE_RESTRICT x,            \
+                              const real *OPTFORGE_RESTRICT old, size_t n, real by)                        \
+    {                                                                                                      \
+        for (; n >= 4 * OPTFORGE_LANES; n -= 4 * OPTFORGE_LANES, x += 4 * OPTFORGE_LANES, old += 4 * OPTFORGE_LANES) \
+            for (size_t j = 0; j < OPTFORGE_LANES; j++) {                                                  \
+                const double one = name##_one(lanes[j], x[j], old[j], by);                                 \
+                const double two = name##_one(one, x[j + 32], old[j + 32], by);                            \
+                const double three = name##_one(two, x[j + 64], old[j + 64], by);                          \
+                                                                                                           \
+                lanes[j] = name##_one(three, x[j + 96], old[j + 96], by);                                  \
+            }                                                                                              \
+        for (; n >= OPTFORGE_LANES; n -= OPTFORGE_LANES, x += OPTFORGE_LANES, old += OPTFORGE_LANES)       \
+            for (size_t j = 0; j < OPTFORGE_LANES; j++)                                                    \
+                lanes[j] = name##_one(lanes[j], x[j], old[j], by);                                         \
+        for (size_t j = 0; j < n; j++)                                                                     \
+            lanes[j] = name##_one(lanes[j], x[j], old[j], by);                                             \
+    }                                                                                                      \
+    OPTFORGE_EACH_SET(name, (double *lanes, const void *x, const void *old, size_t n, double scale),       \
                       name(lanes, (const real *)x, (const real *)old, n, (real)scale))
 
-OPTFORGE_ADD(optforge_squares_f32, float, x[j] * by, lanes[j] + w * w)
-OPTFORGE_ADD(optforge_sum_f32, float, x[j] * by, lanes[j] + w)
-OPTFORGE_ADD(optforge_max_f32, float, x[j] * by, optforge_largest(lanes[j], fabs(w)))
-OPTFORGE_ADD(optforge_change_f32, float, x[j] - old[j], lanes[j] + w * w)
-OPTFORGE_ADD(optforge_squares_f64, double, x[j] * by, lanes[j] + w * w)
-OPTFORGE_ADD(optforge_sum_f64, double, x[j] * by, lanes[j] + w)
-OPTFORGE_ADD(optforge_max_f64, double, x[j] * by, optforge_largest(lanes[j], fabs(w)))
-OPTFORGE_ADD(optforge_change_f64, double, x[j] - old[j], lanes[j] + w * w)
+OPTFORGE_ADD(optforge_squares_f32, float, x * by, lane + w * w)
+OPTFORGE_ADD(optforge_sum_f32, float, x * by, lane + w)
+OPTFORGE_ADD(optforge_max_f32, float, x * by, optforge_largest(lane, fabs(w)))
+OPTFORGE_ADD(optforge_change_f32, float, x - old, lane + w * w)
+OPTFORGE_ADD(optforge_squares_f64, double, x * by, lane + w * w)
+OPTFORGE_ADD(optforge_sum_f64, double, x * by, lane + w)
+OPTFORGE_ADD(optforge_max_f64, double, x * by, optforge_largest(lane, fabs(w)))
+OPTFORGE_ADD(optforge_change_f64, double, x - old, lane + w * w)
 
 /* By format and instruction set: squares, sums, largest values, and squares of changes. */
 static const optforge_add optforge_adds[2][4][OPTFORGE_SETS] = {
@@ -1233,15 +1241,19 @@ OPTFORGE_API int optforge_step_lists(const optforge_list *lists, size_t number, 
 #ifdef _OPENMP
     if (options->parallel == NULL && shares > 1) {
 #pragma omp parallel num_threads((int)shares)
-        for (int phase = 0; phase < w.phases; phase++) {
+        {
             const size_t k = (size_t)omp_get_thread_num(), all = (size_t)omp_get_num_threads();
+            const uint64_t flush = optforge_keep_subnormals(options);
 
-            optforge_share(&w, phase, k, all);
+            for (int phase = 0; phase < w.phases; phase++) {
+                optforge_share(&w, phase, k, all);
 #pragma omp barrier
-            optforge_fold_tensors(&w, phase, k, all);
+                optforge_fold_tensors(&w, phase, k, all);
 #pragma omp barrier
 #pragma omp single
-            status = optforge_fold_all(&w, phase);
+                status = optforge_fold_all(&w, phase);
+            }
+            optforge_restore_flush(flush);
         }
         return status;
     }
@@ -1268,6 +1280,17 @@ OPTFORGE_API int optforge_step(const optforge_kernel *kernel, const void *hyper,
     list.tensors = tensors;
     list.count = count;
     return optforge_step_lists(&list, 1, options);
+}
+
+OPTFORGE_API int optforge_plain_step(const optforge_kernel *kernel, const void *hyper, uint64_t t, const void *tensors,
+                                     size_t count, void *workspace)
+{
+    optforge_options o;
+
+    optforge_options_init(&o);
+    o.workspace = workspace;
+    o.workspace_size = SIZE_MAX;
+    return optforge_step(kernel, hyper, t, tensors, count, &o);
 }
 
 /* ---- small things ------------------------------------------------------------------------------------------------ */
@@ -1326,6 +1349,14 @@ OPTFORGE_API const char *optforge_strerror(int status)
     if (status >= OPTFORGE_ERROR_ASSERT)
         return "the hyperparameters break an assert of the rule";
     return status >= 0 && (size_t)status < sizeof texts / sizeof *texts ? texts[status] : "unknown status";
+}
+
+OPTFORGE_API const char *optforge_kernel_strerror(const optforge_kernel *kernel, int status)
+{
+    for (int k = 0; kernel != NULL && kernel->asserts[k] != NULL; k++)
+        if (status == OPTFORGE_ERROR_ASSERT + k)
+            return kernel->asserts[k];
+    return optforge_strerror(status);
 }
 
 #define OPTFORGE_COMPILE_END

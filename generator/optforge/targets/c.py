@@ -208,7 +208,7 @@ def opened(ffi: Any, path: Path) -> Any:
     ffi.cdef("int fegetenv(void *); int fesetenv(const void *);")
     environment, system = ffi.new("double[64]"), ffi.dlopen(None)
     before = not flushes()
-    with contextlib.suppress(AttributeError):  # a system without them
+    with contextlib.suppress(AttributeError):  # where the process has no libm with them, nothing can be put back
         system.fegetenv(environment)
     # Never unloaded, not even when the interpreter ends: OpenMP would go with it, from under its waiting threads.
     loaded = ffi.dlopen(str(path), os.RTLD_NOW | os.RTLD_NODELETE)
