@@ -513,7 +513,7 @@ def test_generate_a_composition_of_a_file(run: Run, tmp_path: Path) -> None:
         assert (tmp_path / "b" / name).read_text() == text
     emitted = (tmp_path / "b" / f"{made.name}.h").read_text()
     assert "optforge generate clip_by_norm:mine.py:double:mine.py:mine" in emitted
-        assert "--set max_norm=2.0" in text
+    assert "--set max_norm=2.0" in emitted
     assert run("generate", "mine.py:NAME", "--out", "a", "--check")[0] == 0
     assert run("generate", "mine.py:NAME", "--set", "by=3", "--out", "a", "--check")[0] == 1
 
