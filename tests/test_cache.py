@@ -386,7 +386,7 @@ def test_a_compiler_that_lacks_flags(
     wrapper = Wrapper(tmp_path, refuse)
     monkeypatch.setenv("CC", str(wrapper.path))
     probe = subprocess.run(
-        [str(wrapper.path), *kept, *compiler.FLAGS, "-x", "c", "-", "-o", str(tmp_path / "probe.so")],
+        [str(wrapper.path), *kept, *compiler.FLAGS, "-shared", "-x", "c", "-", "-o", str(tmp_path / "probe.so")],
         input=b"int tiny(void) { return 42; }",
         check=False,
     )
