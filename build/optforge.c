@@ -459,6 +459,17 @@ static size_t optforge_row_count(const optforge_list *l)
     return l->steps != NULL && l->count > groups ? l->count : groups;
 }
 
+/* Whether gradients have to be looked at before the first pass, to decide on skipping: it writes, or does not add them up. */
+static int optforge_scans(const optforge_kernel *kernel)
+{
+    const optforge_pass *first = &kernel->passes[0];
+    int adds = 0;
+
+    for (size_t s = 0; s < first->sum_count; s++)
+        adds |= first->sums[s].slot == OPTFORGE_GRAD;
+    return first->writes || !adds;
+}
+
 /* Counts tensors, leaves and sums, and lays out the workspace. */
 static void optforge_lay_out(optforge_work *w, optforge_room *room)
 {
@@ -473,7 +484,7 @@ static void optforge_lay_out(optforge_work *w, optforge_room *room)
         width += optforge_row_count(l) * optforge_row_width(l);
         count += l->count;
         w->tracks |= l->steps != NULL;
-        w->scan |= l->kernel->passes[0].writes && o->skip_nonfinite;
+        w->scan |= o->skip_nonfinite && optforge_scans(l->kernel);
         if ((int)l->kernel->pass_count > w->phases)
             w->phases = (int)l->kernel->pass_count;
         for (size_t k = 0; k < l->count; k++) {
@@ -481,7 +492,7 @@ static void optforge_lay_out(optforge_work *w, optforge_room *room)
             w->own_leaves += optforge_leaves(optforge_elements(optforge_tensor(l, k)));
         }
     }
-    w->phases += w->scan;
+    w->phases += w->scan + (w->number == 0); /* a step of nothing has a phase, too, which ends it */
     w->tensors = o->sizes != NULL ? o->tensors : count;
     w->leaves = o->sizes != NULL ? 0 : w->own_leaves;
     for (size_t k = 0; o->sizes != NULL && k < o->tensors; k++)
@@ -642,7 +653,7 @@ static int optforge_alike(const optforge_kernel *a, const optforge_kernel *b)
         for (size_t s = 0; s < a->passes[p].sum_count; s++) {
             const optforge_sum *x = &a->passes[p].sums[s], *y = &b->passes[p].sums[s];
 
-            if (x->slot != y->slot || x->kind != y->kind || strcmp(x->name, y->name) != 0)
+            if (x->slot != y->slot || x->kind != y->kind || x->observed != y->observed || strcmp(x->name, y->name) != 0)
                 return 0;
         }
     }
@@ -1005,7 +1016,7 @@ static int optforge_slot(const optforge_kernel *kernel, int statistic, unsigned 
     for (size_t s = 0; pass < kernel->pass_count && s < kernel->passes[pass].sum_count; s++) {
         const optforge_sum *own = &kernel->passes[pass].sums[s];
 
-        if (own->kind == sum->kind && strcmp(own->name, sum->name) == 0)
+        if (own->kind == sum->kind && !own->observed && strcmp(own->name, sum->name) == 0)
             return own->slot;
     }
     return -1;
@@ -1047,13 +1058,12 @@ static double optforge_total(const optforge_work *w, int statistic, unsigned pas
     return optforge_tree(w->gathered, w->tensors, sum != NULL ? (int)sum->kind : (int)OPTFORGE_SUM);
 }
 
-/* The total of counts of NaN or of infinity. */
-static double optforge_counted(const optforge_work *w, unsigned slot, size_t number)
+/* How many NaN or infinities a tensor of this kernel has: they are counted where its gradient is added up. */
+static double optforge_counted(const optforge_work *w, const optforge_kernel *kernel, unsigned slot, size_t number)
 {
-    for (int phase = 0; phase < w->phases; phase++)
-        if (w->place[phase][slot] >= 0)
-            return optforge_sums_of(w, phase, slot)[number];
-    return 0.0;
+    const int phase = optforge_phase_of(w, kernel, OPTFORGE_GRAD);
+
+    return w->place[phase][slot] >= 0 ? optforge_sums_of(w, phase, slot)[number] : 0.0;
 }
 
 /* What a step tells of one tensor, or of all, from four sums of squares and two counts. */
@@ -1081,51 +1091,52 @@ static void optforge_squares(const optforge_work *w, const optforge_kernel *kern
     }
 }
 
-/* Tells the statistics of one tensor; keeps the largest ratio, in which NaN stays. */
-static void optforge_tell_tensor(const optforge_work *w, const optforge_kernel *kernel, size_t number, double *largest)
+/* Tells the statistics of one tensor; keeps the largest ratio, in which NaN stays, and the sums of the counts. */
+static void optforge_tell_tensor(const optforge_work *w, const optforge_kernel *kernel, size_t number, optforge_stats *all)
 {
     double squares[4];
     optforge_stats own;
 
     optforge_squares(w, kernel, number, squares);
-    optforge_tell(&own, squares, optforge_counted(w, OPTFORGE_NAN, number), optforge_counted(w, OPTFORGE_INF, number),
-                  w->skipped);
-    if (*largest == *largest && !(own.max_update_ratio <= *largest))
-        *largest = own.max_update_ratio;
+    optforge_tell(&own, squares, optforge_counted(w, kernel, OPTFORGE_NAN, number),
+                  optforge_counted(w, kernel, OPTFORGE_INF, number), w->skipped);
+    if (all->max_update_ratio == all->max_update_ratio && !(own.max_update_ratio <= all->max_update_ratio))
+        all->max_update_ratio = own.max_update_ratio;
+    all->nan += own.nan;
+    all->inf += own.inf;
     if (w->options->tensor_stats != NULL)
         w->options->tensor_stats[number] = own;
 }
 
 static void optforge_tell_all(const optforge_work *w)
 {
-    double squares[4] = {0.0, 0.0, 0.0, 0.0}, largest = 0.0, nan = 0.0, inf = 0.0;
+    double squares[4] = {0.0, 0.0, 0.0, 0.0};
+    optforge_stats all;
     size_t before = 0;
 
+    memset(&all, 0, sizeof all);
     for (size_t k = 0; w->options->sizes != NULL && w->number > 0 && k < w->tensors; k++)
-        optforge_tell_tensor(w, w->lists[0].kernel, k, &largest);
+        optforge_tell_tensor(w, w->lists[0].kernel, k, &all);
     for (size_t i = 0; w->options->sizes == NULL && i < w->number; before += w->lists[i].count, i++)
         for (size_t k = 0; k < w->lists[i].count; k++)
-            optforge_tell_tensor(w, w->lists[i].kernel, optforge_number(&w->lists[i], k, before), &largest);
+            optforge_tell_tensor(w, w->lists[i].kernel, optforge_number(&w->lists[i], k, before), &all);
     if (w->options->stats == NULL)
         return;
     for (int q = 0; q < 4; q++)
         if (!w->skipped || q == OPTFORGE_GRAD)
             squares[q] = optforge_total(w, q, 0, NULL);
-    for (size_t k = 0; k < w->tensors; k++) {
-        nan += optforge_counted(w, OPTFORGE_NAN, k);
-        inf += optforge_counted(w, OPTFORGE_INF, k);
-    }
-    optforge_tell(w->options->stats, squares, nan, inf, w->skipped);
-    w->options->stats->max_update_ratio = largest;
+    optforge_tell(w->options->stats, squares, (double)all.nan, (double)all.inf, w->skipped);
+    w->options->stats->max_update_ratio = all.max_update_ratio;
 }
 
-/* Whether a gradient was NaN or infinite. */
+/* Whether a gradient was NaN or infinite: all kernels have counted in phase 0. */
 static int optforge_nonfinite(const optforge_work *w)
 {
     double found = 0.0;
 
-    for (size_t k = 0; k < w->tensors; k++)
-        found += optforge_counted(w, OPTFORGE_NAN, k) + optforge_counted(w, OPTFORGE_INF, k);
+    for (unsigned slot = OPTFORGE_NAN; slot <= OPTFORGE_INF; slot++)
+        for (size_t k = 0; w->sums > 0 && k < w->tensors; k++)
+            found += optforge_sums_of(w, 0, slot)[k];
     return found > 0.0;
 }
 

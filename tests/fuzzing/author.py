@@ -175,6 +175,10 @@ class Writer:
         if named:
             k = self.pick(*named)
             whole += [f"abs({a}) ** {k}" if self.has("abs") and self.chance(0.7) else f"({a}) ** {k}"] * 2
+            # The plain forms are those in which one in a thousand values shows another rounding: see `telling`.
+            whole += [f"{k} ** ({self.pick('1 + 1', '2 * 1')})", f"{k} ** {self.pick('2', '3', '0.5', '-1')}"]
+            if not fixed and self.has("max_abs") and self.scope.elements() and self.reducing:
+                whole += [f"max_abs({self.element(0)}) ** {self.pick(k, '(1 + 1)', '2', '0.5', '-1')}"] * 2
             if "t" in self.scope.fixed and not fixed:
                 whole += [f"{k} ** t", f"(1 - {k} ** t)", f"{k} ** (t - 1)"]
         return f"({self.pick(*whole)})"
