@@ -697,6 +697,8 @@ static int optforge_prepare(optforge_work *w)
             return OPTFORGE_ERROR_NULL;
         if (o->sizes != NULL && !optforge_alike(l->kernel, w->lists[0].kernel))
             return OPTFORGE_ERROR_PART;
+        if (optforge_row_count(l) > SIZE_MAX / sizeof(double) / (2 * OPTFORGE_MOST_SCALARS))
+            return OPTFORGE_ERROR_WORKSPACE; /* more scalars than memory can hold */
     }
     optforge_lay_out(w, &room);
     if (room.used > 0) {
