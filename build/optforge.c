@@ -29,7 +29,8 @@ enum {
 
 /* ---- what adds up: 32 lanes of doubles, for each instruction set ------------------------------------------------- */
 
-/* Adds n elements to the lanes, element i to lane i mod 32: of x times `scale`, or of x less `old`. Squares are of doubles. */
+/* Adds n elements to the lanes, element i to lane i mod 32: of x times `scale`, or of x less `old`. Squares are of
+ * doubles. */
 typedef void (*optforge_add)(double *lanes, const void *x, const void *old, size_t n, double scale);
 
 OPTFORGE_INLINE double optforge_largest(double a, double b)
@@ -39,8 +40,8 @@ OPTFORGE_INLINE double optforge_largest(double a, double b)
     return a != a ? a : y;
 }
 
-/* `value` is what is added of an element, `w` is it in double, `total` what the lane becomes: four rows at once, one row,
- * and what is left. */
+/* `value` is what is added of an element, `w` is it in double, `total` what the lane becomes: four rows at once, one
+ * row, and what is left. */
 #define OPTFORGE_ADD(name, real, value, total)                                                             \
     OPTFORGE_INLINE double name##_one(double lane, real x, real old, real by)                              \
     {                                                                                                      \
@@ -243,8 +244,8 @@ OPTFORGE_API const char *optforge_isa(void)
 
 /* ---- flush to zero ----------------------------------------------------------------------------------------------- */
 
-/* Lets this thread compute with subnormal numbers; gives what restores it. Programs that are linked with -ffast-math, and
- * libraries, switch them off. */
+/* Lets this thread compute with subnormal numbers; gives what restores it. Programs that are linked with -ffast-math,
+ * and libraries, switch them off. */
 static uint64_t optforge_keep_subnormals(const optforge_options *o)
 {
 #if defined(__SSE__) || defined(_M_X64)
@@ -446,7 +447,7 @@ static void optforge_place_sums(optforge_work *w)
     w->phase_sums[w->phases] = w->sums = next;
 }
 
-/* Doubles of a row of scalars: where tensors have counts of their own, the number of the row's first tensor comes behind. */
+/* Doubles of a row of scalars: where tensors have counts of their own, the number of the row's first tensor follows. */
 static size_t optforge_row_width(const optforge_list *l)
 {
     return optforge_width(l->kernel) + (l->steps != NULL);
@@ -459,7 +460,8 @@ static size_t optforge_row_count(const optforge_list *l)
     return l->steps != NULL && l->count > groups ? l->count : groups;
 }
 
-/* Whether gradients have to be looked at before the first pass, to decide on skipping: it writes, or does not add them up. */
+/* Whether gradients have to be looked at before the first pass, to decide on skipping: it writes, or does not add
+ * them up. */
 static int optforge_scans(const optforge_kernel *kernel)
 {
     const optforge_pass *first = &kernel->passes[0];
@@ -737,7 +739,8 @@ static int optforge_prepare(optforge_work *w)
     return status;
 }
 
-OPTFORGE_API int optforge_begin(optforge_work *w, const optforge_list *lists, size_t number, const optforge_options *options)
+OPTFORGE_API int optforge_begin(optforge_work *w, const optforge_list *lists, size_t number,
+                                const optforge_options *options)
 {
     uint64_t flush = 0;
     int status;
@@ -775,9 +778,9 @@ static double *optforge_sums_of(const optforge_work *w, int phase, unsigned slot
     return w->tensor_sums + (size_t)w->place[phase][slot] * w->tensors;
 }
 
-/* The scalars of tensor k of a list as pass `pass` needs them: the group's row, or a copy in `own` with the tensor's. */
-static const double *optforge_scalars(const optforge_work *w, size_t i, size_t k, size_t rows, size_t before, unsigned pass,
-                                      double *own)
+/* The scalars of tensor k of list i as a pass needs them: the group's row, or a copy in `own` with the tensor's. */
+static const double *optforge_scalars(const optforge_work *w, size_t i, size_t k, size_t rows, size_t before,
+                                      unsigned pass, double *own)
 {
     const optforge_list *l = &w->lists[i];
     const optforge_kernel *kernel = l->kernel;
@@ -803,7 +806,8 @@ static const double *optforge_scalars(const optforge_work *w, size_t i, size_t k
 }
 
 /* Counts NaN and infinity among unscaled gradients. */
-static void optforge_count(const void *g, unsigned char format, size_t begin, size_t n, double unscale, double *nan, double *inf)
+static void optforge_count(const void *g, unsigned char format, size_t begin, size_t n, double unscale, double *nan,
+                           double *inf)
 {
     *nan = *inf = 0.0;
     for (size_t i = begin; i < begin + n; i++) {
@@ -876,8 +880,8 @@ static void optforge_add_up(const optforge_work *w, const optforge_span *span, c
 
         if (source <= OPTFORGE_SCRATCH)
             values = (const char *)x->scratch + (size_t)(OPTFORGE_SCRATCH - source) * OPTFORGE_PIECE * size;
-        optforge_adds[real - OPTFORGE_F32][kind][w->set](lanes[s], values, old, x->n,
-                                                         source == OPTFORGE_UNSCALED ? 1.0 / w->options->grad_scale : 1.0);
+        optforge_adds[real - OPTFORGE_F32][kind][w->set](
+            lanes[s], values, old, x->n, source == OPTFORGE_UNSCALED ? 1.0 / w->options->grad_scale : 1.0);
     }
 }
 
@@ -949,7 +953,8 @@ static void optforge_leaves_of(const optforge_work *w, int phase, size_t from, s
                 if (span.run != NULL)
                     x.scalars = optforge_scalars(w, i, k, rows, before, (unsigned)(phase - w->scan), own);
                 if (span.sum_count > 0)
-                    span.leaf = w->first[optforge_number(l, k, before)] + (l->part != NULL ? l->part[k] / OPTFORGE_LEAF : 0);
+                    span.leaf = w->first[optforge_number(l, k, before)] +
+                                (l->part != NULL ? l->part[k] / OPTFORGE_LEAF : 0);
                 for (size_t own_leaf = first; own_leaf < last; own_leaf++)
                     optforge_leaf(w, phase, &span, &x, own_leaf);
             }
@@ -965,7 +970,8 @@ OPTFORGE_API void optforge_share(optforge_work *w, int phase, size_t ith, size_t
     if (w != NULL && w->begun == w && phase == w->due && ith < nth) {
         const uint64_t flush = optforge_keep_subnormals(w->options);
 
-        optforge_leaves_of(w, phase, optforge_split(w->own_leaves, ith, nth), optforge_split(w->own_leaves, ith + 1, nth));
+        optforge_leaves_of(w, phase, optforge_split(w->own_leaves, ith, nth),
+                           optforge_split(w->own_leaves, ith + 1, nth));
         optforge_restore_flush(flush);
     }
 }
@@ -983,7 +989,8 @@ static void optforge_fold_tensor(const optforge_work *w, int phase, const optfor
         const unsigned slot = span.sums[s]->slot;
 
         optforge_sums_of(w, phase, slot)[number] =
-            optforge_tensor_total(w->leaf_sums + (size_t)w->place[phase][slot] * w->leaves + first, leaves, span.sums[s]->kind);
+            optforge_tensor_total(w->leaf_sums + (size_t)w->place[phase][slot] * w->leaves + first, leaves,
+                                  span.sums[s]->kind);
     }
     for (unsigned slot = OPTFORGE_NAN; span.counts && slot <= OPTFORGE_INF; slot++)
         optforge_sums_of(w, phase, slot)[number] = optforge_tensor_total(
@@ -1049,7 +1056,8 @@ static double optforge_total(const optforge_work *w, int statistic, unsigned pas
 
         if (slot < 0)
             continue;
-        sums = optforge_sums_of(w, sum != NULL ? (int)pass + w->scan : optforge_phase_of(w, l->kernel, slot), (unsigned)slot);
+        sums = optforge_sums_of(w, sum != NULL ? (int)pass + w->scan : optforge_phase_of(w, l->kernel, slot),
+                                (unsigned)slot);
         if (w->options->sizes != NULL) { /* of all tensors, those elsewhere too */
             memcpy(w->gathered, sums, w->tensors * sizeof *sums);
             break;
@@ -1094,7 +1102,8 @@ static void optforge_squares(const optforge_work *w, const optforge_kernel *kern
 }
 
 /* Tells the statistics of one tensor; keeps the largest ratio, in which NaN stays, and the sums of the counts. */
-static void optforge_tell_tensor(const optforge_work *w, const optforge_kernel *kernel, size_t number, optforge_stats *all)
+static void optforge_tell_tensor(const optforge_work *w, const optforge_kernel *kernel, size_t number,
+                                 optforge_stats *all)
 {
     double squares[4];
     optforge_stats own;
@@ -1177,7 +1186,8 @@ static void optforge_finish(const optforge_work *w)
         double own[OPTFORGE_MOST_SCALARS];
 
         for (size_t k = 0; l->kernel->finish != NULL && k < l->count; k++)
-            l->kernel->finish(optforge_scalars(w, i, k, rows, before, l->kernel->pass_count, own), optforge_tensor(l, k));
+            l->kernel->finish(optforge_scalars(w, i, k, rows, before, l->kernel->pass_count, own),
+                              optforge_tensor(l, k));
         rows += optforge_row_count(l) * optforge_row_width(l);
         before += l->count;
     }
@@ -1281,8 +1291,8 @@ OPTFORGE_API int optforge_step_lists(const optforge_list *lists, size_t number, 
     return status;
 }
 
-OPTFORGE_API int optforge_step(const optforge_kernel *kernel, const void *hyper, uint64_t t, const void *tensors, size_t count,
-                               const optforge_options *options)
+OPTFORGE_API int optforge_step(const optforge_kernel *kernel, const void *hyper, uint64_t t, const void *tensors,
+                               size_t count, const optforge_options *options)
 {
     optforge_list list;
 
@@ -1325,7 +1335,8 @@ OPTFORGE_API void optforge_state_init(const optforge_kernel *kernel, const void 
         void *const state = optforge_array(tensor, a);
 
         if (copied && n > 0)
-            memcpy(state, optforge_array(tensor, initial->from == OPTFORGE_FROM_P ? 0 : 1), n * optforge_format_size(kernel->formats[a]));
+            memcpy(state, optforge_array(tensor, initial->from == OPTFORGE_FROM_P ? 0 : 1),
+                   n * optforge_format_size(kernel->formats[a]));
         for (size_t i = 0; !copied && i < n; i++)
             if (kernel->formats[a] == OPTFORGE_F32)
                 ((float *)state)[i] = (float)value;

@@ -1,7 +1,8 @@
-/* optforge.h: what every emitted rule shares: lists of tensors, options, statistics, statuses, and the calls that step them.
+/* optforge.h: what every emitted rule shares: lists of tensors, options, statistics, statuses, and what steps them.
  *
- * A rule's own header, NAME.h, includes this one and has typed calls, which are all that most programs need. What stands
- * here is for programs that step several lists at once, let threads of their own do it, or find a rule by its name.
+ * A rule's own header, NAME.h, includes this one and has typed calls, which are all that most programs need. What
+ * stands here is for programs that step several lists at once, let threads of their own do it, or find a rule by its
+ * name.
  *
  * This file may be used, changed and distributed without restriction.
  */
@@ -40,12 +41,12 @@ enum {
     OPTFORGE_ERROR_PART = 10,      /* a part is not in its tensor, or begins or ends inside a leaf */
     OPTFORGE_ERROR_GROUP = 11,     /* a tensor's group is none of the groups */
     OPTFORGE_ERROR_NUMBER = 12,    /* a tensor's number is none of the tensors, or two have the same */
-    OPTFORGE_ERROR_ABI = 13,       /* a kernel is of another version of optforge, or asks for more than the runtime has */
+    OPTFORGE_ERROR_ABI = 13,       /* a kernel is of another version of optforge, or wants more than the runtime has */
     OPTFORGE_ERROR_OPTIONS = 14,   /* the options are of another version: fill them in with optforge_options_init */
-    OPTFORGE_ERROR_ISA = 15,       /* OPTFORGE_ISA, or the argument of optforge_use, is no instruction set of this machine */
+    OPTFORGE_ERROR_ISA = 15,       /* OPTFORGE_ISA, or what optforge_use is given, is nothing this machine has */
     OPTFORGE_ERROR_FLUSH = 16,     /* the program flushes subnormal numbers to zero, which changes the results */
     OPTFORGE_ERROR_ORDER = 17,     /* begin was not called, or a phase is not the one that is due */
-    OPTFORGE_ERROR_ASSERT = 100    /* the hyperparameters break the first assert of the rule; 101 the second, and so on */
+    OPTFORGE_ERROR_ASSERT = 100    /* the hyperparameters break the rule's first assert; 101 the second, and so on */
 };
 
 enum {
@@ -67,8 +68,10 @@ typedef struct optforge_stats {
     uint64_t skipped;         /* 1 where the step was skipped */
 } optforge_stats;
 
-/* Runs run(work, k, shares) for k from 0 to shares - 1, in any order, at the same time or not, and returns when all are done. */
-typedef void (*optforge_parallel)(void *pool, size_t shares, void (*run)(void *work, size_t k, size_t shares), void *work);
+/* Runs run(work, k, shares) for k from 0 to shares - 1, in any order, at the same time or not, and returns when all
+ * are done. */
+typedef void (*optforge_parallel)(void *pool, size_t shares, void (*run)(void *work, size_t k, size_t shares),
+                                  void *work);
 
 /* How a whole step is done. What is 0 or NULL is not asked for. */
 typedef struct optforge_options {
@@ -83,10 +86,10 @@ typedef struct optforge_options {
     size_t workspace_size;       /* in bytes */
     optforge_stats *stats;       /* filled in, over all tensors */
     optforge_stats *tensor_stats;/* filled in, one for each tensor, by its number */
-    size_t tensors;              /* where lists have parts of tensors, or some are elsewhere: how many whole ones there are */
+    size_t tensors;              /* where lists have parts of tensors, or some are elsewhere: how many whole ones */
     const size_t *sizes;         /* and their numbers of elements */
     uint64_t *applied;           /* advances by 1 with a step that is not skipped */
-    optforge_parallel parallel;  /* whose threads do the step; NULL: OpenMP's where compiled with it, else the caller's */
+    optforge_parallel parallel;  /* whose threads do the step; NULL: OpenMP's if compiled with it, else the caller's */
     void *pool;                  /* its first argument */
 } optforge_options;
 
@@ -142,8 +145,8 @@ typedef struct optforge_initial {
 } optforge_initial;
 enum { OPTFORGE_FROM_VALUE = -1, OPTFORGE_FROM_P = -2, OPTFORGE_FROM_G = -3 };
 
-/* A rule for one combination of formats. A tensor is a struct of its number of elements, a size_t, and of pointers: p, g
- * and the state; hyperparameters are a struct of doubles. `names` end with NULL. */
+/* A rule for one combination of formats. A tensor is a struct of its number of elements, a size_t, and of pointers: p,
+ * g and the state; hyperparameters are a struct of doubles. `names` end with NULL. */
 typedef struct optforge_kernel {
     unsigned abi; /* OPTFORGE_TYPES */
     const char *name, *hash;
@@ -224,30 +227,32 @@ OPTFORGE_API void optforge_options_init(optforge_options *o);
 
 /* One step over a list of tensors, in place. Reentrant; expects the default rounding mode, and may raise floating-point
  * exception flags. Tensors of one call must share no memory but gradients (which is not checked). */
-OPTFORGE_API int optforge_step(const optforge_kernel *kernel, const void *hyper, uint64_t t, const void *tensors, size_t count,
-                               const optforge_options *options);
+OPTFORGE_API int optforge_step(const optforge_kernel *kernel, const void *hyper, uint64_t t, const void *tensors,
+                               size_t count, const optforge_options *options);
 
 /* The same with all defaults; the workspace, of any size, is for kernels that add up, else NULL. */
 OPTFORGE_API int optforge_plain_step(const optforge_kernel *kernel, const void *hyper, uint64_t t, const void *tensors,
                                      size_t count, void *workspace);
 
-/* One step over lists of several kernels (dtypes, rules): one norm, one decision to skip, one set of statistics. A total
- * over all tensors is over those of all lists whose kernel adds it up. */
+/* One step over lists of several kernels (dtypes, rules): one norm, one decision to skip, one set of statistics. A
+ * total over all tensors is over those of all lists whose kernel adds it up. */
 OPTFORGE_API int optforge_step_lists(const optforge_list *lists, size_t number, const optforge_options *options);
 
 /* Everything but the step: OPTFORGE_OK means that a step with the same arguments will succeed. */
 OPTFORGE_API int optforge_check(const optforge_list *lists, size_t number, const optforge_options *options);
 
-/* Bytes of workspace that a step of these lists may take; of one kernel with so many elements in so many tensors (or groups,
- * if they are more). 0 where nothing does not say what it is about. */
+/* Bytes of workspace that a step of these lists may take; of one kernel with so many elements in so many tensors (or
+ * groups, if they are more). 0 where nothing does not say what it is about. */
 OPTFORGE_API size_t optforge_workspace_size(const optforge_list *lists, size_t number, const optforge_options *options);
 OPTFORGE_API size_t optforge_kernel_workspace(const optforge_kernel *kernel, uint64_t elements, size_t count);
 
-/* The same step on threads that are running already, over one workspace and one optforge_work: one thread calls begin; then for
- * each phase from 0 to work->phases - 1 all call share, each with its own `ith` of `nth`, and when all are back one calls fold.
- * The last fold ends the step; its status is the step's. Between share and fold the sums of the phase, partials, may be added
- * up over ranks that have parts of the same tensors (options.tensors, options.sizes): one is 0 where a rank has not its leaf. */
-OPTFORGE_API int optforge_begin(optforge_work *work, const optforge_list *lists, size_t number, const optforge_options *options);
+/* The same step on threads that are running already, over one workspace and one optforge_work: one thread calls begin;
+ * then for each phase from 0 to work->phases - 1 all call share, each with its own `ith` of `nth`, and when all are
+ * back one calls fold. The last fold ends the step; its status is the step's. Between share and fold the sums of the
+ * phase, partials, may be added up over ranks that have parts of the same tensors (options.tensors, options.sizes):
+ * one is 0 where a rank has not its leaf. */
+OPTFORGE_API int optforge_begin(optforge_work *work, const optforge_list *lists, size_t number,
+                                const optforge_options *options);
 OPTFORGE_API void optforge_share(optforge_work *work, int phase, size_t ith, size_t nth);
 OPTFORGE_API int optforge_fold(optforge_work *work, int phase);
 OPTFORGE_API double *optforge_partials(const optforge_work *work, int phase, size_t *number);
@@ -255,8 +260,8 @@ OPTFORGE_API double *optforge_partials(const optforge_work *work, int phase, siz
 /* Writes the initial state of a tensor, once, before its first step. The tensor is not checked. */
 OPTFORGE_API void optforge_state_init(const optforge_kernel *kernel, const void *tensor, const void *hyper);
 
-/* The instruction set in use: "x86-64", "x86-64-v3", "x86-64-v4", "neon" or "plain"; and to use another, which the environment
- * variable OPTFORGE_ISA does as well. None changes a bit. */
+/* The instruction set in use: "x86-64", "x86-64-v3", "x86-64-v4", "neon" or "plain"; and to use another, which the
+ * environment variable OPTFORGE_ISA does as well. None changes a bit. */
 OPTFORGE_API const char *optforge_isa(void);
 OPTFORGE_API int optforge_use(const char *name);
 
