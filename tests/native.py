@@ -167,6 +167,7 @@ class Library:
         assert bytes(options)[16:] == bytes(ctypes.sizeof(Options) - 16)
         if workspace is not None:
             options.workspace, options.workspace_size = workspace.ctypes.data, workspace.nbytes
+            options.kept = workspace  # alive with the options
         for name, value in values.items():
             setattr(options, name, value)
         return options

@@ -1380,7 +1380,7 @@ OPTFORGE_API const char *optforge_kernel_strerror(const optforge_kernel *kernel,
     for (int k = 0; kernel != NULL && kernel->asserts[k] != NULL; k++)
         if (status == OPTFORGE_ERROR_ASSERT + k)
             return kernel->asserts[k];
-    return optforge_strerror(status);
+    return kernel != NULL && status >= OPTFORGE_ERROR_ASSERT ? "unknown status" : optforge_strerror(status);
 }
 
 #define OPTFORGE_COMPILE_END
