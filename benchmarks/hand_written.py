@@ -192,7 +192,7 @@ class Data:
         self.start = rng.standard_normal(size, np.float32)
         self.gradients = rng.standard_normal(size, np.float32) * np.float32(0.01)
         self.arrays = {name: np.zeros(size, np.float32) for name in "pgmv"}
-        self.room, self.told = np.zeros(size // 1000 + 64), Told()  # more room than any of them needs
+        self.room, self.told = np.zeros(size // 32 + 1024), Told()  # more room than any of them needs
         self.table = Arrays(size, *(self.arrays[name].ctypes.data for name in "pgmv"))
 
     def reset(self) -> None:
@@ -252,6 +252,9 @@ def contenders(directory: Path) -> list[Contender]:
     found = []
     for name, flags in (("-O2", ["-O2"]), ("-O3 -march=native", ["-O3", "-march=native"])):
         library = build(directory / f"emitted{len(found)}", emitted(), flags)
+        library.room.restype = ctypes.c_size_t
+        for size in CHECKED:
+            assert library.room(ctypes.c_size_t(size)) <= Data(size).room.nbytes
         found.append(Contender(f"emitted, {name}", library.plain, library.phase))
     written = {"adamw_intrinsics.c": (HERE / "adamw_intrinsics.c").read_text(encoding="utf-8")}
     library = build(directory / "intrinsics", written, ["-O2"])

@@ -419,8 +419,8 @@ static __device__ __forceinline__ int adadelta_cuda_live(uint64_t n, uint64_t i)
 
 /* Sets four gradients to 0, those that exist. */
 template <typename real>
-static __device__ __forceinline__ void adadelta_cuda_zero(const typename real::tensor &x, uint64_t i, int live,
-        bool vector)
+static __device__ __forceinline__ void adadelta_cuda_zero(const typename real::tensor &x, uint64_t i,
+        int live, bool vector)
 {
     typename real::number *const to = (typename real::number *)x.g + i;
     const real none[4] = {0.0, 0.0, 0.0, 0.0};
@@ -1040,8 +1040,7 @@ static char *adadelta_cuda_take(char **at, uint64_t bytes)
 static char *adadelta_cuda_place_all(adadelta_cuda_plan *w, char *at)
 {
     if (!w->beside) {
-        w->control = (adadelta_cuda_control *)at; /* the scalars stand right behind,
-                      so that one copy brings both */
+        w->control = (adadelta_cuda_control *)at; /* the scalars stand right behind, so that one copy brings both */
         at += sizeof(adadelta_cuda_control);
         w->rows = (adadelta_cuda_scalars *)adadelta_cuda_take(&at,
                    adadelta_cuda_ROWS * w->groups * sizeof(adadelta_cuda_scalars));
@@ -1237,8 +1236,8 @@ int adadelta_cuda_state_init(const adadelta_cuda_plan *plan, const adadelta_cuda
     return status;
 }
 
-int adadelta_cuda_rows(const adadelta_cuda_plan *plan, const adadelta_cuda_hyper *h, uint64_t t, size_t number,
-                       int set, double grad_scale, cudaStream_t stream)
+int adadelta_cuda_rows(const adadelta_cuda_plan *plan, const adadelta_cuda_hyper *h, uint64_t t,
+                       size_t number, int set, double grad_scale, cudaStream_t stream)
 {
     enum { BATCH = 16 };
     const uint64_t window[4] = {(uint64_t)set, t - 1, t, number};
@@ -1294,8 +1293,8 @@ int adadelta_cuda_phases(const adadelta_cuda_plan *plan, const adadelta_cuda_opt
 
             w.phase = phase - 1;
             if (slots > 0)
-                status = adadelta_cuda_start((const void *)adadelta_cuda_add_up, w.tensors > 0 ? w.tensors : 1,
-                                             &w, stream, slots);
+                status = adadelta_cuda_start((const void *)adadelta_cuda_add_up,
+                                             w.tensors > 0 ? w.tensors : 1, &w, stream, slots);
         }
         if (status != adadelta_cuda_OK)
             break;

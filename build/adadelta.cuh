@@ -198,12 +198,12 @@ struct adadelta_cuda_plan {
 adadelta_cuda_API size_t adadelta_cuda_workspace_size(uint64_t elements, size_t count, size_t groups);
 
 /* Plans steps over a list of tensors: checks it, and enqueues its tables. To be done again when an address changes. */
-adadelta_cuda_API int adadelta_cuda_plan_f32(adadelta_cuda_plan *plan, const adadelta_cuda_tensor_f32 *tensors,
-                                             size_t count, const adadelta_cuda_options *options,
-                                             cudaStream_t stream);
-adadelta_cuda_API int adadelta_cuda_plan_f64(adadelta_cuda_plan *plan, const adadelta_cuda_tensor_f64 *tensors,
-                                             size_t count, const adadelta_cuda_options *options,
-                                             cudaStream_t stream);
+adadelta_cuda_API int adadelta_cuda_plan_f32(adadelta_cuda_plan *plan,
+                                             const adadelta_cuda_tensor_f32 *tensors, size_t count,
+                                             const adadelta_cuda_options *options, cudaStream_t stream);
+adadelta_cuda_API int adadelta_cuda_plan_f64(adadelta_cuda_plan *plan,
+                                             const adadelta_cuda_tensor_f64 *tensors, size_t count,
+                                             const adadelta_cuda_options *options, cudaStream_t stream);
 
 /* Enqueues the initial state of the tensors, to be written once, before their first step. */
 adadelta_cuda_API int adadelta_cuda_state_init(const adadelta_cuda_plan *plan, const adadelta_cuda_hyper *h,

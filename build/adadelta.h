@@ -60,7 +60,7 @@ typedef optforge_options adadelta_options;
 typedef optforge_stats adadelta_stats;
 adadelta_API void adadelta_options_init(adadelta_options *o);
 
-/* Bytes of workspace, aligned to doubles, for so many tensors (or groups, if more) with so many elements together. */
+/* Bytes of workspace, aligned to doubles, for so many elements in so many tensors (or groups, if they are more). */
 adadelta_API size_t adadelta_workspace_size(uint64_t elements, size_t count);
 
 /* A tensor: n elements in each array. Its arrays must not overlap. */
@@ -83,8 +83,8 @@ typedef struct adadelta_tensor_f64 {
 adadelta_API void adadelta_state_init_f32(const adadelta_tensor_f32 *tensor);
 adadelta_API void adadelta_state_init_f64(const adadelta_tensor_f64 *tensor);
 
-/* One step over a list of tensors, in place; t counts the steps from 1. step_with does it as the options say. The kernels
- * are for lists of several, and for who looks for rules by name. */
+/* One step over a list of tensors, in place; t counts the steps from 1. step_with does it as the options say.
+ * The kernels are for steps over several lists, and for programs that look for a rule by its name. */
 adadelta_API int adadelta_step_f32(const adadelta_hyper *h, uint64_t t, const adadelta_tensor_f32 *tensors,
                                    size_t count);
 adadelta_API int adadelta_step_with_f32(const adadelta_hyper *h, uint64_t t,

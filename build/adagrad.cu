@@ -1017,8 +1017,7 @@ static char *adagrad_cuda_take(char **at, uint64_t bytes)
 static char *adagrad_cuda_place_all(adagrad_cuda_plan *w, char *at)
 {
     if (!w->beside) {
-        w->control = (adagrad_cuda_control *)at; /* the scalars stand right behind,
-                      so that one copy brings both */
+        w->control = (adagrad_cuda_control *)at; /* the scalars stand right behind, so that one copy brings both */
         at += sizeof(adagrad_cuda_control);
         w->rows = (adagrad_cuda_scalars *)adagrad_cuda_take(&at,
                    adagrad_cuda_ROWS * w->groups * sizeof(adagrad_cuda_scalars));
@@ -1227,8 +1226,8 @@ int adagrad_cuda_rows(const adagrad_cuda_plan *plan, const adagrad_cuda_hyper *h
         return adagrad_cuda_ERROR_ROWS;
     for (int writing = 0; writing < 2; writing++) /* first whether all have values */
         for (uint64_t k = 0, all = number * plan->groups; k < all; k++) {
-            int status = adagrad_cuda_begin_step(&batch[k % BATCH], &h[k % plan->groups], t + k / plan->groups,
-                                                 1.0 / grad_scale);
+            int status = adagrad_cuda_begin_step(&batch[k % BATCH], &h[k % plan->groups],
+                                                 t + k / plan->groups, 1.0 / grad_scale);
 
             if (status == adagrad_cuda_OK && writing && (k % BATCH == BATCH - 1 || k == all - 1))
                 status = adagrad_cuda_bring(plan->rows + k / BATCH * BATCH, batch,

@@ -57,7 +57,7 @@ typedef optforge_options adagrad_options;
 typedef optforge_stats adagrad_stats;
 adagrad_API void adagrad_options_init(adagrad_options *o);
 
-/* Bytes of workspace, aligned to doubles, for so many tensors (or groups, if more) with so many elements together. */
+/* Bytes of workspace, aligned to doubles, for so many elements in so many tensors (or groups, if they are more). */
 adagrad_API size_t adagrad_workspace_size(uint64_t elements, size_t count);
 
 /* A tensor: n elements in each array. Its arrays must not overlap. */
@@ -78,8 +78,8 @@ typedef struct adagrad_tensor_f64 {
 adagrad_API void adagrad_state_init_f32(const adagrad_tensor_f32 *tensor);
 adagrad_API void adagrad_state_init_f64(const adagrad_tensor_f64 *tensor);
 
-/* One step over a list of tensors, in place; t counts the steps from 1. step_with does it as the options say. The kernels
- * are for lists of several, and for who looks for rules by name. */
+/* One step over a list of tensors, in place; t counts the steps from 1. step_with does it as the options say.
+ * The kernels are for steps over several lists, and for programs that look for a rule by its name. */
 adagrad_API int adagrad_step_f32(const adagrad_hyper *h, uint64_t t, const adagrad_tensor_f32 *tensors,
                                  size_t count);
 adagrad_API int adagrad_step_with_f32(const adagrad_hyper *h, uint64_t t, const adagrad_tensor_f32 *tensors,

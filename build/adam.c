@@ -133,7 +133,8 @@ static int adam_begin(void *scalars, const void *hyper_, uint64_t step, double u
 
 static const char *const adam_hypers[] = {"lr", "beta1", "beta2", "eps", "lam", NULL};
 static const char *const adam_states[] = {"m", "v", NULL};
-static const char *const adam_asserts[] = {"the hyperparameters break: 0 <= beta1 < 1 and 0 <= beta2 < 1 and eps > 0", NULL};
+static const char *const adam_asserts[] =
+        {"the hyperparameters break: 0 <= beta1 < 1 and 0 <= beta2 < 1 and eps > 0", NULL};
 static const double adam_defaults[] = {0.001, 0.9, 0.999, 1e-6, 0.99999999};
 static const optforge_initial adam_initial[] = {{OPTFORGE_FROM_VALUE, 0.0}, {OPTFORGE_FROM_VALUE, 0.0}};
 static const optforge_sum adam_sums_0[] = {

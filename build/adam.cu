@@ -1066,8 +1066,7 @@ static char *adam_cuda_take(char **at, uint64_t bytes)
 static char *adam_cuda_place_all(adam_cuda_plan *w, char *at)
 {
     if (!w->beside) {
-        w->control = (adam_cuda_control *)at; /* the scalars stand right behind,
-                      so that one copy brings both */
+        w->control = (adam_cuda_control *)at; /* the scalars stand right behind, so that one copy brings both */
         at += sizeof(adam_cuda_control);
         w->rows = (adam_cuda_scalars *)adam_cuda_take(&at,
                    adam_cuda_ROWS * w->groups * sizeof(adam_cuda_scalars));

@@ -63,7 +63,7 @@ typedef optforge_options adam_options;
 typedef optforge_stats adam_stats;
 adam_API void adam_options_init(adam_options *o);
 
-/* Bytes of workspace, aligned to doubles, for so many tensors (or groups, if more) with so many elements together. */
+/* Bytes of workspace, aligned to doubles, for so many elements in so many tensors (or groups, if they are more). */
 adam_API size_t adam_workspace_size(uint64_t elements, size_t count);
 
 /* A tensor: n elements in each array. Its arrays must not overlap. */
@@ -86,8 +86,8 @@ typedef struct adam_tensor_f64 {
 adam_API void adam_state_init_f32(const adam_tensor_f32 *tensor);
 adam_API void adam_state_init_f64(const adam_tensor_f64 *tensor);
 
-/* One step over a list of tensors, in place; t counts the steps from 1. step_with does it as the options say. The kernels
- * are for lists of several, and for who looks for rules by name. */
+/* One step over a list of tensors, in place; t counts the steps from 1. step_with does it as the options say.
+ * The kernels are for steps over several lists, and for programs that look for a rule by its name. */
 adam_API int adam_step_f32(const adam_hyper *h, uint64_t t, const adam_tensor_f32 *tensors, size_t count);
 adam_API int adam_step_with_f32(const adam_hyper *h, uint64_t t, const adam_tensor_f32 *tensors, size_t count,
                                 const adam_options *options);

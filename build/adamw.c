@@ -143,7 +143,9 @@ static int adamw_begin(void *scalars, const void *hyper_, uint64_t step, double 
 
 static const char *const adamw_hypers[] = {"lr", "beta1", "beta2", "eps", "weight_decay", NULL};
 static const char *const adamw_states[] = {"m", "v", NULL};
-static const char *const adamw_asserts[] = {"the hyperparameters break: 0 <= beta1 < 1 and 0 <= beta2 < 1 and eps >= 0 and weight_decay >= 0", NULL};
+static const char *const adamw_asserts[] =
+        {"the hyperparameters break: 0 <= beta1 < 1 and 0 <= beta2 < 1 and eps >= 0 and weight_decay >= 0",
+        NULL};
 static const double adamw_defaults[] = {0.001, 0.9, 0.999, 1e-8, 0.01};
 static const optforge_initial adamw_initial[] = {{OPTFORGE_FROM_VALUE, 0.0}, {OPTFORGE_FROM_VALUE, 0.0}};
 static const optforge_sum adamw_sums_0[] = {

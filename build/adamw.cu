@@ -1078,8 +1078,7 @@ static char *adamw_cuda_take(char **at, uint64_t bytes)
 static char *adamw_cuda_place_all(adamw_cuda_plan *w, char *at)
 {
     if (!w->beside) {
-        w->control = (adamw_cuda_control *)at; /* the scalars stand right behind,
-                      so that one copy brings both */
+        w->control = (adamw_cuda_control *)at; /* the scalars stand right behind, so that one copy brings both */
         at += sizeof(adamw_cuda_control);
         w->rows = (adamw_cuda_scalars *)adamw_cuda_take(&at,
                    adamw_cuda_ROWS * w->groups * sizeof(adamw_cuda_scalars));
@@ -1273,8 +1272,8 @@ int adamw_cuda_state_init(const adamw_cuda_plan *plan, const adamw_cuda_hyper *h
     return status;
 }
 
-int adamw_cuda_rows(const adamw_cuda_plan *plan, const adamw_cuda_hyper *h, uint64_t t, size_t number, int set,
-                    double grad_scale, cudaStream_t stream)
+int adamw_cuda_rows(const adamw_cuda_plan *plan, const adamw_cuda_hyper *h, uint64_t t, size_t number,
+                    int set, double grad_scale, cudaStream_t stream)
 {
     enum { BATCH = 16 };
     const uint64_t window[4] = {(uint64_t)set, t - 1, t, number};

@@ -226,8 +226,8 @@ adamw_cuda_API int adamw_cuda_rows(const adamw_cuda_plan *plan, const adamw_cuda
                                    size_t number, int set, double grad_scale, cudaStream_t stream);
 adamw_cuda_API int adamw_cuda_launch(const adamw_cuda_plan *plan, const adamw_cuda_options *options,
                                      cudaStream_t stream);
-adamw_cuda_API int adamw_cuda_phases(const adamw_cuda_plan *plan, const adamw_cuda_options *options, int first,
-                                     int last, cudaStream_t stream);
+adamw_cuda_API int adamw_cuda_phases(const adamw_cuda_plan *plan, const adamw_cuda_options *options,
+                                     int first, int last, cudaStream_t stream);
 
 /* A step is so many phases, of which the last only finishes. Between phases k and k + 1 the sums that phase k left for
  * each chunk can be added over ranks that have parts of the same tensors: they are 0 where a rank has not that chunk, if

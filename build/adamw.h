@@ -64,7 +64,7 @@ typedef optforge_options adamw_options;
 typedef optforge_stats adamw_stats;
 adamw_API void adamw_options_init(adamw_options *o);
 
-/* Bytes of workspace, aligned to doubles, for so many tensors (or groups, if more) with so many elements together. */
+/* Bytes of workspace, aligned to doubles, for so many elements in so many tensors (or groups, if they are more). */
 adamw_API size_t adamw_workspace_size(uint64_t elements, size_t count);
 
 /* A tensor: n elements in each array. Its arrays must not overlap. */
@@ -87,8 +87,8 @@ typedef struct adamw_tensor_f64 {
 adamw_API void adamw_state_init_f32(const adamw_tensor_f32 *tensor);
 adamw_API void adamw_state_init_f64(const adamw_tensor_f64 *tensor);
 
-/* One step over a list of tensors, in place; t counts the steps from 1. step_with does it as the options say. The kernels
- * are for lists of several, and for who looks for rules by name. */
+/* One step over a list of tensors, in place; t counts the steps from 1. step_with does it as the options say.
+ * The kernels are for steps over several lists, and for programs that look for a rule by its name. */
 adamw_API int adamw_step_f32(const adamw_hyper *h, uint64_t t, const adamw_tensor_f32 *tensors, size_t count);
 adamw_API int adamw_step_with_f32(const adamw_hyper *h, uint64_t t, const adamw_tensor_f32 *tensors,
                                   size_t count, const adamw_options *options);

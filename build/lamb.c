@@ -57,7 +57,8 @@ OPTFORGE_INLINE void lamb_pass_1_f32(const lamb_scalars *s, size_t n, const floa
         g = g * unscale;
         m = beta1 * m + one_minus_beta1 * g;
         v = beta2 * v + one_minus_beta2 * (g * g);
-        const float update = m / one_minus_beta1_pow_t / (sqrtf(v / one_minus_beta2_pow_t) + eps) + weight_decay * p;
+        const float update = m / one_minus_beta1_pow_t / (sqrtf(v / one_minus_beta2_pow_t) + eps) +
+                weight_decay * p;
         added_update[i] = update;
 
         m_[i] = m;
@@ -80,7 +81,8 @@ OPTFORGE_INLINE void lamb_pass_2_f32(const lamb_scalars *s, size_t n, float *OPT
         const float m = m_[i];
         const float v = v_[i];
 
-        const float update = m / one_minus_beta1_pow_t / (sqrtf(v / one_minus_beta2_pow_t) + eps) + weight_decay * p;
+        const float update = m / one_minus_beta1_pow_t / (sqrtf(v / one_minus_beta2_pow_t) + eps) +
+                weight_decay * p;
         p = p - lr_times_trust * update;
 
         p_[i] = p;
@@ -111,7 +113,8 @@ OPTFORGE_INLINE void lamb_pass_1_f64(const lamb_scalars *s, size_t n, const doub
         g = g * unscale;
         m = beta1 * m + one_minus_beta1 * g;
         v = beta2 * v + one_minus_beta2 * (g * g);
-        const double update = m / one_minus_beta1_pow_t / (sqrt(v / one_minus_beta2_pow_t) + eps) + weight_decay * p;
+        const double update = m / one_minus_beta1_pow_t / (sqrt(v / one_minus_beta2_pow_t) + eps) +
+                weight_decay * p;
         added_update[i] = update;
 
         m_[i] = m;
@@ -134,7 +137,8 @@ OPTFORGE_INLINE void lamb_pass_2_f64(const lamb_scalars *s, size_t n, double *OP
         const double m = m_[i];
         const double v = v_[i];
 
-        const double update = m / one_minus_beta1_pow_t / (sqrt(v / one_minus_beta2_pow_t) + eps) + weight_decay * p;
+        const double update = m / one_minus_beta1_pow_t / (sqrt(v / one_minus_beta2_pow_t) + eps) +
+                weight_decay * p;
         p = p - lr_times_trust * update;
 
         p_[i] = p;
@@ -205,7 +209,9 @@ static void lamb_behind_tensor(void *scalars, unsigned pass, const double *sums,
 
 static const char *const lamb_hypers[] = {"lr", "beta1", "beta2", "eps", "weight_decay", NULL};
 static const char *const lamb_states[] = {"m", "v", NULL};
-static const char *const lamb_asserts[] = {"the hyperparameters break: 0 <= beta1 < 1 and 0 <= beta2 < 1 and eps >= 0 and weight_decay >= 0", NULL};
+static const char *const lamb_asserts[] =
+        {"the hyperparameters break: 0 <= beta1 < 1 and 0 <= beta2 < 1 and eps >= 0 and weight_decay >= 0",
+        NULL};
 static const double lamb_defaults[] = {0.001, 0.9, 0.999, 1e-6, 0.01};
 static const optforge_initial lamb_initial[] = {{OPTFORGE_FROM_VALUE, 0.0}, {OPTFORGE_FROM_VALUE, 0.0}};
 static const optforge_sum lamb_sums_0[] = {

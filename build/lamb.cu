@@ -1244,8 +1244,7 @@ static char *lamb_cuda_take(char **at, uint64_t bytes)
 static char *lamb_cuda_place_all(lamb_cuda_plan *w, char *at)
 {
     if (!w->beside) {
-        w->control = (lamb_cuda_control *)at; /* the scalars stand right behind,
-                      so that one copy brings both */
+        w->control = (lamb_cuda_control *)at; /* the scalars stand right behind, so that one copy brings both */
         at += sizeof(lamb_cuda_control);
         w->rows = (lamb_cuda_scalars *)lamb_cuda_take(&at,
                    lamb_cuda_ROWS * w->groups * sizeof(lamb_cuda_scalars));

@@ -69,7 +69,7 @@ typedef optforge_options lamb_options;
 typedef optforge_stats lamb_stats;
 lamb_API void lamb_options_init(lamb_options *o);
 
-/* Bytes of workspace, aligned to doubles, for so many tensors (or groups, if more) with so many elements together. */
+/* Bytes of workspace, aligned to doubles, for so many elements in so many tensors (or groups, if they are more). */
 lamb_API size_t lamb_workspace_size(uint64_t elements, size_t count);
 
 /* A tensor: n elements in each array. Its arrays must not overlap. */
@@ -92,8 +92,8 @@ typedef struct lamb_tensor_f64 {
 lamb_API void lamb_state_init_f32(const lamb_tensor_f32 *tensor);
 lamb_API void lamb_state_init_f64(const lamb_tensor_f64 *tensor);
 
-/* One step over a list of tensors, in place; t counts the steps from 1. step_with does it as the options say. The kernels
- * are for lists of several, and for who looks for rules by name. */
+/* One step over a list of tensors, in place; t counts the steps from 1. step_with does it as the options say.
+ * The kernels are for steps over several lists, and for programs that look for a rule by its name. */
 lamb_API int lamb_step_f32(const lamb_hyper *h, uint64_t t, const lamb_tensor_f32 *tensors, size_t count,
                            void *workspace);
 lamb_API int lamb_step_with_f32(const lamb_hyper *h, uint64_t t, const lamb_tensor_f32 *tensors, size_t count,

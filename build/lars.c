@@ -116,7 +116,9 @@ static void lars_behind_tensor(void *scalars, unsigned pass, const double *sums,
 
 static const char *const lars_hypers[] = {"lr", "momentum", "weight_decay", "trust_coefficient", NULL};
 static const char *const lars_states[] = {"m", NULL};
-static const char *const lars_asserts[] = {"the hyperparameters break: 0 <= momentum < 1 and weight_decay >= 0 and trust_coefficient > 0", NULL};
+static const char *const lars_asserts[] =
+        {"the hyperparameters break: 0 <= momentum < 1 and weight_decay >= 0 and trust_coefficient > 0",
+        NULL};
 static const double lars_defaults[] = {0.1, 0.9, 0.0005, 0.001};
 static const optforge_initial lars_initial[] = {{OPTFORGE_FROM_VALUE, 0.0}};
 static const optforge_sum lars_sums_0[] = {

@@ -1076,8 +1076,7 @@ static char *lars_cuda_take(char **at, uint64_t bytes)
 static char *lars_cuda_place_all(lars_cuda_plan *w, char *at)
 {
     if (!w->beside) {
-        w->control = (lars_cuda_control *)at; /* the scalars stand right behind,
-                      so that one copy brings both */
+        w->control = (lars_cuda_control *)at; /* the scalars stand right behind, so that one copy brings both */
         at += sizeof(lars_cuda_control);
         w->rows = (lars_cuda_scalars *)lars_cuda_take(&at,
                    lars_cuda_ROWS * w->groups * sizeof(lars_cuda_scalars));

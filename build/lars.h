@@ -66,7 +66,7 @@ typedef optforge_options lars_options;
 typedef optforge_stats lars_stats;
 lars_API void lars_options_init(lars_options *o);
 
-/* Bytes of workspace, aligned to doubles, for so many tensors (or groups, if more) with so many elements together. */
+/* Bytes of workspace, aligned to doubles, for so many elements in so many tensors (or groups, if they are more). */
 lars_API size_t lars_workspace_size(uint64_t elements, size_t count);
 
 /* A tensor: n elements in each array. Its arrays must not overlap. */
@@ -87,8 +87,8 @@ typedef struct lars_tensor_f64 {
 lars_API void lars_state_init_f32(const lars_tensor_f32 *tensor);
 lars_API void lars_state_init_f64(const lars_tensor_f64 *tensor);
 
-/* One step over a list of tensors, in place; t counts the steps from 1. step_with does it as the options say. The kernels
- * are for lists of several, and for who looks for rules by name. */
+/* One step over a list of tensors, in place; t counts the steps from 1. step_with does it as the options say.
+ * The kernels are for steps over several lists, and for programs that look for a rule by its name. */
 lars_API int lars_step_f32(const lars_hyper *h, uint64_t t, const lars_tensor_f32 *tensors, size_t count,
                            void *workspace);
 lars_API int lars_step_with_f32(const lars_hyper *h, uint64_t t, const lars_tensor_f32 *tensors, size_t count,

@@ -410,8 +410,8 @@ static __device__ __forceinline__ int momentum_cuda_live(uint64_t n, uint64_t i)
 
 /* Sets four gradients to 0, those that exist. */
 template <typename real>
-static __device__ __forceinline__ void momentum_cuda_zero(const typename real::tensor &x, uint64_t i, int live,
-        bool vector)
+static __device__ __forceinline__ void momentum_cuda_zero(const typename real::tensor &x, uint64_t i,
+        int live, bool vector)
 {
     typename real::number *const to = (typename real::number *)x.g + i;
     const real none[4] = {0.0, 0.0, 0.0, 0.0};
@@ -1020,8 +1020,7 @@ static char *momentum_cuda_take(char **at, uint64_t bytes)
 static char *momentum_cuda_place_all(momentum_cuda_plan *w, char *at)
 {
     if (!w->beside) {
-        w->control = (momentum_cuda_control *)at; /* the scalars stand right behind,
-                      so that one copy brings both */
+        w->control = (momentum_cuda_control *)at; /* the scalars stand right behind, so that one copy brings both */
         at += sizeof(momentum_cuda_control);
         w->rows = (momentum_cuda_scalars *)momentum_cuda_take(&at,
                    momentum_cuda_ROWS * w->groups * sizeof(momentum_cuda_scalars));
@@ -1217,8 +1216,8 @@ int momentum_cuda_state_init(const momentum_cuda_plan *plan, const momentum_cuda
     return status;
 }
 
-int momentum_cuda_rows(const momentum_cuda_plan *plan, const momentum_cuda_hyper *h, uint64_t t, size_t number,
-                       int set, double grad_scale, cudaStream_t stream)
+int momentum_cuda_rows(const momentum_cuda_plan *plan, const momentum_cuda_hyper *h, uint64_t t,
+                       size_t number, int set, double grad_scale, cudaStream_t stream)
 {
     enum { BATCH = 16 };
     const uint64_t window[4] = {(uint64_t)set, t - 1, t, number};
@@ -1274,8 +1273,8 @@ int momentum_cuda_phases(const momentum_cuda_plan *plan, const momentum_cuda_opt
 
             w.phase = phase - 1;
             if (slots > 0)
-                status = momentum_cuda_start((const void *)momentum_cuda_add_up, w.tensors > 0 ? w.tensors : 1,
-                                             &w, stream, slots);
+                status = momentum_cuda_start((const void *)momentum_cuda_add_up,
+                                             w.tensors > 0 ? w.tensors : 1, &w, stream, slots);
         }
         if (status != momentum_cuda_OK)
             break;

@@ -194,12 +194,12 @@ struct momentum_cuda_plan {
 momentum_cuda_API size_t momentum_cuda_workspace_size(uint64_t elements, size_t count, size_t groups);
 
 /* Plans steps over a list of tensors: checks it, and enqueues its tables. To be done again when an address changes. */
-momentum_cuda_API int momentum_cuda_plan_f32(momentum_cuda_plan *plan, const momentum_cuda_tensor_f32 *tensors,
-                                             size_t count, const momentum_cuda_options *options,
-                                             cudaStream_t stream);
-momentum_cuda_API int momentum_cuda_plan_f64(momentum_cuda_plan *plan, const momentum_cuda_tensor_f64 *tensors,
-                                             size_t count, const momentum_cuda_options *options,
-                                             cudaStream_t stream);
+momentum_cuda_API int momentum_cuda_plan_f32(momentum_cuda_plan *plan,
+                                             const momentum_cuda_tensor_f32 *tensors, size_t count,
+                                             const momentum_cuda_options *options, cudaStream_t stream);
+momentum_cuda_API int momentum_cuda_plan_f64(momentum_cuda_plan *plan,
+                                             const momentum_cuda_tensor_f64 *tensors, size_t count,
+                                             const momentum_cuda_options *options, cudaStream_t stream);
 
 /* Enqueues the initial state of the tensors, to be written once, before their first step. */
 momentum_cuda_API int momentum_cuda_state_init(const momentum_cuda_plan *plan, const momentum_cuda_hyper *h,

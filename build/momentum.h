@@ -58,7 +58,7 @@ typedef optforge_options momentum_options;
 typedef optforge_stats momentum_stats;
 momentum_API void momentum_options_init(momentum_options *o);
 
-/* Bytes of workspace, aligned to doubles, for so many tensors (or groups, if more) with so many elements together. */
+/* Bytes of workspace, aligned to doubles, for so many elements in so many tensors (or groups, if they are more). */
 momentum_API size_t momentum_workspace_size(uint64_t elements, size_t count);
 
 /* A tensor: n elements in each array. Its arrays must not overlap. */
@@ -79,8 +79,8 @@ typedef struct momentum_tensor_f64 {
 momentum_API void momentum_state_init_f32(const momentum_tensor_f32 *tensor);
 momentum_API void momentum_state_init_f64(const momentum_tensor_f64 *tensor);
 
-/* One step over a list of tensors, in place; t counts the steps from 1. step_with does it as the options say. The kernels
- * are for lists of several, and for who looks for rules by name. */
+/* One step over a list of tensors, in place; t counts the steps from 1. step_with does it as the options say.
+ * The kernels are for steps over several lists, and for programs that look for a rule by its name. */
 momentum_API int momentum_step_f32(const momentum_hyper *h, uint64_t t, const momentum_tensor_f32 *tensors,
                                    size_t count);
 momentum_API int momentum_step_with_f32(const momentum_hyper *h, uint64_t t,

@@ -411,8 +411,8 @@ static __device__ __forceinline__ int nesterov_cuda_live(uint64_t n, uint64_t i)
 
 /* Sets four gradients to 0, those that exist. */
 template <typename real>
-static __device__ __forceinline__ void nesterov_cuda_zero(const typename real::tensor &x, uint64_t i, int live,
-        bool vector)
+static __device__ __forceinline__ void nesterov_cuda_zero(const typename real::tensor &x, uint64_t i,
+        int live, bool vector)
 {
     typename real::number *const to = (typename real::number *)x.g + i;
     const real none[4] = {0.0, 0.0, 0.0, 0.0};
@@ -1021,8 +1021,7 @@ static char *nesterov_cuda_take(char **at, uint64_t bytes)
 static char *nesterov_cuda_place_all(nesterov_cuda_plan *w, char *at)
 {
     if (!w->beside) {
-        w->control = (nesterov_cuda_control *)at; /* the scalars stand right behind,
-                      so that one copy brings both */
+        w->control = (nesterov_cuda_control *)at; /* the scalars stand right behind, so that one copy brings both */
         at += sizeof(nesterov_cuda_control);
         w->rows = (nesterov_cuda_scalars *)nesterov_cuda_take(&at,
                    nesterov_cuda_ROWS * w->groups * sizeof(nesterov_cuda_scalars));
@@ -1218,8 +1217,8 @@ int nesterov_cuda_state_init(const nesterov_cuda_plan *plan, const nesterov_cuda
     return status;
 }
 
-int nesterov_cuda_rows(const nesterov_cuda_plan *plan, const nesterov_cuda_hyper *h, uint64_t t, size_t number,
-                       int set, double grad_scale, cudaStream_t stream)
+int nesterov_cuda_rows(const nesterov_cuda_plan *plan, const nesterov_cuda_hyper *h, uint64_t t,
+                       size_t number, int set, double grad_scale, cudaStream_t stream)
 {
     enum { BATCH = 16 };
     const uint64_t window[4] = {(uint64_t)set, t - 1, t, number};
@@ -1275,8 +1274,8 @@ int nesterov_cuda_phases(const nesterov_cuda_plan *plan, const nesterov_cuda_opt
 
             w.phase = phase - 1;
             if (slots > 0)
-                status = nesterov_cuda_start((const void *)nesterov_cuda_add_up, w.tensors > 0 ? w.tensors : 1,
-                                             &w, stream, slots);
+                status = nesterov_cuda_start((const void *)nesterov_cuda_add_up,
+                                             w.tensors > 0 ? w.tensors : 1, &w, stream, slots);
         }
         if (status != nesterov_cuda_OK)
             break;

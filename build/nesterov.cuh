@@ -195,12 +195,12 @@ struct nesterov_cuda_plan {
 nesterov_cuda_API size_t nesterov_cuda_workspace_size(uint64_t elements, size_t count, size_t groups);
 
 /* Plans steps over a list of tensors: checks it, and enqueues its tables. To be done again when an address changes. */
-nesterov_cuda_API int nesterov_cuda_plan_f32(nesterov_cuda_plan *plan, const nesterov_cuda_tensor_f32 *tensors,
-                                             size_t count, const nesterov_cuda_options *options,
-                                             cudaStream_t stream);
-nesterov_cuda_API int nesterov_cuda_plan_f64(nesterov_cuda_plan *plan, const nesterov_cuda_tensor_f64 *tensors,
-                                             size_t count, const nesterov_cuda_options *options,
-                                             cudaStream_t stream);
+nesterov_cuda_API int nesterov_cuda_plan_f32(nesterov_cuda_plan *plan,
+                                             const nesterov_cuda_tensor_f32 *tensors, size_t count,
+                                             const nesterov_cuda_options *options, cudaStream_t stream);
+nesterov_cuda_API int nesterov_cuda_plan_f64(nesterov_cuda_plan *plan,
+                                             const nesterov_cuda_tensor_f64 *tensors, size_t count,
+                                             const nesterov_cuda_options *options, cudaStream_t stream);
 
 /* Enqueues the initial state of the tensors, to be written once, before their first step. */
 nesterov_cuda_API int nesterov_cuda_state_init(const nesterov_cuda_plan *plan, const nesterov_cuda_hyper *h,

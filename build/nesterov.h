@@ -59,7 +59,7 @@ typedef optforge_options nesterov_options;
 typedef optforge_stats nesterov_stats;
 nesterov_API void nesterov_options_init(nesterov_options *o);
 
-/* Bytes of workspace, aligned to doubles, for so many tensors (or groups, if more) with so many elements together. */
+/* Bytes of workspace, aligned to doubles, for so many elements in so many tensors (or groups, if they are more). */
 nesterov_API size_t nesterov_workspace_size(uint64_t elements, size_t count);
 
 /* A tensor: n elements in each array. Its arrays must not overlap. */
@@ -80,8 +80,8 @@ typedef struct nesterov_tensor_f64 {
 nesterov_API void nesterov_state_init_f32(const nesterov_tensor_f32 *tensor);
 nesterov_API void nesterov_state_init_f64(const nesterov_tensor_f64 *tensor);
 
-/* One step over a list of tensors, in place; t counts the steps from 1. step_with does it as the options say. The kernels
- * are for lists of several, and for who looks for rules by name. */
+/* One step over a list of tensors, in place; t counts the steps from 1. step_with does it as the options say.
+ * The kernels are for steps over several lists, and for programs that look for a rule by its name. */
 nesterov_API int nesterov_step_f32(const nesterov_hyper *h, uint64_t t, const nesterov_tensor_f32 *tensors,
                                    size_t count);
 nesterov_API int nesterov_step_with_f32(const nesterov_hyper *h, uint64_t t,

@@ -141,7 +141,9 @@ static void novograd_finish(const void *scalars, const void *tensor)
 
 static const char *const novograd_hypers[] = {"lr", "beta1", "beta2", "eps", "weight_decay", NULL};
 static const char *const novograd_states[] = {"m", "v", NULL};
-static const char *const novograd_asserts[] = {"the hyperparameters break: 0 <= beta1 < 1 and 0 <= beta2 < 1 and eps >= 0 and weight_decay >= 0", NULL};
+static const char *const novograd_asserts[] =
+        {"the hyperparameters break: 0 <= beta1 < 1 and 0 <= beta2 < 1 and eps >= 0 and weight_decay >= 0",
+        NULL};
 static const double novograd_defaults[] = {0.01, 0.95, 0.98, 1e-8, 0.001};
 static const optforge_initial novograd_initial[] = {{OPTFORGE_FROM_VALUE, 0.0}, {OPTFORGE_FROM_VALUE, 0.0}};
 static const optforge_sum novograd_sums_0[] = {
@@ -167,7 +169,8 @@ OPTFORGE_INLINE void novograd_run_pass_2_f32(const optforge_piece *x)
 }
 OPTFORGE_EACH_SET(novograd_plain_1_f32, (const optforge_piece *x), novograd_run_pass_2_f32(x))
 
-static const unsigned char novograd_formats_f32[] = {OPTFORGE_F32, OPTFORGE_F32, OPTFORGE_F32, OPTFORGE_SCALAR};
+static const unsigned char novograd_formats_f32[] = {OPTFORGE_F32, OPTFORGE_F32, OPTFORGE_F32,
+        OPTFORGE_SCALAR};
 static const optforge_pass novograd_passes_f32[] = {
     {OPTFORGE_NO_SETS, OPTFORGE_NO_SETS, novograd_sums_0, 1, 0, 0},
     {OPTFORGE_OF_SETS(novograd_plain_1_f32), OPTFORGE_OF_SETS(novograd_plain_1_f32), novograd_sums_1, 2, 1, 1}
@@ -213,7 +216,8 @@ OPTFORGE_INLINE void novograd_run_pass_2_f64(const optforge_piece *x)
 }
 OPTFORGE_EACH_SET(novograd_plain_1_f64, (const optforge_piece *x), novograd_run_pass_2_f64(x))
 
-static const unsigned char novograd_formats_f64[] = {OPTFORGE_F64, OPTFORGE_F64, OPTFORGE_F64, OPTFORGE_SCALAR};
+static const unsigned char novograd_formats_f64[] = {OPTFORGE_F64, OPTFORGE_F64, OPTFORGE_F64,
+        OPTFORGE_SCALAR};
 static const optforge_pass novograd_passes_f64[] = {
     {OPTFORGE_NO_SETS, OPTFORGE_NO_SETS, novograd_sums_0, 1, 0, 0},
     {OPTFORGE_OF_SETS(novograd_plain_1_f64), OPTFORGE_OF_SETS(novograd_plain_1_f64), novograd_sums_1, 2, 1, 1}

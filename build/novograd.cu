@@ -449,8 +449,8 @@ static __device__ __forceinline__ int novograd_cuda_live(uint64_t n, uint64_t i)
 
 /* Sets four gradients to 0, those that exist. */
 template <typename real>
-static __device__ __forceinline__ void novograd_cuda_zero(const typename real::tensor &x, uint64_t i, int live,
-        bool vector)
+static __device__ __forceinline__ void novograd_cuda_zero(const typename real::tensor &x, uint64_t i,
+        int live, bool vector)
 {
     typename real::number *const to = (typename real::number *)x.g + i;
     const real none[4] = {0.0, 0.0, 0.0, 0.0};
@@ -1123,8 +1123,7 @@ static char *novograd_cuda_take(char **at, uint64_t bytes)
 static char *novograd_cuda_place_all(novograd_cuda_plan *w, char *at)
 {
     if (!w->beside) {
-        w->control = (novograd_cuda_control *)at; /* the scalars stand right behind,
-                      so that one copy brings both */
+        w->control = (novograd_cuda_control *)at; /* the scalars stand right behind, so that one copy brings both */
         at += sizeof(novograd_cuda_control);
         w->rows = (novograd_cuda_scalars *)novograd_cuda_take(&at,
                    novograd_cuda_ROWS * w->groups * sizeof(novograd_cuda_scalars));
@@ -1320,8 +1319,8 @@ int novograd_cuda_state_init(const novograd_cuda_plan *plan, const novograd_cuda
     return status;
 }
 
-int novograd_cuda_rows(const novograd_cuda_plan *plan, const novograd_cuda_hyper *h, uint64_t t, size_t number,
-                       int set, double grad_scale, cudaStream_t stream)
+int novograd_cuda_rows(const novograd_cuda_plan *plan, const novograd_cuda_hyper *h, uint64_t t,
+                       size_t number, int set, double grad_scale, cudaStream_t stream)
 {
     enum { BATCH = 16 };
     const uint64_t window[4] = {(uint64_t)set, t - 1, t, number};
@@ -1377,8 +1376,8 @@ int novograd_cuda_phases(const novograd_cuda_plan *plan, const novograd_cuda_opt
 
             w.phase = phase - 1;
             if (slots > 0)
-                status = novograd_cuda_start((const void *)novograd_cuda_add_up, w.tensors > 0 ? w.tensors : 1,
-                                             &w, stream, slots);
+                status = novograd_cuda_start((const void *)novograd_cuda_add_up,
+                                             w.tensors > 0 ? w.tensors : 1, &w, stream, slots);
         }
         if (status != novograd_cuda_OK)
             break;

@@ -205,12 +205,12 @@ struct novograd_cuda_plan {
 novograd_cuda_API size_t novograd_cuda_workspace_size(uint64_t elements, size_t count, size_t groups);
 
 /* Plans steps over a list of tensors: checks it, and enqueues its tables. To be done again when an address changes. */
-novograd_cuda_API int novograd_cuda_plan_f32(novograd_cuda_plan *plan, const novograd_cuda_tensor_f32 *tensors,
-                                             size_t count, const novograd_cuda_options *options,
-                                             cudaStream_t stream);
-novograd_cuda_API int novograd_cuda_plan_f64(novograd_cuda_plan *plan, const novograd_cuda_tensor_f64 *tensors,
-                                             size_t count, const novograd_cuda_options *options,
-                                             cudaStream_t stream);
+novograd_cuda_API int novograd_cuda_plan_f32(novograd_cuda_plan *plan,
+                                             const novograd_cuda_tensor_f32 *tensors, size_t count,
+                                             const novograd_cuda_options *options, cudaStream_t stream);
+novograd_cuda_API int novograd_cuda_plan_f64(novograd_cuda_plan *plan,
+                                             const novograd_cuda_tensor_f64 *tensors, size_t count,
+                                             const novograd_cuda_options *options, cudaStream_t stream);
 
 /* Enqueues the initial state of the tensors, to be written once, before their first step. */
 novograd_cuda_API int novograd_cuda_state_init(const novograd_cuda_plan *plan, const novograd_cuda_hyper *h,

@@ -65,7 +65,7 @@ typedef optforge_options novograd_options;
 typedef optforge_stats novograd_stats;
 novograd_API void novograd_options_init(novograd_options *o);
 
-/* Bytes of workspace, aligned to doubles, for so many tensors (or groups, if more) with so many elements together. */
+/* Bytes of workspace, aligned to doubles, for so many elements in so many tensors (or groups, if they are more). */
 novograd_API size_t novograd_workspace_size(uint64_t elements, size_t count);
 
 /* A tensor: n elements in each array. Its arrays must not overlap. Scalar state is one double per tensor. */
@@ -88,8 +88,8 @@ typedef struct novograd_tensor_f64 {
 novograd_API void novograd_state_init_f32(const novograd_tensor_f32 *tensor);
 novograd_API void novograd_state_init_f64(const novograd_tensor_f64 *tensor);
 
-/* One step over a list of tensors, in place; t counts the steps from 1. step_with does it as the options say. The kernels
- * are for lists of several, and for who looks for rules by name. */
+/* One step over a list of tensors, in place; t counts the steps from 1. step_with does it as the options say.
+ * The kernels are for steps over several lists, and for programs that look for a rule by its name. */
 novograd_API int novograd_step_f32(const novograd_hyper *h, uint64_t t, const novograd_tensor_f32 *tensors,
                                    size_t count, void *workspace);
 novograd_API int novograd_step_with_f32(const novograd_hyper *h, uint64_t t,

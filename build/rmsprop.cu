@@ -1026,8 +1026,7 @@ static char *rmsprop_cuda_take(char **at, uint64_t bytes)
 static char *rmsprop_cuda_place_all(rmsprop_cuda_plan *w, char *at)
 {
     if (!w->beside) {
-        w->control = (rmsprop_cuda_control *)at; /* the scalars stand right behind,
-                      so that one copy brings both */
+        w->control = (rmsprop_cuda_control *)at; /* the scalars stand right behind, so that one copy brings both */
         at += sizeof(rmsprop_cuda_control);
         w->rows = (rmsprop_cuda_scalars *)rmsprop_cuda_take(&at,
                    rmsprop_cuda_ROWS * w->groups * sizeof(rmsprop_cuda_scalars));
@@ -1236,8 +1235,8 @@ int rmsprop_cuda_rows(const rmsprop_cuda_plan *plan, const rmsprop_cuda_hyper *h
         return rmsprop_cuda_ERROR_ROWS;
     for (int writing = 0; writing < 2; writing++) /* first whether all have values */
         for (uint64_t k = 0, all = number * plan->groups; k < all; k++) {
-            int status = rmsprop_cuda_begin_step(&batch[k % BATCH], &h[k % plan->groups], t + k / plan->groups,
-                                                 1.0 / grad_scale);
+            int status = rmsprop_cuda_begin_step(&batch[k % BATCH], &h[k % plan->groups],
+                                                 t + k / plan->groups, 1.0 / grad_scale);
 
             if (status == rmsprop_cuda_OK && writing && (k % BATCH == BATCH - 1 || k == all - 1))
                 status = rmsprop_cuda_bring(plan->rows + k / BATCH * BATCH, batch,

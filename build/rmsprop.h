@@ -57,7 +57,7 @@ typedef optforge_options rmsprop_options;
 typedef optforge_stats rmsprop_stats;
 rmsprop_API void rmsprop_options_init(rmsprop_options *o);
 
-/* Bytes of workspace, aligned to doubles, for so many tensors (or groups, if more) with so many elements together. */
+/* Bytes of workspace, aligned to doubles, for so many elements in so many tensors (or groups, if they are more). */
 rmsprop_API size_t rmsprop_workspace_size(uint64_t elements, size_t count);
 
 /* A tensor: n elements in each array. Its arrays must not overlap. */
@@ -78,8 +78,8 @@ typedef struct rmsprop_tensor_f64 {
 rmsprop_API void rmsprop_state_init_f32(const rmsprop_tensor_f32 *tensor);
 rmsprop_API void rmsprop_state_init_f64(const rmsprop_tensor_f64 *tensor);
 
-/* One step over a list of tensors, in place; t counts the steps from 1. step_with does it as the options say. The kernels
- * are for lists of several, and for who looks for rules by name. */
+/* One step over a list of tensors, in place; t counts the steps from 1. step_with does it as the options say.
+ * The kernels are for steps over several lists, and for programs that look for a rule by its name. */
 rmsprop_API int rmsprop_step_f32(const rmsprop_hyper *h, uint64_t t, const rmsprop_tensor_f32 *tensors,
                                  size_t count);
 rmsprop_API int rmsprop_step_with_f32(const rmsprop_hyper *h, uint64_t t, const rmsprop_tensor_f32 *tensors,

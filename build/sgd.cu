@@ -979,8 +979,7 @@ static char *sgd_cuda_take(char **at, uint64_t bytes)
 static char *sgd_cuda_place_all(sgd_cuda_plan *w, char *at)
 {
     if (!w->beside) {
-        w->control = (sgd_cuda_control *)at; /* the scalars stand right behind,
-                      so that one copy brings both */
+        w->control = (sgd_cuda_control *)at; /* the scalars stand right behind, so that one copy brings both */
         at += sizeof(sgd_cuda_control);
         w->rows = (sgd_cuda_scalars *)sgd_cuda_take(&at,
                    sgd_cuda_ROWS * w->groups * sizeof(sgd_cuda_scalars));

@@ -50,7 +50,7 @@ typedef optforge_options sgd_options;
 typedef optforge_stats sgd_stats;
 sgd_API void sgd_options_init(sgd_options *o);
 
-/* Bytes of workspace, aligned to doubles, for so many tensors (or groups, if more) with so many elements together. */
+/* Bytes of workspace, aligned to doubles, for so many elements in so many tensors (or groups, if they are more). */
 sgd_API size_t sgd_workspace_size(uint64_t elements, size_t count);
 
 /* A tensor: n elements in each array. Its arrays must not overlap. */
@@ -69,8 +69,8 @@ typedef struct sgd_tensor_f64 {
 sgd_API void sgd_state_init_f32(const sgd_tensor_f32 *tensor);
 sgd_API void sgd_state_init_f64(const sgd_tensor_f64 *tensor);
 
-/* One step over a list of tensors, in place; t counts the steps from 1. step_with does it as the options say. The kernels
- * are for lists of several, and for who looks for rules by name. */
+/* One step over a list of tensors, in place; t counts the steps from 1. step_with does it as the options say.
+ * The kernels are for steps over several lists, and for programs that look for a rule by its name. */
 sgd_API int sgd_step_f32(const sgd_hyper *h, uint64_t t, const sgd_tensor_f32 *tensors, size_t count);
 sgd_API int sgd_step_with_f32(const sgd_hyper *h, uint64_t t, const sgd_tensor_f32 *tensors, size_t count,
                               const sgd_options *options);

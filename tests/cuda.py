@@ -93,7 +93,8 @@ class Cuda:
         hypers = [(name, ctypes.c_double) for name, _ in self.kernel.hyperparameters] or [("_", ctypes.c_double)]
         self.Hyper: Any = type("Hyper", (ctypes.Structure,), {"_fields_": hypers})
         pointers = [(name, ctypes.c_void_p) for name in ("p", "g", *self.state)]
-        self.Tensor: Any = type("Tensor", (ctypes.Structure,), {"_fields_": [("n", ctypes.c_size_t), *pointers]})
+        self.size = "n_" if "n" in self.state else "n"
+        self.Tensor: Any = type("Tensor", (ctypes.Structure,), {"_fields_": [(self.size, ctypes.c_size_t), *pointers]})
 
     def call(self, name: str, *arguments: Any, result: Any = ctypes.c_int) -> Any:
         """What a function gives."""
@@ -134,7 +135,7 @@ class Cuda:
         """Structs over arrays by name: p, g and the state."""
         table = (self.Tensor * max(len(arrays), 1))()
         for row, own in zip(table, arrays, strict=False):
-            row.n = own["p"].size
+            setattr(row, self.size, own["p"].size)
             for name in ("p", "g", *self.state):
                 setattr(row, name, own[name].ctypes.data)
         return table

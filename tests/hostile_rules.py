@@ -629,7 +629,7 @@ LINES = [
         "line-after-unicode-line-ends", IMPORTS + "# \u2028 \u2029 \x85 \x0b \x0c \x1c \x1d \x1e\n" + CULPRIT, "nobody"
     ),
     refused("line-after-form-feed", IMPORTS + "\f\n\f" + CULPRIT, "nobody"),
-    refused("line-in-long-file", IMPORTS + "# filler\n" * 100_000 + CULPRIT, "nobody"),
+    refused("line-in-long-file", IMPORTS + "# filler\n" * 25_000 + CULPRIT, "nobody"),
     refused("line-after-strings", IMPORTS + 'text = """\n@rule\ndef hostile(p, g):\n"""\n' + CULPRIT, "nobody"),
     refused("line-after-continuation", IMPORTS + "text = \\\n    1\n" + CULPRIT, "nobody"),
     refused(

@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 
 from conftest import require
-from optforge import Optimizer, compiler
+from optforge import Optimizer, compiler, rules
 from optforge.diagnostics import EnvironmentProblem
 
 ROOT = os.geteuid() == 0
@@ -51,7 +51,7 @@ class Wrapper:
         self.path, self.log = directory / name, directory / f"{name}.log"
         self.log.write_text("")
         real = shutil.which("cc") or shutil.which("gcc") or require("clang")
-        noting = f'case "$*" in *-shared*) echo "$*" >> \'{self.log}\';; esac\n'
+        noting = f'case "$*" in *-shared*|*-c) echo "$*" >> \'{self.log}\';; esac\n'
         self.path.write_text(f'#!/bin/sh\n{noting}{lines}\nexec {real} "$@"\n')
         self.path.chmod(0o755)
 
@@ -82,6 +82,12 @@ def names(directory: Path) -> list[str]:
 WHOLE = [".lock", ".sha256", ".so"]
 
 
+def compiled(call: str) -> str:
+    """The source file of a compilation."""
+    (source,) = (word for word in call.split() if word.endswith(".c"))
+    return source
+
+
 # ── what is compiled, and when ──────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -96,6 +102,26 @@ def test_a_library_is_compiled_once(own: Path, wrapper: Wrapper) -> None:
     assert first.name.startswith("tiny-")
     assert names(own) == WHOLE
     assert not list((own.parent / "tmp").iterdir())
+
+
+def test_the_runtime_is_compiled_once_for_all_rules(own: Path, wrapper: Wrapper) -> None:
+    def step(name: str) -> None:
+        p = np.ones(3)
+        Optimizer([p], name).step([p.copy()])
+
+    step("sgd")
+    assert [compiled(call) for call in wrapper.calls] == ["optforge.c", "sgd.c"]
+    step("momentum")
+    (runtime,) = own.glob("optforge-*.o")
+    assert [compiled(call) for call in wrapper.calls[2:]] == ["momentum.c"]
+    runtime.write_bytes(flipped(runtime.read_bytes()))
+    step("nesterov")
+    assert [compiled(call) for call in wrapper.calls[3:]] == ["optforge.c", "nesterov.c"]
+    files = rules.sgd.generate()
+    first, calls = compiler.library(files), len(wrapper.calls)
+    assert compiler.library(files | {"optforge.c": files["optforge.c"] + "\n"}) != first
+    assert [compiled(call) for call in wrapper.calls[calls:]] == ["optforge.c", "sgd.c"]
+    assert len(list(own.glob("optforge-*.o"))) == 2
 
 
 def test_the_key(own: Path, wrapper: Wrapper, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,7 +268,7 @@ def test_an_optimizer_does_not_load_a_damaged_kernel(own: Path, wrapper: Wrapper
     (path,) = own.glob("adam-*.so")
     path.write_bytes(path.read_bytes()[:5000])
     assert stepped().tobytes() == first
-    assert len(wrapper.calls) == 2
+    assert [compiled(call) for call in wrapper.calls] == ["optforge.c", "adam.c", "adam.c"]
 
 
 # ── compilers ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -348,9 +374,8 @@ def test_a_relative_compiler(own: Path, tmp_path: Path, monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("unknown", "kept"),
     [
-        (["-fopenmp"], ["-march=native"]),
-        (["-march=native"], ["-fopenmp"]),
-        (["-fopenmp", "-march=native"], []),
+        (["-fopenmp"], []),
+        ([], ["-fopenmp"]),
     ],
     ids=str,
 )
@@ -361,7 +386,7 @@ def test_a_compiler_that_lacks_flags(
     wrapper = Wrapper(tmp_path, refuse)
     monkeypatch.setenv("CC", str(wrapper.path))
     probe = subprocess.run(
-        [str(wrapper.path), *kept, *compiler.FLAGS, "-x", "c", "-", "-o", str(tmp_path / "probe.so")],
+        [str(wrapper.path), *kept, *compiler.FLAGS, "-shared", "-x", "c", "-", "-o", str(tmp_path / "probe.so")],
         input=b"int tiny(void) { return 42; }",
         check=False,
     )
@@ -374,6 +399,18 @@ def test_a_compiler_that_lacks_flags(
     calls = len(wrapper.calls)
     assert compiler.library(TINY) == path
     assert len(wrapper.calls) == calls
+    p, q = np.linspace(-1, 1, 50), np.linspace(-1, 1, 50)  # the runtime and a rule, without a warning
+    for array, target in ((p, "c"), (q, "numpy")):
+        Optimizer([array], "sgd", target=target, lr=0.1).step([np.cos(array)])
+    assert p.tobytes() == q.tobytes()
+
+
+def test_no_library_is_for_one_processor_alone(own: Path, wrapper: Wrapper) -> None:
+    """Instruction sets are chosen when a step runs."""
+    p = np.ones(3)
+    Optimizer([p], "sgd").step([p.copy()])
+    assert len(wrapper.calls) == 2
+    assert not [call for call in wrapper.calls if "-m" in call.replace("-lm", "")]
 
 
 @pytest.mark.parametrize("name", ["gcc", "clang"])
@@ -383,7 +420,7 @@ def test_a_step_with_each_compiler(own: Path, monkeypatch: pytest.MonkeyPatch, n
     for array, target in ((p, "c"), (q, "numpy")):
         Optimizer([array], "sgd", target=target, lr=0.1).step([np.cos(array)])
     assert p.tobytes() == q.tobytes()
-    assert names(own) == WHOLE
+    assert names(own) == sorted([*WHOLE, ".lock", ".o", ".sha256"])  # the rule's, and the runtime's
 
 
 def test_changed_variables_are_noticed(own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -608,3 +645,140 @@ def test_a_lock_that_is_never_released(own: Path, wrapper: Wrapper, monkeypatch:
         with pytest.raises(EnvironmentProblem, match=r"another process has held .*\.lock"):
             compiler.library(TINY)
     assert compiler.library(TINY) == path
+
+
+# ── what never ends, and what cannot be loaded ──────────────────────────────────────────────────────────────────────
+
+
+def ended(process: int) -> bool:
+    """Whether a process is no more, or is only waited for."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+@pytest.mark.parametrize("when", ["", "--version"])
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "sleep 1000",
+        "sleep 1000 & wait",
+        "exec yes",
+        "while :; do :; done",
+        "exec 1>&- 2>&-; sleep 1000",
+        "trap '' TERM INT; sleep 1000",
+    ],
+)
+def test_a_compiler_that_does_not_end_is_stopped(
+    own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: str, when: str
+) -> None:
+    started = tmp_path / "started"
+    only = f"*{when}*" if when else "*-shared*"
+    wrapper = Wrapper(tmp_path, f"case \"$*\" in {only}) echo $$ >> '{started}'\n{lines};; esac")
+    monkeypatch.setenv("CC", str(wrapper.path))
+    monkeypatch.setattr(compiler.run, "__defaults__", (None, 1))
+    with pytest.raises(
+        EnvironmentProblem, match=r"^the compiler had not ended after 1 s, and was stopped:\n\$ .*cc.sh"
+    ):
+        compiler.library(TINY)
+    (process,) = map(int, started.read_text().split())
+    deadline = time.monotonic() + 20
+    while not ended(process):
+        assert time.monotonic() < deadline
+    assert not own.exists() or names(own) == [".lock"]
+
+
+def test_the_limit_of_a_compiler() -> None:
+    assert compiler.run.__defaults__ == (None, 120)
+
+
+def test_a_compiler_that_leaves_others_behind(own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They hold its pipes open, and the library is there."""
+    monkeypatch.setenv("CC", str(Wrapper(tmp_path, "sleep 100 &").path))
+    before = time.monotonic()
+    assert works(compiler.library(TINY))
+    assert time.monotonic() - before < 60
+
+
+def test_a_compiler_that_says_much(own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CC", str(Wrapper(tmp_path, "yes first | head -c 20000000 >&2\necho last >&2; exit 1").path))
+    with pytest.raises(EnvironmentProblem, match="first") as problem:
+        compiler.library(TINY)
+    assert len(str(problem.value)) < 70_000
+
+
+@pytest.mark.parametrize("part", ["so", "sha256", "lock"])
+@pytest.mark.parametrize("kind", ["fifo", "zero", "directory"])
+def test_an_entry_that_is_no_file(own: Path, part: str, kind: str, tmp_path: Path) -> None:
+    """Ours alone could have put it there; it is replaced, or the library is compiled for the process alone."""
+    path = compiler.library(TINY)
+    entry = path.with_suffix(f".{part}")
+    entry.unlink()
+    if kind == "fifo":
+        os.mkfifo(entry)
+    elif kind == "zero":
+        entry.symlink_to("/dev/zero")
+    else:
+        entry.mkdir()
+    done = subprocess.run([sys.executable, "-c", BUILD], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    if done.stdout.strip() == str(path):
+        assert works(path)
+    else:
+        assert "compiled for this process alone" in done.stderr
+
+
+NOEXEC = "nothing there can be loaded, its file system is mounted noexec"
+
+
+def mounted_noexec(monkeypatch: pytest.MonkeyPatch, *directories: Path) -> None:
+    """Have the system say of directories that nothing there can be executed."""
+    statvfs = os.statvfs
+
+    def told(path: os.PathLike[str]) -> object:
+        status = statvfs(path)
+        if not any(Path(path).is_relative_to(directory) for directory in directories):
+            return status
+        return os.statvfs_result([*status[:8], status.f_flag | os.ST_NOEXEC, *status[9:]])
+
+    monkeypatch.setattr(os, "statvfs", told)
+
+
+def test_a_cache_on_a_file_system_without_execution(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mounted_noexec(monkeypatch, own)
+    with pytest.warns(RuntimeWarning, match=f"{own}: {NOEXEC}.*compiled for this process alone"):
+        path = compiler.library(TINY)
+    assert works(path)
+    assert own not in path.parents
+    assert compiler.cached("tiny", ".cubin", "0" * 64, lambda place: made(place / "x")).parent == own  # is only read
+
+
+def made(path: Path) -> Path:
+    """A file."""
+    path.write_bytes(b"x")
+    return path
+
+
+def test_no_place_is_with_execution(own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mounted_noexec(monkeypatch, own, tmp_path)
+    with pytest.raises(EnvironmentProblem, match=f"cannot be compiled: .*: {NOEXEC}; .*set TMPDIR"):
+        compiler.library(TINY)
+
+
+MOUNTING = """
+mount -t tmpfs -o noexec tmpfs "$1" || exit 77
+OPTFORGE_CACHE_DIR="$1/cache" exec "$2" -c 'import numpy as np; from optforge import Optimizer
+p = np.ones(3); Optimizer([p], "sgd", lr=1.0).step([p.copy()]); assert not p.any()'
+"""
+
+
+def test_a_file_system_that_is_really_mounted_so(tmp_path: Path) -> None:
+    command = ["unshare", "-m", "sh", "-c", MOUNTING, "sh", str(tmp_path), sys.executable]
+    if shutil.which("unshare") is None:
+        pytest.skip("there is no unshare")
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    if done.returncode in (1, 77) and "Traceback" not in done.stderr:
+        pytest.skip(f"nothing can be mounted here: {done.stderr.strip()}")
+    assert done.returncode == 0, done.stderr
+    assert "compiled for this process alone" in done.stderr

@@ -488,7 +488,7 @@ def test_what_is_up_to_date_needs_no_permission(run: Run, monkeypatch: pytest.Mo
         raise OSError(errno.EROFS, "Read-only file system", "build/.optforge-1234")
 
     run("generate", "sgd")
-    monkeypatch.setattr("tempfile.mkdtemp", refuse)
+    monkeypatch.setattr("optforge.write.workplace", refuse)
     assert run("generate", "sgd").code == DONE
     result = run("generate", "adam")
     assert result.code == ENVIRONMENT

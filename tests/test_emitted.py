@@ -15,7 +15,7 @@ import pytest
 import optforge as of
 from conftest import COMPILERS, require
 from native import STRICT
-from optforge import exp, log, maximum, minimum, render, rule, scalar, sign, sqrt, tanh, where
+from optforge import exp, layout, log, maximum, minimum, render, rule, scalar, sign, sqrt, tanh, where
 from optforge.catalogue import emit, select
 from optforge.write import differences, write_all
 
@@ -99,7 +99,7 @@ def test_a_c_program_has_the_bits_of_the_function(
     """Three steps on the emitted files alone."""
     list(write_all(tmp_path, engine.generate(dtypes=[suffix], signed=signed)))
     (tmp_path / "main.c").write_text(PROGRAM.replace("REAL", real).replace("SUFFIX", suffix))
-    command = [require(compiler), *STRICT, "-O2", "main.c", "engine.c", "-lm", "-o", "main"]
+    command = [require(compiler), *STRICT, "-O2", "main.c", "engine.c", "optforge.c", "-lm", "-o", "main"]
     answer = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert answer.returncode == 0, answer.stderr
     printed = subprocess.run([tmp_path / "main"], capture_output=True, text=True, check=True).stdout.split()
@@ -112,19 +112,27 @@ def test_committed_files_are_current() -> None:
     assert {path.name for path in (ROOT / "build").iterdir()} == set(files)
 
 
-@pytest.mark.parametrize("template", sorted(path.name for path in render.TEMPLATES.glob("*.j2")))
+@pytest.mark.parametrize(
+    "template", sorted(str(path.relative_to(render.TEMPLATES)) for path in render.TEMPLATES.rglob("*.*"))
+)
 def test_a_changed_template_is_noticed(template: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     changed = tmp_path / "templates"
     shutil.copytree(render.TEMPLATES, changed)
     text = (changed / template).read_text()
-    (changed / template).write_text(re.sub("double|->", "float", text, count=1))
-    monkeypatch.setattr(render, "TEMPLATES", changed)
-    render.environment.cache_clear()
+    other = re.sub("double|->|#include|#ifndef", "float", text, count=1)
+    assert other != text
+    (changed / template).write_text(other)
+    cached = (render.environment, layout.runtime_file, layout.runtime_parts)
+    for module in (render, layout):
+        monkeypatch.setattr(module, "TEMPLATES", changed)
+    for each in cached:
+        each.cache_clear()
     try:
         assert differences(ROOT / "build", emit(select([], True), ["c", "cuda"], ["f32", "f64"], [], None), set())
     finally:
         monkeypatch.undo()
-        render.environment.cache_clear()
+        for each in cached:
+            each.cache_clear()
 
 
 @rule
@@ -169,24 +177,23 @@ def test_emitted_files_compile_alone_and_together(compiler: str, tmp_path: Path)
     for each in own:
         list(write_all(tmp_path, each.generate()))
     names = [*rules, "engine", "other", *(each.name for each in own)]
+    sources = [*names, "optforge"]
 
     def run(*arguments: str) -> None:
         answer = subprocess.run([path, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False)
         assert answer.returncode == 0, f"{arguments}\n{answer.stderr}"
 
-    for name in names:
+    for name in sources:
         run(*STRICT, "-O2", "-c", f"{name}.c")
-    run(
-        "-std=c11", "-Wall", "-Wextra", "-Wpedantic", "-Wconversion", "-Werror", "-O2", "-c", *(f"{n}.c" for n in names)
-    )
-    run("-x", "c++", "-std=c++11", "-Wall", "-Wextra", "-Werror", "-O2", "-c", *(f"{name}.c" for name in names))
+    run("-std=c11", *STRICT[1:], "-O2", "-c", *(f"{name}.c" for name in sources))
+    run("-x", "c++", "-std=c++11", "-Wall", "-Wextra", "-Werror", "-O2", "-c", *(f"{name}.c" for name in sources))
     includes = "".join(f'#include "{name}.h"\n' for name in names)
     (tmp_path / "all.cpp").write_text(
         includes + includes + "int main() { adam_hyper h; adam_hyper_init(&h); return h.lr != 1e-3; }\n"
     )
-    (tmp_path / "unity.c").write_text("".join(f'#include "{name}.c"\n' for name in names))
+    (tmp_path / "unity.c").write_text("".join(f'#include "{name}.c"\n' for name in sources))
     run(*STRICT, "-O1", "-c", "unity.c")
-    for name in names:
+    for name in sources:
         run(*STRICT, "-O1", "-c", f"{name}.c", "-o", f"{name}.o")
     if compiler == "gcc":  # clang's C++ library is a package of its own
         run(
@@ -195,7 +202,7 @@ def test_emitted_files_compile_alone_and_together(compiler: str, tmp_path: Path)
             "-Wextra",
             "-Werror",
             "all.cpp",
-            *(f"{name}.o" for name in names),
+            *(f"{name}.o" for name in sources),
             "-lstdc++",
             "-lm",
             "-o",
@@ -212,50 +219,87 @@ def test_a_rule_without_hyperparameters_needs_no_struct(tmp_path: Path) -> None:
         '#include "bare.h"\nint main(void)\n{\n    float p[] = {3}, g[] = {1}, n[] = {0};\n'
         "    bare_tensor_f32 x = {1, p, g, n};\n    return bare_step_f32(NULL, 1, &x, 1) || p[0] != 2.0f;\n}\n"
     )
-    subprocess.run([require("gcc"), *STRICT, "main.c", "bare.c", "-lm", "-o", "main"], cwd=tmp_path, check=True)
+    subprocess.run(
+        [require("gcc"), *STRICT, "main.c", "bare.c", "optforge.c", "-lm", "-o", "main"], cwd=tmp_path, check=True
+    )
     subprocess.run([tmp_path / "main"], check=True)
 
 
 def test_only_prefixed_symbols_are_visible(tmp_path: Path) -> None:
+    """Of the rule's file and of the runtime's; and what they need is little: no memory is allocated, nothing printed."""
     list(write_all(tmp_path, of.rules["adamw"].generate(prefix="own")))
-    subprocess.run([require("gcc"), "-O2", "-fopenmp", "-c", "own.c"], cwd=tmp_path, check=True)
-    symbols = subprocess.run(["nm", "-g", "own.o"], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
-    defined = [line.split()[-1] for line in symbols.splitlines() if " T " in line or " D " in line or " B " in line]
-    assert defined
-    assert all(name.startswith("own_") for name in defined)
-    needed = {line.split()[-1] for line in symbols.splitlines() if " U " in line}
-    assert all(
-        name.startswith(("GOMP_", "omp_", "_GLOBAL_OFFSET_TABLE_"))
-        or name in ("pow", "sqrt", "sqrtf", "memset", "__stack_chk_fail")
-        for name in needed
-    ), needed
+    needed = {}
+    for name in ("own", "optforge"):
+        subprocess.run([require("gcc"), "-O2", "-fopenmp", "-c", f"{name}.c"], cwd=tmp_path, check=True)
+        command = ["nm", "-g", f"{name}.o"]
+        symbols = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+        words = [line.split()[-2:] for line in symbols.splitlines()]
+        defined = [symbol for kind, symbol in words if kind not in ("U", "w")]
+        assert defined
+        assert all(symbol.startswith(f"{name}_") for symbol in defined), defined
+        needed[name] = {symbol for kind, symbol in words if kind in ("U", "w")}
+    compilers = {"_GLOBAL_OFFSET_TABLE_", "__stack_chk_fail", "memset", "memcpy"}
+    calls = {"optforge_step", "optforge_state_init", "optforge_strerror", "optforge_options_init"}
+    assert needed["own"] <= compilers | calls | {"optforge_kernel_workspace", "pow", "sqrt", "sqrtf"}
+    needed["optforge"] -= {name for name in needed["optforge"] if name.startswith(("GOMP_", "omp_"))}
+    machine = {"__cpu_model", "__cpu_indicator_init", "getenv"}
+    assert needed["optforge"] <= compilers | machine | {"strcmp", "sqrt"}
+
+
+def functions(assembly: str) -> dict[str, str]:
+    """The instructions of each function in the text that a compiler writes."""
+    found: dict[str, str] = {}
+    name = ""
+    for line in assembly.splitlines():
+        if label := re.match(r"(\w+):", line):
+            name = label[1]
+        elif line.startswith("\t") and not line.startswith("\t."):
+            found[name] = found.get(name, "") + line + "\n"
+    return found
+
+
+def assembled(compiler: str, directory: Path, source: str, *flags: str) -> str:
+    command = [require(compiler), "-std=gnu11", *flags, "-S", source, "-o", "-"]
+    return subprocess.run(command, cwd=directory, capture_output=True, text=True, check=True).stdout
 
 
 @x86
 def test_no_contraction_where_the_machine_could(tmp_path: Path) -> None:
-    """With FMA at hand the compiler does not fuse a multiplication with an addition."""
+    """With FMA at hand, as AVX-512 has it, the compiler does not fuse a multiplication with an addition."""
     for name in of.rules:
         list(write_all(tmp_path, of.rules[name].generate()))
+    for name in [*of.rules, "optforge"]:
         for compiler, level in (("gcc", "-O2"), ("gcc", "-O3"), ("clang", "-O3")):
             if compiler == "clang" and shutil.which("clang") is None:
                 continue
-            command = [require(compiler), "-std=gnu11", level, "-mfma", "-mavx2", "-S", f"{name}.c", "-o", "-"]
-            assembly = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
-            assert "vfmadd" not in assembly
-            assert "vfnmadd" not in assembly
+            assembly = assembled(compiler, tmp_path, f"{name}.c", level, "-mfma", "-mavx2")
+            assert "vmulp" in assembly
+            assert not re.search(r"vfn?m(add|sub)", assembly)
+
+
+# Of each instruction set: its packed registers, which are the widest, or as wide as a compiler likes them.
+REGISTERS = {"v1": ("xmm",), "v3": ("ymm",), "v4": ("ymm", "zmm")}
+
+
+def vectorised(code: str, operation: str, registers: tuple[str, ...]) -> bool:
+    return any(re.search(rf"\bv?{operation}\b[^\n]*%{register}", code) for register in registers)
 
 
 @x86
-def test_element_loops_are_vectorised_at_o2(tmp_path: Path) -> None:
-    """Plain -O2, no other flag: packed square roots and divisions."""
+@pytest.mark.parametrize("compiler", COMPILERS)
+def test_element_loops_are_vectorised_at_o2(compiler: str, tmp_path: Path) -> None:
+    """Plain -O2, no other flag: packed square roots and divisions, for each instruction set; sums as well."""
     list(write_all(tmp_path, of.rules["adam"].generate()))
-    for compiler in COMPILERS:
-        if shutil.which(compiler) is None:
-            continue
-        command = [compiler, "-O2", "-S", "adam.c", "-o", "-"]
-        assembly = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
-        assert "sqrtps" in assembly
-        assert "divpd" in assembly
+    adam = functions(assembled(compiler, tmp_path, "adam.c", "-O2"))
+    runtime = functions(assembled(compiler, tmp_path, "optforge.c", "-O2"))
+    for own, registers in REGISTERS.items():
+        for suffix, kind in (("f32", "ps"), ("f64", "pd")):
+            for operation in ("sqrt", "div", "mul", "add"):
+                code = adam[f"adam_plain_0_{suffix}_{own}"]
+                assert vectorised(code, operation + kind, registers), (own, suffix, operation)
+            code = runtime[f"optforge_squares_{suffix}_{own}"]
+            assert vectorised(code, "mulpd", registers), (own, suffix)
+            assert vectorised(code, "addpd", registers), (own, suffix)
 
 
 @x86
@@ -263,10 +307,10 @@ def test_element_loops_are_vectorised_at_o2(tmp_path: Path) -> None:
 def test_choices_are_vectorised_at_o2(compiler: str, tmp_path: Path) -> None:
     """Also where, minimum, maximum, sign, and a choice by a scalar between computations."""
     list(write_all(tmp_path, choosing.generate()))
-    command = [require(compiler), "-O2", "-S", "choosing.c", "-o", "-"]
-    assembly = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
-    assert "mulps" in assembly
-    assert "mulpd" in assembly
+    found = functions(assembled(compiler, tmp_path, "choosing.c", "-O2"))
+    for own, registers in REGISTERS.items():
+        assert vectorised(found[f"choosing_plain_0_f32_{own}"], "mulps", registers), own
+        assert vectorised(found[f"choosing_plain_0_f64_{own}"], "mulpd", registers), own
 
 
 def test_text_is_tidy() -> None:

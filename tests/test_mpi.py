@@ -132,8 +132,6 @@ def test_one_rank_without_mpi_has_the_bits_of_numpy(tmp_path: Path, flags: tuple
     files = (of.clip_by_global_norm >> of.rules.adamw).generate("c", dtypes=["f32"], prefix="clip_adamw")
     for name, text in {**files, "mpi.h": STUB}.items():
         (tmp_path / name).write_text(text, encoding="utf-8")
-    run(
-        [gcc, *STRICT, *flags, "-I.", str(EXAMPLE / "sharded_step.c"), "clip_adamw.c", "-o", "sharded_step", "-lm"],
-        tmp_path,
-    )
+    sources = [str(EXAMPLE / "sharded_step.c"), *(name for name in files if name.endswith(".c"))]
+    run([gcc, *STRICT, *flags, "-I.", *sources, "-o", "sharded_step", "-lm"], tmp_path)
     assert parsed(output([tmp_path / "sharded_step"])) == reference()

@@ -78,7 +78,7 @@ def test_a_rule_of_the_name_of_a_header(tmp_path: Path) -> None:
     )
     rule = of.Rule.from_file(path, "math")
     files = rule.generate("c")
-    assert sorted(files) == ["math_.c", "math_.h"]
+    assert sorted(files) == ["math_.c", "math_.h", "optforge.c", "optforge.h"]
     for name, text in files.items():
         (tmp_path / name).write_text(text)
     run([require("gcc"), *STRICT, "-I.", "-c", "math_.c"], tmp_path)
@@ -112,7 +112,8 @@ def test_claimed_names_everywhere(tool: str, tmp_path: Path) -> None:
         headers = source(tool, tmp_path).read_text() if name.endswith(".c") else ""
         (tmp_path / name).write_text(headers + emitted, encoding="utf-8")
     language = ["-x", "c++", "-std=gnu++11"] if tool == "g++" else ["-std=gnu11"]
-    run([require(tool), *language, "-Wall", "-Wextra", "-Werror", "-D_GNU_SOURCE", "-fsyntax-only", "own.c"], tmp_path)
+    flags = [*language, "-Wall", "-Wextra", "-Werror", "-D_GNU_SOURCE", "-fsyntax-only"]
+    run([require(tool), *flags, "own.c", "optforge.c"], tmp_path)
 
 
 def test_a_comment_has_no_trigraph() -> None:

@@ -84,8 +84,13 @@ def test_contents_of_the_wheel(wheel: Path) -> None:
         for path in (CHECKOUT / "generator" / "optforge").rglob("*")
         if path.is_file() and path.suffix != ".pyc"
     }
-    expected |= {f"optforge/templates/{path.name}" for path in (CHECKOUT / "templates").iterdir()}
+    expected |= {
+        f"optforge/templates/{path.relative_to(CHECKOUT / 'templates').as_posix()}"
+        for path in (CHECKOUT / "templates").rglob("*")
+        if path.is_file()
+    }
     assert any(name.endswith(".j2") for name in expected)
+    assert {f"optforge/templates/runtime/optforge.{ending}" for ending in "hc"} <= expected
     assert {name for name in names if ".dist-info/" not in name} == expected
     assert {name.partition(".dist-info/")[2] for name in names if ".dist-info/" in name} == {
         "METADATA",

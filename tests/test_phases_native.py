@@ -18,7 +18,7 @@ import pytest
 import optforge as of
 from conftest import COMPILERS, require
 from data import Guarded, same
-from native import Library, compile_shared
+from native import Library, Stats, Work, code, compile_shared, instruction_sets
 from optforge import global_norm, global_sum, max_abs, mean, norm, scalar, sum
 from oracles import _phase, _transforms, _tree, oracle
 from stepping import agree, spread
@@ -28,7 +28,7 @@ FLAGS: dict[str, tuple[str, ...]] = {"O0": ("-O0",), "O2": ("-O2",), "native": (
 if platform.machine() == "x86_64":
     FLAGS |= {flag: ("-O3", f"-m{flag}") for flag in ("avx2", "avx512f") if flag in CPU.split()}
 NORMS = ("grad_norm", "clipped_grad_norm", "param_norm", "update_norm", "max_update_ratio")
-CHUNK = 32768
+LEAF, CHUNK = 1024, 32768
 SIZES = (70_001, 1, 0, CHUNK, 1025, CHUNK + 33, 3 * CHUNK, 31)
 
 
@@ -54,83 +54,71 @@ KERNELS: dict[str, of.Rule] = {
 COMPILED = [("lamb", flags) for flags in FLAGS] + [("gathering", flags) for flags in ("O0", "native")]
 
 
-class Part(ctypes.Structure):
-    _fields_ = (("tensor", ctypes.c_size_t), ("begin", ctypes.c_size_t))
-
-
-class Whole(ctypes.Structure):
-    _fields_ = (("count", ctypes.c_size_t), ("sizes", ctypes.c_void_p), ("parts", ctypes.c_void_p))
-
-
-class Stats(ctypes.Structure):
-    _fields_ = (
-        *((name, ctypes.c_double) for name in NORMS),
-        *((name, ctypes.c_uint64) for name in ("nan", "inf", "skipped")),
-    )
-
-
-class Options(ctypes.Structure):
-    _fields_ = (
-        ("grad_scale", ctypes.c_double),
-        *((name, ctypes.c_int) for name in ("skip_nonfinite", "zero_grads", "threads", "checked")),
-        ("workspace", ctypes.c_void_p),
-        ("workspace_size", ctypes.c_size_t),
-        *((name, ctypes.c_void_p) for name in ("stats", "tensor_stats", "starting", "whole", "group")),
-        ("groups", ctypes.c_size_t),
-        ("applied", ctypes.c_void_p),
-    )
-
-
 Arrays = Mapping[str, Any]
 
 
 class Kernel(Library):
-    """The functions of an emitted rule, with options."""
+    """The functions of an emitted rule, over lists of tensors."""
 
     def __init__(self, path: Path, rule: of.Rule, prefix: str):
         scalars = [state.name for state in rule.kernel().state if state.scalar]
         super().__init__(path, prefix, list(rule.hyperparameters), list(rule.state), scalars)
-        self.phases = len(rule.kernel().phases) + 1
 
     def workspace(self, sizes: Sequence[int]) -> Any:
-        """Exactly as much workspace as tensors of these sizes need, between guards, and all 0."""
+        """As much workspace as the rule asks for, for tensors of these sizes, between guards."""
         elements = ctypes.c_uint64(int(np.sum(sizes, dtype=np.int64)))
         size = self.call("workspace_size", ctypes.c_size_t)(elements, ctypes.c_size_t(len(sizes)))
         guarded = Guarded([size // 8], np.float64)
-        guarded.arrays[0][:] = 0
+        guarded.arrays[0][:] = np.nan  # what it holds does not matter
         return guarded
 
-    def options(self, workspace: Any = None, **values: Any) -> Options:
-        """Options with the defaults of the library."""
-        options = Options()
-        self.call("options_init", None)(ctypes.byref(options))
-        assert bytes(options)[8:] == bytes(ctypes.sizeof(Options) - 8)
-        assert options.grad_scale == 1.0
-        if workspace is not None:
-            options.workspace, options.workspace_size = workspace.ctypes.data, workspace.nbytes
-        for name, value in values.items():
-            setattr(options, name, value)
-        return options
+    def exact(self, lists: Any, options: Any, sizes: Sequence[int] | None = None) -> Any:
+        """Exactly as much workspace as a step of these lists takes, between guards, and taken into the options."""
+        size = self.runtime("workspace_size", ctypes.c_size_t)(lists, ctypes.c_size_t(1), ctypes.byref(options))
+        if sizes is not None:
+            assert size <= self.workspace(sizes).arrays[0].nbytes
+        guarded = Guarded([size // 8], np.float64)
+        guarded.arrays[0][:] = np.nan
+        options.workspace, options.workspace_size = guarded.arrays[0].ctypes.data, size
+        return guarded
 
-    def run(
-        self, t: int, arrays: Sequence[Arrays], options: Any, phases: tuple[int, int] | None = None, **hyper: float
-    ) -> int:
-        """A step with options, or some of its phases; its status."""
-        itemsize = next((own["p"].itemsize for own in arrays), 4)
-        suffix = {4: "f32", 8: "f64"}[itemsize]
+    def listed(self, t: int, arrays: Sequence[Arrays], hyper: Mapping[str, float] | None = None, **values: Any) -> Any:
+        """A list of these tensors."""
+        suffix = {4: "f32", 8: "f64"}[next((own["p"].itemsize for own in arrays), 4)]
+        return self.lists(suffix, self.hyper(**hyper or {}), t, self.tensors(arrays), len(arrays), **values)
+
+    def run(self, t: int, arrays: Sequence[Arrays], options: Any, **hyper: float) -> int:
+        """A step with options; its status."""
+        suffix = {4: "f32", 8: "f64"}[next((own["p"].itemsize for own in arrays), 4)]
         arguments = [ctypes.byref(self.hyper(**hyper)), ctypes.c_uint64(t), self.tensors(arrays)]
         arguments += [ctypes.c_size_t(len(arrays)), None if options is None else ctypes.byref(options)]
-        if phases is None:
-            return int(self.call(f"step_with_{suffix}")(*arguments))
-        return int(self.call(f"phases_{suffix}")(*arguments, *map(ctypes.c_int, phases)))
+        return int(self.call(f"step_with_{suffix}")(*arguments))
 
-    def partials(self, workspace: Any, phase: int) -> Any:
+    def begin(self, work: Any, lists: Any, options: Any) -> int:
+        """Begin a step; the status."""
+        arguments = [lists, ctypes.c_size_t(1), None if options is None else ctypes.byref(options)]
+        return int(self.runtime("begin")(ctypes.byref(work), *arguments))
+
+    def share(self, work: Any, phase: int, shares: int = 1) -> None:
+        """All shares of a phase, the last one first."""
+        function = self.runtime("share", None)
+        for ith in reversed(range(shares)):
+            function(ctypes.byref(work), ctypes.c_int(phase), ctypes.c_size_t(ith), ctypes.c_size_t(shares))
+
+    def fold(self, work: Any, phase: int) -> int:
+        """Behind a phase; the status."""
+        return int(self.runtime("fold")(ctypes.byref(work), ctypes.c_int(phase)))
+
+    def partials(self, work: Any, phase: int, workspace: Any) -> Any:
         """The sums of a phase, live."""
-        number = ctypes.c_size_t()
-        function = self.call("partials", ctypes.c_void_p)
-        address = function(ctypes.c_void_p(workspace.ctypes.data), ctypes.c_int(phase), ctypes.byref(number))
+        number = ctypes.c_size_t(7)
+        function = self.runtime("partials", ctypes.c_void_p)
+        address = function(ctypes.byref(work), ctypes.c_int(phase), ctypes.byref(number))
+        if address is None:
+            assert number.value == 0
+            return workspace[:0]
         first = (address - workspace.ctypes.data) // 8
-        assert 0 <= first <= first + number.value <= workspace.size
+        assert 0 <= first < first + number.value <= workspace.size
         return workspace[first : first + number.value]
 
     def text(self, status: int) -> str:
@@ -245,18 +233,17 @@ def run_of(name: str, dtype: Any, **how: Any) -> Run:
 def one_rank(kernel: Kernel, run: Run, **how: Any) -> None:
     """Both steps in one call each."""
     tensors, memory = run.arrays()
-    workspace = kernel.workspace(run.sizes)
-    workspace.arrays[0][:] = np.nan  # what it holds does not matter
     whole, each = Stats(), (Stats * len(run.sizes))()
     for step in range(2):
         for tensor, g in zip(tensors, run.grads[step], strict=True):
             tensor["g"][:] = g
-        options = kernel.options(workspace.arrays[0], grad_scale=2.5, stats=ctypes.addressof(whole), **how)
+        options = kernel.options(grad_scale=2.5, stats=ctypes.addressof(whole), **how)
         options.tensor_stats = ctypes.addressof(each)
+        workspace = kernel.exact(kernel.listed(step + 1, tensors), options, run.sizes)
         assert kernel.run(step + 1, tensors, options) == 0
         run.check(step, tensors)
         run.told(step, Told(whole, each))
-    assert workspace.intact()
+        assert workspace.intact()
     assert all(own.intact() for own in memory.values())
 
 
@@ -283,7 +270,7 @@ def test_the_reference_is_the_oracle() -> None:
 # ── parts on several ranks ──────────────────────────────────────────────────────────────────────────────────────────
 
 # For each rank its parts: the tensor, and the range of its chunks.
-SPLITS: dict[str, list[list[tuple[int, int, int]]]] = {
+CHUNKS: dict[str, list[list[tuple[int, int, int]]]] = {
     "two": [
         [(0, 0, 1), (1, 0, 1), (5, 0, 2), (6, 1, 3)],
         [(0, 1, 3), (2, 0, 0), (3, 0, 1), (4, 0, 1), (6, 0, 1), (7, 0, 1)],
@@ -298,6 +285,22 @@ SPLITS: dict[str, list[list[tuple[int, int, int]]]] = {
         [(0, 2, 3), (6, 0, 2), (1, 0, 1), (0, 0, 2), (2, 0, 0), (6, 2, 3), (3, 0, 1), (4, 0, 1), (5, 0, 2), (7, 0, 1)]
     ],
 }
+# The same in leaves: where parts begin and end inside a chunk.
+LEAVES: dict[str, list[list[tuple[int, int, int]]]] = {
+    "inside chunks": [
+        [(0, 0, 1), (0, 40, 69), (4, 1, 2), (5, 0, 31), (6, 33, 95)],
+        [(0, 1, 40), (1, 0, 1), (2, 0, 0), (3, 0, 32), (4, 0, 1), (5, 31, 33), (6, 0, 33), (6, 95, 96), (7, 0, 1)],
+    ],
+    "each leaf by itself": [
+        [(k, i, i + 1) for k, n in enumerate(SIZES) for i in range(max(-(-n // LEAF), 1)) if (k + i) % 3 == rank]
+        for rank in range(3)
+    ],
+}
+PER_CHUNK = CHUNK // LEAF
+SPLITS = LEAVES | {
+    name: [[(k, first * PER_CHUNK, last * PER_CHUNK) for k, first, last in parts] for parts in ranks]
+    for name, ranks in CHUNKS.items()
+}
 
 
 class Rank:
@@ -307,50 +310,57 @@ class Rank:
         self.kernel, self.run = kernel, run
         self.scalars = {s.name for s in run.rule.kernel().state if s.scalar}
         whole, _ = run.arrays()
-        self.spans = [(k, first * CHUNK, min(last * CHUNK, run.sizes[k])) for k, first, last in parts]
+        self.spans = [(k, first * LEAF, min(last * LEAF, run.sizes[k])) for k, first, last in parts]
         self.tensors = [
             {name: (array if name in self.scalars else array[begin:end]).copy() for name, array in whole[k].items()}
             for k, begin, end in self.spans
         ]
-        self.workspace = kernel.workspace(run.sizes)
+        self.suffix = "f32" if run.dtype is np.float32 else "f64"
         self.sizes = (ctypes.c_size_t * len(run.sizes))(*run.sizes)
-        self.parts = (Part * max(len(parts), 1))(*((k, begin) for k, begin, _ in self.spans))
-        self.whole = Whole(len(run.sizes), ctypes.addressof(self.sizes), ctypes.addressof(self.parts))
-        self.stats, self.each = Stats(), (Stats * len(run.sizes))()
+        count = max(len(parts), 1)
+        self.number = (ctypes.c_size_t * count)(*(k for k, _, _ in self.spans))
+        self.part = (ctypes.c_size_t * count)(*(begin for _, begin, _ in self.spans))
+        self.stats, self.each, self.work = Stats(), (Stats * len(run.sizes))(), Work()
         self.options = kernel.options(
-            self.workspace.arrays[0],
             grad_scale=2.5,
-            whole=ctypes.addressof(self.whole),
+            tensors=len(run.sizes),
+            sizes=ctypes.addressof(self.sizes),
             stats=ctypes.addressof(self.stats),
             tensor_stats=ctypes.addressof(self.each),
             **how,
         )
+        self.lists = self.listed(1)
+        self.workspace = kernel.exact(self.lists, self.options)
 
-    def begin(self, grads: Sequence[Any]) -> None:
-        self.workspace.arrays[0][:] = 0
+    def listed(self, t: int) -> Any:
+        own = {"number": ctypes.addressof(self.number), "part": ctypes.addressof(self.part)}
+        table = self.kernel.tensors(self.tensors)
+        return self.kernel.lists(self.suffix, self.kernel.hyper(), t, table, len(self.tensors), **own)
+
+    def begin(self, t: int, grads: Sequence[Any]) -> int:
+        self.workspace.arrays[0][:] = np.nan  # what it holds does not matter
         for tensor, (k, begin, end) in zip(self.tensors, self.spans, strict=True):
             tensor["g"][:] = grads[k][begin:end]
-
-    def phase(self, t: int, phase: int) -> int:
-        suffix = "f32" if self.run.dtype is np.float32 else "f64"
-        arguments = [ctypes.byref(self.kernel.hyper()), ctypes.c_uint64(t), self.kernel.tensors(self.tensors)]
-        arguments += [ctypes.c_size_t(len(self.tensors)), ctypes.byref(self.options)]
-        function = self.kernel.call(f"phases_{suffix}")
-        return int(function(*arguments, ctypes.c_int(phase), ctypes.c_int(phase + 1)))
+        self.lists = self.listed(t)
+        return self.kernel.begin(self.work, self.lists, self.options)
 
     def partials(self, phase: int) -> Any:
-        return self.kernel.partials(self.workspace.arrays[0], phase)
+        return self.kernel.partials(self.work, phase, self.workspace.arrays[0])
 
 
-def step_of(ranks: Sequence[Rank], t: int) -> set[int]:
-    """One step of all ranks, phase by phase, their sums added in between; what the last phase returned."""
-    last = ranks[0].kernel.phases - 1
-    for phase in range(last + 1):
-        statuses = {rank.phase(t, phase) for rank in ranks}
-        if phase < last:
-            everywhere = np.sum([rank.partials(phase) for rank in ranks], axis=0)
-            for rank in ranks:
-                rank.partials(phase)[:] = everywhere
+def step_of(ranks: Sequence[Rank], t: int, grads: Sequence[Any]) -> set[int]:
+    """One step of all ranks, phase by phase, their sums added in between; what the last fold returned."""
+    assert {rank.begin(t, grads) for rank in ranks} == {0}
+    (phases,) = {rank.work.phases for rank in ranks}
+    statuses: set[int] = set()
+    for phase in range(phases):
+        assert statuses <= {0}
+        for shares, rank in enumerate(ranks, 1):
+            rank.kernel.share(rank.work, phase, shares)
+        everywhere = np.sum([rank.partials(phase) for rank in ranks], axis=0)
+        for rank in ranks:
+            rank.partials(phase)[:] = everywhere
+        statuses = {rank.kernel.fold(rank.work, phase) for rank in ranks}
     return statuses
 
 
@@ -373,15 +383,13 @@ def together(ranks: Sequence[Rank], run: Run) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("split", SPLITS)
 @pytest.mark.parametrize("name", KERNELS)
 def test_ranks_have_the_bits_of_one(name: str, split: str, dtype: Any, kernels: Kernels) -> None:
-    """Tensors split between chunks, the sums added as an all-reduce adds them."""
+    """Tensors split between leaves, the sums added as an all-reduce adds them."""
     require("gcc")
     kernel, run = kernels[name, "gcc", "openmp"], run_of(name, dtype)
     skip = int(split != "two")
-    ranks = [Rank(kernel, run, parts, skip_nonfinite=skip, threads=1 + k % 2) for k, parts in enumerate(SPLITS[split])]
+    ranks = [Rank(kernel, run, parts, skip_nonfinite=skip) for parts in SPLITS[split]]
     for step in range(2):
-        for rank in ranks:
-            rank.begin(run.grads[step])
-        assert step_of(ranks, step + 1) == {0}
+        assert step_of(ranks, step + 1, run.grads[step]) == {0}
         run.check(step, together(ranks, run), split)
         for rank in ranks:
             run.told(step, Told(rank.stats, rank.each))
@@ -397,9 +405,7 @@ def test_one_rank_s_nan_skips_the_step_of_all(name: str, kernels: Kernels) -> No
     grads = [g.copy() for g in run.grads[0]]
     grads[0][70_000] = np.inf
     grads[6][-1] = np.nan
-    for rank in ranks:
-        rank.begin(grads)
-    assert step_of(ranks, 1) == {-1}
+    assert step_of(ranks, 1, grads) == {-1}
     after = together(ranks, run)
     for k, tensor in enumerate(after):
         assert not tensor["g"].any()
@@ -407,13 +413,39 @@ def test_one_rank_s_nan_skips_the_step_of_all(name: str, kernels: Kernels) -> No
     for rank in ranks:
         assert (rank.stats.skipped, rank.stats.nan, rank.stats.inf) == (1, 1, 1)
         assert [own.nan + own.inf for own in rank.each] == [1, 0, 0, 0, 0, 0, 1, 0]
-        rank.begin(run.grads[0])
-    assert step_of(ranks, 1) == {0}
+    assert step_of(ranks, 1, run.grads[0]) == {0}
     for rank in ranks:
         assert not any(tensor["g"].any() for tensor in rank.tensors)
     for tensor in (behind := together(ranks, run)):
         tensor.pop("g")
     run.check(0, behind)
+
+
+def test_parts_of_a_plain_step_end_anywhere(kernels: Kernels) -> None:
+    """Where nothing is added up. Where something is, they are refused, and nothing is written."""
+    require("gcc")
+    kernel, rng = kernels["adam", "gcc", "openmp"], np.random.default_rng(6)
+    whole = {name: rng.standard_normal(5001).astype("f4") * (name in "pg") for name in ("p", "g", "m", "v")}
+    cuts, order = (0, 1, 999, 1024, 3333, 5001), (3, 0, 4, 2, 1)
+    parts = [{name: array[cuts[k] : cuts[k + 1]].copy() for name, array in whole.items()} for k in order]
+    sizes = (ctypes.c_size_t * 2)(7, 5001)  # the first is elsewhere
+    number, part = (ctypes.c_size_t * 5)(*[1] * 5), (ctypes.c_size_t * 5)(*(cuts[k] for k in order))
+    own = {"number": ctypes.addressof(number), "part": ctypes.addressof(part)}
+    options = kernel.options(tensors=2, sizes=ctypes.addressof(sizes), threads=2)
+    stats = Stats()
+    for asked in ({"skip_nonfinite": 1}, {"stats": ctypes.addressof(stats)}):
+        before = [{name: array.copy() for name, array in tensor.items()} for tensor in parts]
+        other, lists = kernel.options(tensors=2, sizes=ctypes.addressof(sizes), **asked), kernel.listed(1, parts, **own)
+        kernel.exact(lists, other)
+        assert kernel.runtime("step_lists")(lists, ctypes.c_size_t(1), ctypes.byref(other)) == code("ERROR_PART")
+        for tensor, old in zip(parts, before, strict=True):
+            assert all(same(tensor[name], old[name]) for name in old)
+    for t in (1, 2):
+        lists = kernel.listed(t, parts, **own)
+        assert kernel.runtime("step_lists")(lists, ctypes.c_size_t(1), ctypes.byref(options)) == 0
+        assert kernel.run(t, [whole], kernel.options()) == 0
+        for tensor, k in zip(parts, order, strict=True):
+            assert all(same(tensor[name], whole[name][cuts[k] : cuts[k + 1]]) for name in whole)
 
 
 def test_more_tensors_than_a_chunk_has_elements(kernels: Kernels) -> None:
@@ -447,20 +479,28 @@ def small(kernels: Kernels) -> tuple[Kernel, list[dict[str, Any]]]:
     return kernels["lamb", "gcc", "openmp"], tensors
 
 
-def unchanged(
-    kernel: Kernel, tensors: list[dict[str, Any]], options: Any, phases: tuple[int, int] | None = None
-) -> str:
-    """The text of a status of a step that changes nothing."""
+def unchanged(kernel: Kernel, tensors: list[dict[str, Any]], options: Any, **values: Any) -> str:
+    """The text of a status of a step that changes nothing, over a list with these values; a check has the same."""
     before = [{name: array.copy() for name, array in tensor.items()} for tensor in tensors]
-    status = kernel.run(1, tensors, options, phases)
+    lists = kernel.listed(1, tensors, **values)
+    arguments = [lists, ctypes.c_size_t(1), None if options is None else ctypes.byref(options)]
+    checked, status = (int(kernel.runtime(name)(*arguments)) for name in ("check", "step_lists"))
+    assert checked == (0 if status == -1 else status)  # a check does not look at gradients
+    if not values:
+        assert kernel.run(1, tensors, options) == status
     for tensor, old in zip(tensors, before, strict=True):
         assert all(same(array, old[name]) for name, array in tensor.items())
     return kernel.text(status)
 
 
+def room(kernel: Kernel, tensors: list[dict[str, Any]]) -> Any:
+    """The workspace of a plain step, exactly."""
+    return kernel.exact(kernel.listed(1, tensors), kernel.options()).arrays[0]
+
+
 def test_statuses_of_options(small: Any) -> None:
     kernel, tensors = small
-    workspace = kernel.workspace([CHUNK + 5, 3]).arrays[0]
+    workspace = room(kernel, tensors)
     for value in (0.0, -1.0, np.nan, np.inf, -np.inf, 1e-320):
         said = unchanged(kernel, tensors, kernel.options(workspace, grad_scale=value))
         assert said == "grad_scale is not a positive number with a finite inverse"
@@ -468,6 +508,9 @@ def test_statuses_of_options(small: Any) -> None:
     assert unchanged(kernel, tensors, kernel.options()) == "a pointer is NULL"
     short = "the workspace is too small, or not aligned to doubles"
     assert unchanged(kernel, tensors, kernel.options(workspace, workspace_size=workspace.nbytes - 1)) == short
+    for size in (0, kernel.options().size - 8, kernel.options().size + 8):
+        said = unchanged(kernel, tensors, kernel.options(workspace, size=size))
+        assert said == "the options are of another version: fill them in with optforge_options_init"
     askew = kernel.options(workspace)
     askew.workspace += 4
     assert unchanged(kernel, tensors, askew) == short
@@ -484,55 +527,91 @@ def test_statuses_of_options(small: Any) -> None:
     ("size", "parts"),
     {
         "no such tensor": (CHUNK + 5, [(2, 0), (1, 0)]),
-        "it begins inside a chunk": (CHUNK + 6, [(0, 1), (1, 0)]),
+        "it begins inside a leaf": (CHUNK + 6, [(0, 1), (1, 0)]),
+        "it begins inside another leaf": (2 * CHUNK + 5, [(0, CHUNK - 1), (1, 0)]),
         "it ends behind the tensor": (CHUNK + 5, [(0, CHUNK), (1, 0)]),
+        "it ends a leaf behind the tensor": (CHUNK + 5, [(0, LEAF), (1, 0)]),
         "it begins behind the tensor": (CHUNK + 5, [(0, 0), (1, CHUNK)]),
-        "it ends inside a chunk": (CHUNK + 6, [(0, 0), (1, 0)]),
+        "it ends inside a leaf": (CHUNK + 6, [(0, 0), (1, 0)]),
     }.values(),
 )
 def test_statuses_of_parts(size: int, parts: Any, small: Any) -> None:
     kernel, tensors = small
-    sizes, table = (ctypes.c_size_t * 2)(size, 3), (Part * 2)(*parts)
-    whole = Whole(2, ctypes.addressof(sizes), ctypes.addressof(table))
-    options = kernel.options(kernel.workspace([size, 3]).arrays[0], whole=ctypes.addressof(whole))
-    said = unchanged(kernel, tensors, options)
-    assert said == "a part is not in its tensor, or does not begin and end between chunks"
-    whole.parts = None
-    assert unchanged(kernel, tensors, options) == "a pointer is NULL"
+    sizes = (ctypes.c_size_t * 2)(size, 3)
+    number, part = ((ctypes.c_size_t * 2)(*column) for column in zip(*parts, strict=True))
+    options = kernel.options(kernel.workspace([size, 3]).arrays[0], tensors=2, sizes=ctypes.addressof(sizes))
+    own = {"number": ctypes.addressof(number), "part": ctypes.addressof(part)}
+    said = unchanged(kernel, tensors, options, **own)
+    if parts[0][0] == 2:
+        assert said == "a tensor's number is none of the tensors, or two have the same"
+    else:
+        assert said == "a part is not in its tensor, or begins or ends inside a leaf of 1024 elements"
+
+
+def test_statuses_of_parts_of_no_whole(small: Any) -> None:
+    """Without sizes every tensor is whole, and has a number of its own."""
+    kernel, tensors = small
+    options = kernel.options(room(kernel, tensors))
+    part, number = (ctypes.c_size_t * 2)(CHUNK, 0), (ctypes.c_size_t * 2)(1, 1)
+    said = unchanged(kernel, tensors, options, part=ctypes.addressof(part))
+    assert said == "a part is not in its tensor, or begins or ends inside a leaf of 1024 elements"
+    for wrong in ((1, 1), (0, 2), (2**63, 0)):
+        number[:] = wrong
+        said = unchanged(kernel, tensors, options, number=ctypes.addressof(number))
+        assert said == "a tensor's number is none of the tensors, or two have the same"
 
 
 @pytest.mark.parametrize("zero_grads", [0, 1])
-def test_phases_that_are_not_there(zero_grads: int, small: Any) -> None:
+def test_phases_that_are_not_due(zero_grads: int, small: Any) -> None:
+    """A share does nothing then, and a fold says so."""
     kernel, tensors = small
-    workspace = kernel.workspace([CHUNK + 5, 3]).arrays[0]
-    options = kernel.options(workspace, zero_grads=zero_grads)
+    options, lists = kernel.options(room(kernel, tensors), zero_grads=zero_grads), kernel.listed(1, tensors)
     before = [{name: array.copy() for name, array in tensor.items()} for tensor in tensors]
-    number = kernel.phases
-    for first, last in (
-        (-1, 1),
-        (number, number),
-        (number + 9, number + 10),
-        (2**31 - 1, 2**31 - 1),
-        (1, 0),
-        (0, -1),
-        (-(2**31), 2**31 - 1),
-    ):
-        status = kernel.run(1, tensors, options, (first, last))
-        assert kernel.text(status) == "the phases to be done are not among those of a step", (first, last)
+    work = Work()
+    order = "optforge_begin was not called, or this phase is not the one that is due"
+
+    def refused(phase: int) -> None:
+        kernel.share(work, phase, 3)
+        assert kernel.text(kernel.fold(work, phase)) == order, phase
         for tensor, old in zip(tensors, before, strict=True):
             assert all(same(array, old[name]) for name, array in tensor.items())
-    assert kernel.run(1, tensors, options, (0, 0)) == 0
-    for tensor, old in zip(tensors, before, strict=True):
-        assert all(same(array, old[name]) for name, array in tensor.items())
+
+    refused(0)
+    assert kernel.begin(work, lists, None) == code("ERROR_NULL")
+    refused(0)
+    assert kernel.begin(work, lists, options) == 0
+    for phase in (-1, 1, 2, work.phases, work.phases + 9, 2**31 - 1, -(2**31)):
+        refused(phase)
+    copied = Work.from_buffer_copy(work)  # a step is under way where it began, and nowhere else
+    kernel.share(copied, 0)
+    assert kernel.text(kernel.fold(copied, 0)) == order
+    for ith, nth in ((1, 1), (2, 1), (0, 0), (2**63, 5)):
+        kernel.runtime("share", None)(ctypes.byref(work), 0, ctypes.c_size_t(ith), ctypes.c_size_t(nth))
+    for phase in range(work.phases - 1):
+        kernel.share(work, phase, 2)
+        assert kernel.fold(work, phase) == 0
+        assert kernel.text(kernel.fold(work, phase)) == order
+    before = [{name: array.copy() for name, array in tensor.items()} for tensor in tensors]
+    refused(work.phases)
+    kernel.share(work, work.phases - 1)
+    assert kernel.fold(work, work.phases - 1) == 0
+    assert all((tensor["p"] != 1).all() for tensor in tensors)
+    before = [{name: array.copy() for name, array in tensor.items()} for tensor in tensors]
+    for phase in range(-1, work.phases + 2):
+        refused(phase)
 
 
 def test_a_step_that_is_applied_is_counted(small: Any) -> None:
     kernel, tensors = small
-    workspace = kernel.workspace([CHUNK + 5, 3]).arrays[0]
     count = np.full(1, 6, np.uint64)
-    options = kernel.options(workspace, skip_nonfinite=1, applied=count.ctypes.data)
+    options = kernel.options(room(kernel, tensors), skip_nonfinite=1, applied=count.ctypes.data)
     assert kernel.run(0, tensors, options) > 0
-    assert kernel.run(7, tensors, options, (0, kernel.phases - 1)) == 0
+    work, lists = Work(), kernel.listed(7, tensors)
+    assert kernel.begin(work, lists, options) == 0
+    for phase in range(work.phases):
+        kernel.share(work, phase)
+        assert phase == work.phases - 1 or kernel.fold(work, phase) == 0
+    assert count[0] == 6
     tensors[1]["g"][0] = np.nan
     assert kernel.text(kernel.run(7, tensors, options)).startswith("a gradient is NaN")
     assert count[0] == 6
@@ -541,25 +620,33 @@ def test_a_step_that_is_applied_is_counted(small: Any) -> None:
     assert count[0] == 7
 
 
-def test_partials_outside_of_the_phases(small: Any) -> None:
+def test_partials_outside_of_the_phases(small: Any, kernels: Kernels) -> None:
     kernel, tensors = small
-    workspace = kernel.workspace([CHUNK + 5, 3]).arrays[0]
-    assert kernel.run(1, tensors, kernel.options(workspace)) == 0
-    assert [kernel.partials(workspace, phase).size > 0 for phase in range(-1, kernel.phases + 1)] == [
+    work, workspace, lists = Work(), room(kernel, tensors), kernel.listed(1, tensors)
+    assert kernel.partials(work, 0, workspace).size == 0
+    options = kernel.options(workspace)
+    assert kernel.begin(work, lists, options) == 0
+    assert work.phases == 3
+    assert [kernel.partials(work, phase, workspace).size > 0 for phase in range(-1, work.phases + 2)] == [
         False,
-        *([True] * (kernel.phases - 1)),
+        *([True] * work.phases),
         False,
         False,
     ]
+    adam = kernels["adam", "gcc", "openmp"]
+    options, lists = adam.options(), adam.listed(1, tensors)
+    assert adam.begin(work, lists, options) == 0  # which adds up nothing
+    assert [adam.partials(work, phase, workspace).size for phase in range(-1, work.phases + 1)] == [0, 0, 0]
 
 
 def test_a_plain_step_takes_the_workspace_alone(small: Any) -> None:
-    """`step` is `step_with` and the defaults; `check` sees that the same arguments will do."""
+    """`step` is `step_with` and the defaults; a check sees that the same arguments will do."""
     kernel, tensors = small
     own = [{name: array.copy() for name, array in tensor.items()} for tensor in tensors]
     workspace = kernel.workspace([CHUNK + 5, 3]).arrays[0]
     arguments = [ctypes.byref(kernel.hyper()), ctypes.c_uint64(1), kernel.tensors(own), ctypes.c_size_t(2)]
-    assert kernel.call("check_f32")(*arguments) == 0
+    lists, options = kernel.listed(1, own), kernel.options(workspace)
+    assert kernel.runtime("check")(lists, ctypes.c_size_t(1), ctypes.byref(options)) == 0
     assert same(own[0]["p"], tensors[0]["p"])
     assert kernel.text(kernel.call("step_f32")(*arguments, None)) == "a pointer is NULL"
     assert kernel.call("step_f32")(*arguments, ctypes.c_void_p(workspace.ctypes.data)) == 0
@@ -592,17 +679,30 @@ def test_the_first_step_begins_state(tmp_path: Path) -> None:
     kernel = build(of.clip_by_norm >> begun, tmp_path, require("gcc"), ("-O1",))
     tensors = [{"p": np.zeros(3), "g": np.full(3, 5.0), "first": np.full(3, 7.0)} for _ in range(2)]
     starting = np.array([1, 0], np.uint8)
-    workspace = kernel.workspace([3, 3]).arrays[0]
-    assert kernel.run(1, tensors, kernel.options(workspace, starting=starting.ctypes.data), max_norm=75.0**0.5 / 5) == 0
+    options = kernel.options(kernel.workspace([3, 3]).arrays[0])
+    lists = kernel.listed(1, tensors, {"max_norm": 75.0**0.5 / 5}, starting=starting.ctypes.data)
+    assert kernel.runtime("step_lists")(lists, ctypes.c_size_t(1), ctypes.byref(options)) == 0
     assert [np.round(tensor["first"], 12).tolist() for tensor in tensors] == [[1.0] * 3, [7.0] * 3]
     assert [np.round(tensor["p"], 12).tolist() for tensor in tensors] == [[-1.0] * 3, [-7.0] * 3]
 
 
-def test_phases_are_those_of_the_kernel() -> None:
-    """Clipped LAMB: the norm of all gradients, the moments with the norms of a tensor, the parameter."""
-    stores = [[name for name, _ in phase.stores] for phase in LAMB.kernel().phases]
-    assert stores == [[], ["m", "v"], ["p"]]
-    assert "k_PHASES = 4" in LAMB.generate(prefix="k")["k.h"]
+@pytest.mark.parametrize(("name", "skip", "phases"), [("lamb", 0, 3), ("lamb", 1, 3), ("adam", 0, 1), ("adam", 1, 2)])
+def test_phases_are_those_of_the_kernel(name: str, skip: int, phases: int, kernels: Kernels) -> None:
+    """Clipped LAMB: the norm of all gradients, the moments with the norms of a tensor, the parameter.
+
+    Where the first pass writes, a phase before it looks at the gradients of a step that may be skipped.
+    """
+    require("gcc")
+    if name == "lamb":
+        stores = [[stored for stored, _ in phase.stores] for phase in LAMB.kernel().phases]
+        assert stores == [[], ["m", "v"], ["p"]]
+    kernel, work = kernels[name, "gcc", "openmp"], Work()
+    lists = kernel.listed(1, [{name: np.ones(3, np.float32) for name in ("p", "g", "m", "v")}])
+    options = kernel.options(skip_nonfinite=skip)
+    workspace = kernel.exact(lists, options)
+    assert kernel.begin(work, lists, options) == 0
+    assert (work.phases, work.due) == (phases, 0)
+    assert workspace.intact()
 
 
 # ── compilers ───────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -612,5 +712,9 @@ def test_phases_are_those_of_the_kernel() -> None:
 @pytest.mark.parametrize(("name", "flags"), COMPILED)
 def test_compilers_and_flags_tell_the_same(name: str, compiler: str, flags: str, kernels: Kernels) -> None:
     require(compiler)
-    for dtype in (np.float32, np.float64) if flags == "native" else (np.float32,):
-        one_rank(kernels[name, compiler, flags], run_of(name, dtype), skip_nonfinite=flags != "O2")
+    kernel = kernels[name, compiler, flags]
+    for chosen in [own for own, there in instruction_sets().items() if there] or [None]:
+        if chosen is not None:
+            assert kernel.runtime("use")(chosen.encode()) == 0
+        for dtype in (np.float32, np.float64) if flags == "native" else (np.float32,):
+            one_rank(kernel, run_of(name, dtype), skip_nonfinite=flags != "O2")

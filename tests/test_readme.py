@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from optforge import Rule
 from optimizing import bits
 
 pytest.importorskip("matplotlib")
@@ -50,3 +51,12 @@ def test_pictures_that_are_shown_are_there() -> None:
     shown = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", README.read_text())
     assert len(shown) == 2
     assert all((README.parent / path).read_bytes().startswith(b"\x89PNG") for path in shown)
+
+
+def test_the_loop_that_is_shown_is_the_one_that_is_emitted(tmp_path: Path) -> None:
+    text = README.read_text()
+    (rule,) = (block for block in re.findall(r"```python\n(.*?)```", text, re.S) if "def rms_decay" in block)
+    loop = re.findall(r"```c\n(.*?)```", text, re.S)[0]
+    (tmp_path / "rms_decay.py").write_text(rule)
+    emitted = Rule.from_file(tmp_path / "rms_decay.py", "rms_decay").generate("c")["rms_decay.c"]
+    assert loop in emitted

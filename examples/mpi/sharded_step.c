@@ -16,7 +16,7 @@
 
 #include "clip_adamw.h"
 
-enum { TENSORS = 5, STEPS = 5, BAD_STEP = 3, CHUNK = 32768 }; /* shares begin and end between chunks of a tensor */
+enum { TENSORS = 5, STEPS = 5, BAD_STEP = 3 };
 
 static const size_t sizes[TENSORS] = {10, 100000, 65536, 7, 300001};
 
@@ -25,11 +25,11 @@ typedef struct {
     size_t first, last;
     float *p, *g, *m, *v;
     size_t count; /* of parts */
-    clip_adamw_tensor_f32 list[TENSORS];
-    clip_adamw_part parts[TENSORS];
+    clip_adamw_tensor_f32 tensors[TENSORS];
+    size_t number[TENSORS], part[TENSORS]; /* of which tensor each is a part, and where in it that begins */
 } shard;
 
-/* Where the share of a rank begins: shares have about as many elements, and tensors are cut between chunks alone. */
+/* Where the share of a rank begins: shares have about as many elements, and tensors are cut between leaves alone. */
 static size_t share_begin(int rank, int ranks)
 {
     size_t all = 0, offset = 0;
@@ -39,7 +39,7 @@ static size_t share_begin(int rank, int ranks)
     const size_t cut = all * (size_t)rank / (size_t)ranks;
     for (size_t k = 0; k < TENSORS; offset += sizes[k++])
         if (cut < offset + sizes[k])
-            return offset + (cut - offset) / CHUNK * CHUNK;
+            return offset + (cut - offset) / OPTFORGE_LEAF * OPTFORGE_LEAF;
     return all;
 }
 
@@ -69,7 +69,7 @@ static void shard_init(shard *s, int rank, int ranks)
     for (size_t k = 0; k < TENSORS; offset += sizes[k++]) {
         const size_t begin = first > offset ? first : offset;
         const size_t end = last < offset + sizes[k] ? last : offset + sizes[k];
-        clip_adamw_tensor_f32 *x = &s->list[s->count];
+        clip_adamw_tensor_f32 *x = &s->tensors[s->count];
 
         if (begin >= end)
             continue;
@@ -79,33 +79,48 @@ static void shard_init(shard *s, int rank, int ranks)
         x->m = s->m + (begin - first);
         x->v = s->v + (begin - first);
         clip_adamw_state_init_f32(x);
-        s->parts[s->count].tensor = k;
-        s->parts[s->count].begin = begin - offset; /* in its tensor */
-        s->count++;
+        s->number[s->count] = k;
+        s->part[s->count++] = begin - offset;
     }
 }
 
-/* One step on all ranks together. */
+/* Ends all ranks where a status is a mistake. */
+static int checked(int status)
+{
+    if (status != clip_adamw_OK && status != clip_adamw_SKIPPED) {
+        fprintf(stderr, "clip_adamw: %s\n", clip_adamw_strerror(status));
+        MPI_Abort(MPI_COMM_WORLD, 1);
+    }
+    return status;
+}
+
+/* One step on all ranks together; its status, which is the same on all. */
 static int sharded_step(const clip_adamw_hyper *hyper, uint64_t t, const shard *s, const clip_adamw_options *options)
 {
-    int status = clip_adamw_OK;
+    optforge_list list = {0};
+    optforge_work work = {0};
+    int status;
 
-    memset(options->workspace, 0, options->workspace_size);
-    for (int phase = 0; phase < clip_adamw_PHASES; phase++) {
-        status = clip_adamw_phases_f32(hyper, t, s->list, s->count, options, phase, phase + 1);
-        if (status != clip_adamw_OK && status != clip_adamw_SKIPPED) {
-            fprintf(stderr, "clip_adamw: %s\n", clip_adamw_strerror(status));
-            MPI_Abort(MPI_COMM_WORLD, 1);
-        }
-        if (phase < clip_adamw_PHASES - 1) {
-            /* Each sum belongs to one chunk, which one rank has; the others add 0, in whatever order. */
-            size_t n;
-            double *sums = clip_adamw_partials(options->workspace, phase, &n);
+    list.kernel = &clip_adamw_kernel_f32;
+    list.hyper = hyper;
+    list.t = t;
+    list.tensors = s->tensors;
+    list.count = s->count;
+    list.number = s->number;
+    list.part = s->part;
+    status = checked(optforge_begin(&work, &list, 1, options));
+    for (int phase = 0; phase < work.phases; phase++) {
+        size_t n;
+        double *sums;
 
+        optforge_share(&work, phase, 0, 1); /* or each thread of a rank its own */
+        /* Each sum belongs to one leaf, which one rank has; the others add 0, in whatever order. */
+        sums = optforge_partials(&work, phase, &n);
+        if (n > 0)
             MPI_Allreduce(MPI_IN_PLACE, sums, (int)n, MPI_DOUBLE, MPI_SUM, MPI_COMM_WORLD);
-        }
+        status = checked(optforge_fold(&work, phase));
     }
-    return status; /* that of the last phase is the same on all ranks; before, a rank may not know of another's NaN */
+    return status;
 }
 
 /* An evenly distributed number in [-0.5, 0.5) for an element; each stream has its own. */
@@ -170,14 +185,14 @@ int main(int argc, char **argv)
     hyper.max_norm = 1.0;
 
     clip_adamw_stats stats; /* over all tensors of all ranks, and the same on each */
-    clip_adamw_whole whole = {TENSORS, sizes, s.parts};
     clip_adamw_options options;
     clip_adamw_options_init(&options);
     options.grad_scale = 1024.0;
     options.skip_nonfinite = 1;
     options.zero_grads = 1;
     options.stats = &stats;
-    options.whole = &whole;
+    options.tensors = TENSORS;
+    options.sizes = sizes;
     options.workspace_size = clip_adamw_workspace_size(share_begin(ranks, ranks), TENSORS); /* as for whole tensors */
     options.workspace = zeros(options.workspace_size);
 

@@ -9,7 +9,7 @@ import json
 import os
 import types
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,16 +19,16 @@ from . import tensorfile
 from .arrays import kind
 from .catalogue import named
 from .diagnostics import UsageError
+from .forms import KEY_LENGTH, malformed, structure_of
 from .functions import Array
 from .language import Rule
-from .resume import checked, other_options, other_rule, schedules_to_save
-from .structure import Branch, Structure
+from .resume import Saved, checked, noting, other_options, other_rule, schedules_to_save
+from .scalars import check_hyperparameters
 
 if TYPE_CHECKING:
     from .optimizer import Optimizer
 
 FORMAT = 1
-KINDS: dict[str, type] = {"list": list, "tuple": tuple, "dict": dict}
 
 PathLike = str | os.PathLike[str]
 
@@ -75,8 +75,10 @@ def written(key: Any) -> str:
         same = ast.literal_eval(text) == key
     except (SyntaxError, ValueError):
         same = False
-    if not same:
-        raise UsageError(f"a checkpoint takes text, numbers and tuples of them as keys of params, not {text}")
+    if not same or len(text) > KEY_LENGTH:
+        raise UsageError(
+            f"a checkpoint takes text, numbers and tuples of them as keys of params, not {text[:KEY_LENGTH]}"
+        )
     return text
 
 
@@ -148,8 +150,11 @@ def load(opt: Optimizer, path: PathLike, /, **companions: Any) -> None:
     check_companions(companions)
     header, arrays = contents(path)
     opt._follow_parameters()
-    take_over(opt, path, header, arrays, companions)
+    change = fitting(opt, path, header, arrays, companions)
+    # A warning may be made an error: nothing has been changed by then.
     mention_companions(path, header, companions)
+    change.warn(3)
+    take_over(opt, path, header, companions, change)
 
 
 def mention_companions(path: PathLike, header: Mapping[str, Any], companions: Mapping[str, Any]) -> None:
@@ -201,14 +206,17 @@ def create(
         raise UsageError(f"{path} is of rule {header['rule']!r} of {header['origin']}: give it as rule=")
     rule = named(header["origin"]) if rule is None else named_rule(rule)
     problems = other_rule(rule, header)
+    if not problems and set(header["options"]) != set(rule.options):
+        problems.append(f"its options are {sorted(header['options'])}, of the rule {sorted(rule.options)}")
+    rows = header["hyperparameters"]
+    if not problems and any(set(row) != set(rule.hyperparameters) for row in rows):
+        problems.append(f"its hyperparameters are not {', '.join(rule.hyperparameters) or 'none'}")
+    if not problems:
+        noting(problems, check_settings, rule, header["options"], rows)
     if problems:
         raise UsageError(f"{path} does not fit: {'; '.join(problems)}")
-    branches = [
-        Branch(KINDS[branch["kind"]], tuple(map(ast.literal_eval, branch["keys"]))) for branch in header["branches"]
-    ]
-    structure = Structure(tuple(branches), header["grouped"])
+    structure = structure_of(header)
     params = structure.build(arrays[f"params{path}"].copy() for _, path in structure.paths)
-    rows = header["hyperparameters"]
     if structure.grouped:
         params = [{"params": part, **row} for part, row in zip(params, rows, strict=True)]
     opt = cls(
@@ -221,29 +229,49 @@ def create(
         **header["options"],
         **({} if structure.grouped else rows[0]),
     )
-    take_over(opt, path, header, arrays, {})
+    change = fitting(opt, path, header, arrays, {})
     mention_companions(path, header, {})
+    change.warn(3)
+    take_over(opt, path, header, {}, change)
     return opt
+
+
+def check_settings(rule: Rule, options: Mapping[str, bool | str], rows: Sequence[Mapping[str, float]]) -> None:
+    """Raise ValueError where a rule does not take these options, or these hyperparameters of its groups."""
+    for row in rows:
+        hyperparameters, _ = rule.settings({**options, **row})
+        check_hyperparameters(rule.kernel(**options), hyperparameters)
 
 
 def contents(path: PathLike) -> tuple[dict[str, Any], dict[str, Array]]:
     """The header and the arrays of a checkpoint."""
     header, arrays = tensorfile.read(path)
-    if header["format"] != FORMAT:
+    if isinstance(header, dict) and isinstance(header.get("format"), int) and header["format"] != FORMAT:
         raise UsageError(f"{path} is of format {header['format']}, and this version of optforge reads format {FORMAT}")
+    problem = malformed(header, arrays)
+    if problem:
+        raise UsageError(f"{path} is no checkpoint of optforge: {problem}")
     return header, arrays
 
 
-def take_over(
+def fitting(
     opt: Optimizer,
     path: PathLike,
     header: Mapping[str, Any],
     arrays: Mapping[str, Array],
     companions: Mapping[str, Any],
-) -> None:
-    """Make an optimizer and its companions what a checkpoint says, or nothing of it."""
+) -> Saved:
+    """What a checkpoint changes in an optimizer, its parameters included.
+
+    Raises
+    ------
+    UsageError
+        It does not fit.
+    """
     problems = [*other_rule(opt.rule, header), *other_options(opt, header), *other_parameters(opt, header)]
     problems += [f"it has no {name!r}" for name in companions if name not in header["companions"]]
+    if not problems:
+        problems += missing_state(opt, arrays)
     if not problems:
         try:
             change = checked(opt, as_state_dict(opt, header, arrays))
@@ -252,17 +280,26 @@ def take_over(
     if problems:
         raise UsageError(f"{path} does not fit: {'; '.join(problems)}")
     own = [(tensor.p, arrays[tensor.label]) for tensor in opt._tensors]
+    return replace(change, changes=[*own, *change.changes])
+
+
+def take_over(
+    opt: Optimizer, path: PathLike, header: Mapping[str, Any], companions: Mapping[str, Any], change: Saved
+) -> None:
+    """Make an optimizer and its companions what a checkpoint says, or nothing of it."""
     before: list[tuple[Any, Any]] = []
     try:
         for name, companion in companions.items():
             before.append((companion, copy.deepcopy(companion.state_dict())))  # it may be what the companion lives on
             companion.load_state_dict(header["companions"][name])
-    except Exception as problem:
+    except BaseException as problem:
         for companion, state in before:
             with contextlib.suppress(Exception):  # the first problem is the one to tell
                 companion.load_state_dict(state)
+        if not isinstance(problem, Exception):
+            raise
         raise UsageError(f"{path} does not fit: {name!r} refuses its state: {problem}") from problem
-    replace(change, changes=[*own, *change.changes]).apply(opt)
+    change.make(opt)
 
 
 def other_parameters(opt: Optimizer, header: Mapping[str, Any]) -> list[str]:
@@ -279,6 +316,20 @@ def other_parameters(opt: Optimizer, header: Mapping[str, Any]) -> list[str]:
             what = f"{tensor.label} is {one['dtype']} of shape {tuple(one['shape'])}"
             problems.append(f"its {what}, here {tensor.p.dtype} of shape {tensor.shape}")
     return problems + [f"its {label} is not here" for label in saved]
+
+
+def missing_state(opt: Optimizer, arrays: Mapping[str, Array]) -> list[str]:
+    """The state that a checkpoint lacks."""
+    problems = []
+    for own in opt._kernel.state:
+        label = f"state[{own.name!r}]"
+        given = arrays.get(label)
+        if own.scalar and (given is None or given.shape != (len(opt._tensors),) or given.dtype != np.float64):
+            problems.append(f"it has no {label} of {len(opt._tensors)} numbers")
+        if not own.scalar:
+            wanted = [f"{label}{tensor.path}" for tensor in opt._tensors]
+            problems += [f"it has no {name}" for name in wanted if name not in arrays]
+    return problems
 
 
 def as_state_dict(opt: Optimizer, header: Mapping[str, Any], arrays: Mapping[str, Array]) -> dict[str, Any]:

@@ -9,17 +9,22 @@ import functools
 import hashlib
 import os
 import platform
+import selectors
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from .bounds import CACHED_BYTES, COMPILER_SAYS, COMPILER_SECONDS
 from .diagnostics import EnvironmentProblem
+from .reading import read_regular
 
 CANDIDATES = ("cc", "gcc", "clang")
 FLAGS = ("-std=c99", "-O2", "-fPIC")
@@ -29,6 +34,8 @@ RUNTIME = ("optforge.c", "optforge.h")  # compiled once for all rules
 LOCK_SECONDS = 600
 UNFINISHED = ".part"
 ROOM = 1 << 20  # bytes that a compilation may take
+PIPE = 1 << 20  # bytes that are taken out of a pipe at once
+SEAL = 64  # bytes
 ADVICE = 'install gcc or clang, set CC to one, or use target="numpy", which needs none'
 
 
@@ -77,12 +84,70 @@ def identify(cc: str, path: str) -> Compiler:
     raise EnvironmentProblem(f"there is no C compiler (looked for {', '.join(CANDIDATES)}); {ADVICE}")
 
 
-def run(command: Sequence[str], directory: Path | None = None) -> subprocess.CompletedProcess[bytes]:
-    """Run a compiler; what it writes on its way stays in the directory."""
+def run(
+    command: Sequence[str], directory: Path | None = None, seconds: int = COMPILER_SECONDS
+) -> subprocess.CompletedProcess[bytes]:
+    """Run a compiler; what it writes on its way stays in the directory, and of what it says the beginning is kept.
+
+    Raises
+    ------
+    EnvironmentProblem
+        It does not end.
+    OSError
+        It does not start.
+    """
     environment = {**os.environ, "TMPDIR": str(directory)} if directory else None
-    return subprocess.run(
-        command, cwd=directory, env=environment, stdin=subprocess.DEVNULL, capture_output=True, check=False
+    process = subprocess.Popen(
+        command,
+        cwd=directory,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        process_group=0,  # with all that it starts
     )
+    with process:
+        try:
+            said = heard(process, time.monotonic() + seconds)
+        except BaseException as problem:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            if isinstance(problem, TimeoutError):
+                message = f"the compiler had not ended after {seconds} s, and was stopped:\n$ {shlex.join(command)}"
+                raise EnvironmentProblem(message) from None
+            raise
+    return subprocess.CompletedProcess(command, process.returncode, *said)
+
+
+def heard(process: subprocess.Popen[bytes], deadline: float) -> list[bytes]:
+    """What a process says until it ends, on standard output and on standard error.
+
+    Raises
+    ------
+    TimeoutError
+        It does not end in time.
+    """
+    assert process.stdout is not None and process.stderr is not None
+    said = {process.stdout.fileno(): b"", process.stderr.fileno(): b""}
+    with selectors.DefaultSelector() as selector:
+        for handle in said:
+            selector.register(handle, selectors.EVENT_READ)
+        ended = False
+        while not ended:
+            left = deadline - time.monotonic()
+            if left < 0:
+                raise TimeoutError
+            # Others may hold the pipes open when it has ended: what it said itself is in them by then.
+            ended = process.poll() is not None
+            for key, _ in selector.select(0 if ended else min(left, 0.1)):
+                piece = os.read(key.fd, PIPE)
+                said[key.fd] += piece[: COMPILER_SAYS - len(said[key.fd])]
+                if not piece:
+                    selector.unregister(key.fd)
+            if not selector.get_map():
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(min(left, 0.1))
+    return list(said.values())
 
 
 def cpu() -> str:
@@ -147,6 +212,7 @@ def cached(stem: str, ending: str, key: str, build: Callable[[Path], Path]) -> P
     readable = stem if stem.isascii() and len(stem) < 64 else "rule"
     try:
         directory = cache_directory()
+        check_executable(directory, ending)
         target = directory / f"{readable}-{key[:32]}{ending}"
         if intact(target, key):
             return target
@@ -158,7 +224,7 @@ def cached(stem: str, ending: str, key: str, build: Callable[[Path], Path]) -> P
                     publish(build(Path(work)), target, key)
         return target
     except (OSError, NotImplementedError) as problem:  # the latter where the file system has no locks
-        return private(build, key, problem)
+        return private(build, ending, key, problem)
 
 
 def digest(parts: Iterable[bytes]) -> str:
@@ -201,9 +267,9 @@ def cache_directory() -> Path:
 def intact(target: Path, key: str) -> bool:
     """Whether the library is there, whole, and of this key."""
     try:
-        seal = target.with_suffix(".sha256").read_text()
-        return seal == digest([key.encode(), target.read_bytes()])
-    except (OSError, UnicodeDecodeError):
+        seal = read_regular(target.with_suffix(".sha256"), SEAL)
+        return seal == digest([key.encode(), read_regular(target, CACHED_BYTES)]).encode()
+    except OSError:
         return False
 
 
@@ -235,7 +301,15 @@ def locked(path: Path) -> Iterator[None]:
         lock.release()
 
 
-def private(build: Callable[[Path], Path], key: str, problem: Exception) -> Path:
+def check_executable(directory: Path, ending: str) -> None:
+    """Raise OSError where libraries cannot be loaded from a directory."""
+    if ending == ".so" and os.statvfs(directory).f_flag & getattr(os, "ST_NOEXEC", 0):
+        raise PermissionError(
+            errno.EACCES, "nothing there can be loaded, its file system is mounted noexec", str(directory)
+        )
+
+
+def private(build: Callable[[Path], Path], ending: str, key: str, problem: Exception) -> Path:
     """A file for this process alone, with a warning: what is done where the cache cannot be used.
 
     Raises
@@ -248,6 +322,7 @@ def private(build: Callable[[Path], Path], key: str, problem: Exception) -> Path
     try:
         work = Path(tempfile.mkdtemp(prefix="optforge-"))
         atexit.register(discard, work, os.getpid())
+        check_executable(work, ending)
         PRIVATE[key] = build(work)
     except OSError as also:
         message = (

@@ -7,8 +7,10 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from . import bounds
 from .diagnostics import Text, UsageError, nearest
 from .ir import State
+from .names import spelled
 from .parse import Definition
 
 
@@ -93,9 +95,11 @@ def compose(first: Composition, second: Composition) -> Composition:
     Raises
     ------
     UsageError
-        A name means two things, or a transform takes a hyperparameter from the rule that it has not.
+        A name means two things, a transform takes a hyperparameter from the rule that it has not, or it is all too
+        large.
     """
     together = Composition((*first.parts, *second.parts), {**first.settings, **second.settings})
+    check_size(together)
     owner: dict[str, str] = {}
     for part in together.parts:
         for name in [*(state.name for state in part.state), *part.hyperparameters, *part.options]:
@@ -108,6 +112,25 @@ def compose(first: Composition, second: Composition) -> Composition:
     if together.last.kind == "rule":
         check_borrowed(together)
     return together
+
+
+def check_size(together: Composition) -> None:
+    """Raise UsageError where the parts together are larger than a rule can be."""
+    parts = together.parts
+    for number, most, what in (
+        (len(parts), bounds.PARTS, "parts"),
+        (len(spelled(together.name)), bounds.COMPOSED_NAME, "characters in its name, {0}"),
+        (sum(part.nodes for part in parts), bounds.NODES, "nodes of syntax"),
+        (sum(len(part.reductions) for part in parts), bounds.REDUCTIONS, "reductions"),
+        (sum(len(part.state) for part in parts), bounds.STATES, "states"),
+        (sum(len(part.hyperparameters) for part in parts), bounds.HYPERPARAMETERS, "hyperparameters"),
+        (sum(len(part.options) for part in parts), bounds.OPTIONS, "static options"),
+    ):
+        if number > most:
+            name = f"{together.name[:60]}…" if len(together.name) > 60 else together.name
+            raise UsageError(
+                f"the composition is too large: it has {number:,} {what.format(name)}, of at most {most:,}"
+            )
 
 
 def check_borrowed(together: Composition) -> None:

@@ -472,5 +472,7 @@ def rule_text(
     source = RuleSource(rule, kernel, chosen_dtypes(dtypes), own, prefix, dict(settings or {}))
     source.flags = flags
     view = source.view()
-    declared, defined = (fold(render_template(f"rule.{kind}.j2", {"r": view}).strip("\n")) for kind in "hc")
+    declared, defined = (
+        fold(render_template(f"rule.{kind}.j2", {"r": view}).strip("\n"), everywhere=True) for kind in "hc"
+    )
     return layout.RuleText(own, view.comment, view.brief, declared, defined)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import unicodedata
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from .bounds import CANDIDATES, COMPARED_LENGTH, ERRORS
 
 LONGEST_LINE = 240  # characters of a source line that a diagnostic shows
 
@@ -72,7 +75,11 @@ class Text:
 
     def column(self, line: int, utf8_offset: int) -> int:
         """The 1-based column in characters of an offset in UTF-8 bytes, which is what `ast` gives."""
-        return len(self.at(line).encode()[:utf8_offset].decode(errors="replace")) + 1
+        source = self.at(line)
+        if source.isascii():
+            return min(utf8_offset, len(source)) + 1
+        # A character has a byte at least.
+        return len(source[:utf8_offset].encode(errors="replace")[:utf8_offset].decode(errors="replace")) + 1
 
 
 @dataclass(frozen=True, order=True)
@@ -87,7 +94,7 @@ class Diagnostic:
     text: Text = Text("<unknown>", ())
 
     def __str__(self) -> str:
-        shown = [f"{self.text.file}:{self.line}:{self.column}: error: {self.message}"]
+        shown = [f"{printable(self.text.file)}:{self.line}:{self.column}: error: {self.message}"]
         source = self.text.at(self.line)
         if source.strip():
             before, marked = source[: self.column - 1], source[self.column - 1 : max(self.end - 1, self.column)]
@@ -105,14 +112,21 @@ class Diagnostic:
 
 
 class Reporter:
-    """Collects the diagnostics of one rule."""
+    """Collects the diagnostics of one rule, as many as anybody reads."""
 
     def __init__(self, text: Text):
         self.text = text
         self.diagnostics: dict[tuple[int, int, str], Diagnostic] = {}
 
+    @property
+    def full(self) -> bool:
+        """Whether there are so many that no more is recorded."""
+        return len(self.diagnostics) >= ERRORS
+
     def error(self, node: ast.AST, message: str, hint: str = "") -> None:
         """Record an error at a node; the same one twice counts once."""
+        if self.full:
+            return
         line: int = getattr(node, "lineno", 1)
         column = self.text.column(line, getattr(node, "col_offset", 0))
         end = 0
@@ -124,7 +138,11 @@ class Reporter:
     def check(self) -> None:
         """Raise RuleError if anything was recorded."""
         if self.diagnostics:
-            raise RuleError(sorted(self.diagnostics.values(), key=lambda d: (d.line, d.column)))
+            found = sorted(self.diagnostics.values(), key=lambda d: (d.line, d.column))
+            if self.full:
+                hint = f"there may be more errors behind these {ERRORS}"
+                found[-1] = replace(found[-1], hint="\n".join(filter(None, [found[-1].hint, hint])))
+            raise RuleError(found)
 
 
 def _width(character: str) -> int:
@@ -145,5 +163,8 @@ def nearest(name: str, names: Iterable[str]) -> str:
     """A closing "; did you mean …?" where one of the names is close, else empty."""
     import difflib
 
-    close = difflib.get_close_matches(name, [own for own in names if len(own) > 1], n=1, cutoff=0.6)
+    if len(name) > COMPARED_LENGTH:
+        return ""
+    likely = itertools.islice((own for own in names if 1 < len(own) <= COMPARED_LENGTH), CANDIDATES)
+    close = difflib.get_close_matches(name, likely, n=1, cutoff=0.6)
     return f"; did you mean {close[0]!r}?" if close else ""

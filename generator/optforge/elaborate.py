@@ -6,12 +6,14 @@ import ast
 import unicodedata
 from collections.abc import Mapping, Set
 
+from . import bounds
+from .bounds import enumerated
 from .compose import Composition
 from .diagnostics import Reporter, nearest, printable
 from .functions import FUNCTIONS, IMPORTABLE, REDUCTIONS
 from .ir import Assert, Expr, Let, Program, Type
 from .literals import OPERATORS, fold_checked, is_two, number
-from .options import Options, configurations
+from .options import Options, choices, configurations
 from .parse import Definition
 from .unsupported import INSTEAD
 
@@ -30,7 +32,18 @@ def check(composition: Composition) -> None:
     """Raise RuleError with the errors of the parts under every choice of their options."""
     for part in composition.parts:
         reporter = Reporter(part.text)
-        for options in configurations(Composition((part,))):
+        every = list(configurations(Composition((part,))))
+        for name, values in choices(Composition((part,))).items():
+            if len(values) > bounds.OPTION_STRINGS:
+                what = f"option {name!r} is compared with {len(values):,} strings"
+                reporter.error(part.node, what, f"an option takes at most {bounds.OPTION_STRINGS}")
+        reporter.check()
+        if len(every) * part.nodes > bounds.CHECKED_NODES:
+            many = f"{len(every)} choices of its options and {part.nodes:,} nodes of syntax"
+            most = f"their product is at most {bounds.CHECKED_NODES:,}: drop options, or shorten the {part.kind}"
+            reporter.error(part.node, f"the {part.kind} is too large to be checked: it has {many}", most)
+            reporter.check()
+        for options in every:
             Elaborator(part, options, reporter, [], scope(part, {})).run()
         reporter.check()
 
@@ -231,8 +244,10 @@ class Elaborator:
 
     def text_of(self, node: ast.expr) -> str:
         """The author's text of an expression, on one line."""
-        text = ast.get_source_segment("\n".join(self.definition.text.lines), node) or ""
-        return ast.unparse(node) if "\n" in text or not text else text
+        if node.lineno != node.end_lineno or node.end_col_offset is None:
+            return ast.unparse(node)
+        line = self.definition.text.at(node.lineno).encode(errors="replace")
+        return line[node.col_offset : node.end_col_offset].decode(errors="replace") or ast.unparse(node)
 
     def stored(self, name: str) -> Expr:
         """The value that an output ends with, as it is stored."""
@@ -352,6 +367,8 @@ class Elaborator:
 
     def expression(self, node: ast.expr) -> Expr:
         """The typed form of an expression."""
+        if self.reporter.full:
+            return POISON
         match node:
             case ast.Constant():
                 return self.constant(node)
@@ -633,4 +650,4 @@ def look_alike(name: str, known: list[str]) -> str:
     if not foreign:
         return ""
     named = ", ".join(f"U+{ord(c):04X} {unicodedata.name(c, 'unnamed')}" for c in foreign)
-    return f"it is not ASCII: {named}; known are {', '.join(map(repr, known))}"
+    return f"it is not ASCII: {named}; known are {enumerated(list(map(repr, known)))}"

@@ -6,19 +6,23 @@ import ast
 import warnings
 from pathlib import Path
 
+from .bounds import FILE_BYTES, NESTING, enumerated
 from .compose import Composition, compose
-from .diagnostics import Diagnostic, Reporter, RuleError, Text, UsageError, nearest
+from .diagnostics import Diagnostic, Reporter, RuleError, Text, UsageError, nearest, printable
 from .literals import literal
-from .module import bound, imports, kind_of, packages, top_level
-from .parse import NESTING_HINT, Definition, define
+from .module import TopLevel, kind_of
+from .parse import NESTING_HINT, Definition, define, nesting
+from .reading import read_regular
 
 
 def read(path: Path) -> Text:
     """The text of a rule file."""
     try:
-        data = path.read_bytes()
+        data = read_regular(path, FILE_BYTES)
     except OSError as problem:
-        raise UsageError(f"{path}: {(problem.strerror or str(problem)).lower()}") from None
+        raise UsageError(f"{printable(str(path))}: {(problem.strerror or str(problem)).lower()}") from None
+    except ValueError as problem:  # a NUL byte in its name
+        raise UsageError(f"{printable(str(path))}: {problem}") from None
     try:
         source = data.decode("utf-8-sig")
     except UnicodeDecodeError as problem:
@@ -71,9 +75,11 @@ class Module:
     """A file's top level, in which names are looked up as far as they are rules or transforms."""
 
     def __init__(self, text: Text, tree: ast.Module):
-        self.text, self.tree = text, tree
-        self.aliases, self.packages = imports(tree), packages(tree)
+        self.text, self.top = text, TopLevel(tree)
+        self.aliases, self.packages = self.top.aliases, self.top.packages
+        self.resolved: dict[str, Composition] = {}
         self.open: list[str] = []
+        self.depth = 0
 
     def named(self, name: str) -> Composition:
         """What a name is bound to.
@@ -83,23 +89,32 @@ class Module:
         RuleError, UsageError
             It is bound to something else, or not at all.
         """
+        if name not in self.resolved:
+            self.resolved[name] = self.looked_up(name)
+        return self.resolved[name]
+
+    def looked_up(self, name: str) -> Composition:
+        """What a name is bound to, which is not known yet."""
         found = self.binding(name)
         if found is None:
-            kinds = {
-                s.name: kind_of(s, self.aliases) for s in top_level(self.tree.body) if isinstance(s, ast.FunctionDef)
-            }
-            rules = [own for own, kind in kinds.items() if kind]
-            there = f"; its rules are: {', '.join(rules)}" if rules else "; it holds no rules"
+            functions = [s for s in self.top.statements if isinstance(s, ast.FunctionDef)]
+            rules = list(dict.fromkeys(s.name for s in functions if kind_of(s, self.aliases)))
+            there = f"; its rules are: {enumerated(rules)}" if rules else "; it holds no rules"
             raise UsageError(f"{self.text.file} has no rule {name!r}{nearest(name, rules) or there}")
         if isinstance(found, ast.FunctionDef):
             kind = kind_of(found, self.aliases)
             if not kind:
                 raise self.refused(found, f"{name!r} is not decorated with @rule", A_RULE_IS)
-            return Composition((define(kind, found, self.text, self.tree),))
+            return Composition((define(kind, found, self.text, self.top),))
         if isinstance(found, (ast.Assign, ast.AnnAssign)) and found.value is not None and name not in self.open:
+            depth, _ = nesting(found.value)
+            self.depth += depth + 1
+            if self.depth > NESTING:
+                raise self.refused(found, "nested too deeply", "use names for what is built in, or less of them")
             self.open.append(name)
             composition = self.value(found.value, name)
             self.open.remove(name)
+            self.depth -= depth + 1
             return composition
         raise self.refused(
             found, f"{name!r} is not a rule", "a rule is a function under @rule (from optforge import rule)"
@@ -107,7 +122,8 @@ class Module:
 
     def binding(self, name: str) -> ast.stmt | None:
         """The last statement that binds a name."""
-        return next((s for s in reversed([*top_level(self.tree.body)]) if name in bound(s)), None)
+        bindings = self.top.bindings.get(name)
+        return bindings[-1] if bindings else None
 
     def refused(self, node: ast.AST, message: str, hint: str = "") -> RuleError:
         """An error at a node."""
@@ -206,7 +222,7 @@ def parse_function(kind: str, text: Text, name: str, line: int) -> Definition:
             first = min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", ()))])
             if first == line and getattr(node, "name", "<lambda>") == name:
                 if isinstance(node, ast.FunctionDef):
-                    return define(kind, node, text, tree)
+                    return define(kind, node, text, TopLevel(tree))
                 reporter = Reporter(text)
                 reporter.error(node, f"{name!r} is not a plain function", f"a {kind} is a `def` under @{kind}")
                 reporter.check()

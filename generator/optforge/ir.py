@@ -43,9 +43,11 @@ class Expr:
 
     def walk(self) -> Iterator[Expr]:
         """The expression and everything below it."""
-        yield self
-        for arg in self.args:
-            yield from arg.walk()
+        pending = [self]
+        while pending:
+            expr = pending.pop()
+            yield expr
+            pending += expr.args[::-1]
 
 
 @dataclass(frozen=True, slots=True)

@@ -91,6 +91,7 @@ class Lifter:
 
     def __init__(self, rule: str, lets: dict[int, Let], taken: set[str]):
         self.lets, self.taken = lets, taken | {rule}
+        self.numbered: dict[str, int] = {}
         self.next_id = len(lets)
         self.elements: list[Element] = []
         self.scalars: list[Let] = []
@@ -158,9 +159,10 @@ class Lifter:
 
     def unused(self, name: str) -> str:
         """The name, numbered if the rule has it already."""
-        candidate, k = name, 2
+        candidate, k = name, self.numbered.get(name, 2)
         while candidate in self.taken:
             candidate, k = f"{name}_{k}", k + 1
+        self.numbered[name] = k
         self.taken.add(candidate)
         return candidate
 

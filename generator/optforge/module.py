@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from collections.abc import Iterator, Mapping
 
 from .diagnostics import Reporter
@@ -11,14 +12,14 @@ from .functions import IMPORTABLE
 
 def top_level(body: list[ast.stmt]) -> Iterator[ast.stmt]:
     """The statements of a module, those under a top-level `if` or `try` included."""
-    for statement in body:
+    pending = body[::-1]
+    while pending:
+        statement = pending.pop()
         yield statement
         if isinstance(statement, (ast.If, ast.Try)):
-            yield from top_level(statement.body)
-            yield from top_level(statement.orelse)
-        if isinstance(statement, ast.Try):
-            for handler in statement.handlers:
-                yield from top_level(handler.body)
+            handlers = statement.handlers if isinstance(statement, ast.Try) else []
+            below = [statement.body, statement.orelse, *(handler.body for handler in handlers)]
+            pending += [inner for part in reversed(below) for inner in reversed(part)]
 
 
 def bound(statement: ast.stmt) -> list[str]:
@@ -60,6 +61,30 @@ def packages(tree: ast.Module) -> dict[str, str]:
     return found
 
 
+class TopLevel:
+    """A file's top level, looked through once: its statements, in order, and what its names stand for.
+
+    Attributes
+    ----------
+    statements : list of ast.stmt
+    aliases, packages : dict
+        As of `imports` and `packages`.
+    """
+
+    def __init__(self, tree: ast.Module):
+        self.statements = list(top_level(tree.body))
+        self.aliases, self.packages = imports(tree), packages(tree)
+
+    @functools.cached_property
+    def bindings(self) -> dict[str, list[ast.stmt]]:
+        """The statements that bind each name, in order."""
+        found: dict[str, list[ast.stmt]] = {}
+        for statement in self.statements:
+            for name in dict.fromkeys(bound(statement)):
+                found.setdefault(name, []).append(statement)
+        return found
+
+
 def kind_of(node: ast.FunctionDef, aliases: Mapping[str, str]) -> str:
     """What a function is made into by its decorators: "rule", "transform" or nothing."""
     return next(filter(None, (decorated(decorator, aliases) for decorator in node.decorator_list)), "")
@@ -75,11 +100,11 @@ def decorated(decorator: ast.expr, aliases: Mapping[str, str]) -> str:
     return name if name in ("rule", "transform") else ""
 
 
-def shadowed(node: ast.FunctionDef, tree: ast.Module, reporter: Reporter) -> None:
+def shadowed(node: ast.FunctionDef, top: TopLevel, reporter: Reporter) -> None:
     """Refuse a module-level definition that takes the name of a function that the rule calls."""
     called = {n.func.id: n for n in ast.walk(node) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)}
-    for statement in top_level(tree.body):
-        for name in bound(statement):
-            if name in called and name in IMPORTABLE and not isinstance(statement, (ast.Import, ast.ImportFrom)):
+    for name in (name for name in called if name in IMPORTABLE):
+        for statement in top.bindings.get(name, ()):
+            if not isinstance(statement, (ast.Import, ast.ImportFrom)):
                 message = f"{name!r} is the language's own function here, but line {statement.lineno} redefines it"
                 reporter.error(called[name], message, "rename yours; a rule cannot call helper functions")

@@ -111,6 +111,7 @@ class Names:
         self.claims, self.prefix = frozenset(claims), prefix
         self.used: dict[str, Hashable] = {}
         self.of: dict[Hashable, str] = {}
+        self.numbered: dict[str, int] = {}  # numbers below are taken
 
     def _free(self, name: str) -> bool:
         # No emitted name ends with an underscore, so that a claimed one is free with an underscore behind it.
@@ -150,7 +151,8 @@ class Names:
 
     def _version(self, name: str) -> str:
         """The name numbered, for a name that is bound again as another variable."""
-        for k in itertools.count(2):
+        for k in itertools.count(self.numbered.get(name, 2)):
+            self.numbered[name] = k
             for candidate in (f"{name}_{k}", f"{name}_{k}_"):
                 if self._free(candidate):
                     return candidate

@@ -16,6 +16,7 @@ FLAGS = ("-cubin", "-std=c++17", "-O3")
 PLACES = ("CUDA_HOME", "CUDA_PATH")  # variables that name a toolkit
 USUAL = "/usr/local/cuda/bin/nvcc"
 ADVICE = "install the CUDA toolkit, put its nvcc on PATH, or set NVCC to it"
+SECONDS = 600  # that a compilation may take
 ADDED = ("NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS")  # variables from which nvcc itself takes flags
 FLUSHES = "makes subnormal numbers zero, so the kernels would have other bits"
 FIGHTS = "names an architecture, and the kernels are compiled for the device that runs them"
@@ -112,7 +113,7 @@ def cubin(files: Mapping[str, str], capability: tuple[int, int]) -> Path:
             (directory / name).write_text(text, encoding="utf-8")
         built = directory / "kernel.cubin"
         command = [*compiler.command, *FLAGS, f"-arch={architecture}", "-o", str(built), source]
-        answer = run(command, directory)
+        answer = run(command, directory, SECONDS)
         if answer.returncode == 0 and built.exists():
             return built
         (directory / "room").write_bytes(bytes(ROOM))  # raises where the disk is full, which nvcc says in its own words

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import ast
+import functools
 import hashlib
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
+from . import bounds
 from .diagnostics import Reporter, Text
+from .functions import REDUCTIONS
 from .ir import State
 from .literals import literal
-from .module import decorated, imports, shadowed
+from .module import TopLevel, decorated, shadowed
+from .names import spelled
 
 # Names that the Optimizer uses itself.
 RESERVED = frozenset(
     "params rule target threads skip_nonfinite zero_grads step state state_dict load_state_dict save load stats".split()
 )
 ARRAYS = ("p", "g")
-DEEPEST_NESTING = 150
+LARGEST_EXPONENT = 1024  # of 2, in a double
 NESTING_HINT = "give intermediate results names, a line each"
 
 
@@ -46,7 +50,18 @@ class Definition:
     borrowed: tuple[str, ...] = ()
     aliases: Mapping[str, str] = field(default_factory=dict)
 
-    @property
+    @functools.cached_property
+    def nodes(self) -> int:
+        """How large it is: the nodes of its syntax tree."""
+        return len(counted(self.node))
+
+    @functools.cached_property
+    def reductions(self) -> tuple[ast.Call, ...]:
+        """The calls of reductions."""
+        calls = (n for n in ast.walk(self.node) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name))
+        return tuple(n for n in calls if self.aliases.get(n.func.id, n.func.id) in REDUCTIONS)  # type: ignore[attr-defined]
+
+    @functools.cached_property
     def locals(self) -> tuple[str, ...]:
         """The names that the body binds."""
         return tuple({name: None for statement in self.body for n in ast.walk(statement) for name in stores(n)})
@@ -87,18 +102,19 @@ def canonical(node: object, aliases: Mapping[str, str] = {}) -> str:
     return repr(node)
 
 
-def define(kind: str, node: ast.FunctionDef, text: Text, tree: ast.Module) -> Definition:
+def define(kind: str, node: ast.FunctionDef, text: Text, top: TopLevel) -> Definition:
     """Check everything of a rule or transform that does not depend on types, and gather what it declares."""
     reporter = Reporter(text)
     depth, deepest = nesting(node)
-    if depth > DEEPEST_NESTING:
+    if depth > bounds.NESTING:
         reporter.error(deepest, "nested too deeply", NESTING_HINT)
         reporter.check()
-    aliases = imports(tree)
+    check_size(kind, node, reporter)
+    aliases = top.aliases
     for decorator in node.decorator_list:
         if decorated(decorator, aliases) != kind:
             reporter.error(decorator, f"a {kind} has no decorator but @{kind}")
-    shadowed(node, tree, reporter)
+    shadowed(node, top, reporter)
 
     body = list(node.body)
     doc = ""
@@ -112,7 +128,7 @@ def define(kind: str, node: ast.FunctionDef, text: Text, tree: ast.Module) -> De
     signature = Signature(kind, node, aliases, reporter)
     changes = check_return(signature, body)
     reporter.check()
-    return Definition(
+    made = Definition(
         kind,
         node.name,
         doc,
@@ -128,6 +144,11 @@ def define(kind: str, node: ast.FunctionDef, text: Text, tree: ast.Module) -> De
         tuple(signature.borrowed),
         aliases,
     )
+    if len(made.reductions) > bounds.REDUCTIONS:
+        what = f"there are at most {bounds.REDUCTIONS} reductions, and here are {len(made.reductions)}"
+        reporter.error(made.reductions[bounds.REDUCTIONS], what)
+        reporter.check()
+    return made
 
 
 def says_scalar(annotation: ast.expr, aliases: Mapping[str, str]) -> bool:
@@ -159,8 +180,54 @@ def nesting(node: ast.AST) -> tuple[int, ast.AST]:
             place = current
         if level > depth:
             depth, deepest = level, place
-        stack += [(child, level + 1, place) for child in ast.iter_child_nodes(current)]
+        chained = {ast.BoolOp: "values", ast.Compare: "ops"}.get(type(current))
+        below = level + max(1, len(getattr(current, chained)) if chained else 1)
+        stack += [(child, below, place) for child in ast.iter_child_nodes(current)]
     return depth, deepest
+
+
+def counted(node: ast.AST) -> list[ast.AST]:
+    """The nodes of a syntax tree that somebody has written."""
+    return [n for n in ast.walk(node) if not isinstance(n, ast.expr_context)]
+
+
+def check_size(kind: str, node: ast.FunctionDef, reporter: Reporter) -> None:
+    """Refuse what is larger than any real rule or transform, at once."""
+    nodes = counted(node)
+    if len(nodes) > bounds.NODES:
+        hint = f"a {kind} has at most {bounds.NODES:,} (every name, number and operation counts)"
+        reporter.error(node, f"the {kind} is too large: {len(nodes):,} nodes of syntax", hint)
+        reporter.check()
+    for kinds, most, what in (
+        ((ast.Assert,), bounds.ASSERTS, "asserts"),
+        ((ast.arg,), bounds.STATES + bounds.HYPERPARAMETERS + bounds.OPTIONS, "parameters"),
+    ):
+        found = [n for n in nodes if isinstance(n, kinds)]
+        if len(found) > most:
+            reporter.error(found[most], f"a {kind} has at most {most} {what}, and this has {len(found):,}")
+            reporter.check()
+    for n in nodes:
+        if isinstance(n, ast.Constant) and isinstance(n.value, int) and n.value.bit_length() > LARGEST_EXPONENT:
+            reporter.error(n, "the constant overflows a double", "the largest is 1.7976931348623157e308")
+        name = n.arg if isinstance(n, ast.arg) else n.id if isinstance(n, ast.Name) else ""
+        check_length(n, name, reporter)
+    check_length(node, node.name, reporter)
+    reporter.check()
+
+
+def check_length(node: ast.AST, name: str, reporter: Reporter) -> None:
+    """Refuse a name that is too long."""
+    if len(name) > bounds.NAME_LENGTH or len(spelled(name)) > bounds.NAME_LENGTH:
+        as_c = "" if len(name) > bounds.NAME_LENGTH else f", and as C spells it {len(spelled(name))}"
+        message = f"the name {name[:20]}… is too long: it has {len(name):,} characters{as_c}"
+        reporter.error(node, message, f"a name has at most {bounds.NAME_LENGTH}")
+
+
+def check_count(names: Iterable[ast.arg], most: int, what: str, reporter: Reporter) -> None:
+    """Refuse more of something than a rule has."""
+    found = list(names)
+    if len(found) > most:
+        reporter.error(found[most], f"there are at most {most} {what}, and here are {len(found)}")
 
 
 class Signature:
@@ -175,10 +242,13 @@ class Signature:
         self.options: dict[str, bool | str] = {}
         self.time = False
         arguments = node.args
-        every = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]
-        for k, arg in enumerate(every):
-            if arg.arg in {a.arg for a in every[:k]}:
+        positional, keywords = [*arguments.posonlyargs, *arguments.args], arguments.kwonlyargs
+        every = [*positional, *keywords]
+        seen: set[str] = set()
+        for arg in every:
+            if arg.arg in seen:
                 reporter.error(arg, f"{arg.arg!r} is declared twice")
+            seen.add(arg.arg)
         if arguments.posonlyargs:
             reporter.error(
                 arguments.posonlyargs[0], "positional-only parameters are not part of the language", "drop the /"
@@ -189,13 +259,17 @@ class Signature:
             reporter.error(
                 arguments.kwarg, f"**{arguments.kwarg.arg} is not part of the language", "name each hyperparameter"
             )
-        self._positional([*arguments.posonlyargs, *arguments.args], arguments.defaults)
-        for arg, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True):
+        self._positional(positional, arguments.defaults)
+        for arg, default in zip(keywords, arguments.kw_defaults, strict=True):
             self._keyword(arg, default)
         for state, default in zip(
             self.state, arguments.defaults[len(arguments.defaults) - len(self.state) :], strict=True
         ):
             self._initial_name(state, default)
+        check_count(positional[len(self.takes) :], bounds.STATES, "states", reporter)
+        check_count((a for a in keywords if a.arg in self.options), bounds.OPTIONS, "static options", reporter)
+        others = (a for a in keywords if a.arg not in self.options)
+        check_count(others, bounds.HYPERPARAMETERS, "hyperparameters", reporter)
 
     def _positional(self, args: list[ast.arg], defaults: list[ast.expr]) -> None:
         names = [arg.arg for arg in args[:2]]
@@ -245,7 +319,7 @@ class Signature:
             return
         if state.initial not in self.takes:
             names = [*self.takes, *self.hyperparameters]
-            hint = f"a number, or one of {', '.join(map(repr, names))}"
+            hint = f"a number, or one of {bounds.enumerated([repr(name) for name in names])}"
             self.reporter.error(default, f"state {state.name!r} cannot start as {state.initial!r}", hint)
         elif state.scalar:
             hint = "a number, or the name of a hyperparameter"
@@ -300,6 +374,8 @@ def check_return(signature: Signature, body: list[ast.stmt]) -> tuple[str, ...]:
     hint = f"end the {kind} with: return {expected}"
     last = body[-1] if body else None
     for statement in returns(body):
+        if reporter.full:
+            break
         if statement in body and statement is not last:
             behind = body[body.index(statement) + 1]
             reporter.error(behind, "there is a statement behind the return", "remove what follows the return")

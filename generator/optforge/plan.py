@@ -18,6 +18,7 @@ Element = Let | Reduction
 Stores = tuple[tuple[str, Expr], ...]
 
 MOST_PLANS = 20_000
+MOST_WORK = 250_000  # plans times bindings: of more, some are compared
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,7 @@ class Planner:
         """The plans that can be carried out: cost, phase of each reduction, phase of each store."""
         watched = [r.value for r in self.reductions.values() if r.observed]
         free = number ** (len(self.needed) + len(self.stores))
+        many = free > MOST_PLANS or free * len(self.lets) > MOST_WORK
         for chosen in itertools.product(*([first[r.id], *range(first[r.id] + 1, number)] for r in self.needed)):
             phase_of = dict(zip((r.id for r in self.needed), chosen, strict=True))
             if any(self.earliest(r.value, phase_of) > phase_of[r.id] for r in self.needed):
@@ -120,8 +122,8 @@ class Planner:
             possible = [range(self.earliest(value, phase_of), number) for _, value in self.stores]
             if not all(possible):
                 continue
-            if free > MOST_PLANS:
-                possible = [range(k.start, number, max(1, number - 1 - k.start)) for k in possible]
+            if many:
+                possible = self.fewer(possible)
             for stored in itertools.product(*possible):
                 stored_in = dict(zip((name for name, _ in self.stores), stored, strict=True))
                 slices = [self.slice(self.roots(k, phase_of, stored_in), k, stored_in) for k in range(number)]
@@ -129,8 +131,21 @@ class Planner:
                     moved = sum(len(own.loads) for own in slices if own) + len(stored)
                     # Of equal plans the one that writes late is best: reading alone can be given up without a loss.
                     yield (moved, -sum(stored), -sum(chosen)), phase_of, stored_in
-            if free > MOST_PLANS:
+            if many:
                 return
+
+    def fewer(self, possible: Sequence[range]) -> list[range]:
+        """Some of the places that stores can have: those that differ first and last, as many as can be compared.
+
+        Of the others all are stored last, which is always possible.
+        """
+        tried, work = [], 1
+        for k in possible:
+            ends = range(k.start, k.stop, max(1, k.stop - 1 - k.start))
+            more = work * len(ends) * len(self.lets) * k.stop * 10 <= MOST_WORK
+            tried.append(ends if more else range(k.stop - 1, k.stop))
+            work *= len(tried[-1])
+        return tried
 
     def places(self, value: Expr, phase_of: Mapping[int, int], stored_in: Mapping[str, int], number: int) -> list[int]:
         """The phases that can compute a value."""

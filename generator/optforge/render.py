@@ -80,28 +80,40 @@ def status_lines(prefix: str, statuses: Sequence[tuple[str, int, str]], unsaid: 
     ]
 
 
-def fold(text: str) -> str:
-    """Break function heads and calls that are too long behind a comma, going on under the parenthesis if it fits."""
-    return "\n".join(part for line in text.split("\n") for part in fold_line(line))
+def fold(text: str, everywhere: bool = False) -> str:
+    """Break lines of code that are too long, never in a literal: calls and heads of functions behind a comma.
+
+    With `everywhere` other lines are broken as well, at another blank where there is no comma.
+    """
+    return "\n".join(part for line in text.split("\n") for part in fold_line(line, everywhere))
 
 
-def fold_line(line: str) -> list[str]:
-    """A line in pieces."""
-    if (
-        len(line) <= WIDTH
-        or "(" not in line
-        or line.endswith("\\")
-        or line.lstrip().startswith(("*", "/*", "#", "return", "const "))
-    ):
+def fold_line(line: str, everywhere: bool) -> list[str]:
+    """A line in pieces; those behind the first stand under what is behind its parenthesis, if there is room."""
+    code = line.lstrip()
+    if len(line) <= WIDTH or line.endswith("\\") or code.startswith(("*", "/*", "#")):
         return [line]
-    margin = " " * (line.index("(") + 1)
-    if len(margin) > WIDTH // 2:  # a long name leaves no room behind it
-        margin = " " * (len(line) - len(line.lstrip()) + 8)
-    pieces, current = [], ""
-    for argument in line.split(", "):
-        if current and len(current) + len(argument) + 2 > WIDTH:
-            pieces.append(f"{current},")
-            current = margin + argument
-        else:
-            current = f"{current}, {argument}" if current else argument
-    return [*pieces, current]
+    if not everywhere and ("(" not in line or code.startswith(("return", "const "))):
+        return [line]
+    margin = " " * (line.find("(") + 1)
+    if not 0 < len(margin) <= WIDTH // 2:  # a long name leaves no room behind it
+        margin = " " * (len(line) - len(code) + 8)
+    pieces, rest = [], line
+    while len(rest) > WIDTH:
+        blanks = [k for k in breaks(rest) if len(margin) < k <= WIDTH]
+        commas = [k for k in blanks if rest[k - 1] == ","]
+        if not (commas or (everywhere and blanks)):
+            break
+        place = max(commas or blanks)
+        pieces.append(rest[:place])
+        rest = margin + rest[place + 1 :]
+    return [*pieces, rest]
+
+
+LITERAL = re.compile(r'"(?:[^"\\]|\\.)*"|/\*.*?\*/')
+
+
+def breaks(line: str) -> list[int]:
+    """Where blanks are at which a line may be broken: outside of literals and comments."""
+    closed = LITERAL.sub(lambda match: "x" * len(match[0]), line)
+    return [k for k, c in enumerate(closed) if c == " " and closed[:k].strip()]

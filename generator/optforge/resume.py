@@ -48,6 +48,10 @@ def state_dict(
     }
 
 
+CHAINED = ("first", "following")  # of a chain of schedules
+DEEPEST_CHAIN = 100
+
+
 @dataclass(frozen=True)
 class Saved:
     """What a state dict changes in an optimizer, checked: `changes` are own arrays and what they become.
@@ -62,6 +66,17 @@ class Saved:
     changes: list[tuple[Array, Array]]
 
     def apply(self, opt: Optimizer) -> None:
+        """Say what is lost, and make the changes."""
+        self.warn(4)
+        self.make(opt)
+
+    def warn(self, level: int) -> None:
+        """Say what is lost: before anything is changed, since a warning may be made an error."""
+        for name, value in self.lost:
+            message = f"{name} was a function that could not be saved; it is {value!r} from here on"
+            warnings.warn(message, stacklevel=level)
+
+    def make(self, opt: Optimizer) -> None:
         """Make the changes."""
         progress = opt._progress
         if progress.unfinished:
@@ -82,8 +97,6 @@ class Saved:
         if tell is not None:
             tell()
         progress.unfinished = ""
-        for name, value in self.lost:
-            warnings.warn(f"{name} was a function that could not be saved; it is {value!r} from here on", stacklevel=4)
 
 
 def checked(opt: Optimizer, saved: Any) -> Saved:
@@ -197,7 +210,19 @@ def saved_hyperparameters(
 
 
 def schedule_of(described: Any) -> Any:
-    """The schedule that a dict describes."""
+    """The schedule that a dict describes.
+
+    Raises
+    ------
+    TypeError, ValueError
+        It describes none.
+    """
+    inner, depth = [described], 0
+    while inner:
+        inner = [own[part] for own in inner if isinstance(own, Mapping) for part in CHAINED if part in own]
+        depth += 1
+        if depth > DEEPEST_CHAIN or len(inner) > DEEPEST_CHAIN:
+            raise ValueError(f"a schedule is a chain of at most {DEEPEST_CHAIN} parts")
     return importlib.import_module(".schedules", __package__).from_dict(described)
 
 

@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import IO, Any
 
 from .atomic import replace_file
+from .bounds import HEADER_BYTES
 from .diagnostics import EnvironmentProblem, UsageError
 from .functions import Array
+from .reading import open_regular
 
 BLANK = "0" * 64  # stands for the checksum while it is computed
 CHECKSUM = re.compile(rb'"sha256":"([0-9a-f]{64})"')
 HEADER = "optforge"  # the entry of the metadata that has our header, as JSON
 PIECE = 1 << 20
-LARGEST_HEADER = 1 << 28
 
 
 def write(path: str | os.PathLike[str], header: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
@@ -28,8 +29,13 @@ def write(path: str | os.PathLike[str], header: Mapping[str, Any], arrays: Mappi
     ------
     OSError
         It cannot be written.
+    UsageError
+        The header is too large.
     """
     text = json.dumps(header, sort_keys=True, separators=(",", ":"))
+    if len(text) > HEADER_BYTES // 2:
+        most = f"beside its arrays it may have {HEADER_BYTES // 2:,} bytes"
+        raise UsageError(f"a checkpoint of this cannot be read again: {most}, and these are {len(text):,}")
     library()  # first of all, lest anything is written without it
 
     def fill(new: Path) -> None:
@@ -47,7 +53,7 @@ def write(path: str | os.PathLike[str], header: Mapping[str, Any], arrays: Mappi
     replace_file(path, fill)
 
 
-def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Array]]:
+def read(path: str | os.PathLike[str]) -> tuple[Any, dict[str, Array]]:
     """Header and arrays of a file, whose every byte was checked.
 
     Raises
@@ -58,26 +64,34 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Array]
         It is no such file, or is damaged.
     """
     safetensors = library()
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         place, digest = checksum(file)
         file.seek(place)
-        if file.read(64).decode() != digest:
+        if file.read(64) != digest.encode():
             raise UsageError(f"{path} is damaged or not complete: its checksum is another")
         try:
             with safetensors.safe_open(path, "numpy") as opened:
                 metadata = opened.metadata()
                 arrays = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - it is no dict
-        except safetensors.SafetensorError as problem:
+        except OSError:
+            raise
+        except Exception as problem:  # whatever comes of what somebody has made up
             raise UsageError(f"{path} is no checkpoint: {problem}") from None
         if identity(os.fstat(file.fileno())) != identity(os.stat(path)):
             raise UsageError(f"{path} was replaced while it was read; read it again")
-    return json.loads(metadata[HEADER]), arrays
+    try:
+        header = json.loads(metadata[HEADER])
+    except (KeyError, TypeError, ValueError, RecursionError) as problem:
+        raise UsageError(f"{path} is no checkpoint of optforge: its header is none ({problem})") from None
+    return header, arrays
 
 
 def checksum(file: IO[bytes]) -> tuple[int, str]:
     """Where a file has its checksum, and what it should be: SHA-256 over all bytes, its own digits taken as 0."""
     size = int.from_bytes(file.read(8), "little")
-    header = file.read(min(size, LARGEST_HEADER))
+    if size > HEADER_BYTES and size <= os.fstat(file.fileno()).st_size:
+        raise UsageError(f"{file.name} has a header of {size:,} bytes; a checkpoint has at most {HEADER_BYTES:,}")
+    header = file.read(min(size, HEADER_BYTES))
     found = CHECKSUM.search(header)
     if found is None:
         raise UsageError(f"{file.name} is no checkpoint of optforge, or is damaged: it has no checksum")
