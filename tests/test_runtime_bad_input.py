@@ -271,14 +271,14 @@ def test_an_array_of_doubles_that_is_not_aligned(library: Library, array: int, b
 def test_arrays_that_overlap(library: Library, pair: tuple[int, int], by: int) -> None:
     for a, b in (pair, pair[::-1]):
         call = Call(library)
-        call.table[0, 1 + a] = call.table[0, 1 + b] + np.uintp(by * 4 % 2**64)
+        call.table[0, 1 + a] = int(call.table[0, 1 + b]) + by * 4
         call.fails("OVERLAP")
 
 
 def test_scalar_state_in_an_array(library: Library) -> None:
     call = Call(library, "hand", "f64")
     for array in range(3):
-        call.table[0, 4] = call.table[0, 1 + array] + np.uintp(8 * 2048)
+        call.table[0, 4] = int(call.table[0, 1 + array]) + 8 * 2048
         call.fails("OVERLAP")
 
 
@@ -289,18 +289,20 @@ def test_arrays_that_touch_do_not_overlap(library: Library) -> None:
     assert call.step() == 0
 
 
-@pytest.mark.parametrize("size", [2**62, 2**62 + 1, 2**63, 2**64 - 1, 2**64 - 1024, 2**61 + 2**61])
+@pytest.mark.parametrize("size", [2**61, 2**62 - 1, 2**62, 2**63, 2**64 - 1024, 2**64 - 1])
 @pytest.mark.parametrize("plain", [False, True])
-def test_more_elements_than_memory_holds(library: Library, size: int, plain: bool) -> None:
-    call = Call(library, "sgd", "f32", plain)
+@pytest.mark.parametrize("dtype", ["f32", "f64"])
+def test_more_elements_than_memory_holds(library: Library, dtype: str, plain: bool, size: int) -> None:
+    call = Call(library, "sgd", dtype, plain)
     call.table[1, 0] = size
     call.options.workspace_size = 2**64 - 8
-    call.fails("SIZE" if size >= 2**62 else "OVERLAP")
+    call.fails("SIZE")
 
 
-@pytest.mark.parametrize("size", [2**62 - 1, 2**61, 2**52])
-def test_as_many_elements_as_memory_holds_overlap(library: Library, size: int) -> None:
-    call = Call(library, "sgd", "f32", plain=True)
+@pytest.mark.parametrize("size", [2**61 - 10_000, 2**60, 2**52])
+@pytest.mark.parametrize("dtype", ["f32", "f64"])
+def test_as_many_elements_as_memory_holds_overlap(library: Library, dtype: str, size: int) -> None:
+    call = Call(library, "sgd", dtype, plain=True)
     call.table[1, 0] = size
     call.fails("OVERLAP")
 
