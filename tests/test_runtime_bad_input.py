@@ -11,7 +11,7 @@ import pytest
 
 import optforge as of
 from conftest import require
-from embedding import SOURCES, Library, Part, emitted, lists_of, run, same, shared, tensors_of, write
+from embedding import FULL, SOURCES, Library, Part, emitted, lists_of, run, same, shared, tensors_of, write
 
 TEXTS = {
     "NULL": "a pointer is NULL",
@@ -540,3 +540,25 @@ def test_a_variable_that_names_no_instruction_set(tmp_path: Path) -> None:
         assert run([tmp_path / "program"], tmp_path, {"OPTFORGE_ISA": name}) == "15 [] 15 0 0\n"
     assert run([tmp_path / "program"], tmp_path, {"OPTFORGE_ISA": "x86-64"}) == "0 [x86-64] 15 0 0\n"
     assert run([tmp_path / "program"], tmp_path, {"OPTFORGE_ISA": ""}).startswith("0 [x86-64")
+
+
+# ---- at random
+
+
+@pytest.mark.parametrize("sanitized", [False, pytest.param(True, marks=pytest.mark.skipif(not FULL, reason="long"))])
+def test_wrong_calls_at_random(tmp_path: Path, sanitized: bool) -> None:
+    """Each of the errors comes (that of scalars aside, which these rules always have), and none after a write."""
+    require("gcc")
+    rules = {**RULES, "novograd": of.rules.novograd, "lamb": of.rules.lamb}
+    listed = " ".join(f"CALL({prefix})" for prefix in rules)
+    text = "".join(f'#include "{prefix}.h"\n' for prefix in rules) + "#include <string.h>\n"
+    text += f"#define RULES(CALL) {listed}\n#define KERNELS(rule) &rule##_kernel_f32, &rule##_kernel_f64,\n"
+    files = emitted("split", rules)
+    write(tmp_path, {**files, "emitted.h": text})
+    sources = [*(name for name in files if name.endswith(".c")), SOURCES / "fuzz.c"]
+    flags = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g"] if sanitized else []
+    run(["gcc", "-std=c99", "-O1", *flags, "-I.", *sources, "-o", "fuzz", "-lm"], tmp_path)
+    lines = run([tmp_path / "fuzz", "1000000" if sanitized else "20000", "1"], tmp_path).splitlines()
+    counts = {int(line.split()[0]): int(line.split()[1]) for line in lines}
+    assert set(counts) >= {*range(15), 100} - {7}
+    assert counts[0] > 1000
