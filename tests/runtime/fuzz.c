@@ -142,7 +142,7 @@ int main(int count, char **words)
             case 11: hyper[0][draw(kernel.hypers + 1)] = odd_real(); break;
             case 12: table[k * width] = (size_t)odd_one() | (size_t)1 << 40; break;
             case 13: table[k * width + 1 + draw(width - 1)] = 0; break;
-            case 14: table[k * width + 1 + draw(width - 1)] += (size_t)draw(8); break;
+            case 14: table[k * width + 2] += table[k * width + 2] != 0 ? (size_t)draw(8) : 0; break;
             case 15: table[k * width + 1] = table[k * width + 2 + draw(width - 2)]; break;
             case 16: list.kernel = NULL; break;
             case 17: list.hyper = NULL; break;
