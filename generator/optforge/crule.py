@@ -185,7 +185,7 @@ class RuleElements(Elements):
     def source(self, phase: Phase, reduction: Reduction) -> str:
         """Where the runtime finds the values of a total; empty where the pass has to put them into scratch memory."""
         statistics = dict(self.kernel.statistics)
-        if reduction.id == statistics.get("update"):
+        if reduction.id == statistics.get("update") and "p" in dict(phase.stores):
             return "OPTFORGE_CHANGE"
         gradients = [r.value for p in self.kernel.phases for r in p.reductions if r.counts]
         if reduction.value in gradients:
@@ -206,32 +206,36 @@ class RuleElements(Elements):
         """Pass `number`, which is phase k."""
         phase = self.kernel.phases[k]
         sources = {r.id: self.source(phase, r) for r in phase.reductions}
-        scratch = [r.id for r in phase.reductions if not sources[r.id]]
-        self.scratch = scratch
+        # Totals of one value share its place in scratch memory, which is filled always if one of them is needed always.
+        values = [r.value for r in phase.reductions if not sources[r.id]]
+        places = {value: k for k, value in enumerate(dict.fromkeys(values))}
+        scratch: dict[int, Reduction] = {}
+        for r in phase.reductions:  # those that formulas need come first
+            if not sources[r.id]:
+                scratch.setdefault(places[r.value], r)
         rows = tuple(
             SumView(
                 c_string(r.name),
                 self.slot_of(r.id),
                 f"OPTFORGE_{r.kind.upper()}",
                 int(r.observed),
-                sources[r.id] or f"OPTFORGE_SCRATCH - {scratch.index(r.id)}",
+                sources[r.id] or f"OPTFORGE_SCRATCH - {places[r.value]}",
             )
             for r in phase.reductions
         )
-        small = self.needed(phase, scratch)
+        small = self.needed(phase, [r.id for r in scratch.values()])
         written = dict(small.stores)
         arrays = [n for n in ("p", "g", *(s.name for s in self.kernel.array_state)) if n in small.loads or n in written]
-        values = [item.expr if isinstance(item, Let) else item.value for item in small.body]
-        read = leaves([*values, *(expr for _, expr in small.stores)])
+        computed = [item.expr if isinstance(item, Let) else item.value for item in small.body]
+        read = leaves([*computed, *(expr for _, expr in small.stores)])
         scope = Names(CALLED, self.prefix)
         variables = Variables(small)
         scope.enter((Variable(name), name) for name in arrays)
         scope.enter((variable, variable.name) for variable in variables.of.values())
         scope.enter((e, self.outside.spelled(e)) for e in read)
         array = {name: scope.own(f"{scope.of[Variable(name)]}_") for name in arrays}
-        adding = {r.id: self.adding(r, variables, scope) for r in small.reductions}
-        for id, name in adding.items():
-            scope.of["lanes", id] = name
+        scope.enter((("lanes", r.id), self.adding(r, variables, scope)) for r in scratch.values())
+        adding = [scope.of["lanes", r.id] for r in scratch.values()]
         shown = self.statements(small, variables, scope, array)
         s, count, observe = (scope.own(name) for name in ("s", "n", "observe"))
         watches = any(r.observed for r in small.reductions)
@@ -239,7 +243,7 @@ class RuleElements(Elements):
         parameters += [
             f"{'' if n in written else 'const '}{self.dtype.c} *OPTFORGE_RESTRICT {own}" for n, own in array.items()
         ]
-        parameters += [f"{self.dtype.c} *OPTFORGE_RESTRICT {own}" for own in adding.values()]
+        parameters += [f"{self.dtype.c} *OPTFORGE_RESTRICT {own}" for own in adding]
         passed = [f"t->{self.fields.of[name]} + i" for name in array]
         passed += [f"scratch + {place} * OPTFORGE_PIECE" if place else "scratch" for place in range(len(adding))]
         return PassView(
@@ -266,7 +270,7 @@ class RuleElements(Elements):
         """The name of the scratch memory for the values of a total."""
         value = reduction.value
         told = scope.of[variables.of[value.value]] if value.op in ("ref", "load") else reduction.name  # type: ignore[index]
-        return scope.own(f"added_{told}")
+        return f"added_{told}"
 
     @staticmethod
     def needed(phase: Phase, scratch: Iterable[int]) -> Phase:
