@@ -346,17 +346,27 @@ static int optforge_check_kernel(const optforge_kernel *kernel)
 {
     if (kernel == NULL)
         return OPTFORGE_ERROR_NULL;
-    if (kernel->abi != OPTFORGE_TYPES || kernel->arrays < 2 || kernel->pass_count < 1 ||
-        kernel->pass_count > OPTFORGE_MOST_PASSES || optforge_width(kernel) > OPTFORGE_MOST_SCALARS)
+    if (kernel->abi != OPTFORGE_TYPES || kernel->formats == NULL || kernel->passes == NULL || kernel->begin == NULL ||
+        kernel->arrays < 2 || kernel->arrays > 128 || kernel->pass_count < 1 || kernel->pass_count > OPTFORGE_MOST_PASSES ||
+        kernel->scalars_size > OPTFORGE_MOST_SCALARS * sizeof(double))
         return OPTFORGE_ERROR_ABI;
+    for (size_t a = 0; a < kernel->arrays; a++)
+        if (kernel->formats[a] < OPTFORGE_F32 || kernel->formats[a] > (a < 2 ? OPTFORGE_F64 : OPTFORGE_SCALAR))
+            return OPTFORGE_ERROR_ABI;
     for (unsigned p = 0; p < kernel->pass_count; p++) {
         const optforge_pass *pass = &kernel->passes[p];
 
         if (pass->sum_count > OPTFORGE_MOST_SUMS)
             return OPTFORGE_ERROR_ABI;
-        for (size_t s = 0; s < pass->sum_count; s++)
-            if (pass->sums[s].slot >= OPTFORGE_MOST_SUMS || pass->sums[s].kind > OPTFORGE_MAX)
+        for (size_t s = 0; s < pass->sum_count; s++) {
+            const optforge_sum *sum = &pass->sums[s];
+            const int array = sum->source == OPTFORGE_UNSCALED ? 1 : sum->source > 0 ? sum->source : 0;
+
+            if (sum->slot >= OPTFORGE_MOST_SUMS || sum->slot == OPTFORGE_NAN || sum->slot == OPTFORGE_INF ||
+                sum->kind > OPTFORGE_MAX || sum->source <= OPTFORGE_SCRATCH - OPTFORGE_MOST_SCRATCH ||
+                (size_t)array >= kernel->arrays || kernel->formats[array] != kernel->formats[0])
                 return OPTFORGE_ERROR_ABI;
+        }
     }
     return OPTFORGE_OK;
 }
@@ -472,11 +482,17 @@ static int optforge_scans(const optforge_kernel *kernel)
     return first->writes || !adds;
 }
 
-/* Counts tensors, leaves and sums, and lays out the workspace. */
-static void optforge_lay_out(optforge_work *w, optforge_room *room)
+/* The sum of numbers of elements, SIZE_MAX where it is more. */
+static size_t optforge_and(size_t a, size_t b)
+{
+    return b > SIZE_MAX - a ? SIZE_MAX : a + b;
+}
+
+/* Counts tensors, leaves and sums, and lays out the workspace; an error where there are more than can be counted. */
+static int optforge_lay_out(optforge_work *w, optforge_room *room)
 {
     const optforge_options *o = w->options;
-    size_t width = 0, count = 0;
+    size_t width = 0, count = 0, whole = 0;
 
     w->phases = w->scan = w->tracks = 0;
     w->own_leaves = w->elements = 0;
@@ -490,15 +506,19 @@ static void optforge_lay_out(optforge_work *w, optforge_room *room)
         if ((int)l->kernel->pass_count > w->phases)
             w->phases = (int)l->kernel->pass_count;
         for (size_t k = 0; k < l->count; k++) {
-            w->elements += optforge_elements(optforge_tensor(l, k));
+            w->elements = optforge_and(w->elements, optforge_elements(optforge_tensor(l, k)));
             w->own_leaves += optforge_leaves(optforge_elements(optforge_tensor(l, k)));
         }
     }
     w->phases += w->scan + (w->number == 0); /* a step of nothing has a phase, too, which ends it */
     w->tensors = o->sizes != NULL ? o->tensors : count;
     w->leaves = o->sizes != NULL ? 0 : w->own_leaves;
-    for (size_t k = 0; o->sizes != NULL && k < o->tensors; k++)
+    for (size_t k = 0; o->sizes != NULL && k < o->tensors; k++) {
         w->leaves += optforge_leaves(o->sizes[k]);
+        whole = optforge_and(whole, o->sizes[k]);
+    }
+    if (w->elements > SIZE_MAX / sizeof(double) || whole > SIZE_MAX / sizeof(double))
+        return OPTFORGE_ERROR_SIZE;
     w->rows = w->few;
     if (width > sizeof w->few / sizeof *w->few)
         w->rows = (double *)optforge_take(room, width, sizeof(double));
@@ -506,13 +526,14 @@ static void optforge_lay_out(optforge_work *w, optforge_room *room)
     optforge_place_sums(w);
     if (!optforge_adds_up(w->lists, w->number, o)) {
         w->sums = 0;
-        return;
+        return OPTFORGE_OK;
     }
     w->first = (size_t *)optforge_take(room, w->tensors + 1, sizeof(size_t));
     w->totals = (double *)optforge_take(room, w->number * OPTFORGE_MOST_SUMS, sizeof(double));
     w->tensor_sums = (double *)optforge_take(room, w->sums * w->tensors, sizeof(double));
     w->gathered = (double *)optforge_take(room, w->tensors, sizeof(double));
     w->leaf_sums = (double *)optforge_take(room, w->sums * w->leaves, sizeof(double));
+    return OPTFORGE_OK;
 }
 
 OPTFORGE_API size_t optforge_workspace_size(const optforge_list *lists, size_t number, const optforge_options *options)
@@ -528,8 +549,7 @@ OPTFORGE_API size_t optforge_workspace_size(const optforge_list *lists, size_t n
     w.lists = lists;
     w.number = number;
     w.options = options;
-    optforge_lay_out(&w, &room);
-    return room.used;
+    return optforge_lay_out(&w, &room) == OPTFORGE_OK ? room.used : 0;
 }
 
 OPTFORGE_API size_t optforge_kernel_workspace(const optforge_kernel *kernel, uint64_t elements, size_t count)
@@ -702,7 +722,9 @@ static int optforge_prepare(optforge_work *w)
         if (optforge_row_count(l) > SIZE_MAX / sizeof(double) / (2 * OPTFORGE_MOST_SCALARS))
             return OPTFORGE_ERROR_WORKSPACE; /* more scalars than memory can hold */
     }
-    optforge_lay_out(w, &room);
+    status = optforge_lay_out(w, &room);
+    if (status != OPTFORGE_OK)
+        return status;
     if (room.used > 0) {
         if (o->workspace == NULL)
             return OPTFORGE_ERROR_NULL;
@@ -710,7 +732,7 @@ static int optforge_prepare(optforge_work *w)
             return OPTFORGE_ERROR_WORKSPACE;
         room.memory = (char *)o->workspace;
         room.used = 0;
-        optforge_lay_out(w, &room);
+        (void)optforge_lay_out(w, &room);
     }
     for (size_t i = 0; i < w->number; i++) {
         const optforge_list *l = &w->lists[i];
@@ -1230,6 +1252,8 @@ OPTFORGE_API int optforge_fold(optforge_work *w, int phase)
 
 OPTFORGE_API double *optforge_partials(const optforge_work *w, int phase, size_t *number)
 {
+    if (number == NULL)
+        return NULL;
     *number = 0;
     if (w == NULL || w->begun != w || phase < 0 || phase >= w->phases || w->sums == 0)
         return NULL;
