@@ -479,9 +479,9 @@ class Author:
             kind = self.random.random()
             if scope.switches and depth < 2 and kind < 0.12:
                 lines += self.branches(pool, forbidden, odd, depth)
-            elif kind < 0.15 and self.writer.reducing:
+            elif kind < (0.22 if self.storing else 0.14) and self.writer.reducing:
                 lines += self.reload(pool, forbidden, odd)
-            elif kind < 0.28:
+            elif kind < 0.3:
                 lines += self.chain(pool, forbidden, odd)
             elif kind < 0.55:
                 lines.append(self.assign(self.target(pool, forbidden, odd, "S"), "S"))
