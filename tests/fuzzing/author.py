@@ -727,7 +727,7 @@ class Author:
         level = "-O0"
         if self.chance(0.04):
             level = self.pick("-O1", "-O2", "-O3", "-O3 -march=native")
-        warnings = " -Wall -Wextra -Werror" if self.chance(0.5) else ""
+        warnings = " -Wall -Wextra -Werror" if self.chance(0.5) and "warnings" not in self.without else ""
         return f"{name} {level}{warnings}"
 
     def held(self, case: Case) -> Case:
