@@ -298,7 +298,7 @@ class Floor(Contender):
 
 
 def compiled_floor() -> ctypes.CDLL:
-    """The loops of the floor, compiled here as optforge compiles its kernels."""
+    """The loops of the floor, compiled here, and for this machine."""
     with tempfile.TemporaryDirectory() as directory:
         source, built = Path(directory, "floor.c"), Path(directory, "floor.so")
         source.write_text(FLOOR_SOURCE)

@@ -167,6 +167,7 @@ class Library:
         assert bytes(options)[16:] == bytes(ctypes.sizeof(Options) - 16)
         if workspace is not None:
             options.workspace, options.workspace_size = workspace.ctypes.data, workspace.nbytes
+            options.kept = workspace  # alive with the options
         for name, value in values.items():
             setattr(options, name, value)
         return options
@@ -212,3 +213,10 @@ class Library:
         options = self.options(threads=threads, workspace_size=ctypes.sizeof(workspace))
         options.workspace = ctypes.cast(workspace, ctypes.c_void_p)
         return int(self.call(f"step_with_{suffix}")(*arguments, ctypes.byref(options)))
+
+
+def defaults(text: str) -> dict[str, float]:
+    """The defaults of the hyperparameters that an emitted file has."""
+    tables = [re.search(rf"_{name}\[\] = \{{(.*?)\}};", text, re.DOTALL) for name in ("hypers", "defaults")]
+    names, values = (table[1].split(",") for table in tables if table is not None)
+    return {name.strip().strip('"'): float(value) for name, value in zip(names, values, strict=False)}

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 
+from native import defaults
 from optforge import __version__, cli, demo, demo_training, rules, transforms
 from optforge.diagnostics import RuleError
 from optforge.language import Rule
@@ -185,7 +186,7 @@ def test_output_survives_an_encoding_that_lacks_its_characters(tmp_path: Path) -
 
 def test_generate_writes_flat_and_says_what(run: Run, tmp_path: Path) -> None:
     result = run("generate", "adam", "mine.py:mine")
-    names = ["adam.c", "adam.h", "mine.c", "mine.h"]
+    names = ["adam.c", "adam.h", "mine.c", "mine.h", "optforge.c", "optforge.h"]
     assert (result.code, result.err) == (DONE, "")
     assert result.out == "".join(f"wrote build/{name}\n" for name in names)
     assert sorted(path.name for path in (tmp_path / "build").iterdir()) == names
@@ -199,7 +200,10 @@ def test_generate_keeps_what_is_as_it_should_be(run: Run, tmp_path: Path) -> Non
     before = contents(tmp_path / "out")
     result = run("generate", "adam", "sgd", "--out", "out")
     after = contents(tmp_path / "out")
-    assert result.out == "kept  out/adam.c\nkept  out/adam.h\nwrote out/sgd.c\nkept  out/sgd.h\n"
+    assert result.out == (
+        "kept  out/adam.c\nkept  out/adam.h\nkept  out/optforge.c\nkept  out/optforge.h\n"
+        "wrote out/sgd.c\nkept  out/sgd.h\n"
+    )
     assert {name for name in after if after[name] != before[name]} == {"sgd.c"}
     assert after["sgd.c"][0].decode() == rules.sgd.generate()["sgd.c"]
 
@@ -207,7 +211,7 @@ def test_generate_keeps_what_is_as_it_should_be(run: Run, tmp_path: Path) -> Non
 def test_generate_all(run: Run, tmp_path: Path) -> None:
     assert run("generate", "--all", "--out", "a/b").code == DONE
     files = {path.name for path in (tmp_path / "a" / "b").iterdir()}
-    assert files == {f"{name}.{ending}" for name in rules for ending in "hc"} | {"plateau.h"}
+    assert files == {f"{name}.{ending}" for name in [*rules, "optforge"] for ending in "hc"} | {"plateau.h"}
 
 
 def test_generate_what_is_no_rule(run: Run, tmp_path: Path) -> None:
@@ -222,7 +226,8 @@ def test_generate_what_is_no_rule(run: Run, tmp_path: Path) -> None:
 
 def test_a_rule_of_the_name_of_what_is_no_rule(run: Run, tmp_path: Path) -> None:
     (tmp_path / "plateau.py").write_text(MINE.replace("def mine", "def plateau"))
-    assert run("generate", "plateau.py:plateau").out == "wrote build/plateau.c\nwrote build/plateau.h\n"
+    names = ("optforge.c", "optforge.h", "plateau.c", "plateau.h")
+    assert run("generate", "plateau.py:plateau").out == "".join(f"wrote build/{name}\n" for name in names)
     assert "Momentum of mine." in (tmp_path / "build" / "plateau.h").read_text()
     assert run("show", "plateau.py:plateau").code == DONE
     for others in (["plateau"], ["--all"]):
@@ -239,7 +244,10 @@ def test_generate_one_dtype(run: Run, tmp_path: Path, suffix: str) -> None:
 
 def test_generate_with_a_prefix(run: Run, tmp_path: Path) -> None:
     assert run("generate", "adam", "--prefix", "my_adam", "--target", "c", "--target", "c").code == DONE
-    assert {path.name for path in (tmp_path / "build").iterdir()} == {"my_adam.c", "my_adam.h"}
+    assert {path.name for path in (tmp_path / "build").iterdir()} == {
+        *("my_adam.c", "my_adam.h"),
+        *("optforge.c", "optforge.h"),  # which have their names whatever the rule's is
+    }
     assert "int my_adam_step_f32(" in (tmp_path / "build" / "my_adam.h").read_text()
 
 
@@ -291,20 +299,22 @@ def test_set(run: Run, tmp_path: Path, given: list[str], expected: dict[str, obj
     result = run("generate", "mine.py:mine", *arguments)
     assert (result.code, result.err) == (DONE, "")
     emitted = Rule.from_file("mine.py", "mine").generate(**expected)
-    assert (tmp_path / "build" / "mine.c").read_text() == emitted["mine.c"]
+    for name in ("mine.c", "mine.h"):
+        assert (tmp_path / "build" / name).read_text() == emitted[name]
 
 
 def test_set_reaches_the_emitted_defaults(run: Run, tmp_path: Path) -> None:
     run("generate", "adam", "--set", "lr=3e-4", "--set", "eps=1e-5")
-    source = (tmp_path / "build" / "adam.c").read_text()
-    assert re.search(r"\blr = (3e-4|0\.0003);", source)
-    assert "--set lr=0.0003 --set eps=1e-05" in source
+    emitted = defaults((tmp_path / "build" / "adam.c").read_text())
+    assert (emitted["lr"], emitted["eps"]) == (3e-4, 1e-5)
+    assert "--set lr=0.0003 --set eps=1e-05" in (tmp_path / "build" / "adam.h").read_text()
 
 
 def test_the_order_of_settings_does_not_matter(run: Run, tmp_path: Path) -> None:
     run("generate", "adam", "--set", "eps=1e-5", "--set", "lr=3e-4", "--out", "a")
     run("generate", "adam", "--set", "lr=3e-4", "--set", "eps=1e-5", "--out", "b")
-    assert (tmp_path / "a" / "adam.c").read_bytes() == (tmp_path / "b" / "adam.c").read_bytes()
+    for name in ("adam.c", "adam.h"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
 def test_set_holds_for_the_rules_that_have_the_name(run: Run, tmp_path: Path) -> None:
@@ -595,13 +605,13 @@ def check(run: Run, tmp_path: Path, *arguments: str) -> Result:
 def test_check_finds_nothing(run: Run, tmp_path: Path, emitted: Path) -> None:
     for arguments in (["--all"], ["adam"], ["adam", "--all", "--target", "c"]):
         assert check(run, tmp_path, *arguments).code == DONE
-    assert check(run, tmp_path, "adam").out == "2 files in build are as they would be emitted\n"
+    assert check(run, tmp_path, "adam").out == "4 files in build are as they would be emitted\n"
 
 
 def test_check_shows_a_unified_diff(run: Run, tmp_path: Path, emitted: Path) -> None:
     path = emitted / "adam.c"
     text = path.read_text()
-    changed = text.replace("v / one_minus", "v * one_minus", 1).replace("#include <math.h>", "#include <maths.h>")
+    changed = text.replace("v / one_minus", "v * one_minus", 1).replace('#include "adam.h"', '#include "adams.h"')
     assert changed != text
     path.write_text(changed)
     for arguments in (["--all"], ["adam"]):
@@ -611,7 +621,7 @@ def test_check_shows_a_unified_diff(run: Run, tmp_path: Path, emitted: Path) -> 
             changed.splitlines(), text.splitlines(), "build/adam.c", "build/adam.c as it would be emitted", lineterm=""
         )
         assert result.out == "\n".join(expected) + "\n"
-    assert "\n-#include <maths.h>\n+#include <math.h>\n" in result.out
+    assert '\n-#include "adams.h"\n+#include "adam.h"\n' in result.out
     assert check(run, tmp_path, "sgd").code == DONE
     # What a check has found, the same command without it mends.
     run("generate", "--all")
@@ -654,7 +664,7 @@ def test_check_finds_a_missing_file(run: Run, tmp_path: Path, emitted: Path) -> 
 def test_check_of_a_directory_that_is_not_there(run: Run, tmp_path: Path) -> None:
     result = check(run, tmp_path, "--all", "--out", "nowhere")
     assert result.code == DIFFERENT
-    assert result.out.count(" is missing\n") == 2 * len(rules) + 1  # plateau.h
+    assert result.out.count(" is missing\n") == 2 * len(rules) + 3  # plateau.h, and the runtime's two
 
 
 def test_check_of_all_finds_files_of_rules_that_are_gone(run: Run, tmp_path: Path, emitted: Path) -> None:
@@ -692,7 +702,7 @@ def test_every_run_gives_the_same_bytes(tmp_path: Path) -> None:
     for process in started:
         assert (process.communicate()[1], process.returncode) == ("", DONE)
     first, *others = ({p.name: p.read_bytes() for p in (tmp_path / f"out{seed}").iterdir()} for seed in seeds)
-    assert len(first) == 2 * len(rules) + 3
+    assert len(first) == 2 * (len(rules) + 2) + 1  # of mine and the runtime as well, and plateau.h
     assert all(other == first for other in others)
 
 
@@ -849,7 +859,10 @@ def test_nobody_reads_standard_output(tmp_path: Path, arguments: list[str], code
     assert process.communicate()[1] == ""
     assert process.returncode == code
     if arguments == ["generate", "adam"]:
-        assert {path.name for path in (tmp_path / "build").iterdir()} == {"adam.c", "adam.h"}
+        assert {path.name for path in (tmp_path / "build").iterdir()} == {
+            *("adam.c", "adam.h"),
+            *("optforge.c", "optforge.h"),
+        }
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")

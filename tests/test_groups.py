@@ -466,6 +466,10 @@ def too_many(step: Step) -> None:
     step.lists[0].groups = 2**60
 
 
+def far_too_many(step: Step) -> None:
+    step.lists[0].groups = 2**61  # as many doubles as there are bytes
+
+
 @pytest.mark.parametrize(
     ("spoil", "status"),
     [
@@ -473,6 +477,7 @@ def too_many(step: Step) -> None:
         (no_groups, "ERROR_GROUP"),
         (too_small, "ERROR_WORKSPACE"),
         (too_many, "ERROR_WORKSPACE"),
+        (far_too_many, "ERROR_WORKSPACE"),
         (without_workspace, "ERROR_NULL"),
         (not_a_number, "ERROR_NAN"),
         (against_an_assert, "ERROR_ASSERT"),

@@ -80,6 +80,7 @@ class Kernel(Library):
         guarded = Guarded([size // 8], np.float64)
         guarded.arrays[0][:] = np.nan
         options.workspace, options.workspace_size = guarded.arrays[0].ctypes.data, size
+        options.kept = guarded  # alive with the options
         return guarded
 
     def listed(self, t: int, arrays: Sequence[Arrays], hyper: Mapping[str, float] | None = None, **values: Any) -> Any:

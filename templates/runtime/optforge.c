@@ -785,6 +785,8 @@ static int optforge_prepare(optforge_work *w)
         room.size = o->workspace_size / sizeof(double);
     }
     optforge_lay_out(w, &room);
+    if (room.used > SIZE_MAX / sizeof(double)) /* more than memory can hold */
+        return OPTFORGE_ERROR_WORKSPACE;
     if (room.used > room.size)
         return o->workspace == NULL ? OPTFORGE_ERROR_NULL : OPTFORGE_ERROR_WORKSPACE;
     while (status == OPTFORGE_OK && optforge_next(w, &checked)) {
@@ -1367,7 +1369,7 @@ OPTFORGE_API const char *optforge_kernel_strerror(const optforge_kernel *kernel,
     for (int k = 0; kernel != NULL && kernel->asserts[k] != NULL; k++)
         if (status == OPTFORGE_ERROR_ASSERT + k)
             return kernel->asserts[k];
-    return optforge_strerror(status);
+    return kernel != NULL && status >= OPTFORGE_ERROR_ASSERT ? "unknown status" : optforge_strerror(status);
 }
 
 #define OPTFORGE_COMPILE_END

@@ -165,7 +165,7 @@ typedef struct optforge_kernel {
     int (*begin_tensor)(void *scalars, const void *tensor, double size, int starting);        /* or NULL */
     void (*behind_step)(void *scalars, unsigned pass, const double *totals);                   /* or NULL */
     void (*behind_tensor)(void *scalars, unsigned pass, const double *sums,
-                          const double *totals);                                                  /* or NULL */
+                          const double *totals); /* or NULL */
     void (*finish)(const void *scalars, const void *tensor); /* scalar state advances; or NULL */
 } optforge_kernel;
 
