@@ -322,11 +322,10 @@ static void *optforge_array(const void *tensor, size_t a)
     return array;
 }
 
-static size_t optforge_bytes(const optforge_kernel *kernel, const void *tensor, size_t a)
+/* Bytes of array `a` of a tensor of n elements. */
+static size_t optforge_bytes(const optforge_kernel *kernel, size_t n, size_t a)
 {
-    const size_t n = kernel->formats[a] == OPTFORGE_SCALAR ? 1 : optforge_elements(tensor);
-
-    return n * optforge_format_size(kernel->formats[a]);
+    return (kernel->formats[a] == OPTFORGE_SCALAR ? 1 : n) * optforge_format_size(kernel->formats[a]);
 }
 
 /* Doubles of a row of scalars, and one more for what optforge_begin_rows keeps there. */
@@ -468,7 +467,7 @@ static int optforge_check_tensor(const optforge_kernel *kernel, const void *tens
 
     for (size_t a = 0; a < kernel->arrays; a++) {
         const size_t size = optforge_format_size(kernel->formats[a]);
-        const size_t bytes = optforge_bytes(kernel, tensor, a);
+        const size_t bytes = optforge_bytes(kernel, n, a);
         const uintptr_t own = (uintptr_t)optforge_array(tensor, a);
 
         if (n > SIZE_MAX / sizeof(double) && n > SIZE_MAX / size)
@@ -481,7 +480,7 @@ static int optforge_check_tensor(const optforge_kernel *kernel, const void *tens
             return OPTFORGE_ERROR_ALIGNMENT;
         for (size_t b = 0; b < a; b++) {
             const uintptr_t other = (uintptr_t)optforge_array(tensor, b);
-            const size_t other_bytes = optforge_bytes(kernel, tensor, b);
+            const size_t other_bytes = optforge_bytes(kernel, n, b);
 
             if (other_bytes != 0 && (own - other < other_bytes || other - own < bytes))
                 return OPTFORGE_ERROR_OVERLAP;
