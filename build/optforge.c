@@ -444,18 +444,29 @@ static int optforge_check_kernel(const optforge_kernel *kernel)
 {
     if (kernel == NULL)
         return OPTFORGE_ERROR_NULL;
-    if (kernel->abi != OPTFORGE_TYPES || kernel->arrays < 2 || kernel->pass_count < 1 ||
+    if (kernel->abi != OPTFORGE_TYPES || kernel->formats == NULL || kernel->passes == NULL ||
+        kernel->begin == NULL || kernel->arrays < 2 || kernel->arrays > 128 || kernel->pass_count < 1 ||
         kernel->pass_count > OPTFORGE_MOST_PASSES ||
-        kernel->scalars_size > sizeof(double) * OPTFORGE_MOST_SCALARS)
+        kernel->scalars_size > OPTFORGE_MOST_SCALARS * sizeof(double))
         return OPTFORGE_ERROR_ABI;
+    for (size_t a = 0; a < kernel->arrays; a++)
+        if (kernel->formats[a] < OPTFORGE_F32 ||
+            kernel->formats[a] > (a < 2 ? OPTFORGE_F64 : OPTFORGE_SCALAR))
+            return OPTFORGE_ERROR_ABI;
     for (unsigned p = 0; p < kernel->pass_count; p++) {
         const optforge_pass *pass = &kernel->passes[p];
 
         if (pass->sum_count > OPTFORGE_MOST_SUMS)
             return OPTFORGE_ERROR_ABI;
-        for (size_t s = 0; s < pass->sum_count; s++)
-            if (pass->sums[s].slot >= OPTFORGE_MOST_SUMS || pass->sums[s].kind > OPTFORGE_MAX)
+        for (size_t s = 0; s < pass->sum_count; s++) {
+            const optforge_sum *sum = &pass->sums[s];
+            const int array = sum->source == OPTFORGE_UNSCALED ? 1 : sum->source > 0 ? sum->source : 0;
+
+            if (sum->slot >= OPTFORGE_MOST_SUMS || sum->slot == OPTFORGE_NAN || sum->slot == OPTFORGE_INF ||
+                sum->kind > OPTFORGE_MAX || sum->source <= OPTFORGE_SCRATCH - OPTFORGE_MOST_SCRATCH ||
+                (size_t)array >= kernel->arrays || kernel->formats[array] != kernel->formats[0])
                 return OPTFORGE_ERROR_ABI;
+        }
     }
     return OPTFORGE_OK;
 }
@@ -548,6 +559,7 @@ static int optforge_count(optforge_work *w)
 {
     const optforge_options *o = w->options;
     optforge_place x = optforge_start;
+    size_t whole = 0;
 
     w->observe = o->stats != NULL || o->tensor_stats != NULL;
     w->adds = w->observe || o->skip_nonfinite;
@@ -576,10 +588,15 @@ static int optforge_count(optforge_work *w)
     w->leaves = w->own_leaves;
     if (o->sizes != NULL && w->number > 0) { /* some may be elsewhere */
         w->tensors = o->tensors;
-        w->leaves = o->tensors > SIZE_MAX / sizeof *o->sizes ? SIZE_MAX : 0;
-        for (size_t k = 0; w->leaves < SIZE_MAX && k < o->tensors; k++)
+        w->leaves = 0;
+        whole = o->tensors > SIZE_MAX / sizeof *o->sizes ? SIZE_MAX : 0;
+        for (size_t k = 0; whole < SIZE_MAX && k < o->tensors; k++) {
+            whole = optforge_plus(whole, o->sizes[k]);
             w->leaves = optforge_plus(w->leaves, optforge_leaves(o->sizes[k]));
+        }
     }
+    if (w->elements > SIZE_MAX / sizeof(double) || whole > SIZE_MAX / sizeof(double))
+        return OPTFORGE_ERROR_SIZE;
     return OPTFORGE_OK;
 }
 
@@ -1211,6 +1228,8 @@ OPTFORGE_API int optforge_fold(optforge_work *w, int phase)
 
 OPTFORGE_API double *optforge_partials(const optforge_work *w, int phase, size_t *number)
 {
+    if (number == NULL)
+        return NULL;
     *number = 0;
     if (w == NULL || w->begun != w || phase < 0 || phase >= w->phases || w->sums == 0)
         return NULL;

@@ -31,7 +31,7 @@ it is counted and shown, and is an error where it is more than 2 % of all. Exit 
 
 A kind that is known and not mended yet hides others. `--keep-going` counts it and goes on (`--each 3` shrinks the first
 three of a kind), and `--without` leaves out what it needs: foreign (letters beyond Latin, Greek and Cyrillic), zero (state
-that starts as -0.0), arrays (transforms that bind a p or g which they do not return).
+that starts as -0.0), arrays (transforms that bind a p or g which they do not return), warnings (-Wall -Wextra -Werror).
 """
 
 from __future__ import annotations

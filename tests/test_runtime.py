@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import pytest
 
 import optforge as of
 from conftest import require
-from embedding import RULES, SOURCES, Library, emitted, shared
+from embedding import RULES, SOURCES, STATS, Library, Part, arrays, emitted, lists_of, same, shared, step, tensors_of
 from optforge import global_norm, norm, rule, scalar
 from oracles import _tree
 
@@ -22,7 +21,6 @@ SIZES = (100_001, 0, 1, 31, 32, 33, 1023, 1024, 1025, 32_767, 32_768, 32_769)
 KERNELS = """
 extern optforge_kernel hand_kernel_f32, hand_kernel_f64;
 """
-NORMS = ("grad_norm", "clipped_grad_norm", "param_norm", "update_norm", "max_update_ratio")
 
 
 @rule
@@ -91,95 +89,6 @@ def parallel(tmp_path_factory: pytest.TempPathFactory) -> Library:
 @pytest.fixture(params=["serial", "parallel"])
 def library(request: pytest.FixtureRequest) -> Any:
     return request.getfixturevalue(request.param)
-
-
-@dataclass
-class Part:
-    """A list of tensors of one kernel, for optforge_list; each tensor is its arrays: p, g and the state."""
-
-    kernel: Any
-    tensors: list[list[np.ndarray]]
-    t: int = 1
-    hyper: Sequence[float] = ()  # of all groups; empty: the defaults
-    sizes: Sequence[int] | None = None
-    rows: dict[str, np.ndarray] = field(default_factory=dict)  # group, steps, number, part, starting
-    groups: int = 0
-
-
-@dataclass
-class Outcome:
-    """What a step leaves, but for the arrays."""
-
-    status: int
-    stats: np.ndarray | None
-    each: np.ndarray | None
-
-
-STATS = np.dtype([*((name, np.float64) for name in NORMS), *((name, np.uint64) for name in ("nan", "inf", "skipped"))])
-
-
-def lists_of(library: Library, parts: Sequence[Part]) -> tuple[Any, list[Any]]:
-    """Lists, and what keeps their memory alive."""
-    lists = library.ffi.new("optforge_list[]", max(1, len(parts)))
-    kept: list[Any] = []
-    for own, part in zip(lists, parts, strict=False):
-        table = library.table(part.tensors)
-        hyper = np.array(part.hyper or library.ffi.unpack(part.kernel.hyper_defaults, part.kernel.hypers) or [0.0])
-        own.kernel, own.t, own.count, own.groups = part.kernel, part.t, len(part.tensors), part.groups
-        own.hyper, own.tensors = library.pointer(hyper), library.pointer(table)
-        kept += [table, hyper]
-        for name, values in part.rows.items():
-            kind = {"starting": np.uint8, "steps": np.uint64}.get(name, np.uintp)
-            array = np.array(values, kind)
-            kinds = {"starting": "unsigned char *", "steps": "uint64_t *"}
-            setattr(own, name, library.pointer(array, kinds.get(name, "size_t *")))
-            kept.append(array)
-    return lists, kept
-
-
-def step(library: Library, *parts: Part, stats: bool = False, count: int | None = None, **options: Any) -> Outcome:
-    """One step over lists, in a workspace of exactly the size that is asked for, filled with NaN."""
-    lists, kept = lists_of(library, parts)
-    sizes = options.pop("sizes", None)
-    o = library.options(**options)
-    if sizes is not None:
-        kept.append(np.array(sizes, np.uintp))
-        o.sizes, o.tensors = library.pointer(kept[-1], "size_t *"), len(sizes)
-    number = count or (len(sizes) if sizes is not None else sum(len(part.tensors) for part in parts))
-    total, each = np.full(1, 7, STATS), np.full(max(1, number), 7, STATS)
-    if stats:
-        o.stats, o.tensor_stats = (library.pointer(array, "optforge_stats *") for array in (total, each))
-    size = library.calls.optforge_workspace_size(lists, len(parts), o)
-    workspace = np.full(size // 8, np.nan)
-    if size:
-        o.workspace, o.workspace_size = library.pointer(workspace), size
-    status = library.calls.optforge_step_lists(lists, len(parts), o)
-    return Outcome(status, total[0] if stats else None, each[:number] if stats else None)
-
-
-def arrays(sizes: Sequence[int], dtype: Any, seed: int, states: int = 0, scalars: int = 0) -> list[list[np.ndarray]]:
-    """Tensors of some sizes: p, g, states that are positive, scalar states."""
-    random = np.random.default_rng(seed)
-    made = []
-    for n in sizes:
-        own = [random.standard_normal(n).astype(dtype) for _ in range(2)]
-        own += [np.abs(random.standard_normal(n)).astype(dtype) for _ in range(states)]
-        own += [np.abs(random.standard_normal(1)) for _ in range(scalars)]
-        made.append(own)
-    return made
-
-
-def same(a: Any, b: Any) -> bool:
-    """Whether two nests of arrays have the same bits, any NaN like any other."""
-    if isinstance(a, np.ndarray):
-        if a.dtype.names:
-            return all(same(a[name], b[name]) for name in a.dtype.names)
-        return bool(a.dtype == b.dtype and a.shape == b.shape and np.array_equal(a, b, equal_nan=a.dtype.kind == "f"))
-    if isinstance(a, np.void):
-        return same(np.array([a]), np.array([b]))
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(map(same, a, b))
-    return bool(a == b or (a != a and b != b))
 
 
 # ---- a kernel by hand
@@ -320,20 +229,6 @@ def test_the_workspace_of_a_kernel_holds_a_step_of_its_lists(serial: Library) ->
 
 
 # ---- lists of several kernels in one step
-
-
-def fields(kernel: Any, count: int) -> tuple[int, int]:
-    """How many arrays of state and scalar states a kernel has."""
-    states = sum(kernel.formats[k] != 3 for k in range(2, kernel.arrays))
-    return states, kernel.arrays - 2 - states
-
-
-def tensors_of(kernel: Any, sizes: Sequence[int], seed: int) -> list[list[np.ndarray]]:
-    """Tensors that a kernel takes."""
-    dtype = {1: np.float32, 2: np.float64}[kernel.formats[0]]
-    made = arrays(sizes, dtype, seed, *fields(kernel, 0))
-    order = sorted(range(2, kernel.arrays), key=lambda k: kernel.formats[k] == 3)
-    return [[own[0], own[1], *(own[2 + order.index(k)] for k in range(2, kernel.arrays))] for own in made]
 
 
 def test_lists_of_two_dtypes_of_one_rule(library: Library) -> None:

@@ -338,6 +338,8 @@ class Author:
         self.seed, self.number = self.random.randrange(1 << 30), number
         self.without = without
         self.writer = Writer(self.random)
+        self.storing: set[str] = set()  # the arrays among the state of the part that is written
+        self.settled: set[str] = set()  # those that are to end as they are
         self.taken: set[str] = {"p", "g", "t", *RESERVED}
 
     def chance(self, share: float) -> bool:
@@ -348,11 +350,13 @@ class Author:
 
     def name(self, pool: list[str], odd: float = 0.15) -> str:
         """A name that nothing else of the composition declares."""
-        while True:
-            name = self.any_name(pool, odd)
-            if name not in self.taken:
-                self.taken.add(name)
-                return name
+        name = self.any_name(pool, odd)
+        tries = 0
+        while name in self.taken:
+            tries += 1
+            name = self.any_name(pool, odd) if tries < 20 else f"{self.pick(*pool)}{tries}"
+        self.taken.add(name)
+        return name
 
     def any_name(self, pool: list[str], odd: float = 0.15) -> str:
         name = self.pick(*pool)
@@ -431,6 +435,7 @@ class Author:
         own = {*kinds, *fixed, *part.options}
         hidden = (hidden | (own & {*FUNCTIONS, *REDUCTIONS})) if hidden or own & {*FUNCTIONS, *REDUCTIONS} else hidden
         scalar_states = tuple(name for name, _, s in part.states if s)
+        self.storing, self.settled = {name for name, _, s in part.states if not s}, set()
         writer.scope = Scope(kinds, fixed, part.options, scalar_states, hidden)
         # Locals may have any name but those of hyperparameters and options; the names of other parts above all.
         foreign = [
@@ -474,7 +479,9 @@ class Author:
             kind = self.random.random()
             if scope.switches and depth < 2 and kind < 0.12:
                 lines += self.branches(pool, forbidden, odd, depth)
-            elif kind < 0.25:
+            elif kind < (0.22 if self.storing else 0.14) and self.writer.reducing:
+                lines += self.reload(pool, forbidden, odd)
+            elif kind < 0.3:
                 lines += self.chain(pool, forbidden, odd)
             elif kind < 0.55:
                 lines.append(self.assign(self.target(pool, forbidden, odd, "S"), "S"))
@@ -534,6 +541,34 @@ class Author:
             lines.append(self.assign(m, "E"))
         return lines
 
+    def reload(self, pool: list[str], forbidden: set[str], odd: float) -> list[str]:
+        """An array with an earlier meaning, a last one that a reduction is over, and all of them read behind that."""
+        writer, scope = self.writer, self.writer.scope
+        names = [name for name in scope.elements() if name not in forbidden]
+        if not names:
+            return []
+        stored = [name for name in names if name in self.storing]
+        m = self.pick(*stored) if stored and self.chance(0.8) else self.pick(*names)
+        old, kept, n, t = (self.target(pool, forbidden, odd, kind) for kind in "EESE")
+        if "p" in names and self.chance(0.6):
+            t = "p"
+        if len({m, old, kept, n, t} | set(scope.scalar_states)) < 5 + len(scope.scalar_states):
+            return []
+        lines = [f"{old} = {m}"]
+        self.rebind(old, "E")
+        lines.append(f"{m} = {writer.element(1)}")
+        lines.append(f"{kept} = {m}")
+        self.rebind(kept, "E")
+        lines.append(f"{m} = {self.pick('0.9', '0.5')} * {old} + {writer.element(1)}")
+        self.rebind(m, "E")
+        names = [name for name in REDUCTIONS if writer.has(name)]
+        lines.append(f"{n} = {self.pick(*names)}({m})")
+        self.rebind(n, "S")
+        lines.append(f"{t} = {n} * {self.pick(m, m, old)} * {kept} + {writer.element(1)}")
+        self.rebind(t, "E")
+        self.settled.add(m)
+        return lines
+
     def branches(self, pool: list[str], forbidden: set[str], odd: float, depth: int) -> list[str]:
         """if, elif, else on static options."""
         scope = self.writer.scope
@@ -569,7 +604,7 @@ class Author:
                 )
                 lines.append(f"{name} = {value}")
                 self.rebind(name, "S")
-            elif not scalar and scope.kinds.get(name) == "E" and self.chance(0.6):
+            elif not scalar and scope.kinds.get(name) == "E" and self.chance(0.2 if name in self.settled else 0.6):
                 lines.append(f"{name} = {writer.pick(f'0.9 * {name} + {writer.element(1)}', writer.element(2))}")
                 self.rebind(name, "E")
         step = self.pick(f"0.1 * {writer.element(1)}", f"{writer.scalar(1)} * {writer.element(1)}", writer.element(2))
@@ -692,7 +727,7 @@ class Author:
         level = "-O0"
         if self.chance(0.04):
             level = self.pick("-O1", "-O2", "-O3", "-O3 -march=native")
-        warnings = " -Wall -Wextra -Werror" if self.chance(0.5) else ""
+        warnings = " -Wall -Wextra -Werror" if self.chance(0.5) and "warnings" not in self.without else ""
         return f"{name} {level}{warnings}"
 
     def held(self, case: Case) -> Case:
