@@ -1,15 +1,16 @@
-/* optforge.h: what every emitted rule shares: lists of tensors, options, statistics, statuses, and what steps them.
+/* optforge.h: what every emitted rule shares: lists of tensors, options, statistics, statuses, and the calls
+ * that step them.
  *
- * A rule's own header, NAME.h, includes this one and has typed calls, which are all that most programs need. What
- * stands here is for programs that step several lists at once, let threads of their own do it, or find a rule by its
- * name.
+ * A rule's own header, NAME.h, includes this one and has typed calls, which are all that most programs need.
+ * What stands here is for programs that step several lists at once, let threads of their own do it, or find
+ * a rule by its name.
  *
  * This file may be used, changed and distributed without restriction.
  */
 #ifndef OPTFORGE_H
 #define OPTFORGE_H
 
-/* ---- types, which all emitted files of a program share ----------------------------------------------------------- */
+/* ---- types, which all emitted files of a program share ------------------------------------------------- */
 
 #include <stddef.h>
 #include <stdint.h>
@@ -28,29 +29,29 @@ extern "C" {
 /* What a call returns. Anything but OPTFORGE_OK and OPTFORGE_SKIPPED was found before the first write. */
 enum {
     OPTFORGE_OK = 0,               /* done */
-    OPTFORGE_SKIPPED = -1,         /* a gradient is NaN or infinite: nothing was changed, and t does not advance */
+    OPTFORGE_SKIPPED = -1,         /* a gradient is NaN or infinite: nothing was changed, t stays */
     OPTFORGE_ERROR_NULL = 1,       /* a pointer is NULL */
     OPTFORGE_ERROR_SIZE = 2,       /* a tensor has more elements than memory can hold */
     OPTFORGE_ERROR_ALIGNMENT = 3,  /* an array is not aligned to its elements */
     OPTFORGE_ERROR_OVERLAP = 4,    /* two arrays of a tensor overlap */
     OPTFORGE_ERROR_TIME = 5,       /* t counts the steps from 1 */
     OPTFORGE_ERROR_NAN = 6,        /* a hyperparameter is NaN */
-    OPTFORGE_ERROR_SCALAR = 7,     /* a scalar has no value: division by zero, overflow, root of a negative number */
+    OPTFORGE_ERROR_SCALAR = 7,     /* a scalar has no value: division by zero, overflow, root of a negative */
     OPTFORGE_ERROR_GRAD_SCALE = 8, /* grad_scale is not a positive number with a finite inverse */
     OPTFORGE_ERROR_WORKSPACE = 9,  /* the workspace is too small, or not aligned to doubles */
     OPTFORGE_ERROR_PART = 10,      /* a part is not in its tensor, or begins or ends inside a leaf */
     OPTFORGE_ERROR_GROUP = 11,     /* a tensor's group is none of the groups */
     OPTFORGE_ERROR_NUMBER = 12,    /* a tensor's number is none of the tensors, or two have the same */
-    OPTFORGE_ERROR_ABI = 13,       /* a kernel is of another version of optforge, or wants more than the runtime has */
-    OPTFORGE_ERROR_OPTIONS = 14,   /* the options are of another version: fill them in with optforge_options_init */
-    OPTFORGE_ERROR_ISA = 15,       /* OPTFORGE_ISA, or what optforge_use is given, is nothing this machine has */
-    OPTFORGE_ERROR_FLUSH = 16,     /* the program flushes subnormal numbers to zero, which changes the results */
+    OPTFORGE_ERROR_ABI = 13,       /* a kernel is of another version of optforge, or asks for too much */
+    OPTFORGE_ERROR_OPTIONS = 14,   /* the options are of another version: use optforge_options_init */
+    OPTFORGE_ERROR_ISA = 15,       /* OPTFORGE_ISA, or what optforge_use is given, is none of this machine */
+    OPTFORGE_ERROR_FLUSH = 16,     /* the program flushes subnormal numbers to zero, which changes results */
     OPTFORGE_ERROR_ORDER = 17,     /* begin was not called, or a phase is not the one that is due */
-    OPTFORGE_ERROR_ASSERT = 100    /* the hyperparameters break the rule's first assert; 101 the second, and so on */
+    OPTFORGE_ERROR_ASSERT = 100    /* the hyperparameters break the rule's first assert; 101: the second */
 };
 
 enum {
-    OPTFORGE_LEAF = 1024,     /* elements that are added up together: parts of tensors begin and end between leaves */
+    OPTFORGE_LEAF = 1024,     /* elements that are added up together: parts of tensors are whole leaves */
     OPTFORGE_PIECE = 256,     /* elements of a piece at most, where a pass adds up */
     OPTFORGE_MOST_SUMS = 32,  /* that a kernel can add up in a pass */
     OPTFORGE_MOST_SCRATCH = 24, /* of them from scratch */
@@ -68,10 +69,10 @@ typedef struct optforge_stats {
     uint64_t skipped;         /* 1 where the step was skipped */
 } optforge_stats;
 
-/* Runs run(work, k, shares) for k from 0 to shares - 1, in any order, at the same time or not, and returns when all
- * are done. */
-typedef void (*optforge_parallel)(void *pool, size_t shares, void (*run)(void *work, size_t k, size_t shares),
-                                  void *work);
+/* Runs run(work, k, shares) for k from 0 to shares - 1, in any order, at the same time or not, and returns
+ * when all are done. */
+typedef void (*optforge_parallel)(void *pool, size_t shares,
+                                  void (*run)(void *work, size_t k, size_t shares), void *work);
 
 /* How a whole step is done. What is 0 or NULL is not asked for. */
 typedef struct optforge_options {
@@ -79,17 +80,17 @@ typedef struct optforge_options {
     double grad_scale;           /* gradients are multiplied by 1 / grad_scale before anything sees them; 1 */
     int skip_nonfinite;          /* with a NaN or an infinity in any gradient nothing is changed */
     int zero_grads;              /* g, which must not be const then, is set to 0, also by a skipped step */
-    int threads;                 /* at most so many; 0 leaves their number to OpenMP. Small lists run on one */
+    int threads;                 /* at most so many; 0: as OpenMP has them. Small lists run on one */
     int checked;                 /* these lists were checked by an earlier call and have not changed */
-    int allow_flush;             /* leave the processor's flush-to-zero as it is: faster or not, the bits may differ */
+    int allow_flush;             /* leave the processor's flush-to-zero as it is; the bits may differ */
     void *workspace;             /* for sums, skip_nonfinite, statistics, many groups; aligned to doubles */
     size_t workspace_size;       /* in bytes */
     optforge_stats *stats;       /* filled in, over all tensors */
     optforge_stats *tensor_stats;/* filled in, one for each tensor, by its number */
-    size_t tensors;              /* where lists have parts of tensors, or some are elsewhere: how many whole ones */
+    size_t tensors;              /* where lists have parts, or some are elsewhere: how many whole ones */
     const size_t *sizes;         /* and their numbers of elements */
     uint64_t *applied;           /* advances by 1 with a step that is not skipped */
-    optforge_parallel parallel;  /* whose threads do the step; NULL: OpenMP's if compiled with it, else the caller's */
+    optforge_parallel parallel;  /* whose threads do the step; NULL: OpenMP's, or the caller's */
     void *pool;                  /* its first argument */
 } optforge_options;
 
@@ -97,7 +98,7 @@ typedef struct optforge_options {
 typedef struct optforge_piece {
     const void *tensor, *scalars;
     size_t begin, n;
-    void *scratch; /* where values go that are to be added up: OPTFORGE_PIECE for each scratch source of the pass */
+    void *scratch; /* where values go that are to be added up: OPTFORGE_PIECE for each source there */
 } optforge_piece;
 
 /* What a pass adds up, lane by lane, over a tensor. */
@@ -115,8 +116,8 @@ enum {
     OPTFORGE_SCRATCH = -3   /* minus k: place k of the scratch memory, where the pass puts it */
 };
 enum {
-    OPTFORGE_GRAD, OPTFORGE_CLIPPED, OPTFORGE_PARAM, OPTFORGE_UPDATE, OPTFORGE_NAN, OPTFORGE_INF, OPTFORGE_OWN,
-    OPTFORGE_NONE = 255
+    OPTFORGE_GRAD, OPTFORGE_CLIPPED, OPTFORGE_PARAM, OPTFORGE_UPDATE, OPTFORGE_NAN, OPTFORGE_INF,
+    OPTFORGE_OWN, OPTFORGE_NONE = 255
 };
 
 /* Instruction sets that one object has code for, the best of which is taken when a program runs. */
@@ -136,7 +137,7 @@ typedef struct optforge_pass {
     unsigned char zeroes;                 /* the gradient is not read any more */
 } optforge_pass;
 
-enum { OPTFORGE_F32 = 1, OPTFORGE_F64 = 2, OPTFORGE_SCALAR = 3 }; /* formats; SCALAR is one double per tensor */
+enum { OPTFORGE_F32 = 1, OPTFORGE_F64 = 2, OPTFORGE_SCALAR = 3 }; /* one double per tensor */
 
 /* How a state begins: as a number, or as the parameter, the gradient, a hyperparameter. */
 typedef struct optforge_initial {
@@ -145,8 +146,8 @@ typedef struct optforge_initial {
 } optforge_initial;
 enum { OPTFORGE_FROM_VALUE = -1, OPTFORGE_FROM_P = -2, OPTFORGE_FROM_G = -3 };
 
-/* A rule for one combination of formats. A tensor is a struct of its number of elements, a size_t, and of pointers: p,
- * g and the state; hyperparameters are a struct of doubles. `names` end with NULL. */
+/* A rule for one combination of formats. A tensor is a struct of its number of elements, a size_t, and of
+ * pointers: p, g and the state; hyperparameters are a struct of doubles. `names` end with NULL. */
 typedef struct optforge_kernel {
     unsigned abi; /* OPTFORGE_TYPES */
     const char *name, *hash;
@@ -161,9 +162,10 @@ typedef struct optforge_kernel {
     const optforge_pass *passes;
     unsigned char statistics[4];     /* slots of the statistics, from grad to update */
     int (*begin)(void *scalars, const void *hyper, uint64_t t, double unscale);
-    int (*begin_tensor)(void *scalars, const void *tensor, double size, int starting);                /* or NULL */
-    void (*behind_step)(void *scalars, unsigned pass, const double *totals);                           /* or NULL */
-    void (*behind_tensor)(void *scalars, unsigned pass, const double *sums, const double *totals);     /* or NULL */
+    int (*begin_tensor)(void *scalars, const void *tensor, double size, int starting);        /* or NULL */
+    void (*behind_step)(void *scalars, unsigned pass, const double *totals);                   /* or NULL */
+    void (*behind_tensor)(void *scalars, unsigned pass, const double *sums,
+                          const double *totals); /* or NULL */
     void (*finish)(const void *scalars, const void *tensor); /* scalar state advances; or NULL */
 } optforge_kernel;
 
@@ -175,11 +177,11 @@ typedef struct optforge_list {
     const void *tensors;           /* NAME_tensor_…s */
     size_t count;
     size_t groups;                 /* 0 means 1 */
-    const size_t *group;           /* of each tensor: which of the hyperparameters are its own; NULL: the first */
+    const size_t *group;           /* of each tensor: which of the hyperparameters are its; NULL: the first */
     const uint64_t *steps;         /* of each tensor: its own t, which may be less; NULL: t */
     const size_t *number;          /* of each tensor: its number among all; NULL: as the lists have them */
-    const size_t *part;            /* of each tensor: the element of the whole one that it begins at; NULL: 0 */
-    const unsigned char *starting; /* of each tensor: whether this is its first step; begins state that starts as g */
+    const size_t *part;            /* of each tensor: the element of the whole that it begins at; NULL: 0 */
+    const unsigned char *starting; /* of each tensor: whether this is its first step */
 } optforge_list;
 
 /* A step under way: for optforge_begin to fill in. Set it to 0 before. */
@@ -189,12 +191,14 @@ typedef struct optforge_work {
     const optforge_list *lists;
     size_t number;
     const optforge_options *options;
-    int scan;                       /* whether phase 0 looks at the gradients first, since the first pass writes */
-    int observe, skipped, tracks, set;
+    double unscale;                 /* 1 / grad_scale */
+    int scan;                       /* whether phase 0 looks at the gradients before the first pass */
+    int adds, observe, skipped, set;
     size_t tensors, leaves;         /* whole ones, and their leaves */
     size_t own_leaves, elements;    /* of the lists */
     size_t sums;                    /* of all phases; each has a double for each leaf and each tensor */
     size_t *first;                  /* leaf of each whole tensor among all, and the end of the last */
+    const optforge_kernel **kernels; /* of each whole tensor */
     double *rows;                   /* scalars: of all groups of the first list, of the second, … */
     size_t *row;                    /* of each tensor of the lists, where they have steps */
     double *totals, *tensor_sums, *gathered, *leaf_sums;
@@ -208,7 +212,7 @@ typedef struct optforge_work {
 #endif
 #endif /* OPTFORGE_TYPES */
 
-/* ---- calls ------------------------------------------------------------------------------------------------------- */
+/* ---- calls --------------------------------------------------------------------------------------------- */
 
 #ifndef OPTFORGE_API
 #define OPTFORGE_API /* define it to export the functions: __declspec(dllexport), visibility("default") */
@@ -225,32 +229,35 @@ OPTFORGE_API const char *optforge_kernel_strerror(const optforge_kernel *kernel,
 /* Fills in the defaults: a plain step. */
 OPTFORGE_API void optforge_options_init(optforge_options *o);
 
-/* One step over a list of tensors, in place. Reentrant; expects the default rounding mode, and may raise floating-point
- * exception flags. Tensors of one call must share no memory but gradients (which is not checked). */
-OPTFORGE_API int optforge_step(const optforge_kernel *kernel, const void *hyper, uint64_t t, const void *tensors,
-                               size_t count, const optforge_options *options);
+/* One step over a list of tensors, in place. Reentrant; expects the default rounding mode, and may raise
+ * floating-point exception flags. Tensors of one call must share no memory but gradients (which is not
+ * checked). */
+OPTFORGE_API int optforge_step(const optforge_kernel *kernel, const void *hyper, uint64_t t,
+                               const void *tensors, size_t count, const optforge_options *options);
 
 /* The same with all defaults; the workspace, of any size, is for kernels that add up, else NULL. */
-OPTFORGE_API int optforge_plain_step(const optforge_kernel *kernel, const void *hyper, uint64_t t, const void *tensors,
-                                     size_t count, void *workspace);
+OPTFORGE_API int optforge_plain_step(const optforge_kernel *kernel, const void *hyper, uint64_t t,
+                                     const void *tensors, size_t count, void *workspace);
 
-/* One step over lists of several kernels (dtypes, rules): one norm, one decision to skip, one set of statistics. A
- * total over all tensors is over those of all lists whose kernel adds it up. */
-OPTFORGE_API int optforge_step_lists(const optforge_list *lists, size_t number, const optforge_options *options);
+/* One step over lists of several kernels (dtypes, rules): one norm, one decision to skip, one set of
+ * statistics. A total over all tensors is over those of all lists whose kernel adds it up. */
+OPTFORGE_API int optforge_step_lists(const optforge_list *lists, size_t number,
+                                     const optforge_options *options);
 
 /* Everything but the step: OPTFORGE_OK means that a step with the same arguments will succeed. */
 OPTFORGE_API int optforge_check(const optforge_list *lists, size_t number, const optforge_options *options);
 
-/* Bytes of workspace that a step of these lists may take; of one kernel with so many elements in so many tensors (or
- * groups, if they are more). 0 where nothing does not say what it is about. */
-OPTFORGE_API size_t optforge_workspace_size(const optforge_list *lists, size_t number, const optforge_options *options);
+/* Bytes of workspace that a step of these lists may take; of one kernel with so many elements in so many
+ * tensors (or groups, if they are more). 0 where nothing does not say what it is about. */
+OPTFORGE_API size_t optforge_workspace_size(const optforge_list *lists, size_t number,
+                                            const optforge_options *options);
 OPTFORGE_API size_t optforge_kernel_workspace(const optforge_kernel *kernel, uint64_t elements, size_t count);
 
-/* The same step on threads that are running already, over one workspace and one optforge_work: one thread calls begin;
- * then for each phase from 0 to work->phases - 1 all call share, each with its own `ith` of `nth`, and when all are
- * back one calls fold. The last fold ends the step; its status is the step's. Between share and fold the sums of the
- * phase, partials, may be added up over ranks that have parts of the same tensors (options.tensors, options.sizes):
- * one is 0 where a rank has not its leaf. */
+/* The same step on threads that are running already, over one workspace and one optforge_work: one thread
+ * calls begin; then for each phase from 0 to work->phases - 1 all call share, each with its own `ith` of
+ * `nth`, and when all are back one calls fold. The last fold ends the step; its status is the step's.
+ * Between share and fold the sums of the phase, partials, may be added up over ranks that have parts of
+ * the same tensors (options.tensors, options.sizes): one is 0 where a rank has not its leaf. */
 OPTFORGE_API int optforge_begin(optforge_work *work, const optforge_list *lists, size_t number,
                                 const optforge_options *options);
 OPTFORGE_API void optforge_share(optforge_work *work, int phase, size_t ith, size_t nth);
@@ -260,8 +267,8 @@ OPTFORGE_API double *optforge_partials(const optforge_work *work, int phase, siz
 /* Writes the initial state of a tensor, once, before its first step. The tensor is not checked. */
 OPTFORGE_API void optforge_state_init(const optforge_kernel *kernel, const void *tensor, const void *hyper);
 
-/* The instruction set in use: "x86-64", "x86-64-v3", "x86-64-v4", "neon" or "plain"; and to use another, which the
- * environment variable OPTFORGE_ISA does as well. None changes a bit. */
+/* The instruction set in use: "x86-64", "x86-64-v3", "x86-64-v4", "neon" or "plain"; and to use another,
+ * which the environment variable OPTFORGE_ISA does as well. None changes a bit. */
 OPTFORGE_API const char *optforge_isa(void);
 OPTFORGE_API int optforge_use(const char *name);
 
@@ -270,7 +277,7 @@ OPTFORGE_API int optforge_use(const char *name);
 #endif
 #endif /* OPTFORGE_H */
 
-/* ---- for the files that compute: arithmetic as it is written, and code for several instruction sets -------------- */
+/* ---- for the files that compute: arithmetic as it is written, and code for several instruction sets ---- */
 
 #if defined(OPTFORGE_COMPILE) && !defined(OPTFORGE_INLINE)
 
@@ -296,8 +303,8 @@ OPTFORGE_API int optforge_use(const char *name);
 #define OPTFORGE_RESTRICT
 #endif
 
-/* The same text for each instruction set: OPTFORGE_EACH_SET(f, (parameters), call) defines f for all of them, which
- * OPTFORGE_OF_SETS(f) lists. */
+/* The same text for each instruction set: OPTFORGE_EACH_SET(f, (parameters), call) defines f for all of
+ * them, which OPTFORGE_OF_SETS(f) lists. */
 #if OPTFORGE_SETS == 3
 #define OPTFORGE_V3 __attribute__((target("avx2")))
 #define OPTFORGE_V4 __attribute__((target("avx512f,avx512vl,avx512bw,avx512dq")))
