@@ -1175,10 +1175,21 @@ static void optforge_go_on(optforge_work *w, int phase)
     }
 }
 
+/* The first array of a kernel that is scalar state. */
+static size_t optforge_first_scalar(const optforge_kernel *kernel)
+{
+    size_t a = 0;
+
+    while (a + 1 < kernel->arrays && kernel->formats[a] != OPTFORGE_SCALAR)
+        a++;
+    return a;
+}
+
 /* Decides, and goes on, behind a phase whose tensors are added up; the status of the step behind the last. */
 static int optforge_fold_all(optforge_work *w, int phase)
 {
     optforge_place x = optforge_start;
+    const void *advanced = NULL; /* scalar state that has */
     double nonfinite = 0.0;
 
     if (phase == 0 && w->options->skip_nonfinite && w->sums > 0) {
@@ -1198,12 +1209,16 @@ static int optforge_fold_all(optforge_work *w, int phase)
     while (optforge_next(w, &x)) {
         const optforge_kernel *kernel = x.list->kernel;
         double own[OPTFORGE_MOST_SCALARS];
-        const void *scalars;
+        const void *scalars, *state;
 
         if (kernel->finish == NULL)
             continue;
-        (void)optforge_scalars(w, &x, kernel->pass_count, own, &scalars);
-        kernel->finish(scalars, x.tensor); /* scalar state advances */
+        state = optforge_array(x.tensor, optforge_first_scalar(kernel));
+        if (state != advanced) { /* else this is another part of the tensor before */
+            (void)optforge_scalars(w, &x, kernel->pass_count, own, &scalars);
+            kernel->finish(scalars, x.tensor);
+        }
+        advanced = state;
     }
     if (w->options->applied != NULL)
         ++*w->options->applied;

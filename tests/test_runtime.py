@@ -456,7 +456,6 @@ def test_ranks(serial: Library, prefix: str, dtype: str, stats: bool) -> None:
                 assert same(x, whole[number][k] if kernel.formats[k] == 3 else whole[number][k][begin:end])
 
 
-@pytest.mark.xfail(strict=True, reason="it advances with each part")
 def test_parts_of_one_tensor_in_one_list_share_its_scalar_state(library: Library) -> None:
     """It advances once for each tensor, never for each part."""
     kernel = library.kernel("hand", "f64")

@@ -169,7 +169,8 @@ typedef struct optforge_kernel {
     void (*finish)(const void *scalars, const void *tensor); /* scalar state advances; or NULL */
 } optforge_kernel;
 
-/* Tensors of one kernel, and all that is per tensor. */
+/* Tensors of one kernel, and all that is per tensor. Parts of one tensor in a list that share its scalar state
+ * stand behind each other. */
 typedef struct optforge_list {
     const optforge_kernel *kernel;
     const void *hyper;             /* a NAME_hyper, or `groups` of them */
