@@ -381,7 +381,7 @@ class Author:
             name = self.pick(*pool)
             if not names and self.chance(0.8):
                 name = f"{COMMON}{self.number}"
-            if name not in names and not (name in FOREIGN and "foreign" in self.without):
+            if name not in names and (name.isascii() or "foreign" not in self.without):
                 names.append(name)
         names.reverse()
         parts = [self.declare("transform", name, odd) for name in names[:-1]] + [self.declare("rule", names[-1], odd)]
