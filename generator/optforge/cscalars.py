@@ -119,8 +119,11 @@ class Scalars:
             "per_tensor": self.per_tensor,
         }
 
-    def begin_step(self, group: ScalarGroup, asserts: list[str]) -> dict[str, Any]:
-        """The function that computes the scalars of a step that depend on no reduction."""
+    def begin_step(self, group: ScalarGroup, asserts: list[str], every: bool = True) -> dict[str, Any]:
+        """The function that computes the scalars of a step that depend on no reduction.
+
+        It reads `every` hyperparameter, or those alone that something is computed from.
+        """
         scope = Names(CALLED | {"NULL"}, self.prefix)
         hypers = [Expr("hyper", Type.SCALAR, value=name) for name, _ in self.kernel.hyperparameters]
         time, unscale = Expr("time", Type.SCALAR), Expr("unscale", Type.SCALAR)
@@ -136,11 +139,13 @@ class Scalars:
             {"condition": printer(assertion.condition), "status": name}
             for assertion, name in zip(self.kernel.asserts, asserts, strict=True)
         ]
-        reads = [f"const double {scope.of[e]} = {hyper}->{self.hyper.of[e.value]};" for e in hypers]
         written = [e for e in self.crossing if self.made(e) == (0, False)]
+        used = leaves([*written, *(let.expr for let in group.lets), *(a.condition for a in self.kernel.asserts)])
+        read = [e for e in hypers if every or e in used]
+        reads = [f"const double {scope.of[e]} = {hyper}->{self.hyper.of[e.value]};" for e in read]
         if time in leaves(let.expr for let in group.lets) or time in written:
             reads.append(f"const double {scope.of[time]} = (double){steps};")
-        if not hypers:
+        if not read:
             reads.append(f"(void){hyper};")
         return {
             "hyper": hyper,
