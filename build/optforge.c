@@ -1073,7 +1073,8 @@ static const double *optforge_find(const optforge_work *w, const optforge_kernel
                                    const optforge_sum *sum)
 {
     const int counts = q == OPTFORGE_NAN || q == OPTFORGE_INF;
-    const unsigned slot = counts ? (unsigned)OPTFORGE_GRAD : kernel->statistics[q];
+    const unsigned statistic = counts ? (unsigned)OPTFORGE_GRAD : q;
+    const unsigned slot = statistic <= OPTFORGE_UPDATE ? kernel->statistics[statistic] : (unsigned)OPTFORGE_NONE;
 
     for (int phase = sum != NULL ? w->due : 0; phase < w->phases; phase++) {
         const optforge_pass *pass = optforge_pass_of(w, kernel, phase);

@@ -462,5 +462,5 @@ def test_first_steps_of_lists_of_several_dtypes_keep_their_flags() -> None:
     first._prepare([np.ones_like(p) for p in params])
     first._plan.set(first._how)
     kept = {flags.ctypes.data: flags.tolist() for flags in first._plan.flags}
-    given = [int(first._plan.library.ffi.cast("size_t", call.options.starting)) for call in first._plan.calls]
+    given = [int(first._plan.library.ffi.cast("size_t", own.starting)) for own in first._plan.own]
     assert [kept[address] for address in given] == [[1, 1], [1]]

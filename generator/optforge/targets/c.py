@@ -84,7 +84,7 @@ class Plan:
             own.groups, own.group = len(used), ffi.cast("size_t *", address(group))
             self.kept += [table, group]
         self.options = ffi.new("optforge_options *")
-        library.calls.optforge_options_init(self.options)
+        library.calls.options_init(self.options)
         self.workspace = np.zeros(0)
         self.last: How | None = None
 
@@ -104,7 +104,7 @@ class Plan:
             self.set(how)
         for own in self.own:
             own.hyper, own.t = hyper, t
-        status = self.library.calls.optforge_step_lists(self.lists, self.number, self.options)
+        status = self.library.calls.step_lists(self.lists, self.number, self.options)
         if status > 0:
             self.explain(status, hyperparameters, t, how)
         self.options.checked = 1
@@ -131,10 +131,11 @@ class Plan:
                 starting = np.ascontiguousarray(how.starting[places], np.uint8)
                 own.starting = ffi.cast("unsigned char *", address(starting))
                 self.flags.append(starting)
-        size = self.library.calls.optforge_workspace_size(self.lists, self.number, options)
+        size = self.library.calls.workspace_size(self.lists, self.number, options)
         if size > self.workspace.nbytes:
-            self.workspace = np.empty(size // 8)
-            options.workspace, options.workspace_size = ffi.cast("void *", address(self.workspace)), size
+            workspace = np.empty(size // 8)
+            options.workspace, options.workspace_size = ffi.cast("void *", address(workspace)), size
+            self.workspace = workspace  # last: an interruption before it finds the old one, and begins anew
         self.last = how
 
     def explain(self, status: int, hyperparameters: Array, t: int, how: How) -> None:
@@ -145,11 +146,20 @@ class Plan:
 
 
 @dataclass(frozen=True)
+class Calls:
+    """What is called of the runtime."""
+
+    options_init: Any
+    step_lists: Any
+    workspace_size: Any
+
+
+@dataclass(frozen=True)
 class Library:
     """A loaded library: the calls of its runtime, and those of its rule; kernels by the suffix of their dtype."""
 
     ffi: Any
-    calls: Any
+    calls: Calls
     strerror: Any
     hyper_init: Any
     kernels: dict[str, Any]
@@ -167,7 +177,6 @@ def load(path: Path, prefix: str) -> Library:
         "void optforge_options_init(optforge_options *o);",
         f"int optforge_step_lists({lists});",
         f"size_t optforge_workspace_size({lists});",
-        "const char *optforge_isa(void); int optforge_use(const char *name);",
         f"const char *{prefix}_strerror(int status);",
         f"void {prefix}_hyper_init(void *hyper);",
         *(f"extern char {prefix}_kernel_{suffix};" for suffix in DTYPES),
@@ -175,9 +184,13 @@ def load(path: Path, prefix: str) -> Library:
     ffi.cdef("\n".join(declarations))
     try:
         loaded = opened(ffi, path)
+        # cffi completes types and functions when they are first used, and what is interrupted then is broken for good.
+        for kind in ("optforge_options *", "optforge_list[]", "optforge_stats *"):
+            ffi.typeof(kind)
+        ffi.new("optforge_options *"), ffi.new("optforge_list[]", 1)
         return Library(
             ffi,
-            loaded,
+            Calls(loaded.optforge_options_init, loaded.optforge_step_lists, loaded.optforge_workspace_size),
             getattr(loaded, f"{prefix}_strerror"),
             getattr(loaded, f"{prefix}_hyper_init"),
             {
