@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-host test-cuda clean
+.PHONY: demo test test-host test-host-a-h test-host-i-z test-cuda clean
 
 demo: $(VENV)/.demo
 	$(BIN)/optforge demo --kernels build --out demo.png
@@ -18,10 +18,16 @@ test: $(VENV)/.dev
 	$(BIN)/ruff format --check generator tests benchmarks
 	$(BIN)/mypy
 	$(BIN)/optforge generate --all --target c --target cuda --check
-	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target test-cuda test-host
+	@$(MAKE) --no-print-directory --jobs 3 --output-sync=target test-cuda test-host
 
-test-host:
-	$(BIN)/pytest -q $(addprefix --ignore=,$(CUDA_TESTS)) $(PYTEST_ARGS)
+# Many tests wait for compilers and processes, so that the halves go on beside each other.
+test-host: test-host-a-h test-host-i-z
+
+test-host-a-h:
+	$(BIN)/pytest -q $(filter-out $(CUDA_TESTS),$(wildcard tests/test_[a-h]*.py)) $(PYTEST_ARGS)
+
+test-host-i-z:
+	$(BIN)/pytest -q $(filter-out $(CUDA_TESTS),$(wildcard tests/test_[i-z]*.py)) $(PYTEST_ARGS)
 
 test-cuda:
 	$(BIN)/pytest -q $(CUDA_TESTS)
