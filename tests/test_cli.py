@@ -890,11 +890,12 @@ def test_an_interrupt_is_no_traceback(tmp_path: Path) -> None:
     for path in build.iterdir():
         path.write_text("")
     process = start("generate", "--all", "--check", cwd=tmp_path, stdout=subprocess.PIPE)
-    waiting = array.array("i", [0])
-    while waiting[0] < 65536:  # what a pipe holds
+    waiting, before = array.array("i", [0]), -1
+    while waiting[0] == 0 or waiting[0] != before:  # until the pipe is full
         assert process.poll() is None
+        before = waiting[0]
+        time.sleep(0.3)
         fcntl.ioctl(process.stdout, termios.FIONREAD, waiting)
-        time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate()
     assert (process.returncode, err) == (INTERRUPTED, "")
