@@ -886,7 +886,9 @@ def test_standard_output_is_closed(tmp_path: Path) -> None:
 def test_an_interrupt_is_no_traceback(tmp_path: Path) -> None:
     """The command is at work: it waits for somebody to read the differences that it tells."""
     build = tmp_path / "build"
-    assert start("generate", "--all", cwd=tmp_path, stdout=subprocess.DEVNULL).wait() == 0
+    writer = start("generate", "--all", cwd=tmp_path, stdout=subprocess.DEVNULL)
+    assert writer.communicate() == (None, "")
+    assert writer.returncode == 0
     for path in build.iterdir():
         path.write_text("")
     process = start("generate", "--all", "--check", cwd=tmp_path, stdout=subprocess.PIPE)
