@@ -21,7 +21,7 @@ from optforge import max_abs, scalar, tree
 from optimizing import SETTINGS, nadam
 from oracles import names, oracle
 from stepping import spread
-from test_phases_native import KERNELS, SPLITS, Run, Told, run_of
+from test_phases_native import CHUNKS, KERNELS, Run, Told, run_of
 
 CHUNK, TILE = 32768, 4096
 SIZES = (0, 1, 3, 4, 5, 31, 32, 33, 1023, 1025, TILE - 1, TILE + 1, CHUNK - 1, CHUNK, CHUNK + 5, 2 * CHUNK + 1028)
@@ -567,15 +567,15 @@ def together(ranks: Sequence[OfRun], run: Run) -> list[dict[str, Any]]:
     return whole
 
 
-@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("split", CHUNKS)
 @pytest.mark.parametrize("name", KERNELS)
 def test_ranks_have_the_bits_of_one(name: str, split: str, made: Made) -> None:
-    number = list(SPLITS).index(split)
+    number = list(CHUNKS).index(split)
     dtype = (np.float32, np.float64)[(number + list(KERNELS).index(name)) % 2]
     run = run_of(name, dtype)
     order(ORDERS[number], ORDERS[3 - number])
     skip = int(split != "two")
-    ranks = [OfRun(made[name], run, parts, skip_nonfinite=skip) for parts in SPLITS[split]]
+    ranks = [OfRun(made[name], run, parts, skip_nonfinite=skip) for parts in CHUNKS[split]]
     for step in range(2):
         step_of(ranks, run.grads[step], step + 1)
         run.check(step, together(ranks, run), split)
@@ -586,7 +586,7 @@ def test_ranks_have_the_bits_of_one(name: str, split: str, made: Made) -> None:
 
 def test_one_rank_s_nan_skips_the_step_of_all(made: Made) -> None:
     run = run_of("gathering", np.float32)
-    ranks = [OfRun(made["gathering"], run, parts, skip_nonfinite=1, zero_grads=1) for parts in SPLITS["three"]]
+    ranks = [OfRun(made["gathering"], run, parts, skip_nonfinite=1, zero_grads=1) for parts in CHUNKS["three"]]
     before = together(ranks, run)
     grads = [g.copy() for g in run.grads[0]]
     grads[0][70_000], grads[6][-1] = np.inf, np.nan
