@@ -37,7 +37,7 @@ KEYWORDS = frozenset(
     UNDERFLOW PLOSS TLOSS HUGE NDEBUG I assert offsetof va_arg isnan isinf isfinite isnormal signbit fpclassify signgam
     errno
     """.split()
-) | frozenset((Path(__file__).parent / "macros.txt").read_text("ascii").split())
+) | frozenset((Path(__file__).parent / "macros.txt").read_text("utf-8").split())
 # Macros that come in families. (Each is free again with an underscore behind it.)
 MACROS = re.compile(
     r"(FLT|DBL|LDBL|M|FP|INT|UINT|INT\d+|UINT\d+|INTPTR|UINTPTR|INTMAX|UINTMAX|PTRDIFF|SIZE|SSIZE|CHAR|SCHAR|UCHAR|"
