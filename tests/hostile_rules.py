@@ -629,7 +629,7 @@ LINES = [
         "line-after-unicode-line-ends", IMPORTS + "# \u2028 \u2029 \x85 \x0b \x0c \x1c \x1d \x1e\n" + CULPRIT, "nobody"
     ),
     refused("line-after-form-feed", IMPORTS + "\f\n\f" + CULPRIT, "nobody"),
-    refused("line-in-long-file", IMPORTS + "# filler\n" * 25_000 + CULPRIT, "nobody"),
+    refused("line-in-long-file", IMPORTS + "# filler\n" * 50_000 + CULPRIT, "nobody"),
     refused("line-after-strings", IMPORTS + 'text = """\n@rule\ndef hostile(p, g):\n"""\n' + CULPRIT, "nobody"),
     refused("line-after-continuation", IMPORTS + "text = \\\n    1\n" + CULPRIT, "nobody"),
     refused(
@@ -889,9 +889,9 @@ COLLISIONS = [
     ),
     fair(
         "long-names",
-        f"p = p - {'a' * 300}b - {'a' * 300}c * {'d' * 2000}",
-        states=f"{'a' * 300}b=0.0, {'a' * 300}c=0.0",
-        extra=f"{'d' * 2000}=0.5",
+        f"p = p - {'a' * 99}b - {'a' * 99}c * {'d' * 100}",
+        states=f"{'a' * 99}b=0.0, {'a' * 99}c=0.0",
+        extra=f"{'d' * 100}=0.5",
     ),
     fair("reserved-as-state-and-local", "step = state + g\nparams = 2 * lr\np = p - params * step", states="state=0.0"),
 ]
@@ -1065,7 +1065,7 @@ TEXTS = [
     accepted("text-parenthesised-lines", usual("a = (\n  g\n# comment */\n\n        * lr\n)\np = (p -\na)")),
     accepted("text-compact", usual("a=g*lr;p=p-a*(g if lr>0 else m)")),
     accepted("text-middle-of-large-file", IMPORTS + FILLER + TIDY.removeprefix(IMPORTS) + FILLER),
-    accepted("text-after-long-comment", f"# {'x' * 1_000_000}\n" + TIDY),
+    accepted("text-after-long-comment", f"# {'x' * 500_000}\n" + TIDY),
     accepted("text-after-many-lines", "\n" * 100_000 + TIDY),
     accepted(
         "text-decoys", IMPORTS + f"text = '''\n{GOOD}'''\n# {GOOD.splitlines()[1]}\n" + TIDY.removeprefix(IMPORTS)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 # A file of rules, and all its text that a rule is made of.
-FILE_BYTES = 1 << 18
+FILE_BYTES = 1 << 19
 NESTING = 100  # levels of a syntax tree; a chain of `and`, or of comparisons, counts each term
 NAME_LENGTH = 100  # characters, of any name, and as it is spelled in C
 
@@ -11,7 +11,7 @@ NAME_LENGTH = 100  # characters, of any name, and as it is spelled in C
 PARTS = 32  # transforms, and the rule behind them
 COMPOSED_NAME = 200  # characters of the name that they have together
 NODES = 10_000  # of the syntax trees
-STATES = 64
+STATES = 160
 HYPERPARAMETERS = 200
 OPTIONS = 40
 OPTION_STRINGS = 100  # that one option is compared with
