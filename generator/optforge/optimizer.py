@@ -321,8 +321,10 @@ class Optimizer:
             try:
                 if not self._plain:
                     self._unusual_step(how)
-                elif self._plan.step(self._values, before + 1, how) is False and not self._progress.undecided:
-                    self._count[0] = before + 1  # the engine has, unless there was nothing to do
+                else:
+                    applied = self._plan.step(self._values, before + 1, how) is False
+                    if applied and not self._progress.undecided and self._count[0] == before:
+                        self._count[0] = before + 1  # the engine has counted it, unless there was nothing to do
             finally:
                 if self._tell is not None:
                     self._tell_of_changes(before)
