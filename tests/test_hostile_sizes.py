@@ -179,7 +179,7 @@ def test_what_stands_beside_a_rule_is_not_executed(tmp_path: Path) -> None:
     for name in ("numpy", "jinja2", "typer", "cffi", "filelock", "platformdirs", "templates", "rules", "sitecustomize"):
         (tmp_path / f"{name}.py").write_text(trap)
     (tmp_path / "templates").mkdir()
-    (tmp_path / "templates" / "kernel.c.j2").write_text("{{ cycler.__init__.__globals__.os.system('touch trapped') }}")
+    (tmp_path / "templates" / "rule.c.j2").write_text("{{ cycler.__init__.__globals__.os.system('touch trapped') }}")
     (tmp_path / "pyproject.toml").write_text("[tool.optforge]\ntemplates = 'templates'\n")
     (tmp_path / "rule.py").write_text(trap + usual("a = g"))
     environment = {**os.environ, "TRAP": str(tmp_path / "trapped")}

@@ -1,7 +1,7 @@
 """The targets: one module each, found by name.
 
-A target that emits source has `render(rule, kernel, dtypes, prefix, settings)` and the `ENDINGS` of its files; one that
-runs steps has `engine(rule, kernel)`, which gives an `Engine`.
+A target that emits source has `render(rule, kernel, dtypes, prefix, settings, single)` and the `ENDINGS` of its files;
+one that runs steps has `engine(rule, kernel)`, which gives an `Engine`.
 """
 
 from __future__ import annotations
