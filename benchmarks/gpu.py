@@ -49,7 +49,6 @@ except ImportError:
     torch = None
 
 RESULTS = Path(__file__).parent / "results"
-PREFIX = f"{cuda_target.PREFIX}_cuda"  # of all names in what the engine compiles
 
 LR = 1e-3
 MAX_NORM = 1.0
@@ -419,8 +418,6 @@ class Bench:
         for work in ("adamw", "clip, skip, statistics"):
             contenders = []
             for variant in variants:
-                if work != "adamw" and not variant.matters_with_sums:
-                    continue
                 with variant.compiled():
                     if work == "adamw":
                         contenders.append(step(variant.label, of.rules.adamw, params, grads, lr=LR))
@@ -437,7 +434,6 @@ class Bench:
 class Variant:
     """Macros of the emitted file; what is None stays as it is there."""
 
-    tile: int | None = None
     min_blocks: int | None = None
     read: str | None = None
     write: str | None = None
@@ -445,25 +441,16 @@ class Variant:
     @property
     def label(self) -> str:
         """What differs."""
-        values = {"tile": self.tile, "min blocks": self.min_blocks, "read": self.read, "write": self.write}
+        values = {"min blocks": self.min_blocks, "read": self.read, "write": self.write}
         return ", ".join(f"{name} {value}" for name, value in values.items() if value is not None) or "as emitted"
-
-    @property
-    def matters_with_sums(self) -> bool:
-        """Whether passes that add up are any different: they have chunks, not tiles."""
-        return self.tile is None or self != Variant(tile=self.tile)
 
     @contextlib.contextmanager
     def compiled(self) -> Iterator[None]:
         """Engines that are made meanwhile, and their plans, are of this variant."""
-        macros = {"TILE": self.tile, "MIN_BLOCKS": self.min_blocks, "READ": self.read, "WRITE": self.write}
-        flags = [f"-D{PREFIX}_{name}={value}" for name, value in macros.items() if value is not None]
-        # The loader lays out tiles itself, and takes options that stand behind the compiler in $NVCC.
-        command = shlex.join([*nvcc.find().command, *flags])
-        with (
-            mock.patch.object(cuda_target, "TILE", self.tile or cuda_target.TILE),
-            mock.patch.dict(os.environ, NVCC=command),
-        ):
+        macros = {"MIN_BLOCKS": self.min_blocks, "READ": self.read, "WRITE": self.write}
+        flags = [f"-DOPTFORGE_CUDA_{name}={value}" for name, value in macros.items() if value is not None]
+        # The loader takes options that stand behind the compiler in $NVCC.
+        with mock.patch.dict(os.environ, NVCC=shlex.join([*nvcc.find().command, *flags])):
             yield
 
 
@@ -471,19 +458,15 @@ def sweep_variants(whole: bool) -> Iterator[Variant]:
     """One choice at a time, then some together."""
     yield Variant()
     if not whole:
-        yield Variant(2048, 4, "__ldcs", "__stcs")
+        yield Variant(4, "__ldcs", "__stcs")
         return
-    for tile in (1024, 2048, 8192, 16384, 32768):
-        yield Variant(tile=tile)
-    for blocks in (1, 2, 3, 4):
+    for blocks in (1, 2, 4):
         yield Variant(min_blocks=blocks)
     for read in ("__ldcs", "__ldcg"):
         yield Variant(read=read)
     for write in ("__stcs", "__stcg"):
         yield Variant(write=write)
-    for tile in (None, 8192, 16384):
-        for blocks in (None, 4):
-            yield Variant(tile, blocks, "__ldcs", "__stcs")
+    yield Variant(4, "__ldcs", "__stcs")
 
 
 # ── telling ─────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -13,33 +13,40 @@ import numpy as np
 import optforge as of
 from data import Guarded, same
 from emulation import compile_emulated
-from optforge.cudasource import CONTROL, PLAN, WINDOW
+from optforge import layout
 
 NORMS = ("grad_norm", "clipped_grad_norm", "param_norm", "update_norm", "max_update_ratio")
-TYPES = {"uint64_t": ctypes.c_uint64, "uint32_t": ctypes.c_uint32, "int32_t": ctypes.c_int32}
+TYPES = {
+    "uint64_t": ctypes.c_uint64,
+    "uint32_t": ctypes.c_uint32,
+    "int32_t": ctypes.c_int32,
+    "size_t": ctypes.c_size_t,
+    "double": ctypes.c_double,
+    "int": ctypes.c_int,
+}
 
 Arrays = Mapping[str, Any]
 
 
-def fields(entries: Any) -> tuple[tuple[str, Any], ...]:
-    """Members of a struct."""
-    return tuple((name, TYPES.get(kind.strip(), ctypes.c_void_p)) for kind, name, _ in entries)
+def fields(name: str) -> tuple[tuple[str, Any], ...]:
+    """Members of a struct of the runtime."""
+    return tuple((own, TYPES.get(kind, ctypes.c_void_p)) for kind, own in layout.members(name))
 
 
 class Plan(ctypes.Structure):
-    """NAME_plan."""
+    """optforge_cuda_plan."""
 
-    _fields_ = fields(PLAN)
+    _fields_ = fields("optforge_cuda_plan")
 
 
 class Control(ctypes.Structure):
-    """NAME_control."""
+    """optforge_cuda_control."""
 
-    _fields_ = fields((*CONTROL, *WINDOW))
+    _fields_ = fields("optforge_cuda_control")
 
 
 class Stats(ctypes.Structure):
-    """NAME_stats."""
+    """optforge_stats."""
 
     _fields_ = (
         *((name, ctypes.c_double) for name in NORMS),
@@ -47,31 +54,10 @@ class Stats(ctypes.Structure):
     )
 
 
-class Part(ctypes.Structure):
-    """NAME_part."""
-
-    _fields_ = (("tensor", ctypes.c_size_t), ("begin", ctypes.c_size_t))
-
-
-class Whole(ctypes.Structure):
-    """NAME_whole."""
-
-    _fields_ = (("count", ctypes.c_size_t), ("sizes", ctypes.c_void_p), ("parts", ctypes.c_void_p))
-
-
 class Options(ctypes.Structure):
-    """NAME_options."""
+    """optforge_cuda_options."""
 
-    _fields_ = (
-        ("workspace", ctypes.c_void_p),
-        ("workspace_size", ctypes.c_size_t),
-        ("groups", ctypes.c_size_t),
-        *((name, ctypes.c_void_p) for name in ("group", "whole", "beside")),
-        ("grad_scale", ctypes.c_double),
-        ("skip_nonfinite", ctypes.c_int),
-        ("zero_grads", ctypes.c_int),
-        *((name, ctypes.c_void_p) for name in ("stats", "tensor_stats", "starting")),
-    )
+    _fields_ = fields("optforge_cuda_options")
 
 
 def order(threads: str = "ascending", blocks: str = "ascending") -> None:
@@ -155,6 +141,14 @@ class Cuda:
         """One step; its status."""
         asked = None if options is None else ctypes.byref(options)
         return int(self.call("step", self.hyper(*rows), ctypes.c_uint64(t), ctypes.byref(plan), asked, None))
+
+    def rows(
+        self, t: int, number: int, begins: int, plan: Plan, options: Options | None, *rows: Mapping[str, float]
+    ) -> int:
+        """The scalars of steps to come; the status."""
+        asked = None if options is None else ctypes.byref(options)
+        given = ctypes.byref(plan), self.hyper(*rows), ctypes.c_uint64(t), ctypes.c_size_t(number), begins, asked
+        return int(self.call("rows", *given, None))
 
     @staticmethod
     def control(plan: Plan) -> Control:

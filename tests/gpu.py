@@ -55,7 +55,7 @@ TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
 SANITIZED = 97  # exit code of a program in which the sanitizer found something
 EMULATED = "optforge emulation"  # the device's name there
 
-CHUNK, TILE = 32768, 4096  # what a block works on, with sums and without
+CHUNK, TILE = 32768, 4096  # a node of the summation tree, and four leaves
 SIZES = (0, 1, 3, 31, 33, 1023, 1025, TILE - 1, TILE, TILE + 1, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK + 1028)
 QUICK_SIZES = (0, 1, 33, TILE - 1, TILE + 1, CHUNK + 1)
 GRAPH_SIZES = (7, TILE + 1, 0, CHUNK, CHUNK + 5, 3)
@@ -443,7 +443,6 @@ def bits(out: Path, quick: bool) -> None:
     from unittest import mock
 
     import optforge as of
-    import optforge.targets.cuda as cuda_target
     from optforge import nvcc
     from oracles import oracle
 
@@ -458,11 +457,9 @@ def bits(out: Path, quick: bool) -> None:
         for bad in (None, float("nan"), None):
             twin.step(bad=bad)
         count += 1
-    flags = [
-        f"-D{cuda_target.PREFIX}_cuda_{what}" for what in ("TILE=2048", "MIN_BLOCKS=4", "READ=__ldcs", "WRITE=__stcs")
-    ]
+    flags = [f"-DOPTFORGE_CUDA_{what}" for what in ("MIN_BLOCKS=4", "READ=__ldcs", "WRITE=__stcs")]
     command = shlex.join([*nvcc.find().command, *flags])
-    with mock.patch.dict(os.environ, NVCC=command), mock.patch.object(cuda_target, "TILE", 2048):
+    with mock.patch.dict(os.environ, NVCC=command):
         twin = Twin(of.rules.adam, sizes_for(quick), True)
         for stats in (False, True, False):
             twin.step(stats=stats)

@@ -59,6 +59,7 @@ extern "C" int replay(const char *input, const char *output, int steps, int coun
     CUDA(cudaMalloc(&options.workspace, options.workspace_size));
     options.skip_nonfinite = 1;
     options.stats = stats;
+    options.grad_scale = 4.0;
 
     adam_cuda_plan plan;
     adam_cuda_hyper hyper;
@@ -67,7 +68,7 @@ extern "C" int replay(const char *input, const char *output, int steps, int coun
     ADAM(adam_cuda_plan_f32(&plan, tensors.data(), (size_t)count, &options, stream));
     ADAM(adam_cuda_state_init(&plan, &hyper, stream));
     // Enough rows for every step; one that is skipped leaves the last unused.
-    ADAM(adam_cuda_rows(&plan, &hyper, 1, (size_t)steps, 1, 4.0, stream));
+    ADAM(adam_cuda_rows(&plan, &hyper, 1, (size_t)steps, 1, &options, stream));
 
     const float *grads = given.data() + elements;
     CUDA(cudaMemcpyAsync(g, grads, elements * sizeof(float), cudaMemcpyHostToDevice, stream));

@@ -37,7 +37,7 @@ from optforge import (
 )
 
 ARCHITECTURES = (90, 75, 120, 80, 86, 89, 100)
-WHOLE = (75, 90, 120)  # the oldest, the usual and the newest take all rules; those between, what is peculiar
+WHOLE = (75, 80, 86, 90, 100, 120)  # take all rules; the others, what is peculiar
 PECULIAR = ("elements", "clipped")
 STRICT = ("-std=c++17", "-Werror", "all-warnings", "-Xcompiler", "-Wall,-Wextra,-Werror")
 
@@ -146,9 +146,18 @@ INEXACT = re.compile(
 )
 
 
+# The square of a float is exact in double, so that nothing is lost where it is added at once.
+SQUARE = re.compile(r"^\s*fma\.rn\.f64\s+%\w+, (%\w+), \1, %\w+;$", re.MULTILINE)
+
+
 def functions(ptx: str) -> dict[str, list[str]]:
-    """Instructions of each function."""
-    return {name: INSTRUCTION.findall(body) for name, body in FUNCTION.findall(ptx)}
+    """Instructions of each function, but for those that add the square of a float."""
+    found = {}
+    for name, body in FUNCTION.findall(ptx):
+        rest, squares = SQUARE.subn("", body)
+        assert not squares or "f32" in name or not name.endswith("f64"), name
+        found[name] = INSTRUCTION.findall(rest)
+    return found
 
 
 def inexact(ptx: str) -> set[tuple[str, str]]:
@@ -205,9 +214,8 @@ def test_every_operation_is_rounded_as_it_is_written(built: Built) -> None:
         own = {kernel for kernel in found if kernel.startswith(f"{name}_cuda_")}
         assert {
             f"{name}_cuda_begin",
-            f"{name}_cuda_add_up",
-            f"{name}_cuda_finish_f32",
-            f"{name}_cuda_lay_out_f64",
+            f"{name}_cuda_fold",
+            f"{name}_cuda_finish",
         } <= own
     assert sum_of(found, "add.rn.f32") > 100 and sum_of(found, "mul.rn.f64") > 100 and sum_of(found, "div.rn.f32") > 10
     assert not inexact(built.ptx)
@@ -220,11 +228,11 @@ def sum_of(found: Mapping[str, list[str]], instruction: str) -> int:
 
 def test_the_functions_of_the_library_are_kept_apart(built: Built) -> None:
     """exp and the like are off in the last bits: not inlined, so that what is inexact has their names."""
-    library = [name for name in functions(built.ptx) if "_library_" in name]
-    words = {name.split("_library_")[1].rstrip("0123456789") for name in library}
+    bodies = dict(FUNCTION.findall(built.ptx))
+    words = {name.split("_library_")[1].rstrip("0123456789") for name in bodies if "_library_" in name}
     assert any("exp" in word for word in words) and any("pow" in word for word in words), words
-    for name in of.rules:
-        assert not [own for own in library if re.search(rf"(^|\d){name}_cuda_library", own)], name
+    callers = {name for name, body in bodies.items() if "_library_" in body}
+    assert callers and not [name for name in callers if name.startswith(tuple(f"{own}_cuda_" for own in of.rules))]
 
 
 @pytest.mark.parametrize("flags", [("-O3", "-fmad=true", "-prec-div=false", "-prec-sqrt=false"), ("-G",)], ids=" ".join)
@@ -233,7 +241,7 @@ def test_flags_change_no_rounding(flags: Sequence[str], tmp_path: Path) -> None:
     source = write(tmp_path, {"elements": elements, "scalars": scalars})
     ptx = tmp_path / "all.ptx"
     run([nvcc, *STRICT, *flags, "-arch=compute_90", "-ptx", "-o", str(ptx), str(source)])
-    assert {"elements_cuda_finish_f32", "scalars_cuda_add_up"} <= set(functions(ptx.read_text()))
+    assert {"elements_cuda_elements_f32", "scalars_cuda_fold"} <= set(functions(ptx.read_text()))
     assert not inexact(ptx.read_text())
 
 
@@ -268,17 +276,11 @@ def test_every_rule_is_assembled(architecture: int, built: Built) -> None:
     said = built.assembled[architecture].result()
     kernels = KERNEL.findall(said)
     assert (
-        len(kernels) == said.count("Compiling entry function") >= 14 * len(RULES if architecture in WHOLE else PECULIAR)
+        len(kernels) == said.count("Compiling entry function") > 10 * len(RULES if architecture in WHOLE else PECULIAR)
     )
-    if architecture == 90:
-        spilled = {name: max(map(int, spills)) for name, *spills, _ in kernels if name.endswith("_f32")}
-        # Eight bytes, in kernels that gather statistics, is what this many registers may cost; nothing in plain ones.
-        over = {
-            name: size
-            for name, size in spilled.items()
-            if size > 8 * ("observed" in name or "finish" in name) and not name.startswith(("elements", "scalars"))
-        }
-        assert not over
+    built_in = tuple(f"{name}_cuda_" for name in of.rules)
+    spilled = [name for name, *spills, _ in kernels if name.startswith(built_in) and spills != ["0", "0"]]
+    assert not spilled
 
 
 def test_debugging(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import ctypes
 import itertools
 import math
 import mmap
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import pytest
 
 import optforge as of
 from conftest import require
-from cuda import Cuda, Memory, Options, Part, Plan, Stats, Whole, agree, order
+from cuda import Cuda, Memory, Options, Plan, Stats, agree, order
 from data import same
 from optforge import max_abs, scalar, tree
 from optimizing import SETTINGS, nadam
@@ -23,7 +24,7 @@ from oracles import names, oracle
 from stepping import spread
 from test_phases_native import CHUNKS, KERNELS, Run, Told, run_of
 
-CHUNK, TILE = 32768, 4096
+LEAF, CHUNK, TILE = 1024, 32768, 4096
 SIZES = (0, 1, 3, 4, 5, 31, 32, 33, 1023, 1025, TILE - 1, TILE + 1, CHUNK - 1, CHUNK, CHUNK + 5, 2 * CHUNK + 1028)
 FEW = (0, 1, 35, TILE + 1, 0, CHUNK + 1029, 3)
 ORDERS = ("ascending", "descending", "random:1", "random:2")
@@ -133,10 +134,7 @@ class Steps:
 
     def rows(self, t: int, number: int, begins: bool) -> int:
         """Hand over the scalars of steps to come."""
-        hyper, count = self.cuda.hyper(*self.hyper), ctypes.c_size_t(number)
-        scale = ctypes.c_double(self.how["grad_scale"])
-        where = ctypes.byref(self.plan)
-        return int(self.cuda.call("rows", where, hyper, ctypes.c_uint64(t), count, int(begins), scale, None))
+        return self.cuda.rows(t, number, int(begins), self.plan, self.options(), *self.hyper)
 
     def launch(self, observe: bool = False) -> int:
         """One step, of which the device knows the number."""
@@ -456,8 +454,7 @@ def test_groups_have_their_own_hyperparameters(dtype: Any, made: Made) -> None:
             assert cuda.step(t, plan, options, *given) == 0
         else:
             if t == 4:  # several steps ahead, of every group
-                ahead = cuda.hyper(*given), ctypes.c_uint64(4), ctypes.c_size_t(3), 1, ctypes.c_double(1)
-                assert cuda.call("rows", ctypes.byref(plan), *ahead, None) == 0
+                assert cuda.rows(4, 3, 1, plan, None, *given) == 0
             assert cuda.call("launch", ctypes.byref(plan), ctypes.byref(options), None) == 0
         told = reference.step(grouped(grads), stats=True)
         assert all(same(tensor["p"], p) for tensor, p in zip(tensors, params, strict=True)), t
@@ -482,13 +479,15 @@ class Rank:
         self.cuda, self.tensors = cuda, tensors
         self.workspace = cuda.workspace(sizes, count=max(len(sizes), len(parts)))
         self.sizes = (ctypes.c_size_t * max(len(sizes), 1))(*sizes)
-        self.parts = (Part * max(len(parts), 1))(*parts)
-        self.whole = Whole(len(sizes), ctypes.addressof(self.sizes), ctypes.addressof(self.parts))
+        self.number, self.part = (np.array([own[k] for own in parts] or [0], np.uintp) for k in (0, 1))
         self.stats, self.each = Stats(), (Stats * max(len(sizes), 1))()
         self.options = cuda.options(
             self.workspace.arrays[0],
             grad_scale=2.5,
-            whole=ctypes.addressof(self.whole),
+            tensors=len(sizes),
+            sizes=ctypes.addressof(self.sizes),
+            number=self.number.ctypes.data,
+            part=self.part.ctypes.data,
             stats=ctypes.addressof(self.stats),
             tensor_stats=ctypes.addressof(self.each),
             **how,
@@ -499,9 +498,7 @@ class Rank:
         assert status == 0
 
     def rows(self, t: int) -> None:
-        hyper, scale = self.cuda.hyper(), ctypes.c_double(2.5)
-        where = ctypes.byref(self.plan)
-        assert self.cuda.call("rows", where, hyper, ctypes.c_uint64(t), ctypes.c_size_t(1), 1, scale, None) == 0
+        assert self.cuda.rows(t, 1, 1, self.plan, self.options) == 0
 
     def phase(self, k: int) -> int:
         where, options = ctypes.byref(self.plan), ctypes.byref(self.options)
@@ -657,89 +654,155 @@ class Reserved:
         self.array = np.frombuffer(self.pages, np.uint8)
 
 
-def finishing(cuda: Cuda, tensors: Any, count: int, options: Options, fill: Any) -> Plan:
-    """The last phase alone of a step over float64, behind sums that were written by `fill`."""
-    plan = Plan()
-    where = ctypes.byref(plan)
-    assert cuda.call("plan_f64", where, tensors, ctypes.c_size_t(count), ctypes.byref(options), None) == 0
-    number = ctypes.c_size_t()
-    last = cuda.phases - 1
-    address = cuda.call("partials", where, last - 1, ctypes.byref(number), result=ctypes.c_void_p)
-    sums = np.frombuffer((ctypes.c_double * number.value).from_address(address))
-    fill(plan, sums.reshape(-1, plan.chunks))
-    assert cuda.call("phases", where, ctypes.byref(options), last, last + 1, None) == 0
-    return plan
+def array_at(address: int, *shape: int) -> Any:
+    """Doubles of the device."""
+    return np.frombuffer((ctypes.c_double * math.prod(shape)).from_address(address)).reshape(shape)
+
+
+class Last:
+    """The last phase alone of a step over float64, behind sums of the phase before, which a test writes."""
+
+    def __init__(self, cuda: Cuda, tensors: Any, count: int, options: Options):
+        self.cuda, self.plan, self.options = cuda, Plan(), options
+        where = ctypes.byref(self.plan)
+        assert cuda.call("plan_f64", where, tensors, ctypes.c_size_t(count), ctypes.byref(options), None) == 0
+        number = ctypes.c_size_t()
+        address = cuda.call("partials", where, cuda.phases - 2, ctypes.byref(number), result=ctypes.c_void_p)
+        self.names = slots_of(cuda)
+        own = number.value // self.plan.leaves if self.plan.leaves else len(self.names)
+        self.first = (address - self.plan.sums) // (8 * max(self.plan.leaves, 1))
+        self.own = self.names[self.first : self.first + own]
+
+    def of(self, column: str, width: int) -> dict[str, Any]:
+        """One of the plan's columns, of the sums of the phase by name."""
+        rows = array_at(getattr(self.plan, column), len(self.names), width)
+        return dict(zip(self.own, rows[self.first :], strict=False))
+
+    def arrived(self) -> Any:
+        """How many chunks of each tensor, and how many tensors, each sum of the phase has seen."""
+        size = len(self.names) * (self.plan.tensors + 1)
+        counts = np.frombuffer((ctypes.c_uint32 * size).from_address(self.plan.arrived), np.uint32)
+        return counts.reshape(len(self.names), -1)[self.first : self.first + len(self.own)]
+
+    def do(self) -> None:
+        """Do it."""
+        last = self.cuda.phases - 1
+        where = ctypes.byref(self.plan)
+        assert self.cuda.call("phases", where, ctypes.byref(self.options), last, last + 1, None) == 0
 
 
 def slots_of(cuda: Cuda) -> list[str]:
     """The names of what is added up, in the order of the emitted enum."""
     text = cuda.rule.generate("cuda", prefix="k")["k.cu"]
-    return [line.strip(" ,").split("_SUM_")[1] for line in text.splitlines() if line.startswith("    k_cuda_SUM_")]
+    return re.findall(r"^    k_cuda_SUM_(\w+),$", text, re.M)
 
 
-def slots_of_last(cuda: Cuda, sums: Any) -> dict[str, Any]:
-    """The sums of the last phase by name."""
-    names = slots_of(cuda)
-    return dict(zip(names[len(names) - len(sums) :], sums, strict=True))
+def values(rng: Any, shape: Any) -> Any:
+    """Sums of very different sizes, none negative."""
+    return rng.standard_normal(shape) ** 2 * rng.choice([1e-9, 1.0, 1e9], shape)
 
 
-@pytest.mark.parametrize(
-    "chunks", [31, 32, 33, 1024, 1025, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK + 4464, 40 * CHUNK + 7]
-)
-def test_totals_of_many_chunks(chunks: int, made: Made) -> None:
-    """Of the squares and of the largest, with the tree's order in each of its levels."""
-    cuda, rng, filled = made["largest"], np.random.default_rng(chunks), {}
-    order("random:1", "descending")
-    size = chunks * CHUNK - 5
-    base = 1 << 44  # nothing is read there
-    state = np.zeros(1)
+@pytest.mark.parametrize("leaves", [1, 31, 32, 33, 1023, 1025, 32 * 255, 32 * 257 + 1])
+def test_totals_of_many_leaves(leaves: int, made: Made) -> None:
+    """Of the squares and of the largest, whatever the order in which chunks come."""
+    cuda, rng = made["largest"], np.random.default_rng(leaves)
+    size, base, state = leaves * LEAF - 5, 1 << 44, np.zeros(1)  # nothing is read there
     tensors = (cuda.Tensor * 1)(cuda.Tensor(size, base, base + 8 * size, state.ctypes.data))
     workspace, stats = cuda.workspace([size]), Stats()
     options = cuda.options(workspace.arrays[0], stats=ctypes.addressof(stats))
+    last = Last(cuda, tensors, 1, options)
+    for threads, blocks in zip(ORDERS, reversed(ORDERS), strict=True):
+        order(threads, blocks)
+        sums = last.of("sums", leaves)
+        padded = np.zeros((len(sums), -(-leaves // 32), 32))
+        for row, own in zip(padded, sums.values(), strict=True):
+            own[:] = values(rng, leaves)
+            row.reshape(-1)[:leaves] = own
+        kept = dict(zip(sums, padded, strict=True))
+        last.do()
+        most = next(name for name in kept if "squares" not in name)
+        squares = tree.total(tree.fold(kept["param_squares"], np.add), "sum")
+        assert same(stats.param_norm, math.sqrt(squares))
+        assert same(state[0], tree.total(tree.fold(kept[most], np.maximum), "max"))
+        assert not last.arrived().any() and cuda.control(last.plan).done == 0
+        assert workspace.intact()
 
-    def fill(plan: Plan, sums: Any) -> None:
-        sums[:] = rng.standard_normal(sums.shape) ** 2 * rng.choice([1e-9, 1.0, 1e9], sums.shape)
-        filled["sums"] = sums.copy()
 
-    finishing(cuda, tensors, 1, options, fill)
-    slots = slots_of_last(cuda, filled["sums"])
-    assert same(stats.param_norm, math.sqrt(tree.total(slots["param_squares"], "sum")))
-    most = next(name for name in slots if "squares" not in name)
-    assert same(state[0], tree.total(slots[most], "max"))
-    assert workspace.intact()
+@pytest.mark.parametrize("chunks", [CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK + 4464, 33 * CHUNK + 7])
+def test_totals_of_many_chunks(chunks: int, made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All but those of the last block have been added up already; the list has no element of the tensor."""
+    cuda, rng, state = made["largest"], np.random.default_rng(chunks), np.zeros(1)
+    order("random:1", "descending")
+    size = ctypes.c_size_t(chunks * CHUNK)
+    tensors = (cuda.Tensor * 1)(cuda.Tensor(0, None, None, state.ctypes.data))
+    room = Reserved(1 << 33)
+    stats, number, part = Stats(), ctypes.c_size_t(0), ctypes.c_size_t(size.value)
+    address = room.array.ctypes.data
+    options = cuda.options(workspace_size=1 << 33, stats=ctypes.addressof(stats))
+    options.workspace, options.tensors, options.sizes = address, 1, ctypes.addressof(size)
+    options.number, options.part = ctypes.addressof(number), ctypes.addressof(part)
+    last = Last(cuda, tensors, 1, options)
+    assert (last.plan.units, last.plan.chunks, last.plan.leaves) == (0, chunks, 32 * chunks)
+    behind = chunks - 1 - (chunks - 1) % 8  # of which the last block has those
+    sums, of_chunks, kept = last.of("sums", 32 * chunks), last.of("chunk_sums", chunks), {}
+    for name, own in of_chunks.items():
+        kept[name] = own[:] = values(rng, chunks)
+        kept[name] = own.copy()
+        sums[name][32 * behind :: 32] = own[behind:]
+        own[behind:] = np.nan
+    last.arrived()[:, 0] = behind
+    monkeypatch.setenv("OPTFORGE_EMULATION_ONLY_LAST", "1")
+    for own in range(len(last.own)):
+        last.arrived()[own, 1] = 0
+    cuda.control(last.plan).done = len(last.own) - 1  # the last block is that of the last sum
+    for name in last.own[:-1]:
+        last.of("tensor_sums", 1)[name][:] = 1.0
+    last.do()
+    name = last.own[-1]
+    total = tree.total(kept[name], "max" if "squares" not in name else "sum")
+    assert same(last.of("tensor_sums", 1)[name][0], total) and same(last.of("totals", 1)[name][0], total)
 
 
 def test_totals_of_many_tensors(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
-    """More of them than a chunk has elements; of all blocks that add up, the last goes on over all tensors."""
+    """More of them than a node of the tree has values; all but those of the last block have been added up already."""
     cuda, rng, count = made["largest"], np.random.default_rng(1), 40_000
     state = np.zeros(count)
     table = np.zeros((count, 4), np.uintp)
-    table[:, 0] = np.arange(count) % 3 * 20_000
+    table[:, 0] = np.arange(count) % 3 * 10_000
     table[:, 1], table[:, 2] = 1 << 44, 1 << 45  # nothing is read there
     table[:, 3] = state.ctypes.data + 8 * np.arange(count, dtype=np.uintp)
     sizes = [int(n) for n in table[:, 0]]
-    workspace, stats, sums = cuda.workspace(sizes), Stats(), []
+    workspace, stats = cuda.workspace(sizes), Stats()
     options = cuda.options(workspace.arrays[0], stats=ctypes.addressof(stats))
-
-    def fill(plan: Plan, slots: Any) -> None:
-        slots[:] = rng.standard_normal(slots.shape) ** 2
-        own = (ctypes.c_double * (len(slots_of(cuda)) * count)).from_address(plan.tensor_sums)
-        sums.append(np.frombuffer(own).reshape(-1, count)[-len(slots) :])
-        sums[0][:] = rng.standard_normal(sums[0].shape) ** 2
-        cuda.control(plan).done = count * len(slots) - 1  # each sum has blocks of its own
-        monkeypatch.setenv("OPTFORGE_EMULATION_ONLY_LAST", "1")
-
-    plan = finishing(cuda, ctypes.c_void_p(table.ctypes.data), count, options, fill)
-    for name, size in (("first", CHUNK), ("chunk", CHUNK), ("tile", TILE)):
+    last = Last(cuda, ctypes.c_void_p(table.ctypes.data), count, options)
+    plan = last.plan
+    leaves, chunks = ([max(-(-n // size), least) for n in sizes] for size, least in ((LEAF, 0), (CHUNK, 1)))
+    for name, own in (("first", leaves), ("before", leaves), ("before_chunk", chunks)):
         found = np.frombuffer((ctypes.c_uint64 * (count + 1)).from_address(getattr(plan, name)), np.uint64)
-        assert np.array_equal(found, np.cumsum([0, *(-(-n // size) for n in sizes)])), name
-    assert (plan.chunks, plan.own_chunks) == (sum(-(-n // CHUNK) for n in sizes),) * 2
-    assert plan.tiles == sum(-(-n // TILE) for n in sizes)
-    slots = slots_of_last(cuda, sums[0])
-    assert same(stats.param_norm, math.sqrt(tree.total(slots["param_squares"], "sum")))
-    most = next(name for name in slots if "squares" not in name)
-    assert same(state, slots[most])
-    assert cuda.control(plan).done == 0
+        assert np.array_equal(found, np.cumsum([0, *own])), name
+    for name, own in (("unit", leaves), ("chunk", chunks)):
+        found = np.frombuffer((ctypes.c_uint32 * (2 * sum(own))).from_address(getattr(plan, name)), np.uint32)
+        expected = [(k, leaf) for k, number in enumerate(own) for leaf in range(number)]
+        assert np.array_equal(found.reshape(-1, 2), expected), name
+    assert (plan.units, plan.leaves, plan.chunks) == (sum(leaves), sum(leaves), sum(chunks))
+    sums, of_tensors = last.of("sums", plan.leaves), last.of("tensor_sums", count)
+    behind, kept = count - 8, {}
+    for name, own in of_tensors.items():
+        kept[name] = values(rng, count)
+        kept[name][behind:] *= np.array(leaves[behind:]) > 0
+        own[:behind], own[behind:] = kept[name][:behind], np.nan
+        starts = np.cumsum([0, *leaves])
+        for k in range(behind, count):
+            sums[name][starts[k] : starts[k + 1]] = 0
+            sums[name][starts[k] : starts[k + 1]][:1] = kept[name][k]
+    last.arrived()[:, -1] = behind
+    cuda.control(plan).done = len(last.own) - 1
+    monkeypatch.setenv("OPTFORGE_EMULATION_ONLY_LAST", "1")
+    last.do()
+    name = last.own[-1]
+    assert same(last.of("tensor_sums", count)[name], kept[name])
+    assert same(last.of("totals", 1)[name][0], tree.total(kept[name], "max" if "squares" not in name else "sum"))
+    assert not last.arrived()[-1].any() and cuda.control(plan).done == 0
     assert workspace.intact()
 
 
@@ -748,7 +811,7 @@ def test_totals_of_many_tensors(made: Made, monkeypatch: pytest.MonkeyPatch) -> 
 def test_elements_beyond_32_bits(name: str, aligned: bool, made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     """The last blocks of a tensor of 2^33 elements and some, and of one behind it: what a 32-bit index would miss.
 
-    One rule goes through it by chunks, the other by tiles. Elements that are not done are 0, and so is what they add.
+    Elements that are not done are 0, and so is what they add.
     """
     cuda, rng = made[name], np.random.default_rng(2)
     sizes, tail = ((1 << 33) + CHUNK + 4 * TILE + 9, CHUNK + 1), TILE + 100
@@ -764,20 +827,27 @@ def test_elements_beyond_32_bits(name: str, aligned: bool, made: Made, monkeypat
     for tensor in tensors:
         tensor.update({other: np.zeros(1) for other in cuda.scalars})
         tensor["p"][-tail:] = rng.standard_normal(tail)
-    monkeypatch.setenv("OPTFORGE_EMULATION_ONLY_LAST", "14")
     workspace, stats = cuda.workspace(sizes), Stats()
     options = cuda.options(workspace.arrays[0], zero_grads=1, stats=ctypes.addressof(stats))
     status, plan = cuda.plan(tensors, options)
     assert status == 0
-    sums = (ctypes.c_double * (len(slots_of(cuda)) * plan.chunks)).from_address(plan.sums)
-    ctypes.memset(sums, 0, ctypes.sizeof(sums))
+    slots = len(slots_of(cuda))
+    for column, number in (("sums", plan.leaves), ("chunk_sums", plan.chunks), ("tensor_sums", 2)):
+        ctypes.memset(getattr(plan, column), 0, 8 * slots * number)
     reference = of.Optimizer([tensor["p"][-tail:].copy() for tensor in tensors], RULES[name], target="numpy")
     for t in (1, 2):
         grads = [spread(rng, tail, np.float32) for _ in tensors]
         for tensor, g in zip(tensors, grads, strict=True):
             tensor["g"][-tail:] = g
         options.stats = ctypes.addressof(stats) if t == 1 else None
-        assert cuda.step(t, plan, options) == 0
+        assert cuda.rows(t, 1, 1, plan, options) == 0
+        where, last = ctypes.byref(plan), cuda.phases - 1
+        monkeypatch.setenv("OPTFORGE_EMULATION_ONLY_LAST", "14")
+        assert cuda.call("phases", where, ctypes.byref(options), 0, last, None) == 0
+        if t == 2:  # the sums of all leaves are added up, of which nearly all are 0
+            monkeypatch.delenv("OPTFORGE_EMULATION_ONLY_LAST")
+        assert cuda.call("phases", where, ctypes.byref(options), last, last + 1, None) == 0
+        ctypes.memset(plan.arrived, 0, 4 * slots * 3)
         reference.step(grads)
         for k, tensor in enumerate(tensors):
             for other in arrays:
@@ -787,5 +857,5 @@ def test_elements_beyond_32_bits(name: str, aligned: bool, made: Made, monkeypat
             for state in cuda.state:
                 own = reference.state[state][k]
                 own, found = (np.array([own]), tensor[state]) if state in cuda.scalars else (own, tensor[state][-tail:])
-                assert same(found, own), (t, k, state)
+                assert same(found, own) or (state in cuda.scalars and t == 1), (t, k, state)
     assert workspace.intact()

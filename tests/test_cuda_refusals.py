@@ -11,11 +11,11 @@ import pytest
 
 import optforge as of
 from conftest import require
-from cuda import Cuda, Options, Part, Plan, Whole
+from cuda import Cuda, Options, Plan
 from emulation import compile_emulated
-from optforge import scalar
+from optforge import layout, scalar
 
-CHUNK = 32768
+LEAF, CHUNK = 1024, 32768
 
 
 @of.rule
@@ -87,7 +87,7 @@ def small(cuda: Cuda) -> Small:
     return Small(cuda)
 
 
-NULL, WORKSPACE = "a pointer is NULL", "the workspace is too small, or not aligned to doubles"
+NULL, WORKSPACE = "a pointer is NULL", "the workspace is too small, or not aligned to 16 bytes"
 
 
 @pytest.mark.parametrize("name", ["p", "g", "m", "seen"])
@@ -112,15 +112,14 @@ def test_arrays(name: str, small: Small) -> None:
 
 def test_sizes(small: Small) -> None:
     table = small.cuda.tensors(small.tensors)
-    table[0].n = 2**62
-    assert small.planned(tensors=table) == "a tensor has more elements than memory can hold"
-    table[0].n = 2**64 - 1  # so many bytes that scalar state would be among them
-    assert small.planned(tensors=table) == "two arrays of a tensor overlap"
+    for n in (2**42, 2**62, 2**64 - 1):
+        table[0].n = n
+        assert small.planned(tensors=table) == "a tensor has more elements than memory can hold"
 
 
 def test_missing_arguments(small: Small) -> None:
     cuda, plan, options = small.cuda, ctypes.byref(small.plan), ctypes.byref(small.options())
-    table, two, one, scale = cuda.tensors(small.tensors), ctypes.c_size_t(2), ctypes.c_uint64(1), ctypes.c_double(1)
+    table, two, one = cuda.tensors(small.tensors), ctypes.c_size_t(2), ctypes.c_uint64(1)
     hyper = cuda.hyper()
     assert small.says(cuda.call("plan_f32", None, table, two, options, None)) == NULL
     assert small.says(cuda.call("plan_f32", ctypes.byref(Plan()), None, two, options, None)) == NULL
@@ -128,8 +127,8 @@ def test_missing_arguments(small: Small) -> None:
     assert small.planned(cuda.options()) == NULL
     assert small.says(cuda.call("step", None, one, plan, options, None)) == NULL
     assert small.says(cuda.call("step", hyper, one, None, options, None)) == NULL
-    assert small.says(cuda.call("rows", plan, None, one, ctypes.c_size_t(1), 1, scale, None)) == NULL
-    assert small.says(cuda.call("rows", None, hyper, one, ctypes.c_size_t(1), 1, scale, None)) == NULL
+    assert small.says(cuda.call("rows", plan, None, one, ctypes.c_size_t(1), 1, options, None)) == NULL
+    assert small.says(cuda.call("rows", None, hyper, one, ctypes.c_size_t(1), 1, options, None)) == NULL
     assert small.says(cuda.call("launch", None, options, None)) == NULL
     assert small.says(cuda.call("phases", None, options, 0, 1, None)) == NULL
     assert small.says(cuda.call("state_init", None, hyper, None)) == NULL
@@ -186,25 +185,51 @@ def test_groups(small: Small) -> None:
     assert small.planned(options) == "a tensor's group is none of the groups"
 
 
+PART = "a part is not in its tensor, or begins or ends inside a leaf of 1024 elements"
+
+
 @pytest.mark.parametrize(
-    ("size", "parts"),
+    ("size", "parts", "said"),
     {
-        "no such tensor": (CHUNK + 5, [(2, 0), (1, 0)]),
-        "it begins inside a chunk": (CHUNK + 6, [(0, 1), (1, 0)]),
-        "it ends behind the tensor": (CHUNK + 5, [(0, CHUNK), (1, 0)]),
-        "it begins behind the tensor": (CHUNK + 5, [(0, 0), (1, CHUNK)]),
-        "it ends inside a chunk": (CHUNK + 6, [(0, 0), (1, 0)]),
+        "no such tensor": (CHUNK + 5, [(2, 0), (1, 0)], "a tensor's number is none of the tensors"),
+        "it begins inside a leaf": (CHUNK + 6, [(0, 1), (1, 0)], PART),
+        "it ends behind the tensor": (CHUNK + 5, [(0, LEAF), (1, 0)], PART),
+        "it begins behind the tensor": (CHUNK + 5, [(0, 0), (1, LEAF)], PART),
+        "it ends inside a leaf": (CHUNK + 6, [(0, 0), (1, 0)], PART),
     }.values(),
 )
-def test_parts(size: int, parts: Any, small: Small) -> None:
-    sizes, table = (ctypes.c_size_t * 2)(size, 3), (Part * 2)(*parts)
-    whole = Whole(2, ctypes.addressof(sizes), ctypes.addressof(table))
-    options = small.options(whole=ctypes.addressof(whole))
-    assert small.planned(options) == "a part is not in its tensor, or does not begin and end between chunks"
-    whole.parts = None
+def test_parts(size: int, parts: Any, said: str, small: Small) -> None:
+    sizes = np.array([size, 3], np.uintp)
+    number, part = (np.array([own[k] for own in parts], np.uintp) for k in (0, 1))
+    options = small.options(tensors=2, sizes=sizes.ctypes.data, number=number.ctypes.data, part=part.ctypes.data)
+    assert small.planned(options) == said
+    options.part = None
     assert small.planned(options) == NULL
-    whole.parts, whole.sizes = ctypes.addressof(table), None
+    options.part, options.number = part.ctypes.data, None
     assert small.planned(options) == NULL
+
+
+def test_options_of_another_version(small: Small) -> None:
+    options = small.options()
+    options.size -= 8
+    assert small.planned(options).startswith("the options are of another version")
+
+
+def test_gradients(small: Small) -> None:
+    """Addresses of gradients alone."""
+    plan, own = ctypes.byref(small.plan), (ctypes.c_void_p * 2)(small.block.ctypes.data, small.block.ctypes.data + 2)
+    assert small.says(small.cuda.call("gradients", plan, own, None)) == "an array is not aligned to its elements"
+    assert small.says(small.cuda.call("gradients", plan, None, None)) == NULL
+    assert small.says(small.cuda.call("gradients", None, own, None)) == NULL
+
+
+def test_a_graph_captures_launch_alone(small: Small, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also the first one: kernels are loaded when a plan is made."""
+    monkeypatch.setenv("OPTFORGE_EMULATION_CAPTURING", "1")
+    said = "a step brings its scalars along, so a CUDA graph can capture launch alone"
+    assert small.stepped() == said
+    assert small.says(small.cuda.rows(1, 1, 1, small.plan, None)) == said
+    assert small.cuda.call("launch", ctypes.byref(small.plan), None, None) == 0
 
 
 @pytest.mark.parametrize("value", [0.0, -0.0, -1.0, np.nan, np.inf, -np.inf, 1e-320, 5e-324])
@@ -225,13 +250,17 @@ def test_hyperparameters(small: Small) -> None:
 
 def test_rows(small: Small) -> None:
     """One bad row of any group is found before the first is handed over."""
-    cuda, plan, scale = small.cuda, ctypes.byref(small.plan), ctypes.c_double(1)
-    rows = int(cuda.rule.generate("cuda", prefix="k")["k.cuh"].split("k_cuda_ROWS = ")[1].split(" ")[0])
-    for number in (0, rows + 1, 2**64 - 1):
-        status = cuda.call("rows", plan, cuda.hyper(), ctypes.c_uint64(1), ctypes.c_size_t(number), 1, scale, None)
+    most = layout.constant("OPTFORGE_CUDA_ROWS")
+    for number in (0, most + 1, 2**64 - 1):
+        status = small.cuda.rows(1, number, 1, small.plan, None)
         assert small.says(status) == "the device came to a step whose scalars it was not given"
-    status = cuda.call("rows", plan, cuda.hyper(), ctypes.c_uint64(2**64 - 3), ctypes.c_size_t(9), 1, scale, None)
-    assert small.says(status) == "t counts the steps from 1"
+    assert small.says(small.cuda.rows(2**64 - 3, 9, 1, small.plan, None)) == "t counts the steps from 1"
+    late = np.array([2], np.uint64)
+    status, plan = small.cuda.plan(small.tensors, small.options(late=late.ctypes.data))
+    assert status == 0
+    small.before = small.everything()
+    assert small.says(small.cuda.step(2, plan, None)) == "t counts the steps from 1"
+    assert small.cuda.step(3, plan, None) == 0
 
 
 def test_the_last_of_many_groups_is_looked_at(cuda: Cuda) -> None:
@@ -256,7 +285,7 @@ def test_calls_that_fail(call: str, small: Small, monkeypatch: pytest.MonkeyPatc
     status = cuda.call("plan_f32", ctypes.byref(plan), table, ctypes.c_size_t(2), ctypes.byref(options), None)
     assert cuda.call("strerror", status, result=ctypes.c_char_p).startswith(b"a CUDA call failed")
     assert bytes(plan) == bytes(Plan(count=99))
-    if not call.startswith("cudaMemset"):
+    if call.startswith("cudaLaunch"):
         assert cuda.step(1, small.plan, options) == status
         assert (small.tensors[0]["p"] == 1).all()
     assert cuda.loaded.cudaGetLastError() == int(call.split(":")[1])

@@ -82,7 +82,7 @@ def test_a_rule_of_the_name_of_a_header(tmp_path: Path) -> None:
     for name, text in files.items():
         (tmp_path / name).write_text(text)
     run([require("gcc"), *STRICT, "-I.", "-c", "math_.c"], tmp_path)
-    assert sorted(rule.generate("cuda")) == ["math_.cu", "math_.cuh"]
+    assert sorted(rule.generate("cuda")) == ["math_.cu", "math_.cuh", "optforge.cu", "optforge.cuh", "optforge.h"]
     with pytest.raises(UsageError, match="hides another header"):
         rule.generate("c", prefix="string")
     import numpy as np

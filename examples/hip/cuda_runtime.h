@@ -23,6 +23,11 @@ typedef hipError_t cudaError_t;
 #define cudaMemsetAsync hipMemsetAsync
 #define cudaLaunchKernel hipLaunchKernel
 #define cudaGetLastError hipGetLastError
+#define cudaFuncAttributes hipFuncAttributes
+#define cudaFuncGetAttributes hipFuncGetAttributes
+#define cudaStreamIsCapturing hipStreamIsCapturing
+#define cudaStreamCaptureStatus hipStreamCaptureStatus
+#define cudaStreamCaptureStatusNone hipStreamCaptureStatusNone
 
 #define __grid_constant__ /* arguments of kernels are in constant memory anyway */
 
@@ -58,6 +63,7 @@ OPTFORGE_HIP_ROUNDED(double, ddiv, a / b)
 #define __dmul_rn optforge_hip_dmul
 #define __ddiv_rn optforge_hip_ddiv
 #define __dsqrt_rn(a) ::sqrt(a)
+#define __fma_rn(a, b, c) optforge_hip_dadd(optforge_hip_dmul(a, b), c) /* of products that are exact in double */
 #define __double2float_rn(a) (static_cast<float>(a))
 
 /* ---- threads and memory ----
@@ -66,6 +72,7 @@ OPTFORGE_HIP_ROUNDED(double, ddiv, a / b)
  * and threads of one width are active together: so a wave of 64 is two warps. The mask is not needed. */
 #define __shfl_sync(mask, value, from, width) __shfl(value, from, width)
 #define __shfl_down_sync(mask, value, by, width) __shfl_down(value, by, width)
+#define __syncwarp() __builtin_amdgcn_fence(__ATOMIC_ACQ_REL, "wavefront"), __builtin_amdgcn_wave_barrier()
 
 /* A load that sees what other blocks have written: past the cache of the compute unit, as CUDA's __ldcg. */
 static __device__ __forceinline__ double optforge_hip_load(const double *from)

@@ -90,11 +90,6 @@ class Scalars:
             return {"time": "t"}.get(leaf.op, leaf.op)
         return self.lets[leaf.value].name if isinstance(leaf.value, int) else str(leaf.value)
 
-    @property
-    def per_tensor(self) -> bool:
-        """Whether any scalar that crosses depends on the tensor."""
-        return any(tensor for _, tensor in map(self.made, self.crossing))
-
     def stored(self, expr: Expr) -> str:
         """The new value of a scalar state."""
         if expr.op == "const":
@@ -102,22 +97,6 @@ class Scalars:
         return f"own.{self.fields.of[expr]}"
 
     # ── the functions ───────────────────────────────────────────────────────────────────────────────────────────
-
-    def context(self, asserts: list[str]) -> dict[str, Any]:
-        """What the templates show."""
-        groups = {(group.phase, group.scope == "tensor"): group for group in self.kernel.scalars}
-        tensor_zero = (0, True)
-        if any(self.made(e) == tensor_zero for e in self.crossing):
-            groups.setdefault(tensor_zero, ScalarGroup("tensor", 0, ()))
-        later = [group for key, group in sorted(groups.items()) if key not in ((0, False), tensor_zero)]
-        return {
-            "fields": [f"{c_type(e, self.real)} {self.fields.of[e]}" for e in self.crossing],
-            "begin": self.begin_step(groups.get((0, False), ScalarGroup("step", 0, ())), asserts),
-            "tensor": self.function(groups[tensor_zero]) if tensor_zero in groups else None,
-            "step_later": [self.function(group) for group in later if group.scope == "step"],
-            "tensor_later": [self.function(group) for group in later if group.scope == "tensor"],
-            "per_tensor": self.per_tensor,
-        }
 
     def begin_step(self, group: ScalarGroup, asserts: list[str], every: bool = True) -> dict[str, Any]:
         """The function that computes the scalars of a step that depend on no reduction.
@@ -200,18 +179,5 @@ class Scalars:
         }
 
     def argument(self, source: Expr) -> str:
-        """What is passed for a scalar that comes from outside, by a caller that has a tensor `x`, number `whole`."""
-        match source.op:
-            case "state":
-                return f"*x->{self.tensor.of[source.value]}"
-            case "starting":
-                return "starting"
-            case "size":
-                return "size"
-            case "sum":
-                return f"w->tensor_sums[{self.slot(source)} * w->tensors + whole]"
-        return f"w->totals[{self.slot(source)}]"
-
-    def slot(self, source: Expr) -> str:
-        """The enumerator of a reduction's sums."""
-        return f"{self.prefix}_SUM_{self.sums[source.value, '']}"
+        """What is passed for a scalar that comes from outside."""
+        raise NotImplementedError

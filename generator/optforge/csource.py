@@ -4,36 +4,19 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from . import helpers
 from .diagnostics import UsageError
 from .dtypes import DTYPES, F64, DType
 from .ir import Kernel
 from .names import Names
-from .render import comment, status_lines
+from .render import comment
 
 if TYPE_CHECKING:
     from .language import Rule
 
-STATUSES = (
-    ("OK", "done"),
-    ("ERROR_NULL", "a pointer is NULL"),
-    ("ERROR_SIZE", "a tensor has more elements than memory can hold"),
-    ("ERROR_ALIGNMENT", "an array is not aligned to its elements"),
-    ("ERROR_OVERLAP", "two arrays of a tensor overlap"),
-    ("ERROR_TIME", "t counts the steps from 1"),
-    ("ERROR_NAN", "a hyperparameter is NaN"),
-    ("ERROR_SCALAR", "a scalar has no value: division by zero, overflow, root of a negative number"),
-    ("ERROR_GRAD_SCALE", "grad_scale is not a positive number with a finite inverse"),
-    ("ERROR_WORKSPACE", "the workspace is too small, or not aligned to doubles"),
-    ("ERROR_PART", "a part is not in its tensor, or does not begin and end between chunks"),
-    ("ERROR_GROUP", "a tensor's group is none of the groups"),
-    ("ERROR_PHASE", "the phases to be done are not among those of a step"),
-)
-SKIPPED = "a gradient is NaN or infinite, so nothing was changed, and t does not advance"
 BROKEN = "the hyperparameters break: "
-ASSERTS_FROM = 100  # status codes of the rule's own asserts
 
 
 def chosen_dtypes(wanted: str | Iterable[str] | None) -> list[DType]:
@@ -50,11 +33,10 @@ def chosen_dtypes(wanted: str | Iterable[str] | None) -> list[DType]:
 class Source:
     """What the templates show of one kernel.
 
-    A target of the same family derives from it: its name, the statuses that its calls return, how its file is built.
+    A target of the same family derives from it: its name, and how its file is built.
     """
 
     target = "c"
-    statuses: tuple[tuple[str, str], ...] = STATUSES
     build: tuple[str, ...] = ("cc -std=c99 -O2 -c {file}.c    (with -fopenmp a step runs on several threads)",)
 
     def __init__(
@@ -95,30 +77,6 @@ class Source:
         return name
 
     # ── what the templates read ─────────────────────────────────────────────────────────────────────────────────
-
-    def shared_context(self, asserts: list[tuple[str, str]]) -> dict[str, Any]:
-        """What all targets of the family show alike."""
-        statuses = [(name, code, text) for code, (name, text) in enumerate(self.statuses)]
-        statuses += [(name, ASSERTS_FROM + k, text) for k, (name, text) in enumerate(asserts)]
-        statuses.append(("SKIPPED", -1, SKIPPED))
-        return {
-            "prefix": self.prefix,
-            "comment": self.header_comment(),
-            "size": self.size,
-            "statuses": status_lines(self.prefix, statuses, unsaid=BROKEN),
-            "hyper_comment": self.hyper_comment(),
-            "hyper_fields": self.hyper_fields(),
-            "scalar_state_comment": "\n * Scalar state is one double per tensor." if self.kernel.scalar_state else "",
-            "init_comment": self.init_comment(),
-            "starting": self.starting(),
-            "init_needs_hyper": self.init_needs_hyper(),
-            "optional": self.kernel.phases[0].optional,
-            "phases": len(self.kernel.phases),
-        }
-
-    def starting(self) -> bool:
-        """Whether the kernel itself begins state that starts as the gradient."""
-        return any(s.initial == "g" for s in self.kernel.state)
 
     def header_comment(self) -> str:
         """The comment at the head of both files."""

@@ -3,28 +3,40 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from struct import Struct
 from typing import Any
 
 import numpy as np
 
-from .cudasource import CONTROL, ROWS, WINDOW
+from . import layout
 from .device import Device
 from .rowsource import Rows
 
 KINDS = {"uint64_t": "u8", "uint32_t": "u4", "int32_t": "i4"}
 
 
-def struct(entries: Any) -> np.dtype[Any]:
-    """The dtype of a struct of the emitted files; pointers are whole numbers."""
-    return np.dtype([(name, KINDS.get(kind.strip(), "u8")) for kind, name, _ in entries], align=True)
+def struct(name: str) -> np.dtype[Any]:
+    """The dtype of a struct of the runtime; pointers are whole numbers."""
+    return np.dtype([(own, KINDS.get(kind, "u8")) for kind, own in layout.members(name)], align=True)
 
 
-CONTROL_STRUCT = struct((*CONTROL, *WINDOW))
-PACK_WINDOW = Struct(f"@{len(WINDOW)}Q").pack
-WINDOW_AT = struct(CONTROL).itemsize
+CONTROL_STRUCT = struct("optforge_cuda_control")
+ROWS = layout.constant("OPTFORGE_CUDA_ROWS")
+WORDS = layout.constant("OPTFORGE_CUDA_NEWS")  # of 8 bytes, that one kernel brings
+PACK_NEWS = Struct("@6Q2i").pack  # what stands behind the plan in optforge_cuda_news, before the words
 MOST_PENDING = ROWS // 2
+
+Row = tuple[int, int]
+"""A group, and how many steps fewer than the optimizer tensors have had: each has scalars of its own."""
+
+
+def news(window: tuple[int, int, int, int], at: int, data: bytes, told: bool, begins: bool) -> bytes:
+    """What the kernel that begins steps is given behind the plan."""
+    return PACK_NEWS(*window, at, len(data) // 8, told, begins) + data.ljust(8 * WORDS, b"\0")
+
+
+BEGIN = news((0, 0, 0, 0), 0, b"", False, True)
 
 
 class DeviceSteps:
@@ -37,10 +49,10 @@ class DeviceSteps:
 
     def __init__(self, device: Device, rows: Rows, stream: Any):
         self.device, self.rows, self.stream = device, rows, stream
-        self.groups = 0
+        self.count = 0
         self.block: Any = None
         self.values, self.grad_scale = b"", 1.0  # of the scalars that the device has
-        self.used: tuple[int, ...] = ()
+        self.used: tuple[Row, ...] = ()
         self.next = self.first = self.end = self.ahead = 0
         # While the device decides: steps that have been applied for certain, steps since then, and what the optimizer,
         # which does not know the outcome yet, believes the next one to be.
@@ -49,27 +61,36 @@ class DeviceSteps:
         self.seen: Any = None
         self.event: Any = None
 
-    def room(self, groups: int) -> dict[str, int]:
-        """The addresses of what kernels read, for so many groups."""
-        size = self.rows.size * groups
+    def room(self, count: int) -> dict[str, int]:
+        """The addresses of what kernels read, for so many rows of scalars."""
         with self.device:
-            if self.block is None or self.groups != groups:
-                # The scalars of a step stand right behind the window that tells of them, so that one copy brings both.
-                self.block = self.device.allocate(CONTROL_STRUCT.itemsize + (ROWS + 1) * size)
-                self.device.drv.memset_d8_async(int(self.block), 0, CONTROL_STRUCT.itemsize, self.stream)
-                self.groups, self.values = groups, b""
-                self.next, self.deciding = 0, False  # it is told the number of the next step
+            if self.block is None or self.count < count:
+                before, drv = self.block, self.device.drv
+                self.block = self.device.allocate(CONTROL_STRUCT.itemsize + (ROWS + 1) * self.rows.size * count)
+                if before is None:
+                    drv.memset_d8_async(int(self.block), 0, CONTROL_STRUCT.itemsize, self.stream)
+                else:
+                    self.wait()
+                    drv.memcpy_dtod_async(int(self.block), int(before), CONTROL_STRUCT.itemsize, self.stream)
+                self.count, self.values = count, b""
         control = int(self.block)
         rows = control + CONTROL_STRUCT.itemsize
-        return {"control": control, "rows": rows, "s": rows + ROWS * size}
+        return {"control": control, "rows": rows, "scalars": rows + ROWS * self.rows.size * self.count}
 
     def bring(
-        self, hyperparameters: Any, used: tuple[int, ...], t: int, grad_scale: float, explain: Callable[[], Any]
-    ) -> None:
-        """Make sure that the device has the scalars of step t, and of those that may come instead, for groups in use.
+        self,
+        hyperparameters: Any,
+        used: tuple[Row, ...],
+        t: int,
+        grad_scale: float,
+        explain: Callable[[], Any],
+        store: Callable[[bytes], None],
+    ) -> bytes:
+        """Make sure that the device has the scalars of step t, and of those that may come instead, for rows in use.
 
-        They are handed over ahead for more and more steps while nothing changes. `explain` raises what a scalar without
-        a value is to say.
+        They are handed over ahead for more and more steps while nothing changes: as arguments of kernels, which `store`
+        launches, the last of which begins the step: its argument is returned. `explain` raises what a scalar without a
+        value is to say.
         """
         low, pending, sets = t, 0, t != self.next
         if self.deciding and t == self.told:
@@ -78,27 +99,28 @@ class DeviceSteps:
         values = hyperparameters.tobytes()
         same = values == self.values and grad_scale == self.grad_scale and used == self.used
         if same and not sets and self.first <= low and low + pending < self.end:
-            return
+            return BEGIN
         self.ahead = min(2 * self.ahead, ROWS) if same and not sets else 1
         rows = self.table(hyperparameters, used, range(low, low + min(pending + self.ahead, ROWS)), grad_scale)
         if len(rows) <= pending:
             explain()
             raise ArithmeticError(f"a scalar has no value at t={low + len(rows)}")
-        # Kept until the copy is done.
-        self.brought = b"".join([PACK_WINDOW(sets, low - 1, low, len(rows)), *rows])
-        self.device.drv.memcpy_htod_async(int(self.block) + WINDOW_AT, self.brought, self.stream)
+        data, most = b"".join(rows), 8 * WORDS
+        window = (int(sets), low - 1, low, len(rows))
+        last = max(len(data) - 1, 0) // most * most
+        for start in range(0, last, most):
+            store(news(window, start // 8, data[start : start + most], False, False))
         self.values, self.used, self.grad_scale = values, used, grad_scale
         self.first, self.end = low, low + len(rows)
+        return news(window, last // 8, data[last:], True, True)
 
-    def table(self, hyperparameters: Any, used: tuple[int, ...], steps: range, grad_scale: float) -> list[bytes]:
-        """The scalars of steps, each for all groups, up to the first step at which one has no value."""
+    def table(self, hyperparameters: Any, used: Sequence[Row], steps: range, grad_scale: float) -> list[bytes]:
+        """The scalars of steps, each for all rows, up to the first step at which one has no value."""
         groups, compute, pack = hyperparameters.tolist(), self.rows.compute, self.rows.pack
         rows = []
         for t in steps:
-            own = [bytes(self.rows.size)] * len(groups)
             try:
-                for k in used:
-                    own[k] = pack(*compute(groups[k], float(t), 1 / grad_scale))
+                own = [pack(*compute(groups[group], float(t - late), 1 / grad_scale)) for group, late in used]
             except (ArithmeticError, ValueError):
                 break
             rows.append(b"".join(own))

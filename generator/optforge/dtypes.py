@@ -12,8 +12,7 @@ class DType:
     """An element type of arrays and how the targets spell it.
 
     `suffix` ends the names of emitted functions, `c` is the type, `math` ends the names of the functions of
-    <math.h>, `literal` ends a constant and `huge` is an infinite one. CUDA loads four elements as `vectors` of the type
-    `vector` with these `components`, 16 bytes each, and its rounding intrinsics begin with the letter `cuda`.
+    <math.h>, `literal` ends a constant and `huge` is an infinite one.
     """
 
     suffix: str
@@ -22,14 +21,6 @@ class DType:
     math: str
     literal: str
     huge: str
-    cuda: str
-    vector: str
-    components: str
-
-    @property
-    def vectors(self) -> int:
-        """Vectors that hold four elements."""
-        return 4 // len(self.components)
 
     @property
     def bytes(self) -> int:
@@ -48,8 +39,8 @@ class DType:
         return f"{mantissa}{'' if '.' in mantissa else '.0'}{self.literal}"
 
 
-F32 = DType("f32", np.float32, "float", "f", "f", "HUGE_VALF", "f", "float4", "xyzw")
-F64 = DType("f64", np.float64, "double", "", "", "HUGE_VAL", "d", "double2", "xy")
+F32 = DType("f32", np.float32, "float", "f", "f", "HUGE_VALF")
+F64 = DType("f64", np.float64, "double", "", "", "HUGE_VAL")
 
 DTYPES: dict[str, DType] = {dtype.suffix: dtype for dtype in (F32, F64)}
 BY_NUMPY: dict[np.dtype[np.floating], DType] = {np.dtype(dtype.numpy): dtype for dtype in DTYPES.values()}

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from .render import TEMPLATES, comment, render_template
 
 FILES = ("optforge.h", "optforge.c")
+CUDA_FILES = ("optforge.h", "optforge.cuh", "optforge.cu")
+KERNELS = re.compile(r"\boptforge_cuda_(lay_tensors|lay_units|write_state)\b(?!\()")
 HEADING = re.compile(r"^/\* ---- (types|calls|for the files that compute).*$\n", re.MULTILINE)
 
 
@@ -45,12 +47,17 @@ def runtime() -> dict[str, str]:
     return {name: runtime_file(name) for name in FILES}
 
 
+def cuda_runtime() -> dict[str, str]:
+    """The files of the runtime of CUDA."""
+    return {name: runtime_file(name) for name in CUDA_FILES}
+
+
 @functools.cache
-def runtime_parts() -> RuntimeText:
+def runtime_parts(header: str = "optforge.h", source: str = "optforge.c") -> RuntimeText:
     """The runtime cut at the headings of its header."""
-    _, _, types, _, calls, _, computing = HEADING.split(runtime_file("optforge.h"))
-    calls, _, _ = calls.partition("#endif /* OPTFORGE_H */")
-    _, _, code = runtime_file("optforge.c").partition('#include "optforge.h"\n')
+    _, _, types, _, calls, _, computing = HEADING.split(runtime_file(header))
+    calls, _, _ = calls.partition(f"#endif /* {header.upper().replace('.', '_')} */")
+    _, _, code = runtime_file(source).partition(f'#include "{header}"\n')
     code, _, _ = code.partition("#define OPTFORGE_COMPILE_END")
     return RuntimeText(*(part.strip("\n") for part in (types, calls, computing, code)))
 
@@ -117,3 +124,50 @@ def bundle(name: str, rules: Sequence[RuleText]) -> dict[str, str]:
     called = sorted(set(re.findall(r"\b(optforge_\w+)\(", own.calls)) | {"OPTFORGE_API"})
     renamed = re.compile(rf"\b(?:optforge|OPTFORGE)(_(?:{'|'.join(word.partition('_')[2] for word in called)}))\b")
     return {file: renamed.sub(rf"{name}\1", text) for file, text in files.items()}
+
+
+# ── CUDA ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def members(name: str) -> list[tuple[str, str]]:
+    """The members of a struct of CUDA's runtime: the type and the name of each."""
+    text = runtime_parts("optforge.cuh", "optforge.cu").types
+    match = re.search(rf"^typedef struct {name} \{{\n(.*?)^\}} {name};", text, re.M | re.S)
+    assert match is not None, name
+    return [(kind.strip(), own) for kind, own in re.findall(r"^    ([\w ]+[ *]+)(\w+);", match[1], re.M)]
+
+
+def constant(name: str) -> int:
+    """The value of an enumerator of CUDA's runtime."""
+    match = re.search(rf"\b{name} = (\d+)", runtime_file("optforge.cuh"))
+    assert match is not None, name
+    return int(match[1])
+
+
+def cuda_split(rule: RuleText) -> dict[str, str]:
+    """A pair of CUDA files, which needs the runtime's."""
+    name = rule.prefix
+    shown = {"comment": rule.comment, "name": name, "opening": '#include "optforge.cuh"', "parts": [rule.declared]}
+    return {
+        f"{name}.cuh": render_template("file.cuh.j2", {**shown, "closing": ""}),
+        f"{name}.cu": render_template("file.cu.j2", {"comment": rule.brief, "name": name, "parts": [rule.defined]}),
+    }
+
+
+def cuda_single(rule: RuleText) -> dict[str, str]:
+    """A pair of CUDA files that needs nothing else; the runtime in it is its own."""
+    own, host, name = runtime_parts("optforge.cuh", "optforge.cu"), runtime_parts(), rule.prefix
+    private = (
+        "/* The runtime, once in a program that includes several such files. */\n"
+        "#ifndef OPTFORGE_CUDA_RUNTIME\n#define OPTFORGE_CUDA_RUNTIME\n#undef OPTFORGE_CUDA_API\n"
+        "#define OPTFORGE_CUDA_API static inline\n\n"
+    )
+    code = f"{private}{own.calls}\n\n{own.code}\n\n#endif /* OPTFORGE_CUDA_RUNTIME */"
+    shown = {"comment": rule.comment, "name": name, "opening": f"{host.types}\n\n{own.types}"}
+    files = {
+        f"{name}.cuh": {**shown, "parts": [rule.declared], "closing": own.computing},
+        f"{name}.cu": {"comment": rule.brief, "name": name, "parts": [code, rule.defined]},
+    }
+    texts = {file: render_template(f"file{file[len(name) :]}.j2", context) for file, context in files.items()}
+    # Names of kernels are the program's, and so each file has its own.
+    return {file: KERNELS.sub(rf"{name}_cuda_\1", text) for file, text in texts.items()}

@@ -47,7 +47,7 @@ def link_emulated(sources: Sequence[Path], library: Path, flags: Sequence[str] =
             objects.append(str(unit.with_suffix(".o")))
             run(["g++", *FLAGS, *flags, "-c", str(unit), "-o", objects[-1]])
         sanitizers = [flag for flag in flags if flag.startswith("-fsanitize=")]
-        run(["g++", "-shared", "-Wl,-Bsymbolic", *sanitizers, *objects, "-o", str(library)])
+        run(["g++", "-shared", "-Wl,-Bsymbolic,-z,lazy", *sanitizers, *objects, "-o", str(library)])
     return library
 
 

@@ -8,6 +8,7 @@
 //   OPTFORGE_EMULATION_BLOCKS           the order of the blocks, likewise
 //   OPTFORGE_EMULATION_ONLY_LAST        so many blocks of each grid run, the last ones: for grids too large to emulate
 //   OPTFORGE_EMULATION_MULTIPROCESSORS  how many the device claims to have (default 4)
+//   OPTFORGE_EMULATION_CAPTURING        cudaStreamIsCapturing says yes
 //   OPTFORGE_EMULATION_REFUSE           NAME:CODE, a call that fails, as cudaLaunchKernel:719 or cuMemAlloc_v2:2
 //
 // Misuse (a barrier that some threads never reach, a mask of absent lanes, a misaligned access, an impossible grid, a
@@ -250,6 +251,13 @@ enum cudaDeviceAttr {
     cudaDevAttrComputeCapabilityMinor = 76,
 };
 using cudaStream_t = struct CUstream_st *;
+enum cudaStreamCaptureStatus {
+    cudaStreamCaptureStatusNone,
+    cudaStreamCaptureStatusActive,
+};
+struct cudaFuncAttributes {
+    int maxThreadsPerBlock;
+};
 
 namespace emulation __attribute__((visibility("hidden"))) {
 inline cudaError_t last_error = cudaSuccess;
@@ -328,6 +336,19 @@ EMULATION_EXPORT cudaError_t cudaStreamCreate(cudaStream_t *stream) {
 EMULATION_EXPORT cudaError_t cudaStreamDestroy(cudaStream_t stream) {
     std::free(stream);
     return emulation::done();
+}
+// A stream is captured, as far as launchers can tell, while OPTFORGE_EMULATION_CAPTURING is set.
+EMULATION_EXPORT cudaError_t cudaStreamIsCapturing(cudaStream_t, cudaStreamCaptureStatus *status) {
+    EMULATION_REFUSAL;
+    *status = std::getenv("OPTFORGE_EMULATION_CAPTURING") ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone;
+    return emulation::done();
+}
+EMULATION_EXPORT cudaError_t cudaFuncGetAttributes(cudaFuncAttributes *found, const void *function) {
+    EMULATION_REFUSAL;
+    const emulation::Kernel *kernel = emulation::Kernel::first;
+    while (kernel && kernel->address != function) kernel = kernel->next;
+    found->maxThreadsPerBlock = 1024;
+    return emulation::done(kernel ? cudaSuccess : cudaErrorInvalidDeviceFunction);
 }
 EMULATION_EXPORT cudaError_t cudaGetDevice(int *device) {
     *device = 0;

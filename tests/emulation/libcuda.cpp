@@ -173,7 +173,7 @@ Status load(Module **module, const char *image) {
     const int file = mkstemp(path);
     const bool written = file >= 0 && write(file, image, size) == ssize_t(size);
     close(file);
-    void *library = written ? dlopen(path, RTLD_NOW | RTLD_LOCAL) : nullptr;
+    void *library = written ? dlopen(path, RTLD_LAZY | RTLD_LOCAL) : nullptr;
     unlink(path);
     if (!library) std::fprintf(stderr, "CUDA emulation: %s\n", written ? dlerror() : "cannot write to /tmp");
     if (!library) return invalid_image;

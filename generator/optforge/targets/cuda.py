@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..cudasource import PLAN, THREADS, TILE, passes, render, scalars_can_fail
+from .. import layout
+from ..cudasource import Pass, passes_of, render, scalars_can_fail
 from ..device import ALIGNMENT, Device, DeviceSpace
-from ..devicesteps import DeviceSteps, struct
-from ..dtypes import BY_NUMPY, DTYPES
+from ..devicesteps import DeviceSteps, Row, struct
+from ..dtypes import BY_NUMPY
 from ..ir import Kernel
 from ..nvcc import cubin
 from ..rowsource import Rows
 from ..stats import RECORD
 from ..tensor import How, Progress, Tensor, explain
-from ..tree import CHUNK
+from ..tree import CHUNK, LEAF
 
 if TYPE_CHECKING:
     from ..language import Rule
@@ -27,9 +29,11 @@ __all__ = ["CudaEngine", "CudaTarget", "engine", "render"]
 ENDINGS = (".cuh", ".cu")  # of the files that it emits
 
 PREFIX = "k"
-PLAN_STRUCT = struct(PLAN)
+PLAN_STRUCT = struct("optforge_cuda_plan")
+UNIT = struct("optforge_cuda_unit")
+THREADS = layout.constant("OPTFORGE_CUDA_THREADS")
+WARPS = THREADS // 32
 BLOCK = (THREADS, 1, 1)
-OWN = ("starting", "stats", "tensor_stats", "control", "rows", "s")  # addresses that each way of doing a step has anew
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,16 @@ class Launch:
     argument: bytes
 
 
+@dataclass
+class Listed:
+    """The tensors of one dtype: their plan, where they stand among all, and where their flags of the first step are."""
+
+    suffix: str
+    plan: Any
+    places: Any
+    starting: int
+
+
 class Plan:
     """A prepared step: the tables of its tensors on the device, and what is launched.
 
@@ -49,90 +63,105 @@ class Plan:
     engine : CudaEngine
     tensors : sequence of Tensor
     gradients : sequence of View
-        Kept alive with the plan.
+        Only their addresses are kept.
     """
 
     def __init__(self, engine: CudaEngine, tensors: Sequence[Tensor], gradients: Sequence[Any]):
-        self.engine, self.tensors, self.gradients = engine, tensors, gradients
+        self.engine, self.tensors = engine, tensors
         self.drv, self.kernel = engine.device.drv, engine.kernel
+        self.brought: dict[int, Any] = {}
+        self.rows: tuple[Row, ...] = ()
+        self.fixed = self.addresses()
+        with engine.device:
+            self.lay_out()
+            self.take(gradients)
+        self.kind: tuple[bool, bool, bool] | None = None  # of the steps that it is set for
+        self.starting: Any = None
+        self.lateness: tuple[int, ...] = ()
+
+    def addresses(self) -> Any:
+        """What a plan is made for: of each tensor its size and group, and where its parameter and state are."""
+        names = ["p", *(state.name for state in self.kernel.state)]
+        rows = [[own.p.size, own.group, *(own.addresses[name] for name in names)] for own in self.tensors]
+        return np.array(rows, np.uint64).reshape(len(rows), 2 + len(names))
+
+    def serves(self, tensors: Sequence[Tensor]) -> bool:
+        """Whether it is for these tensors, as they are now."""
+        same = len(tensors) == len(self.tensors) and all(map(operator.is_, tensors, self.tensors))
+        return same and np.array_equal(self.addresses(), self.fixed)
+
+    def take(self, gradients: Sequence[Any]) -> None:
+        """Other gradients, of the same sizes: one copy of their addresses for each dtype."""
+        addresses = np.array([int(g.ptr) for g in gradients], np.uint64)
+        for own in self.lists:
+            if len(own.places):
+                self.bring(int(own.plan["gradients"]), addresses[own.places])
         self.moved = [
             (array.ptr, tensor.space.hosts[array.ptr], writes)
-            for tensor, g in zip(tensors, gradients, strict=True)
+            for tensor, g in zip(self.tensors, gradients, strict=True)
             for array, writes in ((tensor.p, True), (g, False))
             if array.size and array.ptr in tensor.space.hosts
         ]
-        self.brought: list[Any] = []
-        self.used = tuple(sorted({tensor.group for tensor in tensors}))
-        with engine.device:
-            self.lay_out()
-        self.kind: tuple[bool, bool, bool, int] | None = None  # of the steps that it is set for
-        self.starting: Any = None
 
     def lay_out(self) -> None:
         """Bring the tables of the lists, one for each dtype, which are parts of one whole."""
-        tensors = self.tensors
+        tensors, slots, need = self.tensors, self.engine.slots, Places()
         lists: dict[str, list[int]] = {}
         for place, tensor in enumerate(tensors):
             lists.setdefault(BY_NUMPY[tensor.p.dtype].suffix, []).append(place)
-        sizes = np.array([tensor.p.size for tensor in tensors], np.uint64)
-        chunks = int(sum(-(-tensor.p.size // CHUNK) for tensor in tensors))
-        slots = self.engine.slots
-        need = Places()
-        shared = {}
-        shared["sizes"] = need.take(sizes.nbytes)
-        shared["first"] = need.take(sizes.nbytes + 8)
-        shared["totals"] = need.take(8 * slots)
-        shared["tensor_sums"] = need.take(8 * slots * len(tensors))
-        shared["sums"] = need.take(8 * slots * chunks)
+        sizes = self.fixed[:, 0].astype(np.int64)
+        leaves, chunks = -(-sizes // LEAF), np.maximum(-(-sizes // CHUNK), 1)
+        whole = {"tensors": len(tensors), "leaves": int(leaves.sum()), "chunks": int(chunks.sum())}
+        shared = {
+            "sizes": need.take(sizes.nbytes),
+            "first": need.take(sizes.nbytes + 8),
+            "before_chunk": need.take(sizes.nbytes + 8),
+            "chunk": need.take(UNIT.itemsize * whole["chunks"]),
+            "totals": need.take(8 * slots),
+            "tensor_sums": need.take(8 * slots * len(tensors)),
+            "chunk_sums": need.take(8 * slots * whole["chunks"]),
+            "sums": need.take(8 * slots * whole["leaves"]),
+            "arrived": need.take(4 * slots * (len(tensors) + 1)),
+        }
         self.stats_at = need.take((1 + len(tensors)) * RECORD.itemsize)
         uploads = [(shared["sizes"], sizes)]
-        self.lists: list[tuple[str, np.ndarray[Any, Any], int, int]] = []
+        self.lists: list[Listed] = []
         for suffix, places in lists.items() or [("f32", [])]:
-            plan = np.zeros((), PLAN_STRUCT)
-            rows = [self.row(tensors[place], self.gradients[place]) for place in places]
-            own = [sizes[place] for place in places]
-            table = np.array(rows, np.uint64)
-            plan["count"], plan["tensors"], plan["chunks"] = len(places), len(tensors), chunks
-            plan["tiles"] = sum(-(-int(n) // TILE) for n in own)
-            plan["own_chunks"] = sum(-(-int(n) // CHUNK) for n in own)
-            plan["parted"], plan["type"] = 1, list(DTYPES).index(suffix)
-            tables = {
-                "list": table,
-                "part": np.array([[place, 0] for place in places], np.uint64).reshape(-1),
-                "group": np.array([tensors[place].group for place in places], np.uint64),
-            }
+            plan, count = np.zeros((), PLAN_STRUCT), len(places)
+            table = np.insert(self.fixed[places][:, [0, *range(2, self.fixed.shape[1])]], 2, 0, axis=1)
+            units = int(leaves[places].sum())
+            values = {**whole, "count": count, "stride": 8 * table.shape[1], "units": units, "parted": 1}
+            for name, value in values.items():
+                plan[name] = value
+            tables = {"list": table, "number": np.array(places, np.uint64), "part": np.zeros(count, np.uint64)}
             for name, array in tables.items():
                 plan[name] = need.take(array.nbytes)
                 uploads.append((int(plan[name]), array))
-            plan["tile"], plan["chunk"] = (need.take(8 * (len(places) + 1)) for _ in range(2))
-            starting = need.take(len(places))
+            for name, size in (("gradients", 8 * count), ("group", 8 * count), ("before", 8 * (count + 1))):
+                plan[name] = need.take(size)
+            plan["unit"] = need.take(UNIT.itemsize * units)
             for name, place in shared.items():
                 plan[name] = place
-            self.lists.append((suffix, plan, starting, len(places)))
-        base = self.engine.workspace(need.size)
+            self.lists.append(Listed(suffix, plan, np.array(places, np.intp), need.take(count)))
+        self.base = base = self.engine.workspace(need.size)
         for place, array in uploads:
             if array.nbytes:
                 self.bring(base + place, np.ascontiguousarray(array))
-        addresses = [
-            name for kind, name, _ in PLAN if kind.endswith("*") and name not in ("starting", "stats", "tensor_stats")
-        ]
-        for _, plan, _, _ in self.lists:
-            for name in addresses:
-                plan[name] += base
-        self.base = base
-        self.places = {suffix: np.array(places, np.intp) for suffix, places in lists.items()}
-        for suffix, plan, _, _ in self.lists:
-            self.run(Launch(self.engine.function(f"lay_out_{suffix}"), (1, 1, 1), plan.tobytes()))
-
-    def row(self, tensor: Tensor, gradient: Any) -> list[int]:
-        """A tensor as kernels take it."""
-        states = [tensor.addresses[state.name] for state in self.kernel.state]
-        return [tensor.p.size, tensor.addresses["p"], int(gradient.ptr), *states]
+        self.drv.memset_d8_async(base + shared["arrived"], 0, 4 * slots * (len(tensors) + 1), self.engine.stream)
+        own = ("list", "number", "part", "gradients", "group", "before", "unit")
+        for listed in self.lists:
+            for name in (*own, *shared):
+                listed.plan[name] += base
+            listed.starting += base
+            argument, most = listed.plan.tobytes(), max(len(listed.places), len(tensors))
+            self.run(Launch(self.engine.runtime("lay_tensors"), (1, 1, 1), argument))
+            if most:
+                self.run(Launch(self.engine.runtime("lay_units"), (-(-most // WARPS), 1, 1), argument))
 
     def bring(self, address: int, array: Any) -> None:
         """Copy a table to the device, behind all that was enqueued before."""
         self.drv.memcpy_htod_async(address, array, self.engine.stream)
-        self.brought.append(array)  # kept until the copy is done
+        self.brought[address] = array  # kept until the copy is done, as far as anybody can tell
 
     def run(self, launch: Launch) -> None:
         """Launch a kernel, as PyCUDA's prepared_async_call does behind a deprecated call of the driver."""
@@ -160,15 +189,17 @@ class Plan:
         def explaining() -> None:
             explain(self.kernel, self.tensors, hyperparameters, t, how)
 
-        kind = (how.stats is not None, how.skip_nonfinite, how.zero_grads, len(hyperparameters))
-        if kind != self.kind or how.starting is not self.starting:
-            self.set(how, len(hyperparameters))
+        kind = (how.stats is not None, how.skip_nonfinite, how.zero_grads)
+        late = self.late(how, t)
+        if kind != self.kind or how.starting is not self.starting or late != self.lateness:
+            self.set(how, late)
             self.kind, self.starting = kind, how.starting
-        steps.bring(hyperparameters, self.used, t, how.grad_scale, explaining)
+        begin = steps.bring(hyperparameters, self.rows, t, how.grad_scale, explaining, self.store)
         progress = how.progress or Progress()
         for address, host, _ in self.moved:
             self.drv.memcpy_htod_async(address, host, self.engine.stream)
         progress.unfinished = "a step"  # until all of it is enqueued
+        self.run(Launch(self.engine.function("begin"), (1, 1, 1), self.first + begin))
         for launch in self.launches:
             self.run(launch)
         if self.moved:
@@ -204,48 +235,71 @@ class Plan:
             self.drv.memcpy_dtoh(how.stats, self.base + self.stats_at)
         return bool(control["skipped"])
 
-    def set(self, how: How, groups: int) -> None:
+    def late(self, how: How, t: int) -> tuple[int, ...]:
+        """How many steps fewer than t each tensor will have had behind step t: so far all have one count."""
+        return (0,) * len(self.tensors)
+
+    def set(self, how: How, late: tuple[int, ...]) -> None:
         """Prepare for steps that are done so: what is launched."""
         engine, observe = self.engine, how.stats is not None
-        counted = engine.steps.room(groups)
-        for suffix, plan, starting, count in self.lists:
+        rows = [(tensor.group, own) for tensor, own in zip(self.tensors, late, strict=True)]
+        used = tuple(sorted(set(rows))) or ((0, 0),)
+        counted = engine.steps.room(len(used))
+        for own in self.lists:
+            plan, count = own.plan, len(own.places)
             plan["observe"], plan["skip_nonfinite"], plan["zero_grads"] = observe, how.skip_nonfinite, how.zero_grads
             plan["stats"] = self.base + self.stats_at if observe else 0
             plan["tensor_stats"] = plan["stats"] + RECORD.itemsize if observe else 0
-            plan["groups"], plan["starting"] = groups, 0
+            plan["groups"], plan["width"], plan["starting"] = len(used), engine.steps.rows.size // 8, 0
             for name, place in counted.items():
                 plan[name] = place
+            if count and (used != self.rows or late != self.lateness):
+                numbers = [used.index(rows[place]) for place in own.places]
+                self.bring(int(plan["group"]), np.array(numbers, np.uint64))
             if how.starting is not None and count:
-                flags = np.ascontiguousarray(how.starting[self.places[suffix]], np.uint8)
-                self.bring(self.base + starting, flags)
-                plan["starting"] = self.base + starting
-        first = self.lists[0][1]
-        launches = [Launch(engine.function("begin"), (1, 1, 1), first.tobytes())]
+                flags = np.ascontiguousarray(how.starting[own.places], np.uint8)
+                self.bring(own.starting, flags)
+                plan["starting"] = own.starting
+        self.rows, self.lateness = used, late
+        first = self.lists[0].plan
+        self.first = first.tobytes()
+        launches = []
         if engine.tries:
-            launches += [self.launch("try_scalars", own, 1) for own in self.lists]
-        for number, own in enumerate(engine.passes):
-            if own.optional and not how.skip_nonfinite:
+            launches += [self.launch(own, "attempt", -(-len(own.places) // THREADS)) for own in self.lists]
+        for own_pass in engine.passes:
+            if own_pass.optional and not how.skip_nonfinite:
                 continue
-            looks = observe or (number == 0 and how.skip_nonfinite)
-            name = own.observed if looks else own.plain
-            for entry in self.lists:
-                blocks = entry[1]["own_chunks" if own.adds or looks else "tiles"]
-                launches.append(self.launch(name, entry, int(blocks), number))
-            sums = own.all_sums if looks else own.sums
-            if sums:
-                first["phase"] = number
-                grid = (max(len(self.tensors), 1), sums, 1)
-                launches.append(Launch(engine.function("add_up"), grid, first.tobytes()))
+            launches += self.passed(own_pass, how, observe)
         if observe or self.kernel.state_stores:
-            launches += [self.launch("finish", own, 1) for own in self.lists]
+            blocks = max(-(-len(self.tensors) // THREADS), 1)
+            launches += [self.launch(own, "finish", blocks) for own in self.lists]
         self.launches = [launch for launch in launches if launch.grid[0] > 0]
         self.waits = observe or engine.tries or (how.skip_nonfinite and how.starting is not None)
 
-    def launch(self, name: str, entry: tuple[str, Any, int, int], blocks: int, phase: int = 0) -> Launch:
+    def passed(self, own: Pass, how: How, observe: bool) -> list[Launch]:
+        """A pass over each list, and what adds up behind it."""
+        scans = own.optional and not observe
+        looks = observe or (own.number == 0 and how.skip_nonfinite and not own.optional)
+        name = own.observed if looks else own.plain
+        launches = [
+            self.launch(listed, f"{name}_{listed.suffix}", -(-int(listed.plan["units"]) // WARPS))
+            for listed in self.lists
+        ]
+        sums = own.all_sums if looks or scans else own.sums
+        if sums:
+            first = self.lists[0].plan
+            first["phase"], first["slot"] = own.number, self.engine.first[own.number] + scans
+            grid = (max(-(-int(first["chunks"]) // WARPS), 1), sums - scans, 1)
+            launches.append(Launch(self.engine.function("fold"), grid, first.tobytes()))
+        return launches
+
+    def launch(self, own: Listed, name: str, blocks: int) -> Launch:
         """A kernel for one list."""
-        suffix, plan, _, _ = entry
-        plan["phase"] = phase
-        return Launch(self.engine.function(f"{name}_{suffix}"), (blocks, 1, 1), plan.tobytes())
+        return Launch(self.engine.function(name), (blocks, 1, 1), own.plan.tobytes())
+
+    def store(self, news: bytes) -> None:
+        """Hand over scalars that are too many for the begin of a step."""
+        self.run(Launch(self.engine.function("begin"), (1, 1, 1), self.first + news))
 
 
 class Places:
@@ -272,19 +326,31 @@ class CudaEngine:
 
     def __init__(self, rule: Rule, kernel: Kernel, device: Device, stream: Any = None):
         self.kernel, self.device, self.stream = kernel, device, stream
-        self.passes, self.tries = passes(kernel), scalars_can_fail(kernel)
+        self.passes, self.tries = passes_of(kernel), scalars_can_fail(kernel)
         self.steps = DeviceSteps(device, Rows(kernel), stream)
         self.slots = sum(own.all_sums for own in self.passes)
-        self.module = device.module(cubin(render(rule, kernel, prefix=PREFIX), device.capability))
-        self.functions: dict[str, Any] = {}
+        self.first = [sum(own.all_sums for own in self.passes[:k]) for k in range(len(self.passes))]
+        files = render(rule, kernel, prefix=PREFIX)
+        shared = {name: files[name] for name in layout.CUDA_FILES}
+        own = {name: text for name, text in files.items() if name != "optforge.cu"}
+        self.modules = {
+            f"{PREFIX}_cuda": device.module(cubin(own, device.capability)),
+            "optforge_cuda": device.module(cubin(shared, device.capability)),
+        }
+        self.functions: dict[tuple[str, str], Any] = {}
+        self.last: Plan | None = None
         self.block: Any = None
         self.size = 0
 
-    def function(self, name: str) -> Any:
-        """A kernel."""
-        if name not in self.functions:
-            self.functions[name] = self.module.get_function(f"{PREFIX}_cuda_{name}")
-        return self.functions[name]
+    def function(self, name: str, of: str = f"{PREFIX}_cuda") -> Any:
+        """A kernel of the rule."""
+        if (of, name) not in self.functions:
+            self.functions[of, name] = self.modules[of].get_function(f"{of}_{name}")
+        return self.functions[of, name]
+
+    def runtime(self, name: str) -> Any:
+        """A kernel of the runtime."""
+        return self.function(name, "optforge_cuda")
 
     def workspace(self, size: int) -> int:
         """The address of so many bytes, kept for the next plan."""
@@ -298,8 +364,14 @@ class CudaEngine:
         return self.steps.applied()
 
     def plan(self, tensors: Sequence[Tensor], gradients: Sequence[Any]) -> Plan:
-        """Prepare steps over these arrays."""
-        return Plan(self, tensors, gradients)
+        """Prepare steps over these arrays; of other gradients the device is only told the addresses."""
+        last = self.last
+        if last is not None and last.serves(tensors):
+            with self.device:
+                last.take(gradients)
+            return last
+        self.last = Plan(self, tensors, gradients)
+        return self.last
 
 
 @dataclass(frozen=True)
