@@ -118,13 +118,9 @@ static const optforge_initial adadelta_cuda_initial[] = {{OPTFORGE_FROM_VALUE, 0
         0.0}};
 
 /* ---- float ---- */
-OPTFORGE_CUDA_PASS(adadelta_cuda_look_f32, optforge_f32, optforge_cuda_look<adadelta_cuda_rule, optforge_f32>)
-OPTFORGE_CUDA_PASS(adadelta_cuda_scan_f32, optforge_f32,
-                   optforge_cuda_pass<optforge_cuda_scan<adadelta_cuda_rule, optforge_f32>, true>)
-OPTFORGE_CUDA_PASS(adadelta_cuda_elements_f32, optforge_f32,
-                   optforge_cuda_pass<adadelta_cuda_elements<optforge_f32>, false>)
-OPTFORGE_CUDA_PASS(adadelta_cuda_elements_observed_f32, optforge_f32,
-                   optforge_cuda_pass<adadelta_cuda_elements<optforge_f32>, true>)
+OPTFORGE_CUDA_SCAN(adadelta_cuda, f32)
+OPTFORGE_CUDA_PASS(adadelta_cuda_elements_f32, MORE_BLOCKS, adadelta_cuda_elements<optforge_f32>, false)
+OPTFORGE_CUDA_PASS(adadelta_cuda_elements_observed_f32, BLOCKS, adadelta_cuda_elements<optforge_f32>, true)
 static const unsigned char adadelta_cuda_formats_f32[] = {OPTFORGE_F32, OPTFORGE_F32, OPTFORGE_F32,
         OPTFORGE_F32};
 static const optforge_cuda_phase adadelta_cuda_phases_f32[] = {
@@ -132,13 +128,11 @@ static const optforge_cuda_phase adadelta_cuda_phases_f32[] = {
     {(const void *)adadelta_cuda_elements_f32, (const void *)adadelta_cuda_elements_observed_f32, 3, 0, 5, 0}
 };
 const optforge_cuda_kernel adadelta_cuda_kernel_f32 = {
-    OPTFORGE_CUDA_TYPES, "adadelta", "08332d1902854f779b6ae510e6099b12cabd47aeac1f90abde0a923461bf3470",
-            adadelta_cuda_asserts, sizeof adadelta_cuda_formats_f32, adadelta_cuda_formats_f32,
+    OPTFORGE_CUDA_TYPES, adadelta_cuda_asserts, sizeof adadelta_cuda_formats_f32, adadelta_cuda_formats_f32,
             adadelta_cuda_initial,
-    sizeof adadelta_cuda_defaults / sizeof(double), sizeof(adadelta_cuda_scalars), 0, adadelta_cuda_SUMS, 2,
-                                           adadelta_cuda_phases_f32,
-    (const void *)adadelta_cuda_begin, (const void *)adadelta_cuda_fold, (const void *)adadelta_cuda_finish,
-     NULL, adadelta_cuda_begin_step
+    sizeof adadelta_cuda_defaults / sizeof(double), sizeof(adadelta_cuda_scalars), 0, adadelta_cuda_SUMS,
+    2, adadelta_cuda_phases_f32, (const void *)adadelta_cuda_begin, (const void *)adadelta_cuda_fold,
+    (const void *)adadelta_cuda_finish, NULL, adadelta_cuda_begin_step
 };
 
 int adadelta_cuda_plan_f32(adadelta_cuda_plan *plan, const adadelta_cuda_tensor_f32 *tensors, size_t count,
@@ -148,13 +142,9 @@ int adadelta_cuda_plan_f32(adadelta_cuda_plan *plan, const adadelta_cuda_tensor_
 }
 
 /* ---- double ---- */
-OPTFORGE_CUDA_PASS(adadelta_cuda_look_f64, optforge_f64, optforge_cuda_look<adadelta_cuda_rule, optforge_f64>)
-OPTFORGE_CUDA_PASS(adadelta_cuda_scan_f64, optforge_f64,
-                   optforge_cuda_pass<optforge_cuda_scan<adadelta_cuda_rule, optforge_f64>, true>)
-OPTFORGE_CUDA_PASS(adadelta_cuda_elements_f64, optforge_f64,
-                   optforge_cuda_pass<adadelta_cuda_elements<optforge_f64>, false>)
-OPTFORGE_CUDA_PASS(adadelta_cuda_elements_observed_f64, optforge_f64,
-                   optforge_cuda_pass<adadelta_cuda_elements<optforge_f64>, true>)
+OPTFORGE_CUDA_SCAN(adadelta_cuda, f64)
+OPTFORGE_CUDA_PASS(adadelta_cuda_elements_f64, MORE_BLOCKS, adadelta_cuda_elements<optforge_f64>, false)
+OPTFORGE_CUDA_PASS(adadelta_cuda_elements_observed_f64, BLOCKS, adadelta_cuda_elements<optforge_f64>, true)
 static const unsigned char adadelta_cuda_formats_f64[] = {OPTFORGE_F64, OPTFORGE_F64, OPTFORGE_F64,
         OPTFORGE_F64};
 static const optforge_cuda_phase adadelta_cuda_phases_f64[] = {
@@ -162,13 +152,11 @@ static const optforge_cuda_phase adadelta_cuda_phases_f64[] = {
     {(const void *)adadelta_cuda_elements_f64, (const void *)adadelta_cuda_elements_observed_f64, 3, 0, 5, 0}
 };
 const optforge_cuda_kernel adadelta_cuda_kernel_f64 = {
-    OPTFORGE_CUDA_TYPES, "adadelta", "08332d1902854f779b6ae510e6099b12cabd47aeac1f90abde0a923461bf3470",
-            adadelta_cuda_asserts, sizeof adadelta_cuda_formats_f64, adadelta_cuda_formats_f64,
+    OPTFORGE_CUDA_TYPES, adadelta_cuda_asserts, sizeof adadelta_cuda_formats_f64, adadelta_cuda_formats_f64,
             adadelta_cuda_initial,
-    sizeof adadelta_cuda_defaults / sizeof(double), sizeof(adadelta_cuda_scalars), 0, adadelta_cuda_SUMS, 2,
-                                           adadelta_cuda_phases_f64,
-    (const void *)adadelta_cuda_begin, (const void *)adadelta_cuda_fold, (const void *)adadelta_cuda_finish,
-     NULL, adadelta_cuda_begin_step
+    sizeof adadelta_cuda_defaults / sizeof(double), sizeof(adadelta_cuda_scalars), 0, adadelta_cuda_SUMS,
+    2, adadelta_cuda_phases_f64, (const void *)adadelta_cuda_begin, (const void *)adadelta_cuda_fold,
+    (const void *)adadelta_cuda_finish, NULL, adadelta_cuda_begin_step
 };
 
 int adadelta_cuda_plan_f64(adadelta_cuda_plan *plan, const adadelta_cuda_tensor_f64 *tensors, size_t count,
@@ -183,7 +171,6 @@ const char *adadelta_cuda_strerror(int status)
 }
 
 void adadelta_cuda_hyper_init(adadelta_cuda_hyper *h) { memcpy(h, adadelta_cuda_defaults, sizeof *h); }
-
 void adadelta_cuda_options_init(adadelta_cuda_options *o) { optforge_cuda_options_init(o); }
 
 size_t adadelta_cuda_workspace_size(uint64_t elements, size_t count, size_t groups)

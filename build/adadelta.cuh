@@ -17,8 +17,8 @@
  * State: acc starts as 0.0; acc_delta starts as 0.0.
  * Memory traffic per element: 4 read, 3 written; in bytes: float 28, double 56.
  *
- * Build:     nvcc -O3 -arch=sm_75 -c adadelta.cu optforge.cu    (or the device's architecture; sm_70 is the lowest)
- *            not with -ftz=true, which --use_fast_math implies: subnormal floats become 0, and a step is an error
+ * Build:     nvcc -O3 -arch=sm_75 -c adadelta.cu optforge.cu    (or the device's own; sm_70 is the lowest)
+ *            not with -ftz=true or --use_fast_math, which make subnormal floats 0: steps are errors then
  * Re-create: optforge generate adadelta --target cuda --dtype f32 --dtype f64
  * Rule hash: 08332d1902854f779b6ae510e6099b12cabd47aeac1f90abde0a923461bf3470
  *
@@ -63,8 +63,8 @@ typedef optforge_cuda_control adadelta_cuda_control;
 typedef optforge_stats adadelta_cuda_stats;
 adadelta_cuda_API void adadelta_cuda_options_init(adadelta_cuda_options *o);
 
-/* A tensor: n elements in each array, on the device. Its arrays must not overlap, and tensors of one call must
- * share no memory but gradients (which is not checked). Arrays at multiples of 16 bytes are faster. */
+/* A tensor: n elements in each array, on the device. Its arrays must not overlap, and tensors of one call
+ * must share no memory but gradients (which is not checked). Arrays at multiples of 16 bytes are faster. */
 typedef struct adadelta_cuda_tensor_f32 {
     size_t n;
     float *p;
@@ -80,8 +80,8 @@ typedef struct adadelta_cuda_tensor_f64 {
     double *acc_delta;
 } adadelta_cuda_tensor_f64;
 
-/* Bytes of workspace for so many elements in so many tensors and groups; and plans of steps, which are to be made
- * again when an address changes that is not a gradient's. gradients changes those, one address for each tensor. */
+/* Bytes of workspace for so many elements in so many tensors and groups; and plans of steps, to be made again
+ * when an address changes that is not a gradient's. gradients changes those, one address for each tensor. */
 adadelta_cuda_API size_t adadelta_cuda_workspace_size(uint64_t elements, size_t count, size_t groups);
 adadelta_cuda_API int adadelta_cuda_plan_f32(adadelta_cuda_plan *plan,
                                              const adadelta_cuda_tensor_f32 *tensors, size_t count,
@@ -98,8 +98,8 @@ adadelta_cuda_API int adadelta_cuda_gradients(const adadelta_cuda_plan *plan, co
 adadelta_cuda_API int adadelta_cuda_state_init(const adadelta_cuda_plan *plan, const adadelta_cuda_hyper *h,
                                                cudaStream_t stream);
 
-/* Enqueues step t, counted from 1. h has the hyperparameters of each group; options may be NULL. In a CUDA graph a
- * step is a launch, with scalars that rows hands over, up to 64 steps ahead: see optforge_cuda_rows. */
+/* Enqueues step t, counted from 1. h has the hyperparameters of each group; options may be NULL. In a CUDA
+ * graph a step is a launch, with scalars that rows hands over, up to 64 steps ahead (optforge_cuda_rows). */
 adadelta_cuda_API int adadelta_cuda_step(const adadelta_cuda_hyper *h, uint64_t t,
                                          const adadelta_cuda_plan *plan, const adadelta_cuda_options *options,
                                          cudaStream_t stream);
@@ -109,7 +109,7 @@ adadelta_cuda_API int adadelta_cuda_rows(const adadelta_cuda_plan *plan, const a
 adadelta_cuda_API int adadelta_cuda_launch(const adadelta_cuda_plan *plan,
                                            const adadelta_cuda_options *options, cudaStream_t stream);
 
-/* The same phase by phase, of which the last only finishes, with room for an all-reduce of the partial sums. */
+/* The same phase by phase, of which the last only finishes, with room for an all-reduce of the sums. */
 enum { adadelta_cuda_PHASES = 3 };
 adadelta_cuda_API int adadelta_cuda_phases(const adadelta_cuda_plan *plan,
                                            const adadelta_cuda_options *options, int first, int last,

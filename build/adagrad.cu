@@ -103,26 +103,20 @@ static const double adagrad_cuda_defaults[] = {0.01, 1e-6};
 static const optforge_initial adagrad_cuda_initial[] = {{OPTFORGE_FROM_VALUE, 0.0}};
 
 /* ---- float ---- */
-OPTFORGE_CUDA_PASS(adagrad_cuda_look_f32, optforge_f32, optforge_cuda_look<adagrad_cuda_rule, optforge_f32>)
-OPTFORGE_CUDA_PASS(adagrad_cuda_scan_f32, optforge_f32,
-                   optforge_cuda_pass<optforge_cuda_scan<adagrad_cuda_rule, optforge_f32>, true>)
-OPTFORGE_CUDA_PASS(adagrad_cuda_elements_f32, optforge_f32,
-                   optforge_cuda_pass<adagrad_cuda_elements<optforge_f32>, false>)
-OPTFORGE_CUDA_PASS(adagrad_cuda_elements_observed_f32, optforge_f32,
-                   optforge_cuda_pass<adagrad_cuda_elements<optforge_f32>, true>)
+OPTFORGE_CUDA_SCAN(adagrad_cuda, f32)
+OPTFORGE_CUDA_PASS(adagrad_cuda_elements_f32, MORE_BLOCKS, adagrad_cuda_elements<optforge_f32>, false)
+OPTFORGE_CUDA_PASS(adagrad_cuda_elements_observed_f32, BLOCKS, adagrad_cuda_elements<optforge_f32>, true)
 static const unsigned char adagrad_cuda_formats_f32[] = {OPTFORGE_F32, OPTFORGE_F32, OPTFORGE_F32};
 static const optforge_cuda_phase adagrad_cuda_phases_f32[] = {
     {(const void *)adagrad_cuda_look_f32, (const void *)adagrad_cuda_scan_f32, 0, 0, 3, 1},
     {(const void *)adagrad_cuda_elements_f32, (const void *)adagrad_cuda_elements_observed_f32, 3, 0, 5, 0}
 };
 const optforge_cuda_kernel adagrad_cuda_kernel_f32 = {
-    OPTFORGE_CUDA_TYPES, "adagrad", "2644fff9f38814a94bb006a4b583400ee5ffce6809fff29bf8ceb073dcb8a9fe",
-            adagrad_cuda_asserts, sizeof adagrad_cuda_formats_f32, adagrad_cuda_formats_f32,
+    OPTFORGE_CUDA_TYPES, adagrad_cuda_asserts, sizeof adagrad_cuda_formats_f32, adagrad_cuda_formats_f32,
             adagrad_cuda_initial,
-    sizeof adagrad_cuda_defaults / sizeof(double), sizeof(adagrad_cuda_scalars), 0, adagrad_cuda_SUMS, 2,
-                                          adagrad_cuda_phases_f32,
-    (const void *)adagrad_cuda_begin, (const void *)adagrad_cuda_fold, (const void *)adagrad_cuda_finish,
-     NULL, adagrad_cuda_begin_step
+    sizeof adagrad_cuda_defaults / sizeof(double), sizeof(adagrad_cuda_scalars), 0, adagrad_cuda_SUMS,
+    2, adagrad_cuda_phases_f32, (const void *)adagrad_cuda_begin, (const void *)adagrad_cuda_fold,
+    (const void *)adagrad_cuda_finish, NULL, adagrad_cuda_begin_step
 };
 
 int adagrad_cuda_plan_f32(adagrad_cuda_plan *plan, const adagrad_cuda_tensor_f32 *tensors, size_t count,
@@ -132,26 +126,20 @@ int adagrad_cuda_plan_f32(adagrad_cuda_plan *plan, const adagrad_cuda_tensor_f32
 }
 
 /* ---- double ---- */
-OPTFORGE_CUDA_PASS(adagrad_cuda_look_f64, optforge_f64, optforge_cuda_look<adagrad_cuda_rule, optforge_f64>)
-OPTFORGE_CUDA_PASS(adagrad_cuda_scan_f64, optforge_f64,
-                   optforge_cuda_pass<optforge_cuda_scan<adagrad_cuda_rule, optforge_f64>, true>)
-OPTFORGE_CUDA_PASS(adagrad_cuda_elements_f64, optforge_f64,
-                   optforge_cuda_pass<adagrad_cuda_elements<optforge_f64>, false>)
-OPTFORGE_CUDA_PASS(adagrad_cuda_elements_observed_f64, optforge_f64,
-                   optforge_cuda_pass<adagrad_cuda_elements<optforge_f64>, true>)
+OPTFORGE_CUDA_SCAN(adagrad_cuda, f64)
+OPTFORGE_CUDA_PASS(adagrad_cuda_elements_f64, MORE_BLOCKS, adagrad_cuda_elements<optforge_f64>, false)
+OPTFORGE_CUDA_PASS(adagrad_cuda_elements_observed_f64, BLOCKS, adagrad_cuda_elements<optforge_f64>, true)
 static const unsigned char adagrad_cuda_formats_f64[] = {OPTFORGE_F64, OPTFORGE_F64, OPTFORGE_F64};
 static const optforge_cuda_phase adagrad_cuda_phases_f64[] = {
     {(const void *)adagrad_cuda_look_f64, (const void *)adagrad_cuda_scan_f64, 0, 0, 3, 1},
     {(const void *)adagrad_cuda_elements_f64, (const void *)adagrad_cuda_elements_observed_f64, 3, 0, 5, 0}
 };
 const optforge_cuda_kernel adagrad_cuda_kernel_f64 = {
-    OPTFORGE_CUDA_TYPES, "adagrad", "2644fff9f38814a94bb006a4b583400ee5ffce6809fff29bf8ceb073dcb8a9fe",
-            adagrad_cuda_asserts, sizeof adagrad_cuda_formats_f64, adagrad_cuda_formats_f64,
+    OPTFORGE_CUDA_TYPES, adagrad_cuda_asserts, sizeof adagrad_cuda_formats_f64, adagrad_cuda_formats_f64,
             adagrad_cuda_initial,
-    sizeof adagrad_cuda_defaults / sizeof(double), sizeof(adagrad_cuda_scalars), 0, adagrad_cuda_SUMS, 2,
-                                          adagrad_cuda_phases_f64,
-    (const void *)adagrad_cuda_begin, (const void *)adagrad_cuda_fold, (const void *)adagrad_cuda_finish,
-     NULL, adagrad_cuda_begin_step
+    sizeof adagrad_cuda_defaults / sizeof(double), sizeof(adagrad_cuda_scalars), 0, adagrad_cuda_SUMS,
+    2, adagrad_cuda_phases_f64, (const void *)adagrad_cuda_begin, (const void *)adagrad_cuda_fold,
+    (const void *)adagrad_cuda_finish, NULL, adagrad_cuda_begin_step
 };
 
 int adagrad_cuda_plan_f64(adagrad_cuda_plan *plan, const adagrad_cuda_tensor_f64 *tensors, size_t count,
@@ -166,7 +154,6 @@ const char *adagrad_cuda_strerror(int status)
 }
 
 void adagrad_cuda_hyper_init(adagrad_cuda_hyper *h) { memcpy(h, adagrad_cuda_defaults, sizeof *h); }
-
 void adagrad_cuda_options_init(adagrad_cuda_options *o) { optforge_cuda_options_init(o); }
 
 size_t adagrad_cuda_workspace_size(uint64_t elements, size_t count, size_t groups)

@@ -15,8 +15,8 @@
  * State: acc starts as 0.0.
  * Memory traffic per element: 3 read, 2 written; in bytes: float 20, double 40.
  *
- * Build:     nvcc -O3 -arch=sm_75 -c adagrad.cu optforge.cu    (or the device's architecture; sm_70 is the lowest)
- *            not with -ftz=true, which --use_fast_math implies: subnormal floats become 0, and a step is an error
+ * Build:     nvcc -O3 -arch=sm_75 -c adagrad.cu optforge.cu    (or the device's own; sm_70 is the lowest)
+ *            not with -ftz=true or --use_fast_math, which make subnormal floats 0: steps are errors then
  * Re-create: optforge generate adagrad --target cuda --dtype f32 --dtype f64
  * Rule hash: 2644fff9f38814a94bb006a4b583400ee5ffce6809fff29bf8ceb073dcb8a9fe
  *
@@ -60,8 +60,8 @@ typedef optforge_cuda_control adagrad_cuda_control;
 typedef optforge_stats adagrad_cuda_stats;
 adagrad_cuda_API void adagrad_cuda_options_init(adagrad_cuda_options *o);
 
-/* A tensor: n elements in each array, on the device. Its arrays must not overlap, and tensors of one call must
- * share no memory but gradients (which is not checked). Arrays at multiples of 16 bytes are faster. */
+/* A tensor: n elements in each array, on the device. Its arrays must not overlap, and tensors of one call
+ * must share no memory but gradients (which is not checked). Arrays at multiples of 16 bytes are faster. */
 typedef struct adagrad_cuda_tensor_f32 {
     size_t n;
     float *p;
@@ -75,8 +75,8 @@ typedef struct adagrad_cuda_tensor_f64 {
     double *acc;
 } adagrad_cuda_tensor_f64;
 
-/* Bytes of workspace for so many elements in so many tensors and groups; and plans of steps, which are to be made
- * again when an address changes that is not a gradient's. gradients changes those, one address for each tensor. */
+/* Bytes of workspace for so many elements in so many tensors and groups; and plans of steps, to be made again
+ * when an address changes that is not a gradient's. gradients changes those, one address for each tensor. */
 adagrad_cuda_API size_t adagrad_cuda_workspace_size(uint64_t elements, size_t count, size_t groups);
 adagrad_cuda_API int adagrad_cuda_plan_f32(adagrad_cuda_plan *plan, const adagrad_cuda_tensor_f32 *tensors,
                                            size_t count, const adagrad_cuda_options *options,
@@ -93,8 +93,8 @@ adagrad_cuda_API int adagrad_cuda_gradients(const adagrad_cuda_plan *plan, const
 adagrad_cuda_API int adagrad_cuda_state_init(const adagrad_cuda_plan *plan, const adagrad_cuda_hyper *h,
                                              cudaStream_t stream);
 
-/* Enqueues step t, counted from 1. h has the hyperparameters of each group; options may be NULL. In a CUDA graph a
- * step is a launch, with scalars that rows hands over, up to 64 steps ahead: see optforge_cuda_rows. */
+/* Enqueues step t, counted from 1. h has the hyperparameters of each group; options may be NULL. In a CUDA
+ * graph a step is a launch, with scalars that rows hands over, up to 64 steps ahead (optforge_cuda_rows). */
 adagrad_cuda_API int adagrad_cuda_step(const adagrad_cuda_hyper *h, uint64_t t, const adagrad_cuda_plan *plan,
                                        const adagrad_cuda_options *options, cudaStream_t stream);
 adagrad_cuda_API int adagrad_cuda_rows(const adagrad_cuda_plan *plan, const adagrad_cuda_hyper *h, uint64_t t,
@@ -103,7 +103,7 @@ adagrad_cuda_API int adagrad_cuda_rows(const adagrad_cuda_plan *plan, const adag
 adagrad_cuda_API int adagrad_cuda_launch(const adagrad_cuda_plan *plan, const adagrad_cuda_options *options,
                                          cudaStream_t stream);
 
-/* The same phase by phase, of which the last only finishes, with room for an all-reduce of the partial sums. */
+/* The same phase by phase, of which the last only finishes, with room for an all-reduce of the sums. */
 enum { adagrad_cuda_PHASES = 3 };
 adagrad_cuda_API int adagrad_cuda_phases(const adagrad_cuda_plan *plan, const adagrad_cuda_options *options,
                                          int first, int last, cudaStream_t stream);

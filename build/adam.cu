@@ -146,25 +146,20 @@ static const double adam_cuda_defaults[] = {0.001, 0.9, 0.999, 1e-6, 0.99999999}
 static const optforge_initial adam_cuda_initial[] = {{OPTFORGE_FROM_VALUE, 0.0}, {OPTFORGE_FROM_VALUE, 0.0}};
 
 /* ---- float ---- */
-OPTFORGE_CUDA_PASS(adam_cuda_look_f32, optforge_f32, optforge_cuda_look<adam_cuda_rule, optforge_f32>)
-OPTFORGE_CUDA_PASS(adam_cuda_scan_f32, optforge_f32, optforge_cuda_pass<optforge_cuda_scan<adam_cuda_rule,
-                   optforge_f32>, true>)
-OPTFORGE_CUDA_PASS(adam_cuda_elements_f32, optforge_f32, optforge_cuda_pass<adam_cuda_elements<optforge_f32>,
-                   false>)
-OPTFORGE_CUDA_PASS(adam_cuda_elements_observed_f32, optforge_f32,
-                   optforge_cuda_pass<adam_cuda_elements<optforge_f32>, true>)
+OPTFORGE_CUDA_SCAN(adam_cuda, f32)
+OPTFORGE_CUDA_PASS(adam_cuda_elements_f32, MORE_BLOCKS, adam_cuda_elements<optforge_f32>, false)
+OPTFORGE_CUDA_PASS(adam_cuda_elements_observed_f32, BLOCKS, adam_cuda_elements<optforge_f32>, true)
 static const unsigned char adam_cuda_formats_f32[] = {OPTFORGE_F32, OPTFORGE_F32, OPTFORGE_F32, OPTFORGE_F32};
 static const optforge_cuda_phase adam_cuda_phases_f32[] = {
     {(const void *)adam_cuda_look_f32, (const void *)adam_cuda_scan_f32, 0, 0, 3, 1},
     {(const void *)adam_cuda_elements_f32, (const void *)adam_cuda_elements_observed_f32, 3, 0, 5, 0}
 };
 const optforge_cuda_kernel adam_cuda_kernel_f32 = {
-    OPTFORGE_CUDA_TYPES, "adam", "931479691cee2b271e9243d7fbad001c9f49394bb272733f5e601fae32528618",
-            adam_cuda_asserts, sizeof adam_cuda_formats_f32, adam_cuda_formats_f32, adam_cuda_initial,
-    sizeof adam_cuda_defaults / sizeof(double), sizeof(adam_cuda_scalars), 0, adam_cuda_SUMS, 2,
-                                       adam_cuda_phases_f32,
-    (const void *)adam_cuda_begin, (const void *)adam_cuda_fold, (const void *)adam_cuda_finish, NULL,
-     adam_cuda_begin_step
+    OPTFORGE_CUDA_TYPES, adam_cuda_asserts, sizeof adam_cuda_formats_f32, adam_cuda_formats_f32,
+            adam_cuda_initial,
+    sizeof adam_cuda_defaults / sizeof(double), sizeof(adam_cuda_scalars), 0, adam_cuda_SUMS,
+    2, adam_cuda_phases_f32, (const void *)adam_cuda_begin, (const void *)adam_cuda_fold,
+    (const void *)adam_cuda_finish, NULL, adam_cuda_begin_step
 };
 
 int adam_cuda_plan_f32(adam_cuda_plan *plan, const adam_cuda_tensor_f32 *tensors, size_t count,
@@ -174,25 +169,20 @@ int adam_cuda_plan_f32(adam_cuda_plan *plan, const adam_cuda_tensor_f32 *tensors
 }
 
 /* ---- double ---- */
-OPTFORGE_CUDA_PASS(adam_cuda_look_f64, optforge_f64, optforge_cuda_look<adam_cuda_rule, optforge_f64>)
-OPTFORGE_CUDA_PASS(adam_cuda_scan_f64, optforge_f64, optforge_cuda_pass<optforge_cuda_scan<adam_cuda_rule,
-                   optforge_f64>, true>)
-OPTFORGE_CUDA_PASS(adam_cuda_elements_f64, optforge_f64, optforge_cuda_pass<adam_cuda_elements<optforge_f64>,
-                   false>)
-OPTFORGE_CUDA_PASS(adam_cuda_elements_observed_f64, optforge_f64,
-                   optforge_cuda_pass<adam_cuda_elements<optforge_f64>, true>)
+OPTFORGE_CUDA_SCAN(adam_cuda, f64)
+OPTFORGE_CUDA_PASS(adam_cuda_elements_f64, MORE_BLOCKS, adam_cuda_elements<optforge_f64>, false)
+OPTFORGE_CUDA_PASS(adam_cuda_elements_observed_f64, BLOCKS, adam_cuda_elements<optforge_f64>, true)
 static const unsigned char adam_cuda_formats_f64[] = {OPTFORGE_F64, OPTFORGE_F64, OPTFORGE_F64, OPTFORGE_F64};
 static const optforge_cuda_phase adam_cuda_phases_f64[] = {
     {(const void *)adam_cuda_look_f64, (const void *)adam_cuda_scan_f64, 0, 0, 3, 1},
     {(const void *)adam_cuda_elements_f64, (const void *)adam_cuda_elements_observed_f64, 3, 0, 5, 0}
 };
 const optforge_cuda_kernel adam_cuda_kernel_f64 = {
-    OPTFORGE_CUDA_TYPES, "adam", "931479691cee2b271e9243d7fbad001c9f49394bb272733f5e601fae32528618",
-            adam_cuda_asserts, sizeof adam_cuda_formats_f64, adam_cuda_formats_f64, adam_cuda_initial,
-    sizeof adam_cuda_defaults / sizeof(double), sizeof(adam_cuda_scalars), 0, adam_cuda_SUMS, 2,
-                                       adam_cuda_phases_f64,
-    (const void *)adam_cuda_begin, (const void *)adam_cuda_fold, (const void *)adam_cuda_finish, NULL,
-     adam_cuda_begin_step
+    OPTFORGE_CUDA_TYPES, adam_cuda_asserts, sizeof adam_cuda_formats_f64, adam_cuda_formats_f64,
+            adam_cuda_initial,
+    sizeof adam_cuda_defaults / sizeof(double), sizeof(adam_cuda_scalars), 0, adam_cuda_SUMS,
+    2, adam_cuda_phases_f64, (const void *)adam_cuda_begin, (const void *)adam_cuda_fold,
+    (const void *)adam_cuda_finish, NULL, adam_cuda_begin_step
 };
 
 int adam_cuda_plan_f64(adam_cuda_plan *plan, const adam_cuda_tensor_f64 *tensors, size_t count,
@@ -207,7 +197,6 @@ const char *adam_cuda_strerror(int status)
 }
 
 void adam_cuda_hyper_init(adam_cuda_hyper *h) { memcpy(h, adam_cuda_defaults, sizeof *h); }
-
 void adam_cuda_options_init(adam_cuda_options *o) { optforge_cuda_options_init(o); }
 
 size_t adam_cuda_workspace_size(uint64_t elements, size_t count, size_t groups)

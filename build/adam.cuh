@@ -18,8 +18,8 @@
  * State: m starts as 0.0; v starts as 0.0.
  * Memory traffic per element: 4 read, 3 written; in bytes: float 28, double 56.
  *
- * Build:     nvcc -O3 -arch=sm_75 -c adam.cu optforge.cu    (or the device's architecture; sm_70 is the lowest)
- *            not with -ftz=true, which --use_fast_math implies: subnormal floats become 0, and a step is an error
+ * Build:     nvcc -O3 -arch=sm_75 -c adam.cu optforge.cu    (or the device's own; sm_70 is the lowest)
+ *            not with -ftz=true or --use_fast_math, which make subnormal floats 0: steps are errors then
  * Re-create: optforge generate adam --target cuda --dtype f32 --dtype f64
  * Rule hash: 931479691cee2b271e9243d7fbad001c9f49394bb272733f5e601fae32528618
  *
@@ -66,8 +66,8 @@ typedef optforge_cuda_control adam_cuda_control;
 typedef optforge_stats adam_cuda_stats;
 adam_cuda_API void adam_cuda_options_init(adam_cuda_options *o);
 
-/* A tensor: n elements in each array, on the device. Its arrays must not overlap, and tensors of one call must
- * share no memory but gradients (which is not checked). Arrays at multiples of 16 bytes are faster. */
+/* A tensor: n elements in each array, on the device. Its arrays must not overlap, and tensors of one call
+ * must share no memory but gradients (which is not checked). Arrays at multiples of 16 bytes are faster. */
 typedef struct adam_cuda_tensor_f32 {
     size_t n;
     float *p;
@@ -83,8 +83,8 @@ typedef struct adam_cuda_tensor_f64 {
     double *v;
 } adam_cuda_tensor_f64;
 
-/* Bytes of workspace for so many elements in so many tensors and groups; and plans of steps, which are to be made
- * again when an address changes that is not a gradient's. gradients changes those, one address for each tensor. */
+/* Bytes of workspace for so many elements in so many tensors and groups; and plans of steps, to be made again
+ * when an address changes that is not a gradient's. gradients changes those, one address for each tensor. */
 adam_cuda_API size_t adam_cuda_workspace_size(uint64_t elements, size_t count, size_t groups);
 adam_cuda_API int adam_cuda_plan_f32(adam_cuda_plan *plan, const adam_cuda_tensor_f32 *tensors, size_t count,
                                      const adam_cuda_options *options, cudaStream_t stream);
@@ -99,8 +99,8 @@ adam_cuda_API int adam_cuda_gradients(const adam_cuda_plan *plan, const void *co
 adam_cuda_API int adam_cuda_state_init(const adam_cuda_plan *plan, const adam_cuda_hyper *h,
                                        cudaStream_t stream);
 
-/* Enqueues step t, counted from 1. h has the hyperparameters of each group; options may be NULL. In a CUDA graph a
- * step is a launch, with scalars that rows hands over, up to 64 steps ahead: see optforge_cuda_rows. */
+/* Enqueues step t, counted from 1. h has the hyperparameters of each group; options may be NULL. In a CUDA
+ * graph a step is a launch, with scalars that rows hands over, up to 64 steps ahead (optforge_cuda_rows). */
 adam_cuda_API int adam_cuda_step(const adam_cuda_hyper *h, uint64_t t, const adam_cuda_plan *plan,
                                  const adam_cuda_options *options, cudaStream_t stream);
 adam_cuda_API int adam_cuda_rows(const adam_cuda_plan *plan, const adam_cuda_hyper *h, uint64_t t,
@@ -109,7 +109,7 @@ adam_cuda_API int adam_cuda_rows(const adam_cuda_plan *plan, const adam_cuda_hyp
 adam_cuda_API int adam_cuda_launch(const adam_cuda_plan *plan, const adam_cuda_options *options,
                                    cudaStream_t stream);
 
-/* The same phase by phase, of which the last only finishes, with room for an all-reduce of the partial sums. */
+/* The same phase by phase, of which the last only finishes, with room for an all-reduce of the sums. */
 enum { adam_cuda_PHASES = 3 };
 adam_cuda_API int adam_cuda_phases(const adam_cuda_plan *plan, const adam_cuda_options *options, int first,
                                    int last, cudaStream_t stream);

@@ -156,13 +156,9 @@ static const double adamw_cuda_defaults[] = {0.001, 0.9, 0.999, 1e-8, 0.01};
 static const optforge_initial adamw_cuda_initial[] = {{OPTFORGE_FROM_VALUE, 0.0}, {OPTFORGE_FROM_VALUE, 0.0}};
 
 /* ---- float ---- */
-OPTFORGE_CUDA_PASS(adamw_cuda_look_f32, optforge_f32, optforge_cuda_look<adamw_cuda_rule, optforge_f32>)
-OPTFORGE_CUDA_PASS(adamw_cuda_scan_f32, optforge_f32, optforge_cuda_pass<optforge_cuda_scan<adamw_cuda_rule,
-                   optforge_f32>, true>)
-OPTFORGE_CUDA_PASS(adamw_cuda_elements_f32, optforge_f32,
-                   optforge_cuda_pass<adamw_cuda_elements<optforge_f32>, false>)
-OPTFORGE_CUDA_PASS(adamw_cuda_elements_observed_f32, optforge_f32,
-                   optforge_cuda_pass<adamw_cuda_elements<optforge_f32>, true>)
+OPTFORGE_CUDA_SCAN(adamw_cuda, f32)
+OPTFORGE_CUDA_PASS(adamw_cuda_elements_f32, MORE_BLOCKS, adamw_cuda_elements<optforge_f32>, false)
+OPTFORGE_CUDA_PASS(adamw_cuda_elements_observed_f32, BLOCKS, adamw_cuda_elements<optforge_f32>, true)
 static const unsigned char adamw_cuda_formats_f32[] = {OPTFORGE_F32, OPTFORGE_F32, OPTFORGE_F32,
         OPTFORGE_F32};
 static const optforge_cuda_phase adamw_cuda_phases_f32[] = {
@@ -170,12 +166,11 @@ static const optforge_cuda_phase adamw_cuda_phases_f32[] = {
     {(const void *)adamw_cuda_elements_f32, (const void *)adamw_cuda_elements_observed_f32, 3, 0, 5, 0}
 };
 const optforge_cuda_kernel adamw_cuda_kernel_f32 = {
-    OPTFORGE_CUDA_TYPES, "adamw", "a5cd34588acfe84c1b3840e499decc51f38a1b2e3f4da913567354c690ce6084",
-            adamw_cuda_asserts, sizeof adamw_cuda_formats_f32, adamw_cuda_formats_f32, adamw_cuda_initial,
-    sizeof adamw_cuda_defaults / sizeof(double), sizeof(adamw_cuda_scalars), 0, adamw_cuda_SUMS, 2,
-                                        adamw_cuda_phases_f32,
-    (const void *)adamw_cuda_begin, (const void *)adamw_cuda_fold, (const void *)adamw_cuda_finish, NULL,
-     adamw_cuda_begin_step
+    OPTFORGE_CUDA_TYPES, adamw_cuda_asserts, sizeof adamw_cuda_formats_f32, adamw_cuda_formats_f32,
+            adamw_cuda_initial,
+    sizeof adamw_cuda_defaults / sizeof(double), sizeof(adamw_cuda_scalars), 0, adamw_cuda_SUMS,
+    2, adamw_cuda_phases_f32, (const void *)adamw_cuda_begin, (const void *)adamw_cuda_fold,
+    (const void *)adamw_cuda_finish, NULL, adamw_cuda_begin_step
 };
 
 int adamw_cuda_plan_f32(adamw_cuda_plan *plan, const adamw_cuda_tensor_f32 *tensors, size_t count,
@@ -185,13 +180,9 @@ int adamw_cuda_plan_f32(adamw_cuda_plan *plan, const adamw_cuda_tensor_f32 *tens
 }
 
 /* ---- double ---- */
-OPTFORGE_CUDA_PASS(adamw_cuda_look_f64, optforge_f64, optforge_cuda_look<adamw_cuda_rule, optforge_f64>)
-OPTFORGE_CUDA_PASS(adamw_cuda_scan_f64, optforge_f64, optforge_cuda_pass<optforge_cuda_scan<adamw_cuda_rule,
-                   optforge_f64>, true>)
-OPTFORGE_CUDA_PASS(adamw_cuda_elements_f64, optforge_f64,
-                   optforge_cuda_pass<adamw_cuda_elements<optforge_f64>, false>)
-OPTFORGE_CUDA_PASS(adamw_cuda_elements_observed_f64, optforge_f64,
-                   optforge_cuda_pass<adamw_cuda_elements<optforge_f64>, true>)
+OPTFORGE_CUDA_SCAN(adamw_cuda, f64)
+OPTFORGE_CUDA_PASS(adamw_cuda_elements_f64, MORE_BLOCKS, adamw_cuda_elements<optforge_f64>, false)
+OPTFORGE_CUDA_PASS(adamw_cuda_elements_observed_f64, BLOCKS, adamw_cuda_elements<optforge_f64>, true)
 static const unsigned char adamw_cuda_formats_f64[] = {OPTFORGE_F64, OPTFORGE_F64, OPTFORGE_F64,
         OPTFORGE_F64};
 static const optforge_cuda_phase adamw_cuda_phases_f64[] = {
@@ -199,12 +190,11 @@ static const optforge_cuda_phase adamw_cuda_phases_f64[] = {
     {(const void *)adamw_cuda_elements_f64, (const void *)adamw_cuda_elements_observed_f64, 3, 0, 5, 0}
 };
 const optforge_cuda_kernel adamw_cuda_kernel_f64 = {
-    OPTFORGE_CUDA_TYPES, "adamw", "a5cd34588acfe84c1b3840e499decc51f38a1b2e3f4da913567354c690ce6084",
-            adamw_cuda_asserts, sizeof adamw_cuda_formats_f64, adamw_cuda_formats_f64, adamw_cuda_initial,
-    sizeof adamw_cuda_defaults / sizeof(double), sizeof(adamw_cuda_scalars), 0, adamw_cuda_SUMS, 2,
-                                        adamw_cuda_phases_f64,
-    (const void *)adamw_cuda_begin, (const void *)adamw_cuda_fold, (const void *)adamw_cuda_finish, NULL,
-     adamw_cuda_begin_step
+    OPTFORGE_CUDA_TYPES, adamw_cuda_asserts, sizeof adamw_cuda_formats_f64, adamw_cuda_formats_f64,
+            adamw_cuda_initial,
+    sizeof adamw_cuda_defaults / sizeof(double), sizeof(adamw_cuda_scalars), 0, adamw_cuda_SUMS,
+    2, adamw_cuda_phases_f64, (const void *)adamw_cuda_begin, (const void *)adamw_cuda_fold,
+    (const void *)adamw_cuda_finish, NULL, adamw_cuda_begin_step
 };
 
 int adamw_cuda_plan_f64(adamw_cuda_plan *plan, const adamw_cuda_tensor_f64 *tensors, size_t count,
@@ -219,7 +209,6 @@ const char *adamw_cuda_strerror(int status)
 }
 
 void adamw_cuda_hyper_init(adamw_cuda_hyper *h) { memcpy(h, adamw_cuda_defaults, sizeof *h); }
-
 void adamw_cuda_options_init(adamw_cuda_options *o) { optforge_cuda_options_init(o); }
 
 size_t adamw_cuda_workspace_size(uint64_t elements, size_t count, size_t groups)

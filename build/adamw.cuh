@@ -19,8 +19,8 @@
  * State: m starts as 0.0; v starts as 0.0.
  * Memory traffic per element: 4 read, 3 written; in bytes: float 28, double 56.
  *
- * Build:     nvcc -O3 -arch=sm_75 -c adamw.cu optforge.cu    (or the device's architecture; sm_70 is the lowest)
- *            not with -ftz=true, which --use_fast_math implies: subnormal floats become 0, and a step is an error
+ * Build:     nvcc -O3 -arch=sm_75 -c adamw.cu optforge.cu    (or the device's own; sm_70 is the lowest)
+ *            not with -ftz=true or --use_fast_math, which make subnormal floats 0: steps are errors then
  * Re-create: optforge generate adamw --target cuda --dtype f32 --dtype f64
  * Rule hash: a5cd34588acfe84c1b3840e499decc51f38a1b2e3f4da913567354c690ce6084
  *
@@ -67,8 +67,8 @@ typedef optforge_cuda_control adamw_cuda_control;
 typedef optforge_stats adamw_cuda_stats;
 adamw_cuda_API void adamw_cuda_options_init(adamw_cuda_options *o);
 
-/* A tensor: n elements in each array, on the device. Its arrays must not overlap, and tensors of one call must
- * share no memory but gradients (which is not checked). Arrays at multiples of 16 bytes are faster. */
+/* A tensor: n elements in each array, on the device. Its arrays must not overlap, and tensors of one call
+ * must share no memory but gradients (which is not checked). Arrays at multiples of 16 bytes are faster. */
 typedef struct adamw_cuda_tensor_f32 {
     size_t n;
     float *p;
@@ -84,8 +84,8 @@ typedef struct adamw_cuda_tensor_f64 {
     double *v;
 } adamw_cuda_tensor_f64;
 
-/* Bytes of workspace for so many elements in so many tensors and groups; and plans of steps, which are to be made
- * again when an address changes that is not a gradient's. gradients changes those, one address for each tensor. */
+/* Bytes of workspace for so many elements in so many tensors and groups; and plans of steps, to be made again
+ * when an address changes that is not a gradient's. gradients changes those, one address for each tensor. */
 adamw_cuda_API size_t adamw_cuda_workspace_size(uint64_t elements, size_t count, size_t groups);
 adamw_cuda_API int adamw_cuda_plan_f32(adamw_cuda_plan *plan, const adamw_cuda_tensor_f32 *tensors,
                                        size_t count, const adamw_cuda_options *options, cudaStream_t stream);
@@ -100,8 +100,8 @@ adamw_cuda_API int adamw_cuda_gradients(const adamw_cuda_plan *plan, const void 
 adamw_cuda_API int adamw_cuda_state_init(const adamw_cuda_plan *plan, const adamw_cuda_hyper *h,
                                          cudaStream_t stream);
 
-/* Enqueues step t, counted from 1. h has the hyperparameters of each group; options may be NULL. In a CUDA graph a
- * step is a launch, with scalars that rows hands over, up to 64 steps ahead: see optforge_cuda_rows. */
+/* Enqueues step t, counted from 1. h has the hyperparameters of each group; options may be NULL. In a CUDA
+ * graph a step is a launch, with scalars that rows hands over, up to 64 steps ahead (optforge_cuda_rows). */
 adamw_cuda_API int adamw_cuda_step(const adamw_cuda_hyper *h, uint64_t t, const adamw_cuda_plan *plan,
                                    const adamw_cuda_options *options, cudaStream_t stream);
 adamw_cuda_API int adamw_cuda_rows(const adamw_cuda_plan *plan, const adamw_cuda_hyper *h, uint64_t t,
@@ -110,7 +110,7 @@ adamw_cuda_API int adamw_cuda_rows(const adamw_cuda_plan *plan, const adamw_cuda
 adamw_cuda_API int adamw_cuda_launch(const adamw_cuda_plan *plan, const adamw_cuda_options *options,
                                      cudaStream_t stream);
 
-/* The same phase by phase, of which the last only finishes, with room for an all-reduce of the partial sums. */
+/* The same phase by phase, of which the last only finishes, with room for an all-reduce of the sums. */
 enum { adamw_cuda_PHASES = 3 };
 adamw_cuda_API int adamw_cuda_phases(const adamw_cuda_plan *plan, const adamw_cuda_options *options,
                                      int first, int last, cudaStream_t stream);

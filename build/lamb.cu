@@ -209,17 +209,11 @@ static const double lamb_cuda_defaults[] = {0.001, 0.9, 0.999, 1e-6, 0.01};
 static const optforge_initial lamb_cuda_initial[] = {{OPTFORGE_FROM_VALUE, 0.0}, {OPTFORGE_FROM_VALUE, 0.0}};
 
 /* ---- float ---- */
-OPTFORGE_CUDA_PASS(lamb_cuda_look_f32, optforge_f32, optforge_cuda_look<lamb_cuda_rule, optforge_f32>)
-OPTFORGE_CUDA_PASS(lamb_cuda_scan_f32, optforge_f32, optforge_cuda_pass<optforge_cuda_scan<lamb_cuda_rule,
-                   optforge_f32>, true>)
-OPTFORGE_CUDA_PASS(lamb_cuda_pass_1_f32, optforge_f32, optforge_cuda_pass<lamb_cuda_pass_1<optforge_f32>,
-                   false>)
-OPTFORGE_CUDA_PASS(lamb_cuda_pass_1_observed_f32, optforge_f32,
-                   optforge_cuda_pass<lamb_cuda_pass_1<optforge_f32>, true>)
-OPTFORGE_CUDA_PASS(lamb_cuda_pass_2_f32, optforge_f32, optforge_cuda_pass<lamb_cuda_pass_2<optforge_f32>,
-                   false>)
-OPTFORGE_CUDA_PASS(lamb_cuda_pass_2_observed_f32, optforge_f32,
-                   optforge_cuda_pass<lamb_cuda_pass_2<optforge_f32>, true>)
+OPTFORGE_CUDA_SCAN(lamb_cuda, f32)
+OPTFORGE_CUDA_PASS(lamb_cuda_pass_1_f32, MORE_BLOCKS, lamb_cuda_pass_1<optforge_f32>, false)
+OPTFORGE_CUDA_PASS(lamb_cuda_pass_1_observed_f32, BLOCKS, lamb_cuda_pass_1<optforge_f32>, true)
+OPTFORGE_CUDA_PASS(lamb_cuda_pass_2_f32, MORE_BLOCKS, lamb_cuda_pass_2<optforge_f32>, false)
+OPTFORGE_CUDA_PASS(lamb_cuda_pass_2_observed_f32, BLOCKS, lamb_cuda_pass_2<optforge_f32>, true)
 static const unsigned char lamb_cuda_formats_f32[] = {OPTFORGE_F32, OPTFORGE_F32, OPTFORGE_F32, OPTFORGE_F32};
 static const optforge_cuda_phase lamb_cuda_phases_f32[] = {
     {(const void *)lamb_cuda_look_f32, (const void *)lamb_cuda_scan_f32, 0, 0, 3, 1},
@@ -227,12 +221,11 @@ static const optforge_cuda_phase lamb_cuda_phases_f32[] = {
     {(const void *)lamb_cuda_pass_2_f32, (const void *)lamb_cuda_pass_2_observed_f32, 8, 0, 2, 0}
 };
 const optforge_cuda_kernel lamb_cuda_kernel_f32 = {
-    OPTFORGE_CUDA_TYPES, "lamb", "00d364f0175b6fb41cd3f3578bf1ff56b413199d2d4cae0bc21ce67fa0769f4c",
-            lamb_cuda_asserts, sizeof lamb_cuda_formats_f32, lamb_cuda_formats_f32, lamb_cuda_initial,
-    sizeof lamb_cuda_defaults / sizeof(double), sizeof(lamb_cuda_scalars), 0, lamb_cuda_SUMS, 3,
-                                       lamb_cuda_phases_f32,
-    (const void *)lamb_cuda_begin, (const void *)lamb_cuda_fold, (const void *)lamb_cuda_finish, NULL,
-     lamb_cuda_begin_step
+    OPTFORGE_CUDA_TYPES, lamb_cuda_asserts, sizeof lamb_cuda_formats_f32, lamb_cuda_formats_f32,
+            lamb_cuda_initial,
+    sizeof lamb_cuda_defaults / sizeof(double), sizeof(lamb_cuda_scalars), 0, lamb_cuda_SUMS,
+    3, lamb_cuda_phases_f32, (const void *)lamb_cuda_begin, (const void *)lamb_cuda_fold,
+    (const void *)lamb_cuda_finish, NULL, lamb_cuda_begin_step
 };
 
 int lamb_cuda_plan_f32(lamb_cuda_plan *plan, const lamb_cuda_tensor_f32 *tensors, size_t count,
@@ -242,17 +235,11 @@ int lamb_cuda_plan_f32(lamb_cuda_plan *plan, const lamb_cuda_tensor_f32 *tensors
 }
 
 /* ---- double ---- */
-OPTFORGE_CUDA_PASS(lamb_cuda_look_f64, optforge_f64, optforge_cuda_look<lamb_cuda_rule, optforge_f64>)
-OPTFORGE_CUDA_PASS(lamb_cuda_scan_f64, optforge_f64, optforge_cuda_pass<optforge_cuda_scan<lamb_cuda_rule,
-                   optforge_f64>, true>)
-OPTFORGE_CUDA_PASS(lamb_cuda_pass_1_f64, optforge_f64, optforge_cuda_pass<lamb_cuda_pass_1<optforge_f64>,
-                   false>)
-OPTFORGE_CUDA_PASS(lamb_cuda_pass_1_observed_f64, optforge_f64,
-                   optforge_cuda_pass<lamb_cuda_pass_1<optforge_f64>, true>)
-OPTFORGE_CUDA_PASS(lamb_cuda_pass_2_f64, optforge_f64, optforge_cuda_pass<lamb_cuda_pass_2<optforge_f64>,
-                   false>)
-OPTFORGE_CUDA_PASS(lamb_cuda_pass_2_observed_f64, optforge_f64,
-                   optforge_cuda_pass<lamb_cuda_pass_2<optforge_f64>, true>)
+OPTFORGE_CUDA_SCAN(lamb_cuda, f64)
+OPTFORGE_CUDA_PASS(lamb_cuda_pass_1_f64, MORE_BLOCKS, lamb_cuda_pass_1<optforge_f64>, false)
+OPTFORGE_CUDA_PASS(lamb_cuda_pass_1_observed_f64, BLOCKS, lamb_cuda_pass_1<optforge_f64>, true)
+OPTFORGE_CUDA_PASS(lamb_cuda_pass_2_f64, MORE_BLOCKS, lamb_cuda_pass_2<optforge_f64>, false)
+OPTFORGE_CUDA_PASS(lamb_cuda_pass_2_observed_f64, BLOCKS, lamb_cuda_pass_2<optforge_f64>, true)
 static const unsigned char lamb_cuda_formats_f64[] = {OPTFORGE_F64, OPTFORGE_F64, OPTFORGE_F64, OPTFORGE_F64};
 static const optforge_cuda_phase lamb_cuda_phases_f64[] = {
     {(const void *)lamb_cuda_look_f64, (const void *)lamb_cuda_scan_f64, 0, 0, 3, 1},
@@ -260,12 +247,11 @@ static const optforge_cuda_phase lamb_cuda_phases_f64[] = {
     {(const void *)lamb_cuda_pass_2_f64, (const void *)lamb_cuda_pass_2_observed_f64, 8, 0, 2, 0}
 };
 const optforge_cuda_kernel lamb_cuda_kernel_f64 = {
-    OPTFORGE_CUDA_TYPES, "lamb", "00d364f0175b6fb41cd3f3578bf1ff56b413199d2d4cae0bc21ce67fa0769f4c",
-            lamb_cuda_asserts, sizeof lamb_cuda_formats_f64, lamb_cuda_formats_f64, lamb_cuda_initial,
-    sizeof lamb_cuda_defaults / sizeof(double), sizeof(lamb_cuda_scalars), 0, lamb_cuda_SUMS, 3,
-                                       lamb_cuda_phases_f64,
-    (const void *)lamb_cuda_begin, (const void *)lamb_cuda_fold, (const void *)lamb_cuda_finish, NULL,
-     lamb_cuda_begin_step
+    OPTFORGE_CUDA_TYPES, lamb_cuda_asserts, sizeof lamb_cuda_formats_f64, lamb_cuda_formats_f64,
+            lamb_cuda_initial,
+    sizeof lamb_cuda_defaults / sizeof(double), sizeof(lamb_cuda_scalars), 0, lamb_cuda_SUMS,
+    3, lamb_cuda_phases_f64, (const void *)lamb_cuda_begin, (const void *)lamb_cuda_fold,
+    (const void *)lamb_cuda_finish, NULL, lamb_cuda_begin_step
 };
 
 int lamb_cuda_plan_f64(lamb_cuda_plan *plan, const lamb_cuda_tensor_f64 *tensors, size_t count,
@@ -280,7 +266,6 @@ const char *lamb_cuda_strerror(int status)
 }
 
 void lamb_cuda_hyper_init(lamb_cuda_hyper *h) { memcpy(h, lamb_cuda_defaults, sizeof *h); }
-
 void lamb_cuda_options_init(lamb_cuda_options *o) { optforge_cuda_options_init(o); }
 
 size_t lamb_cuda_workspace_size(uint64_t elements, size_t count, size_t groups)

@@ -24,8 +24,8 @@
  *     pass 1: reads p g m v, writes m v
  *     pass 2: reads p m v, writes p
  *
- * Build:     nvcc -O3 -arch=sm_75 -c lamb.cu optforge.cu    (or the device's architecture; sm_70 is the lowest)
- *            not with -ftz=true, which --use_fast_math implies: subnormal floats become 0, and a step is an error
+ * Build:     nvcc -O3 -arch=sm_75 -c lamb.cu optforge.cu    (or the device's own; sm_70 is the lowest)
+ *            not with -ftz=true or --use_fast_math, which make subnormal floats 0: steps are errors then
  * Re-create: optforge generate lamb --target cuda --dtype f32 --dtype f64
  * Rule hash: 00d364f0175b6fb41cd3f3578bf1ff56b413199d2d4cae0bc21ce67fa0769f4c
  *
@@ -72,8 +72,8 @@ typedef optforge_cuda_control lamb_cuda_control;
 typedef optforge_stats lamb_cuda_stats;
 lamb_cuda_API void lamb_cuda_options_init(lamb_cuda_options *o);
 
-/* A tensor: n elements in each array, on the device. Its arrays must not overlap, and tensors of one call must
- * share no memory but gradients (which is not checked). Arrays at multiples of 16 bytes are faster. */
+/* A tensor: n elements in each array, on the device. Its arrays must not overlap, and tensors of one call
+ * must share no memory but gradients (which is not checked). Arrays at multiples of 16 bytes are faster. */
 typedef struct lamb_cuda_tensor_f32 {
     size_t n;
     float *p;
@@ -89,8 +89,8 @@ typedef struct lamb_cuda_tensor_f64 {
     double *v;
 } lamb_cuda_tensor_f64;
 
-/* Bytes of workspace for so many elements in so many tensors and groups; and plans of steps, which are to be made
- * again when an address changes that is not a gradient's. gradients changes those, one address for each tensor. */
+/* Bytes of workspace for so many elements in so many tensors and groups; and plans of steps, to be made again
+ * when an address changes that is not a gradient's. gradients changes those, one address for each tensor. */
 lamb_cuda_API size_t lamb_cuda_workspace_size(uint64_t elements, size_t count, size_t groups);
 lamb_cuda_API int lamb_cuda_plan_f32(lamb_cuda_plan *plan, const lamb_cuda_tensor_f32 *tensors, size_t count,
                                      const lamb_cuda_options *options, cudaStream_t stream);
@@ -105,8 +105,8 @@ lamb_cuda_API int lamb_cuda_gradients(const lamb_cuda_plan *plan, const void *co
 lamb_cuda_API int lamb_cuda_state_init(const lamb_cuda_plan *plan, const lamb_cuda_hyper *h,
                                        cudaStream_t stream);
 
-/* Enqueues step t, counted from 1. h has the hyperparameters of each group; options may be NULL. In a CUDA graph a
- * step is a launch, with scalars that rows hands over, up to 64 steps ahead: see optforge_cuda_rows. */
+/* Enqueues step t, counted from 1. h has the hyperparameters of each group; options may be NULL. In a CUDA
+ * graph a step is a launch, with scalars that rows hands over, up to 64 steps ahead (optforge_cuda_rows). */
 lamb_cuda_API int lamb_cuda_step(const lamb_cuda_hyper *h, uint64_t t, const lamb_cuda_plan *plan,
                                  const lamb_cuda_options *options, cudaStream_t stream);
 lamb_cuda_API int lamb_cuda_rows(const lamb_cuda_plan *plan, const lamb_cuda_hyper *h, uint64_t t,
@@ -115,7 +115,7 @@ lamb_cuda_API int lamb_cuda_rows(const lamb_cuda_plan *plan, const lamb_cuda_hyp
 lamb_cuda_API int lamb_cuda_launch(const lamb_cuda_plan *plan, const lamb_cuda_options *options,
                                    cudaStream_t stream);
 
-/* The same phase by phase, of which the last only finishes, with room for an all-reduce of the partial sums. */
+/* The same phase by phase, of which the last only finishes, with room for an all-reduce of the sums. */
 enum { lamb_cuda_PHASES = 4 };
 lamb_cuda_API int lamb_cuda_phases(const lamb_cuda_plan *plan, const lamb_cuda_options *options, int first,
                                    int last, cudaStream_t stream);

@@ -160,26 +160,21 @@ static const double lars_cuda_defaults[] = {0.1, 0.9, 0.0005, 0.001};
 static const optforge_initial lars_cuda_initial[] = {{OPTFORGE_FROM_VALUE, 0.0}};
 
 /* ---- float ---- */
-OPTFORGE_CUDA_PASS(lars_cuda_pass_1_f32, optforge_f32, optforge_cuda_pass<lars_cuda_pass_1<optforge_f32>,
-                   false>)
-OPTFORGE_CUDA_PASS(lars_cuda_pass_1_observed_f32, optforge_f32,
-                   optforge_cuda_pass<lars_cuda_pass_1<optforge_f32>, true>)
-OPTFORGE_CUDA_PASS(lars_cuda_pass_2_f32, optforge_f32, optforge_cuda_pass<lars_cuda_pass_2<optforge_f32>,
-                   false>)
-OPTFORGE_CUDA_PASS(lars_cuda_pass_2_observed_f32, optforge_f32,
-                   optforge_cuda_pass<lars_cuda_pass_2<optforge_f32>, true>)
+OPTFORGE_CUDA_PASS(lars_cuda_pass_1_f32, MORE_BLOCKS, lars_cuda_pass_1<optforge_f32>, false)
+OPTFORGE_CUDA_PASS(lars_cuda_pass_1_observed_f32, BLOCKS, lars_cuda_pass_1<optforge_f32>, true)
+OPTFORGE_CUDA_PASS(lars_cuda_pass_2_f32, MORE_BLOCKS, lars_cuda_pass_2<optforge_f32>, false)
+OPTFORGE_CUDA_PASS(lars_cuda_pass_2_observed_f32, BLOCKS, lars_cuda_pass_2<optforge_f32>, true)
 static const unsigned char lars_cuda_formats_f32[] = {OPTFORGE_F32, OPTFORGE_F32, OPTFORGE_F32};
 static const optforge_cuda_phase lars_cuda_phases_f32[] = {
     {(const void *)lars_cuda_pass_1_f32, (const void *)lars_cuda_pass_1_observed_f32, 0, 2, 4, 0},
     {(const void *)lars_cuda_pass_2_f32, (const void *)lars_cuda_pass_2_observed_f32, 4, 0, 2, 0}
 };
 const optforge_cuda_kernel lars_cuda_kernel_f32 = {
-    OPTFORGE_CUDA_TYPES, "lars", "10b0b33d6ea7a4bc28cb6a669fe5facf4075ffd299c3d2c9d3b8e35fe3ee5845",
-            lars_cuda_asserts, sizeof lars_cuda_formats_f32, lars_cuda_formats_f32, lars_cuda_initial,
-    sizeof lars_cuda_defaults / sizeof(double), sizeof(lars_cuda_scalars), 0, lars_cuda_SUMS, 2,
-                                       lars_cuda_phases_f32,
-    (const void *)lars_cuda_begin, (const void *)lars_cuda_fold, (const void *)lars_cuda_finish, NULL,
-     lars_cuda_begin_step
+    OPTFORGE_CUDA_TYPES, lars_cuda_asserts, sizeof lars_cuda_formats_f32, lars_cuda_formats_f32,
+            lars_cuda_initial,
+    sizeof lars_cuda_defaults / sizeof(double), sizeof(lars_cuda_scalars), 0, lars_cuda_SUMS,
+    2, lars_cuda_phases_f32, (const void *)lars_cuda_begin, (const void *)lars_cuda_fold,
+    (const void *)lars_cuda_finish, NULL, lars_cuda_begin_step
 };
 
 int lars_cuda_plan_f32(lars_cuda_plan *plan, const lars_cuda_tensor_f32 *tensors, size_t count,
@@ -189,26 +184,21 @@ int lars_cuda_plan_f32(lars_cuda_plan *plan, const lars_cuda_tensor_f32 *tensors
 }
 
 /* ---- double ---- */
-OPTFORGE_CUDA_PASS(lars_cuda_pass_1_f64, optforge_f64, optforge_cuda_pass<lars_cuda_pass_1<optforge_f64>,
-                   false>)
-OPTFORGE_CUDA_PASS(lars_cuda_pass_1_observed_f64, optforge_f64,
-                   optforge_cuda_pass<lars_cuda_pass_1<optforge_f64>, true>)
-OPTFORGE_CUDA_PASS(lars_cuda_pass_2_f64, optforge_f64, optforge_cuda_pass<lars_cuda_pass_2<optforge_f64>,
-                   false>)
-OPTFORGE_CUDA_PASS(lars_cuda_pass_2_observed_f64, optforge_f64,
-                   optforge_cuda_pass<lars_cuda_pass_2<optforge_f64>, true>)
+OPTFORGE_CUDA_PASS(lars_cuda_pass_1_f64, MORE_BLOCKS, lars_cuda_pass_1<optforge_f64>, false)
+OPTFORGE_CUDA_PASS(lars_cuda_pass_1_observed_f64, BLOCKS, lars_cuda_pass_1<optforge_f64>, true)
+OPTFORGE_CUDA_PASS(lars_cuda_pass_2_f64, MORE_BLOCKS, lars_cuda_pass_2<optforge_f64>, false)
+OPTFORGE_CUDA_PASS(lars_cuda_pass_2_observed_f64, BLOCKS, lars_cuda_pass_2<optforge_f64>, true)
 static const unsigned char lars_cuda_formats_f64[] = {OPTFORGE_F64, OPTFORGE_F64, OPTFORGE_F64};
 static const optforge_cuda_phase lars_cuda_phases_f64[] = {
     {(const void *)lars_cuda_pass_1_f64, (const void *)lars_cuda_pass_1_observed_f64, 0, 2, 4, 0},
     {(const void *)lars_cuda_pass_2_f64, (const void *)lars_cuda_pass_2_observed_f64, 4, 0, 2, 0}
 };
 const optforge_cuda_kernel lars_cuda_kernel_f64 = {
-    OPTFORGE_CUDA_TYPES, "lars", "10b0b33d6ea7a4bc28cb6a669fe5facf4075ffd299c3d2c9d3b8e35fe3ee5845",
-            lars_cuda_asserts, sizeof lars_cuda_formats_f64, lars_cuda_formats_f64, lars_cuda_initial,
-    sizeof lars_cuda_defaults / sizeof(double), sizeof(lars_cuda_scalars), 0, lars_cuda_SUMS, 2,
-                                       lars_cuda_phases_f64,
-    (const void *)lars_cuda_begin, (const void *)lars_cuda_fold, (const void *)lars_cuda_finish, NULL,
-     lars_cuda_begin_step
+    OPTFORGE_CUDA_TYPES, lars_cuda_asserts, sizeof lars_cuda_formats_f64, lars_cuda_formats_f64,
+            lars_cuda_initial,
+    sizeof lars_cuda_defaults / sizeof(double), sizeof(lars_cuda_scalars), 0, lars_cuda_SUMS,
+    2, lars_cuda_phases_f64, (const void *)lars_cuda_begin, (const void *)lars_cuda_fold,
+    (const void *)lars_cuda_finish, NULL, lars_cuda_begin_step
 };
 
 int lars_cuda_plan_f64(lars_cuda_plan *plan, const lars_cuda_tensor_f64 *tensors, size_t count,
@@ -223,7 +213,6 @@ const char *lars_cuda_strerror(int status)
 }
 
 void lars_cuda_hyper_init(lars_cuda_hyper *h) { memcpy(h, lars_cuda_defaults, sizeof *h); }
-
 void lars_cuda_options_init(lars_cuda_options *o) { optforge_cuda_options_init(o); }
 
 size_t lars_cuda_workspace_size(uint64_t elements, size_t count, size_t groups)

@@ -22,8 +22,8 @@
  *     pass 1: reads p g, writes nothing
  *     pass 2: reads p g m, writes p m
  *
- * Build:     nvcc -O3 -arch=sm_75 -c lars.cu optforge.cu    (or the device's architecture; sm_70 is the lowest)
- *            not with -ftz=true, which --use_fast_math implies: subnormal floats become 0, and a step is an error
+ * Build:     nvcc -O3 -arch=sm_75 -c lars.cu optforge.cu    (or the device's own; sm_70 is the lowest)
+ *            not with -ftz=true or --use_fast_math, which make subnormal floats 0: steps are errors then
  * Re-create: optforge generate lars --target cuda --dtype f32 --dtype f64
  * Rule hash: 10b0b33d6ea7a4bc28cb6a669fe5facf4075ffd299c3d2c9d3b8e35fe3ee5845
  *
@@ -69,8 +69,8 @@ typedef optforge_cuda_control lars_cuda_control;
 typedef optforge_stats lars_cuda_stats;
 lars_cuda_API void lars_cuda_options_init(lars_cuda_options *o);
 
-/* A tensor: n elements in each array, on the device. Its arrays must not overlap, and tensors of one call must
- * share no memory but gradients (which is not checked). Arrays at multiples of 16 bytes are faster. */
+/* A tensor: n elements in each array, on the device. Its arrays must not overlap, and tensors of one call
+ * must share no memory but gradients (which is not checked). Arrays at multiples of 16 bytes are faster. */
 typedef struct lars_cuda_tensor_f32 {
     size_t n;
     float *p;
@@ -84,8 +84,8 @@ typedef struct lars_cuda_tensor_f64 {
     double *m;
 } lars_cuda_tensor_f64;
 
-/* Bytes of workspace for so many elements in so many tensors and groups; and plans of steps, which are to be made
- * again when an address changes that is not a gradient's. gradients changes those, one address for each tensor. */
+/* Bytes of workspace for so many elements in so many tensors and groups; and plans of steps, to be made again
+ * when an address changes that is not a gradient's. gradients changes those, one address for each tensor. */
 lars_cuda_API size_t lars_cuda_workspace_size(uint64_t elements, size_t count, size_t groups);
 lars_cuda_API int lars_cuda_plan_f32(lars_cuda_plan *plan, const lars_cuda_tensor_f32 *tensors, size_t count,
                                      const lars_cuda_options *options, cudaStream_t stream);
@@ -100,8 +100,8 @@ lars_cuda_API int lars_cuda_gradients(const lars_cuda_plan *plan, const void *co
 lars_cuda_API int lars_cuda_state_init(const lars_cuda_plan *plan, const lars_cuda_hyper *h,
                                        cudaStream_t stream);
 
-/* Enqueues step t, counted from 1. h has the hyperparameters of each group; options may be NULL. In a CUDA graph a
- * step is a launch, with scalars that rows hands over, up to 64 steps ahead: see optforge_cuda_rows. */
+/* Enqueues step t, counted from 1. h has the hyperparameters of each group; options may be NULL. In a CUDA
+ * graph a step is a launch, with scalars that rows hands over, up to 64 steps ahead (optforge_cuda_rows). */
 lars_cuda_API int lars_cuda_step(const lars_cuda_hyper *h, uint64_t t, const lars_cuda_plan *plan,
                                  const lars_cuda_options *options, cudaStream_t stream);
 lars_cuda_API int lars_cuda_rows(const lars_cuda_plan *plan, const lars_cuda_hyper *h, uint64_t t,
@@ -110,7 +110,7 @@ lars_cuda_API int lars_cuda_rows(const lars_cuda_plan *plan, const lars_cuda_hyp
 lars_cuda_API int lars_cuda_launch(const lars_cuda_plan *plan, const lars_cuda_options *options,
                                    cudaStream_t stream);
 
-/* The same phase by phase, of which the last only finishes, with room for an all-reduce of the partial sums. */
+/* The same phase by phase, of which the last only finishes, with room for an all-reduce of the sums. */
 enum { lars_cuda_PHASES = 3 };
 lars_cuda_API int lars_cuda_phases(const lars_cuda_plan *plan, const lars_cuda_options *options, int first,
                                    int last, cudaStream_t stream);

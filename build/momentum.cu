@@ -104,26 +104,20 @@ static const double momentum_cuda_defaults[] = {0.01, 0.9};
 static const optforge_initial momentum_cuda_initial[] = {{OPTFORGE_FROM_VALUE, 0.0}};
 
 /* ---- float ---- */
-OPTFORGE_CUDA_PASS(momentum_cuda_look_f32, optforge_f32, optforge_cuda_look<momentum_cuda_rule, optforge_f32>)
-OPTFORGE_CUDA_PASS(momentum_cuda_scan_f32, optforge_f32,
-                   optforge_cuda_pass<optforge_cuda_scan<momentum_cuda_rule, optforge_f32>, true>)
-OPTFORGE_CUDA_PASS(momentum_cuda_elements_f32, optforge_f32,
-                   optforge_cuda_pass<momentum_cuda_elements<optforge_f32>, false>)
-OPTFORGE_CUDA_PASS(momentum_cuda_elements_observed_f32, optforge_f32,
-                   optforge_cuda_pass<momentum_cuda_elements<optforge_f32>, true>)
+OPTFORGE_CUDA_SCAN(momentum_cuda, f32)
+OPTFORGE_CUDA_PASS(momentum_cuda_elements_f32, MORE_BLOCKS, momentum_cuda_elements<optforge_f32>, false)
+OPTFORGE_CUDA_PASS(momentum_cuda_elements_observed_f32, BLOCKS, momentum_cuda_elements<optforge_f32>, true)
 static const unsigned char momentum_cuda_formats_f32[] = {OPTFORGE_F32, OPTFORGE_F32, OPTFORGE_F32};
 static const optforge_cuda_phase momentum_cuda_phases_f32[] = {
     {(const void *)momentum_cuda_look_f32, (const void *)momentum_cuda_scan_f32, 0, 0, 3, 1},
     {(const void *)momentum_cuda_elements_f32, (const void *)momentum_cuda_elements_observed_f32, 3, 0, 5, 0}
 };
 const optforge_cuda_kernel momentum_cuda_kernel_f32 = {
-    OPTFORGE_CUDA_TYPES, "momentum", "07377a922d269c58e7959804a47b0d78fae7a31013075f12bf55db083c254769",
-            momentum_cuda_asserts, sizeof momentum_cuda_formats_f32, momentum_cuda_formats_f32,
+    OPTFORGE_CUDA_TYPES, momentum_cuda_asserts, sizeof momentum_cuda_formats_f32, momentum_cuda_formats_f32,
             momentum_cuda_initial,
-    sizeof momentum_cuda_defaults / sizeof(double), sizeof(momentum_cuda_scalars), 0, momentum_cuda_SUMS, 2,
-                                           momentum_cuda_phases_f32,
-    (const void *)momentum_cuda_begin, (const void *)momentum_cuda_fold, (const void *)momentum_cuda_finish,
-     NULL, momentum_cuda_begin_step
+    sizeof momentum_cuda_defaults / sizeof(double), sizeof(momentum_cuda_scalars), 0, momentum_cuda_SUMS,
+    2, momentum_cuda_phases_f32, (const void *)momentum_cuda_begin, (const void *)momentum_cuda_fold,
+    (const void *)momentum_cuda_finish, NULL, momentum_cuda_begin_step
 };
 
 int momentum_cuda_plan_f32(momentum_cuda_plan *plan, const momentum_cuda_tensor_f32 *tensors, size_t count,
@@ -133,26 +127,20 @@ int momentum_cuda_plan_f32(momentum_cuda_plan *plan, const momentum_cuda_tensor_
 }
 
 /* ---- double ---- */
-OPTFORGE_CUDA_PASS(momentum_cuda_look_f64, optforge_f64, optforge_cuda_look<momentum_cuda_rule, optforge_f64>)
-OPTFORGE_CUDA_PASS(momentum_cuda_scan_f64, optforge_f64,
-                   optforge_cuda_pass<optforge_cuda_scan<momentum_cuda_rule, optforge_f64>, true>)
-OPTFORGE_CUDA_PASS(momentum_cuda_elements_f64, optforge_f64,
-                   optforge_cuda_pass<momentum_cuda_elements<optforge_f64>, false>)
-OPTFORGE_CUDA_PASS(momentum_cuda_elements_observed_f64, optforge_f64,
-                   optforge_cuda_pass<momentum_cuda_elements<optforge_f64>, true>)
+OPTFORGE_CUDA_SCAN(momentum_cuda, f64)
+OPTFORGE_CUDA_PASS(momentum_cuda_elements_f64, MORE_BLOCKS, momentum_cuda_elements<optforge_f64>, false)
+OPTFORGE_CUDA_PASS(momentum_cuda_elements_observed_f64, BLOCKS, momentum_cuda_elements<optforge_f64>, true)
 static const unsigned char momentum_cuda_formats_f64[] = {OPTFORGE_F64, OPTFORGE_F64, OPTFORGE_F64};
 static const optforge_cuda_phase momentum_cuda_phases_f64[] = {
     {(const void *)momentum_cuda_look_f64, (const void *)momentum_cuda_scan_f64, 0, 0, 3, 1},
     {(const void *)momentum_cuda_elements_f64, (const void *)momentum_cuda_elements_observed_f64, 3, 0, 5, 0}
 };
 const optforge_cuda_kernel momentum_cuda_kernel_f64 = {
-    OPTFORGE_CUDA_TYPES, "momentum", "07377a922d269c58e7959804a47b0d78fae7a31013075f12bf55db083c254769",
-            momentum_cuda_asserts, sizeof momentum_cuda_formats_f64, momentum_cuda_formats_f64,
+    OPTFORGE_CUDA_TYPES, momentum_cuda_asserts, sizeof momentum_cuda_formats_f64, momentum_cuda_formats_f64,
             momentum_cuda_initial,
-    sizeof momentum_cuda_defaults / sizeof(double), sizeof(momentum_cuda_scalars), 0, momentum_cuda_SUMS, 2,
-                                           momentum_cuda_phases_f64,
-    (const void *)momentum_cuda_begin, (const void *)momentum_cuda_fold, (const void *)momentum_cuda_finish,
-     NULL, momentum_cuda_begin_step
+    sizeof momentum_cuda_defaults / sizeof(double), sizeof(momentum_cuda_scalars), 0, momentum_cuda_SUMS,
+    2, momentum_cuda_phases_f64, (const void *)momentum_cuda_begin, (const void *)momentum_cuda_fold,
+    (const void *)momentum_cuda_finish, NULL, momentum_cuda_begin_step
 };
 
 int momentum_cuda_plan_f64(momentum_cuda_plan *plan, const momentum_cuda_tensor_f64 *tensors, size_t count,
@@ -167,7 +155,6 @@ const char *momentum_cuda_strerror(int status)
 }
 
 void momentum_cuda_hyper_init(momentum_cuda_hyper *h) { memcpy(h, momentum_cuda_defaults, sizeof *h); }
-
 void momentum_cuda_options_init(momentum_cuda_options *o) { optforge_cuda_options_init(o); }
 
 size_t momentum_cuda_workspace_size(uint64_t elements, size_t count, size_t groups)

@@ -16,8 +16,8 @@
  * State: m starts as 0.0.
  * Memory traffic per element: 3 read, 2 written; in bytes: float 20, double 40.
  *
- * Build:     nvcc -O3 -arch=sm_75 -c momentum.cu optforge.cu    (or the device's architecture; sm_70 is the lowest)
- *            not with -ftz=true, which --use_fast_math implies: subnormal floats become 0, and a step is an error
+ * Build:     nvcc -O3 -arch=sm_75 -c momentum.cu optforge.cu    (or the device's own; sm_70 is the lowest)
+ *            not with -ftz=true or --use_fast_math, which make subnormal floats 0: steps are errors then
  * Re-create: optforge generate momentum --target cuda --dtype f32 --dtype f64
  * Rule hash: 07377a922d269c58e7959804a47b0d78fae7a31013075f12bf55db083c254769
  *
@@ -61,8 +61,8 @@ typedef optforge_cuda_control momentum_cuda_control;
 typedef optforge_stats momentum_cuda_stats;
 momentum_cuda_API void momentum_cuda_options_init(momentum_cuda_options *o);
 
-/* A tensor: n elements in each array, on the device. Its arrays must not overlap, and tensors of one call must
- * share no memory but gradients (which is not checked). Arrays at multiples of 16 bytes are faster. */
+/* A tensor: n elements in each array, on the device. Its arrays must not overlap, and tensors of one call
+ * must share no memory but gradients (which is not checked). Arrays at multiples of 16 bytes are faster. */
 typedef struct momentum_cuda_tensor_f32 {
     size_t n;
     float *p;
@@ -76,8 +76,8 @@ typedef struct momentum_cuda_tensor_f64 {
     double *m;
 } momentum_cuda_tensor_f64;
 
-/* Bytes of workspace for so many elements in so many tensors and groups; and plans of steps, which are to be made
- * again when an address changes that is not a gradient's. gradients changes those, one address for each tensor. */
+/* Bytes of workspace for so many elements in so many tensors and groups; and plans of steps, to be made again
+ * when an address changes that is not a gradient's. gradients changes those, one address for each tensor. */
 momentum_cuda_API size_t momentum_cuda_workspace_size(uint64_t elements, size_t count, size_t groups);
 momentum_cuda_API int momentum_cuda_plan_f32(momentum_cuda_plan *plan,
                                              const momentum_cuda_tensor_f32 *tensors, size_t count,
@@ -94,8 +94,8 @@ momentum_cuda_API int momentum_cuda_gradients(const momentum_cuda_plan *plan, co
 momentum_cuda_API int momentum_cuda_state_init(const momentum_cuda_plan *plan, const momentum_cuda_hyper *h,
                                                cudaStream_t stream);
 
-/* Enqueues step t, counted from 1. h has the hyperparameters of each group; options may be NULL. In a CUDA graph a
- * step is a launch, with scalars that rows hands over, up to 64 steps ahead: see optforge_cuda_rows. */
+/* Enqueues step t, counted from 1. h has the hyperparameters of each group; options may be NULL. In a CUDA
+ * graph a step is a launch, with scalars that rows hands over, up to 64 steps ahead (optforge_cuda_rows). */
 momentum_cuda_API int momentum_cuda_step(const momentum_cuda_hyper *h, uint64_t t,
                                          const momentum_cuda_plan *plan, const momentum_cuda_options *options,
                                          cudaStream_t stream);
@@ -105,7 +105,7 @@ momentum_cuda_API int momentum_cuda_rows(const momentum_cuda_plan *plan, const m
 momentum_cuda_API int momentum_cuda_launch(const momentum_cuda_plan *plan,
                                            const momentum_cuda_options *options, cudaStream_t stream);
 
-/* The same phase by phase, of which the last only finishes, with room for an all-reduce of the partial sums. */
+/* The same phase by phase, of which the last only finishes, with room for an all-reduce of the sums. */
 enum { momentum_cuda_PHASES = 3 };
 momentum_cuda_API int momentum_cuda_phases(const momentum_cuda_plan *plan,
                                            const momentum_cuda_options *options, int first, int last,

@@ -104,26 +104,20 @@ static const double nesterov_cuda_defaults[] = {0.01, 0.9};
 static const optforge_initial nesterov_cuda_initial[] = {{OPTFORGE_FROM_VALUE, 0.0}};
 
 /* ---- float ---- */
-OPTFORGE_CUDA_PASS(nesterov_cuda_look_f32, optforge_f32, optforge_cuda_look<nesterov_cuda_rule, optforge_f32>)
-OPTFORGE_CUDA_PASS(nesterov_cuda_scan_f32, optforge_f32,
-                   optforge_cuda_pass<optforge_cuda_scan<nesterov_cuda_rule, optforge_f32>, true>)
-OPTFORGE_CUDA_PASS(nesterov_cuda_elements_f32, optforge_f32,
-                   optforge_cuda_pass<nesterov_cuda_elements<optforge_f32>, false>)
-OPTFORGE_CUDA_PASS(nesterov_cuda_elements_observed_f32, optforge_f32,
-                   optforge_cuda_pass<nesterov_cuda_elements<optforge_f32>, true>)
+OPTFORGE_CUDA_SCAN(nesterov_cuda, f32)
+OPTFORGE_CUDA_PASS(nesterov_cuda_elements_f32, MORE_BLOCKS, nesterov_cuda_elements<optforge_f32>, false)
+OPTFORGE_CUDA_PASS(nesterov_cuda_elements_observed_f32, BLOCKS, nesterov_cuda_elements<optforge_f32>, true)
 static const unsigned char nesterov_cuda_formats_f32[] = {OPTFORGE_F32, OPTFORGE_F32, OPTFORGE_F32};
 static const optforge_cuda_phase nesterov_cuda_phases_f32[] = {
     {(const void *)nesterov_cuda_look_f32, (const void *)nesterov_cuda_scan_f32, 0, 0, 3, 1},
     {(const void *)nesterov_cuda_elements_f32, (const void *)nesterov_cuda_elements_observed_f32, 3, 0, 5, 0}
 };
 const optforge_cuda_kernel nesterov_cuda_kernel_f32 = {
-    OPTFORGE_CUDA_TYPES, "nesterov", "964d769e6780712820496607b28498b13dcc7ab152ae3d79ee74e10b176533ca",
-            nesterov_cuda_asserts, sizeof nesterov_cuda_formats_f32, nesterov_cuda_formats_f32,
+    OPTFORGE_CUDA_TYPES, nesterov_cuda_asserts, sizeof nesterov_cuda_formats_f32, nesterov_cuda_formats_f32,
             nesterov_cuda_initial,
-    sizeof nesterov_cuda_defaults / sizeof(double), sizeof(nesterov_cuda_scalars), 0, nesterov_cuda_SUMS, 2,
-                                           nesterov_cuda_phases_f32,
-    (const void *)nesterov_cuda_begin, (const void *)nesterov_cuda_fold, (const void *)nesterov_cuda_finish,
-     NULL, nesterov_cuda_begin_step
+    sizeof nesterov_cuda_defaults / sizeof(double), sizeof(nesterov_cuda_scalars), 0, nesterov_cuda_SUMS,
+    2, nesterov_cuda_phases_f32, (const void *)nesterov_cuda_begin, (const void *)nesterov_cuda_fold,
+    (const void *)nesterov_cuda_finish, NULL, nesterov_cuda_begin_step
 };
 
 int nesterov_cuda_plan_f32(nesterov_cuda_plan *plan, const nesterov_cuda_tensor_f32 *tensors, size_t count,
@@ -133,26 +127,20 @@ int nesterov_cuda_plan_f32(nesterov_cuda_plan *plan, const nesterov_cuda_tensor_
 }
 
 /* ---- double ---- */
-OPTFORGE_CUDA_PASS(nesterov_cuda_look_f64, optforge_f64, optforge_cuda_look<nesterov_cuda_rule, optforge_f64>)
-OPTFORGE_CUDA_PASS(nesterov_cuda_scan_f64, optforge_f64,
-                   optforge_cuda_pass<optforge_cuda_scan<nesterov_cuda_rule, optforge_f64>, true>)
-OPTFORGE_CUDA_PASS(nesterov_cuda_elements_f64, optforge_f64,
-                   optforge_cuda_pass<nesterov_cuda_elements<optforge_f64>, false>)
-OPTFORGE_CUDA_PASS(nesterov_cuda_elements_observed_f64, optforge_f64,
-                   optforge_cuda_pass<nesterov_cuda_elements<optforge_f64>, true>)
+OPTFORGE_CUDA_SCAN(nesterov_cuda, f64)
+OPTFORGE_CUDA_PASS(nesterov_cuda_elements_f64, MORE_BLOCKS, nesterov_cuda_elements<optforge_f64>, false)
+OPTFORGE_CUDA_PASS(nesterov_cuda_elements_observed_f64, BLOCKS, nesterov_cuda_elements<optforge_f64>, true)
 static const unsigned char nesterov_cuda_formats_f64[] = {OPTFORGE_F64, OPTFORGE_F64, OPTFORGE_F64};
 static const optforge_cuda_phase nesterov_cuda_phases_f64[] = {
     {(const void *)nesterov_cuda_look_f64, (const void *)nesterov_cuda_scan_f64, 0, 0, 3, 1},
     {(const void *)nesterov_cuda_elements_f64, (const void *)nesterov_cuda_elements_observed_f64, 3, 0, 5, 0}
 };
 const optforge_cuda_kernel nesterov_cuda_kernel_f64 = {
-    OPTFORGE_CUDA_TYPES, "nesterov", "964d769e6780712820496607b28498b13dcc7ab152ae3d79ee74e10b176533ca",
-            nesterov_cuda_asserts, sizeof nesterov_cuda_formats_f64, nesterov_cuda_formats_f64,
+    OPTFORGE_CUDA_TYPES, nesterov_cuda_asserts, sizeof nesterov_cuda_formats_f64, nesterov_cuda_formats_f64,
             nesterov_cuda_initial,
-    sizeof nesterov_cuda_defaults / sizeof(double), sizeof(nesterov_cuda_scalars), 0, nesterov_cuda_SUMS, 2,
-                                           nesterov_cuda_phases_f64,
-    (const void *)nesterov_cuda_begin, (const void *)nesterov_cuda_fold, (const void *)nesterov_cuda_finish,
-     NULL, nesterov_cuda_begin_step
+    sizeof nesterov_cuda_defaults / sizeof(double), sizeof(nesterov_cuda_scalars), 0, nesterov_cuda_SUMS,
+    2, nesterov_cuda_phases_f64, (const void *)nesterov_cuda_begin, (const void *)nesterov_cuda_fold,
+    (const void *)nesterov_cuda_finish, NULL, nesterov_cuda_begin_step
 };
 
 int nesterov_cuda_plan_f64(nesterov_cuda_plan *plan, const nesterov_cuda_tensor_f64 *tensors, size_t count,
@@ -167,7 +155,6 @@ const char *nesterov_cuda_strerror(int status)
 }
 
 void nesterov_cuda_hyper_init(nesterov_cuda_hyper *h) { memcpy(h, nesterov_cuda_defaults, sizeof *h); }
-
 void nesterov_cuda_options_init(nesterov_cuda_options *o) { optforge_cuda_options_init(o); }
 
 size_t nesterov_cuda_workspace_size(uint64_t elements, size_t count, size_t groups)

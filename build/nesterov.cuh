@@ -17,8 +17,8 @@
  * State: m starts as 0.0.
  * Memory traffic per element: 3 read, 2 written; in bytes: float 20, double 40.
  *
- * Build:     nvcc -O3 -arch=sm_75 -c nesterov.cu optforge.cu    (or the device's architecture; sm_70 is the lowest)
- *            not with -ftz=true, which --use_fast_math implies: subnormal floats become 0, and a step is an error
+ * Build:     nvcc -O3 -arch=sm_75 -c nesterov.cu optforge.cu    (or the device's own; sm_70 is the lowest)
+ *            not with -ftz=true or --use_fast_math, which make subnormal floats 0: steps are errors then
  * Re-create: optforge generate nesterov --target cuda --dtype f32 --dtype f64
  * Rule hash: 964d769e6780712820496607b28498b13dcc7ab152ae3d79ee74e10b176533ca
  *
@@ -62,8 +62,8 @@ typedef optforge_cuda_control nesterov_cuda_control;
 typedef optforge_stats nesterov_cuda_stats;
 nesterov_cuda_API void nesterov_cuda_options_init(nesterov_cuda_options *o);
 
-/* A tensor: n elements in each array, on the device. Its arrays must not overlap, and tensors of one call must
- * share no memory but gradients (which is not checked). Arrays at multiples of 16 bytes are faster. */
+/* A tensor: n elements in each array, on the device. Its arrays must not overlap, and tensors of one call
+ * must share no memory but gradients (which is not checked). Arrays at multiples of 16 bytes are faster. */
 typedef struct nesterov_cuda_tensor_f32 {
     size_t n;
     float *p;
@@ -77,8 +77,8 @@ typedef struct nesterov_cuda_tensor_f64 {
     double *m;
 } nesterov_cuda_tensor_f64;
 
-/* Bytes of workspace for so many elements in so many tensors and groups; and plans of steps, which are to be made
- * again when an address changes that is not a gradient's. gradients changes those, one address for each tensor. */
+/* Bytes of workspace for so many elements in so many tensors and groups; and plans of steps, to be made again
+ * when an address changes that is not a gradient's. gradients changes those, one address for each tensor. */
 nesterov_cuda_API size_t nesterov_cuda_workspace_size(uint64_t elements, size_t count, size_t groups);
 nesterov_cuda_API int nesterov_cuda_plan_f32(nesterov_cuda_plan *plan,
                                              const nesterov_cuda_tensor_f32 *tensors, size_t count,
@@ -95,8 +95,8 @@ nesterov_cuda_API int nesterov_cuda_gradients(const nesterov_cuda_plan *plan, co
 nesterov_cuda_API int nesterov_cuda_state_init(const nesterov_cuda_plan *plan, const nesterov_cuda_hyper *h,
                                                cudaStream_t stream);
 
-/* Enqueues step t, counted from 1. h has the hyperparameters of each group; options may be NULL. In a CUDA graph a
- * step is a launch, with scalars that rows hands over, up to 64 steps ahead: see optforge_cuda_rows. */
+/* Enqueues step t, counted from 1. h has the hyperparameters of each group; options may be NULL. In a CUDA
+ * graph a step is a launch, with scalars that rows hands over, up to 64 steps ahead (optforge_cuda_rows). */
 nesterov_cuda_API int nesterov_cuda_step(const nesterov_cuda_hyper *h, uint64_t t,
                                          const nesterov_cuda_plan *plan, const nesterov_cuda_options *options,
                                          cudaStream_t stream);
@@ -106,7 +106,7 @@ nesterov_cuda_API int nesterov_cuda_rows(const nesterov_cuda_plan *plan, const n
 nesterov_cuda_API int nesterov_cuda_launch(const nesterov_cuda_plan *plan,
                                            const nesterov_cuda_options *options, cudaStream_t stream);
 
-/* The same phase by phase, of which the last only finishes, with room for an all-reduce of the partial sums. */
+/* The same phase by phase, of which the last only finishes, with room for an all-reduce of the sums. */
 enum { nesterov_cuda_PHASES = 3 };
 nesterov_cuda_API int nesterov_cuda_phases(const nesterov_cuda_plan *plan,
                                            const nesterov_cuda_options *options, int first, int last,

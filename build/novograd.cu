@@ -176,14 +176,10 @@ static const optforge_initial novograd_cuda_initial[] = {{OPTFORGE_FROM_VALUE, 0
         0.0}};
 
 /* ---- float ---- */
-OPTFORGE_CUDA_PASS(novograd_cuda_pass_1_f32, optforge_f32,
-                   optforge_cuda_pass<novograd_cuda_pass_1<optforge_f32>, false>)
-OPTFORGE_CUDA_PASS(novograd_cuda_pass_1_observed_f32, optforge_f32,
-                   optforge_cuda_pass<novograd_cuda_pass_1<optforge_f32>, true>)
-OPTFORGE_CUDA_PASS(novograd_cuda_pass_2_f32, optforge_f32,
-                   optforge_cuda_pass<novograd_cuda_pass_2<optforge_f32>, false>)
-OPTFORGE_CUDA_PASS(novograd_cuda_pass_2_observed_f32, optforge_f32,
-                   optforge_cuda_pass<novograd_cuda_pass_2<optforge_f32>, true>)
+OPTFORGE_CUDA_PASS(novograd_cuda_pass_1_f32, MORE_BLOCKS, novograd_cuda_pass_1<optforge_f32>, false)
+OPTFORGE_CUDA_PASS(novograd_cuda_pass_1_observed_f32, BLOCKS, novograd_cuda_pass_1<optforge_f32>, true)
+OPTFORGE_CUDA_PASS(novograd_cuda_pass_2_f32, MORE_BLOCKS, novograd_cuda_pass_2<optforge_f32>, false)
+OPTFORGE_CUDA_PASS(novograd_cuda_pass_2_observed_f32, BLOCKS, novograd_cuda_pass_2<optforge_f32>, true)
 static const unsigned char novograd_cuda_formats_f32[] = {OPTFORGE_F32, OPTFORGE_F32, OPTFORGE_F32,
         OPTFORGE_SCALAR};
 static const optforge_cuda_phase novograd_cuda_phases_f32[] = {
@@ -191,13 +187,11 @@ static const optforge_cuda_phase novograd_cuda_phases_f32[] = {
     {(const void *)novograd_cuda_pass_2_f32, (const void *)novograd_cuda_pass_2_observed_f32, 3, 0, 2, 0}
 };
 const optforge_cuda_kernel novograd_cuda_kernel_f32 = {
-    OPTFORGE_CUDA_TYPES, "novograd", "570878dbbed4f523d7be59659b17623428e012908b4ac82b93aca790451b3c19",
-            novograd_cuda_asserts, sizeof novograd_cuda_formats_f32, novograd_cuda_formats_f32,
+    OPTFORGE_CUDA_TYPES, novograd_cuda_asserts, sizeof novograd_cuda_formats_f32, novograd_cuda_formats_f32,
             novograd_cuda_initial,
-    sizeof novograd_cuda_defaults / sizeof(double), sizeof(novograd_cuda_scalars), 1, novograd_cuda_SUMS, 2,
-                                           novograd_cuda_phases_f32,
-    (const void *)novograd_cuda_begin, (const void *)novograd_cuda_fold, (const void *)novograd_cuda_finish,
-     NULL, novograd_cuda_begin_step
+    sizeof novograd_cuda_defaults / sizeof(double), sizeof(novograd_cuda_scalars), 1, novograd_cuda_SUMS,
+    2, novograd_cuda_phases_f32, (const void *)novograd_cuda_begin, (const void *)novograd_cuda_fold,
+    (const void *)novograd_cuda_finish, NULL, novograd_cuda_begin_step
 };
 
 int novograd_cuda_plan_f32(novograd_cuda_plan *plan, const novograd_cuda_tensor_f32 *tensors, size_t count,
@@ -207,14 +201,10 @@ int novograd_cuda_plan_f32(novograd_cuda_plan *plan, const novograd_cuda_tensor_
 }
 
 /* ---- double ---- */
-OPTFORGE_CUDA_PASS(novograd_cuda_pass_1_f64, optforge_f64,
-                   optforge_cuda_pass<novograd_cuda_pass_1<optforge_f64>, false>)
-OPTFORGE_CUDA_PASS(novograd_cuda_pass_1_observed_f64, optforge_f64,
-                   optforge_cuda_pass<novograd_cuda_pass_1<optforge_f64>, true>)
-OPTFORGE_CUDA_PASS(novograd_cuda_pass_2_f64, optforge_f64,
-                   optforge_cuda_pass<novograd_cuda_pass_2<optforge_f64>, false>)
-OPTFORGE_CUDA_PASS(novograd_cuda_pass_2_observed_f64, optforge_f64,
-                   optforge_cuda_pass<novograd_cuda_pass_2<optforge_f64>, true>)
+OPTFORGE_CUDA_PASS(novograd_cuda_pass_1_f64, MORE_BLOCKS, novograd_cuda_pass_1<optforge_f64>, false)
+OPTFORGE_CUDA_PASS(novograd_cuda_pass_1_observed_f64, BLOCKS, novograd_cuda_pass_1<optforge_f64>, true)
+OPTFORGE_CUDA_PASS(novograd_cuda_pass_2_f64, MORE_BLOCKS, novograd_cuda_pass_2<optforge_f64>, false)
+OPTFORGE_CUDA_PASS(novograd_cuda_pass_2_observed_f64, BLOCKS, novograd_cuda_pass_2<optforge_f64>, true)
 static const unsigned char novograd_cuda_formats_f64[] = {OPTFORGE_F64, OPTFORGE_F64, OPTFORGE_F64,
         OPTFORGE_SCALAR};
 static const optforge_cuda_phase novograd_cuda_phases_f64[] = {
@@ -222,13 +212,11 @@ static const optforge_cuda_phase novograd_cuda_phases_f64[] = {
     {(const void *)novograd_cuda_pass_2_f64, (const void *)novograd_cuda_pass_2_observed_f64, 3, 0, 2, 0}
 };
 const optforge_cuda_kernel novograd_cuda_kernel_f64 = {
-    OPTFORGE_CUDA_TYPES, "novograd", "570878dbbed4f523d7be59659b17623428e012908b4ac82b93aca790451b3c19",
-            novograd_cuda_asserts, sizeof novograd_cuda_formats_f64, novograd_cuda_formats_f64,
+    OPTFORGE_CUDA_TYPES, novograd_cuda_asserts, sizeof novograd_cuda_formats_f64, novograd_cuda_formats_f64,
             novograd_cuda_initial,
-    sizeof novograd_cuda_defaults / sizeof(double), sizeof(novograd_cuda_scalars), 1, novograd_cuda_SUMS, 2,
-                                           novograd_cuda_phases_f64,
-    (const void *)novograd_cuda_begin, (const void *)novograd_cuda_fold, (const void *)novograd_cuda_finish,
-     NULL, novograd_cuda_begin_step
+    sizeof novograd_cuda_defaults / sizeof(double), sizeof(novograd_cuda_scalars), 1, novograd_cuda_SUMS,
+    2, novograd_cuda_phases_f64, (const void *)novograd_cuda_begin, (const void *)novograd_cuda_fold,
+    (const void *)novograd_cuda_finish, NULL, novograd_cuda_begin_step
 };
 
 int novograd_cuda_plan_f64(novograd_cuda_plan *plan, const novograd_cuda_tensor_f64 *tensors, size_t count,
@@ -243,7 +231,6 @@ const char *novograd_cuda_strerror(int status)
 }
 
 void novograd_cuda_hyper_init(novograd_cuda_hyper *h) { memcpy(h, novograd_cuda_defaults, sizeof *h); }
-
 void novograd_cuda_options_init(novograd_cuda_options *o) { optforge_cuda_options_init(o); }
 
 size_t novograd_cuda_workspace_size(uint64_t elements, size_t count, size_t groups)

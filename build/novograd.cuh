@@ -20,8 +20,8 @@
  *     pass 1: reads g, writes nothing
  *     pass 2: reads p g m, writes p m
  *
- * Build:     nvcc -O3 -arch=sm_75 -c novograd.cu optforge.cu    (or the device's architecture; sm_70 is the lowest)
- *            not with -ftz=true, which --use_fast_math implies: subnormal floats become 0, and a step is an error
+ * Build:     nvcc -O3 -arch=sm_75 -c novograd.cu optforge.cu    (or the device's own; sm_70 is the lowest)
+ *            not with -ftz=true or --use_fast_math, which make subnormal floats 0: steps are errors then
  * Re-create: optforge generate novograd --target cuda --dtype f32 --dtype f64
  * Rule hash: 570878dbbed4f523d7be59659b17623428e012908b4ac82b93aca790451b3c19
  *
@@ -68,8 +68,8 @@ typedef optforge_cuda_control novograd_cuda_control;
 typedef optforge_stats novograd_cuda_stats;
 novograd_cuda_API void novograd_cuda_options_init(novograd_cuda_options *o);
 
-/* A tensor: n elements in each array, on the device. Its arrays must not overlap, and tensors of one call must
- * share no memory but gradients (which is not checked). Arrays at multiples of 16 bytes are faster.
+/* A tensor: n elements in each array, on the device. Its arrays must not overlap, and tensors of one call
+ * must share no memory but gradients (which is not checked). Arrays at multiples of 16 bytes are faster.
  * Scalar state is one double per tensor. */
 typedef struct novograd_cuda_tensor_f32 {
     size_t n;
@@ -86,8 +86,8 @@ typedef struct novograd_cuda_tensor_f64 {
     double *v;
 } novograd_cuda_tensor_f64;
 
-/* Bytes of workspace for so many elements in so many tensors and groups; and plans of steps, which are to be made
- * again when an address changes that is not a gradient's. gradients changes those, one address for each tensor. */
+/* Bytes of workspace for so many elements in so many tensors and groups; and plans of steps, to be made again
+ * when an address changes that is not a gradient's. gradients changes those, one address for each tensor. */
 novograd_cuda_API size_t novograd_cuda_workspace_size(uint64_t elements, size_t count, size_t groups);
 novograd_cuda_API int novograd_cuda_plan_f32(novograd_cuda_plan *plan,
                                              const novograd_cuda_tensor_f32 *tensors, size_t count,
@@ -104,8 +104,8 @@ novograd_cuda_API int novograd_cuda_gradients(const novograd_cuda_plan *plan, co
 novograd_cuda_API int novograd_cuda_state_init(const novograd_cuda_plan *plan, const novograd_cuda_hyper *h,
                                                cudaStream_t stream);
 
-/* Enqueues step t, counted from 1. h has the hyperparameters of each group; options may be NULL. In a CUDA graph a
- * step is a launch, with scalars that rows hands over, up to 64 steps ahead: see optforge_cuda_rows. */
+/* Enqueues step t, counted from 1. h has the hyperparameters of each group; options may be NULL. In a CUDA
+ * graph a step is a launch, with scalars that rows hands over, up to 64 steps ahead (optforge_cuda_rows). */
 novograd_cuda_API int novograd_cuda_step(const novograd_cuda_hyper *h, uint64_t t,
                                          const novograd_cuda_plan *plan, const novograd_cuda_options *options,
                                          cudaStream_t stream);
@@ -115,7 +115,7 @@ novograd_cuda_API int novograd_cuda_rows(const novograd_cuda_plan *plan, const n
 novograd_cuda_API int novograd_cuda_launch(const novograd_cuda_plan *plan,
                                            const novograd_cuda_options *options, cudaStream_t stream);
 
-/* The same phase by phase, of which the last only finishes, with room for an all-reduce of the partial sums. */
+/* The same phase by phase, of which the last only finishes, with room for an all-reduce of the sums. */
 enum { novograd_cuda_PHASES = 3 };
 novograd_cuda_API int novograd_cuda_phases(const novograd_cuda_plan *plan,
                                            const novograd_cuda_options *options, int first, int last,

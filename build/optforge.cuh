@@ -1,7 +1,7 @@
 /* optforge.cuh: what every emitted rule's CUDA shares: plans, options, calls, and the passes over memory.
  *
- * A rule's own header, NAME.cuh, includes this one and has typed calls, which are all that most programs need.
- * The passes are templates over a rule's formulas, which NAME.cu instantiates.
+ * A rule's own header, NAME.cuh, includes this one and has typed calls, which are all that most programs
+ * need. The passes are templates over a rule's formulas, which NAME.cu instantiates.
  *
  * This file may be used, changed and distributed without restriction.
  */
@@ -10,7 +10,7 @@
 
 #include "optforge.h"
 
-/* ---- types, which all emitted CUDA of a program shares -------------------------------------------------- */
+/* ---- types, which all emitted CUDA of a program shares ------------------------------------------------ */
 
 #include <cuda_runtime.h>
 
@@ -42,7 +42,7 @@ typedef struct optforge_cuda_control {
     int32_t status;     /* what became of it */
     uint32_t idle;      /* whether it was not done at all */
     uint32_t done;      /* sums that are added up */
-    uint64_t set;       /* whether the count of steps is to be set; this and the rest is what the host tells */
+    uint64_t set;       /* what the host tells: whether the count of steps is to be set */
     uint64_t base;      /* to this */
     uint64_t first_row; /* number of the first step whose scalars are there */
     uint64_t rows;      /* how many steps have theirs */
@@ -99,26 +99,27 @@ typedef struct optforge_cuda_plan {
 } optforge_cuda_plan;
 
 /* How steps are done. What is 0 or NULL is not asked for. The first part is read when a plan is made, and
- * names memory of the host but for the workspace; the second at every step, and names memory of the device. */
+ * names memory of the host but for the workspace; the second at every step, and names memory of the
+ * device. */
 typedef struct optforge_cuda_options {
-    size_t size;                      /* of this struct, which optforge_cuda_options_init fills in */
-    void *workspace;                  /* on the device, kept as long as the plan, at a multiple of 16 bytes */
-    size_t workspace_size;            /* in bytes */
-    size_t groups;                    /* how many hyperparameters the tensors share out; 0 means 1 */
-    const size_t *group;              /* of each tensor: which of them are its own; NULL: the first */
-    const uint64_t *late;             /* of each group, kept: how many steps less its tensors have had; NULL: 0 */
-    size_t tensors;                   /* where the list has parts of tensors: how many whole ones there are */
-    const size_t *sizes;              /* and their numbers of elements; NULL: the list has whole ones */
-    const size_t *number;             /* of each tensor: which whole one it is a part of */
-    const size_t *part;               /* of each tensor: the element there that it begins at, between leaves */
-    const optforge_cuda_plan *beside; /* another plan over parts of the same tensors, which begins their steps */
+    size_t size;           /* of this struct, which optforge_cuda_options_init fills in */
+    void *workspace;       /* on the device, kept as long as the plan, at a multiple of 16 bytes */
+    size_t workspace_size; /* in bytes */
+    size_t groups;         /* how many hyperparameters the tensors share out; 0 means 1 */
+    const size_t *group;   /* of each tensor: which of them are its own; NULL: the first */
+    const uint64_t *late;  /* of each group, kept: how many steps fewer its tensors have had; NULL: none */
+    size_t tensors;        /* where the list has parts of tensors: how many whole ones there are */
+    const size_t *sizes;   /* and their numbers of elements; NULL: the list has whole ones */
+    const size_t *number;  /* of each tensor: which whole one it is a part of */
+    const size_t *part;    /* of each tensor: the element there that it begins at, between leaves */
+    const optforge_cuda_plan *beside; /* a plan over parts of the same tensors, which begins their steps */
 
-    double grad_scale;                /* gradients are multiplied by 1 / grad_scale before anything sees them; 1 */
-    int skip_nonfinite;               /* with a NaN or an infinity in any gradient nothing is changed */
-    int zero_grads;                   /* g, which must not be const then, is set to 0, also by a skipped step */
-    optforge_stats *stats;            /* filled in, over all tensors */
-    optforge_stats *tensor_stats;     /* filled in, one for each tensor, each whole tensor where there are parts */
-    const unsigned char *starting;    /* of each tensor: whether this is its first step */
+    double grad_scale;     /* gradients are multiplied by 1 / grad_scale before anything sees them; 1 */
+    int skip_nonfinite;    /* with a NaN or an infinity in any gradient nothing is changed */
+    int zero_grads;        /* g, which must not be const then, is set to 0, also by a skipped step */
+    optforge_stats *stats; /* filled in, over all tensors */
+    optforge_stats *tensor_stats;  /* filled in, one for each tensor, each whole one where there are parts */
+    const unsigned char *starting; /* of each tensor: whether this is its first step */
 } optforge_cuda_options;
 
 /* What a phase launches, and what it adds up: first what formulas need, then statistics, then counts of NaN
@@ -134,15 +135,14 @@ typedef struct optforge_cuda_phase {
 /* A rule for one format of its arrays. */
 typedef struct optforge_cuda_kernel {
     unsigned abi; /* OPTFORGE_CUDA_TYPES */
-    const char *name, *hash;
-    const char *const *asserts;  /* their texts, and NULL */
-    size_t arrays;               /* p, g and the state */
-    const unsigned char *formats;/* of each, as in optforge.h */
+    const char *const *asserts;      /* their texts, and NULL */
+    size_t arrays;                   /* p, g and the state */
+    const unsigned char *formats;    /* of each, as in optforge.h */
     const optforge_initial *initial; /* of each state */
-    size_t hypers;               /* doubles in a struct of hyperparameters */
-    size_t scalars_size;         /* bytes of the scalars of a step */
-    int stores;                  /* whether scalar state advances */
-    int sums;                    /* of all phases */
+    size_t hypers;                   /* doubles in a struct of hyperparameters */
+    size_t scalars_size;             /* bytes of the scalars of a step */
+    int stores;                      /* whether scalar state advances */
+    int sums;                        /* of all phases */
     int phase_count;
     const optforge_cuda_phase *phases;
     const void *begin, *fold, *finish, *attempt; /* kernels; the last is NULL where no scalar can fail */
@@ -167,7 +167,7 @@ typedef struct optforge_cuda_news {
 /* ---- calls --------------------------------------------------------------------------------------------- */
 
 #ifndef OPTFORGE_CUDA_API
-#define OPTFORGE_CUDA_API /* define it to export the functions: __declspec(dllexport), visibility("default") */
+#define OPTFORGE_CUDA_API /* define it to export the functions, as OPTFORGE_API */
 #endif
 
 #ifdef __cplusplus
@@ -180,13 +180,12 @@ OPTFORGE_CUDA_API const char *optforge_cuda_strerror(const optforge_cuda_kernel 
 /* Fills in the defaults: plain steps. */
 OPTFORGE_CUDA_API void optforge_cuda_options_init(optforge_cuda_options *o);
 
-/* Bytes of workspace for so many tensors with so many elements together, in so many groups. Where the list has
- * parts: for the whole tensors and their elements, or for as many tensors as there are parts if those are more. */
+/* Bytes of workspace for so many elements in so many tensors and groups; where the list has parts of
+ * tensors, of the whole ones, or of as many as there are parts if those are more. */
 OPTFORGE_CUDA_API size_t optforge_cuda_workspace_size(const optforge_cuda_kernel *kernel, uint64_t elements,
                                                       size_t count, size_t groups);
 
-/* Plans steps over a list of tensors: checks it, and enqueues its tables. To be done again when an address
- * changes that is not a gradient's. */
+/* Plans steps over a list of tensors: checks it, and enqueues its tables. */
 OPTFORGE_CUDA_API int optforge_cuda_plan_list(optforge_cuda_plan *plan, const optforge_cuda_kernel *kernel,
                                               const void *tensors, size_t count,
                                               const optforge_cuda_options *options, cudaStream_t stream);
@@ -201,27 +200,29 @@ OPTFORGE_CUDA_API int optforge_cuda_state_init(const optforge_cuda_plan *plan, c
                                                cudaStream_t stream);
 
 /* One step over the list, in place: number t, counted from 1. hyper has the hyperparameters of each group;
- * options may be NULL. It only enqueues work: errors of the arguments are found before, and nothing waits for
- * the device. It brings the scalars of this step, and so has no place in a CUDA graph; launch has. */
+ * options may be NULL. It only enqueues work: errors of the arguments are found before, and nothing waits
+ * for the device. It brings the scalars of this step, and so has no place in a CUDA graph; launch has. */
 OPTFORGE_CUDA_API int optforge_cuda_step(const void *hyper, uint64_t t, const optforge_cuda_plan *plan,
                                          const optforge_cuda_options *options, cudaStream_t stream);
 
-/* The two halves of a step, for steps whose number only the device knows (because some were skipped) and for
- * CUDA graphs, which can capture launch and replay it. rows hands over the scalars of steps [t, t + number), in
- * the place of those that were there, for at most OPTFORGE_CUDA_ROWS steps; of options it takes grad_scale.
- * With `set` the next step becomes number t; otherwise the device counts on. launch does one step; phases does
- * phases [first, last) of it, to be called in order. */
+/* The two halves of a step, for steps whose number only the device knows (because some were skipped) and
+ * for CUDA graphs, which can capture launch and replay it. rows hands over the scalars of steps [t, t +
+ * number), in the place of those that were there, for at most OPTFORGE_CUDA_ROWS steps; of options it
+ * takes grad_scale. With `set` the next step becomes number t; otherwise the device counts on. launch does
+ * one step; phases does phases [first, last) of it, to be called in order. */
 OPTFORGE_CUDA_API int optforge_cuda_rows(const optforge_cuda_plan *plan, const void *hyper, uint64_t t,
                                          size_t number, int set, const optforge_cuda_options *options,
                                          cudaStream_t stream);
-OPTFORGE_CUDA_API int optforge_cuda_launch(const optforge_cuda_plan *plan, const optforge_cuda_options *options,
+OPTFORGE_CUDA_API int optforge_cuda_launch(const optforge_cuda_plan *plan,
+                                           const optforge_cuda_options *options, cudaStream_t stream);
+OPTFORGE_CUDA_API int optforge_cuda_phases(const optforge_cuda_plan *plan,
+                                           const optforge_cuda_options *options, int first, int last,
                                            cudaStream_t stream);
-OPTFORGE_CUDA_API int optforge_cuda_phases(const optforge_cuda_plan *plan, const optforge_cuda_options *options,
-                                           int first, int last, cudaStream_t stream);
 
-/* Between phases k and k + 1 the sums that phase k left for each leaf can be added over ranks that have parts
- * of the same tensors: they are 0 where a rank has not that leaf, if they were set to 0 before the step, so that
- * the result has the bits of a single rank's. partials gives those sums, on the device, and their number. */
+/* Between phases k and k + 1 the sums that phase k left for each leaf can be added over ranks that have
+ * parts of the same tensors: they are 0 where a rank has not that leaf, if they were set to 0 before the
+ * step, so that the result has the bits of a single rank's. partials gives those sums, on the device, and
+ * their number. */
 OPTFORGE_CUDA_API double *optforge_cuda_partials(const optforge_cuda_plan *plan, int phase, size_t *number);
 
 #ifdef __cplusplus
@@ -230,7 +231,7 @@ OPTFORGE_CUDA_API double *optforge_cuda_partials(const optforge_cuda_plan *plan,
 
 #endif /* OPTFORGE_CUH */
 
-/* ---- for the files that compute: numbers, and the passes over memory ------------------------------------- */
+/* ---- for the files that compute: numbers, and the passes over memory ---------------------------------- */
 
 #if defined(OPTFORGE_CUDA_COMPILE) && !defined(OPTFORGE_CUDA_COMPILED)
 #define OPTFORGE_CUDA_COMPILED
@@ -254,7 +255,7 @@ OPTFORGE_CUDA_API double *optforge_cuda_partials(const optforge_cuda_plan *plan,
 
 /* What can be tuned with -D: no bit depends on it. */
 #ifndef OPTFORGE_CUDA_MIN_BLOCKS
-#define OPTFORGE_CUDA_MIN_BLOCKS 3 /* of float on a multiprocessor, of double half, rounded up: more leave fewer registers */
+#define OPTFORGE_CUDA_MIN_BLOCKS 3 /* of float on a multiprocessor, of double half */
 #endif
 #ifndef OPTFORGE_CUDA_READ
 #define OPTFORGE_CUDA_READ(from) (*(from)) /* or __ldcs(from), which asks the caches not to keep it */
@@ -276,15 +277,25 @@ static_assert(sizeof(optforge_cuda_news) <= 4096, "an argument of a kernel has a
 
 #define OPTFORGE_DEVICE static __device__ __forceinline__
 
-/* A kernel, by the name under which it is launched; those that pass over memory leave registers for more blocks. */
-#define OPTFORGE_CUDA_KERNEL(name, argument, ...)                                              \
-    extern "C" __global__ void __launch_bounds__(OPTFORGE_CUDA_THREADS)                        \
+/* Kernels, by the names under which they are launched. Those that pass over memory leave registers for so many
+ * blocks on a multiprocessor; a rule's look at the gradients is one kernel with statistics and one without. */
+#define OPTFORGE_CUDA_KERNEL(name, argument, ...)                                                      \
+    extern "C" __global__ void __launch_bounds__(OPTFORGE_CUDA_THREADS)                                \
         name(const __grid_constant__ argument given) { __VA_ARGS__(given); }
-#define OPTFORGE_CUDA_PASS(name, real, ...)                                                    \
-    extern "C" __global__ void __launch_bounds__(OPTFORGE_CUDA_THREADS, real::BLOCKS)          \
-        name(const __grid_constant__ optforge_cuda_plan given) { __VA_ARGS__(given); }
+#define OPTFORGE_CUDA_PASS(name, blocks, pass, observe)                                                \
+    extern "C" __global__ void __launch_bounds__(OPTFORGE_CUDA_THREADS, pass::element::blocks)         \
+        name(const __grid_constant__ optforge_cuda_plan given) { optforge_cuda_pass<pass, observe>(given); }
+#define OPTFORGE_CUDA_SCAN(rule, type)                                                                 \
+    typedef optforge_cuda_scan<rule##_rule, optforge_##type> rule##_scan_of_##type;                    \
+    OPTFORGE_CUDA_PASS(rule##_scan_##type, BLOCKS, rule##_scan_of_##type, true)                        \
+    extern "C" __global__ void __launch_bounds__(OPTFORGE_CUDA_THREADS, optforge_##type::MORE_BLOCKS)  \
+        rule##_look_##type(const __grid_constant__ optforge_cuda_plan given)                           \
+    {                                                                                                  \
+        optforge_cuda_look<rule##_rule, optforge_##type>(given);                                       \
+    }
 
-/* Numbers whose operations are rounded as they are written: no compiler flag fuses them or takes others for them. */
+/* Numbers whose operations are rounded as they are written: no compiler flag fuses them or takes others
+ * for them. */
 #define OPTFORGE_CUDA_OPERATORS(self, letter)                                                  \
     friend __device__ self operator+(self a, self b) { return __##letter##add_rn(a.x, b.x); } \
     friend __device__ self operator-(self a, self b) { return __##letter##sub_rn(a.x, b.x); } \
@@ -302,7 +313,7 @@ static_assert(sizeof(optforge_cuda_news) <= 4096, "an argument of a kernel has a
 
 struct optforge_f64 {
     typedef double number;
-    enum { BLOCKS = (OPTFORGE_CUDA_MIN_BLOCKS + 1) / 2 };
+    enum { BLOCKS = (OPTFORGE_CUDA_MIN_BLOCKS + 1) / 2, MORE_BLOCKS = OPTFORGE_CUDA_MIN_BLOCKS / 2 + 1 };
     double x;
 
     optforge_f64() = default;
@@ -318,7 +329,7 @@ struct optforge_f64 {
 
 struct optforge_f32 {
     typedef float number;
-    enum { BLOCKS = OPTFORGE_CUDA_MIN_BLOCKS };
+    enum { BLOCKS = OPTFORGE_CUDA_MIN_BLOCKS, MORE_BLOCKS = BLOCKS + 1 }; /* the more where a pass is small */
     float x;
 
     optforge_f32() = default;
@@ -331,10 +342,11 @@ struct optforge_f32 {
     /* As a double. Most GPUs convert slowly; a normal float only needs its exponent in another place. */
     __device__ double wide() const
     {
-        const unsigned u = __float_as_uint(x), high = (u & 0x80000000u) | ((u >> 3 & 0x0fffffffu) + 0x38000000u);
+        const unsigned u = __float_as_uint(x), low = u << 29;
+        const unsigned high = (u & 0x80000000u) | ((u >> 3 & 0x0fffffffu) + 0x38000000u);
 
         if ((u >> 23 & 0xff) - 1 < 0xfe)
-            return __longlong_as_double((long long)((unsigned long long)high << 32 | (unsigned long long)(u << 29)));
+            return __longlong_as_double((long long)((unsigned long long)high << 32 | low));
         return x;
     }
     /* The square of a float is exact in double, so that nothing is lost when it is added at once. */
@@ -348,16 +360,19 @@ struct optforge_f32 {
 };
 
 /* Of CUDA's own library, and maybe off in the last bits. */
-#define OPTFORGE_CUDA_LIBRARY(name)                                                                           \
-    inline __device__ __noinline__ float optforge_cuda_library_##name##f(float a) { return name##f(a); }      \
-    inline __device__ __noinline__ double optforge_cuda_library_##name(double a) { return name(a); }          \
-    inline __device__ optforge_f32 name(optforge_f32 a) { return optforge_cuda_library_##name##f(a.x); }      \
+#define OPTFORGE_CUDA_LIBRARY(name)                                                                         \
+    inline __device__ __noinline__ float optforge_cuda_library_##name##f(float a) { return name##f(a); }    \
+    inline __device__ __noinline__ double optforge_cuda_library_##name(double a) { return name(a); }        \
+    inline __device__ optforge_f32 name(optforge_f32 a) { return optforge_cuda_library_##name##f(a.x); }    \
     inline __device__ optforge_f64 name(optforge_f64 a) { return optforge_cuda_library_##name(a.x); }
-#define OPTFORGE_CUDA_LIBRARY_OF_TWO(name)                                                                    \
-    inline __device__ __noinline__ double optforge_cuda_library_##name(double a, double b) { return name(a, b); } \
-    inline __device__ optforge_f64 name(optforge_f64 a, optforge_f64 b)                                       \
-    {                                                                                                         \
-        return optforge_cuda_library_##name(a.x, b.x);                                                        \
+#define OPTFORGE_CUDA_LIBRARY_OF_TWO(name)                                                                  \
+    inline __device__ __noinline__ double optforge_cuda_library_##name(double a, double b)                  \
+    {                                                                                                       \
+        return name(a, b);                                                                                  \
+    }                                                                                                       \
+    inline __device__ optforge_f64 name(optforge_f64 a, optforge_f64 b)                                     \
+    {                                                                                                       \
+        return optforge_cuda_library_##name(a.x, b.x);                                                      \
     }
 OPTFORGE_CUDA_LIBRARY(exp)
 OPTFORGE_CUDA_LIBRARY(log)
@@ -378,9 +393,22 @@ OPTFORGE_DEVICE void optforge_cuda_load_vector(optforge_f32 (&to)[4], const floa
 
 OPTFORGE_DEVICE void optforge_cuda_load_vector(optforge_f64 (&to)[4], const double *from)
 {
-    const double2 v = OPTFORGE_CUDA_READ((const double2 *)from), w = OPTFORGE_CUDA_READ((const double2 *)from + 1);
+    const double2 v = OPTFORGE_CUDA_READ((const double2 *)from);
+    const double2 w = OPTFORGE_CUDA_READ((const double2 *)from + 1);
 
     to[0] = v.x, to[1] = v.y, to[2] = w.x, to[3] = w.y;
+}
+
+/* Into shared memory. */
+OPTFORGE_DEVICE void optforge_cuda_stage(float *to, const optforge_f32 (&from)[4])
+{
+    *(float4 *)to = make_float4(from[0].x, from[1].x, from[2].x, from[3].x);
+}
+
+OPTFORGE_DEVICE void optforge_cuda_stage(double *to, const optforge_f64 (&from)[4])
+{
+    ((double2 *)to)[0] = make_double2(from[0].x, from[1].x);
+    ((double2 *)to)[1] = make_double2(from[2].x, from[3].x);
 }
 
 OPTFORGE_DEVICE void optforge_cuda_store_vector(float *to, const optforge_f32 (&from)[4])
@@ -419,8 +447,8 @@ OPTFORGE_DEVICE void optforge_cuda_store(typename real::number *to, const real (
     }
 }
 
-/* ---- the summation tree: one fixed order, whatever the grid. 32 lanes, leaf by leaf, chunk by chunk, and the
- * sums of chunks and of tensors in the same way ---- */
+/* ---- the summation tree: one fixed order, whatever the grid: 32 lanes, leaf by leaf, chunk by chunk, and
+ * the sums of chunks and of tensors in the same way ---- */
 
 OPTFORGE_DEVICE double optforge_cuda_combine(double a, double b, bool largest)
 {
@@ -441,7 +469,8 @@ OPTFORGE_DEVICE double optforge_cuda_fold_lanes(double value, bool largest)
 /* The total of n values that other warps have written: of chunks, or of tensors. */
 static __device__ double optforge_cuda_tree(const double *values, uint64_t n, bool largest)
 {
-    const uint64_t lane = threadIdx.x % 32, size = (uint64_t)OPTFORGE_CUDA_MOST * 32, nodes = (n + size - 1) / size;
+    const uint64_t lane = threadIdx.x % 32, size = (uint64_t)OPTFORGE_CUDA_MOST * 32;
+    const uint64_t nodes = (n + size - 1) / size;
     double lanes = 0.0, upper = 0.0, total = 0.0; /* lane by lane: totals of nodes, and of 1,024 nodes */
 
     if (n <= 1)
@@ -559,8 +588,8 @@ struct optforge_cuda_totals {
     __device__ optforge_f64 operator()(int slot) const { return __ldcg(totals + slot); }
 };
 
-/* What a rule says of itself, unless it says otherwise: whether it has scalars of a tensor's OWN, and scalar state
- * that it STORES; which sums are of largest values; and what is computed between passes. */
+/* What a rule says of itself, unless it says otherwise: whether it has scalars of a tensor's OWN, and
+ * scalar state that it STORES; which sums are of largest values; and what is computed between passes. */
 template <class Scalars>
 struct optforge_cuda_rule {
     typedef Scalars scalars;
@@ -625,10 +654,10 @@ struct optforge_cuda_leaf {
     }
 };
 
-/* Counts NaN and infinity among the unscaled gradients of a leaf, where any is known to be. */
+/* Counts NaN and infinity among the unscaled gradients of a leaf, where any may be. */
 template <typename real>
-static __device__ __noinline__ void optforge_cuda_count(const typename real::number *g, real unscale, int left,
-                                                        double *sums, uint64_t leaves)
+static __device__ __noinline__ void optforge_cuda_count(const typename real::number *g, real unscale,
+                                                        int left, double *sums, uint64_t leaves)
 {
     int nan = 0, inf = 0;
 
@@ -657,8 +686,8 @@ OPTFORGE_DEVICE void optforge_cuda_zero(typename real::number *g, const optforge
 
 /* Adds a row to the lanes: through shared memory, for element i of a tensor is in lane i mod 32. */
 template <typename real>
-OPTFORGE_DEVICE double optforge_cuda_add(double sum, typename real::number *stage, const real (&value)[4], int live,
-                                         int kind)
+OPTFORGE_DEVICE double optforge_cuda_add(double sum, typename real::number *stage, const real (&value)[4],
+                                         int live, int kind)
 {
     const int lane = threadIdx.x % 32;
     real own[4];
@@ -667,7 +696,7 @@ OPTFORGE_DEVICE double optforge_cuda_add(double sum, typename real::number *stag
     for (int k = 0; k < 4; k++)
         own[k] = k < live ? value[k] : real(0.0);
     __syncwarp(); /* all have read what was there */
-    optforge_cuda_store_vector(stage + 4 * lane, own);
+    optforge_cuda_stage(stage + 4 * lane, own);
     __syncwarp();
 #pragma unroll
     for (int q = 0; q < OPTFORGE_CUDA_ROW; q += 32) {
@@ -683,9 +712,10 @@ OPTFORGE_DEVICE double optforge_cuda_add(double sum, typename real::number *stag
     return sum;
 }
 
-/* What a pass says of itself, unless it says otherwise: NUMBER and OWN, ALL, FIRST of its sums, the one with which
- * NaN and infinity are COUNTED, whether the gradient is not read any more and set to 0 (ZEROES), and how many rows are
- * read AT_ONCE, before one is used, so that memory has enough to do; and about arrays and sums, by number. */
+/* What a pass says of itself, unless it says otherwise: NUMBER and OWN, ALL, FIRST of its sums, the one
+ * with which NaN and infinity are COUNTED, whether the gradient is not read any more and set to 0
+ * (ZEROES), and how many rows are read AT_ONCE, before one is used, so that memory has enough to do; and
+ * about arrays and sums, by number. */
 template <class Rule, typename real>
 struct optforge_cuda_pass_of {
     typedef Rule rule;
@@ -856,8 +886,8 @@ OPTFORGE_DEVICE void optforge_cuda_look(const optforge_cuda_plan &w)
 
 /* ---- behind a pass ---- */
 
-/* Adds up what a pass left: a warp for each chunk and sum. The last of a tensor goes on over its chunks, the last
- * of a sum over all tensors, and the last of all to the scalars of the next phase. */
+/* Adds up what a pass left: a warp for each chunk and sum. The last of a tensor goes on over its chunks,
+ * the last of a sum over all tensors, and the last of all to the scalars of the next phase. */
 template <class Rule>
 OPTFORGE_DEVICE void optforge_cuda_fold(const optforge_cuda_plan &w)
 {
@@ -866,6 +896,7 @@ OPTFORGE_DEVICE void optforge_cuda_fold(const optforge_cuda_plan &w)
     const bool largest = Rule::largest((int)slot);
     uint32_t *const arrived = w.arrived + slot * (w.tensors + 1);
     optforge_cuda_control *const control = w.control;
+    const optforge_cuda_totals total = {w.totals};
     double value;
 
     if (control->idle || control->skipped || (c >= w.chunks && c > 0))
@@ -898,16 +929,17 @@ OPTFORGE_DEVICE void optforge_cuda_fold(const optforge_cuda_plan &w)
     if (!optforge_cuda_last(&control->done, gridDim.y))
         return;
     if (lane == 0 && w.phase == 0 && w.skip_nonfinite)
-        control->skipped = __ldcg(w.totals + Rule::FIRST_NAN) > 0.0 || __ldcg(w.totals + Rule::FIRST_NAN + 1) > 0.0;
+        control->skipped = total(Rule::FIRST_NAN) > 0.0 || total(Rule::FIRST_NAN + 1) > 0.0;
     for (uint64_t k = lane; k < w.groups; k += 32)
-        Rule::behind(w.phase, (typename Rule::scalars *)(w.scalars + k * w.width), {w.totals});
+        Rule::behind(w.phase, (typename Rule::scalars *)(w.scalars + k * w.width), total);
 }
 
 /* The norms of one tensor, or of all, from the sums of squares. */
 template <class Rule>
 OPTFORGE_DEVICE optforge_stats optforge_cuda_tell(const double *sums, uint64_t stride, bool skipped)
 {
-    const int grad = skipped ? +Rule::FIRST_GRAD : +Rule::GRAD, nan = skipped ? +Rule::FIRST_NAN : +Rule::GRAD_NAN;
+    const int grad = skipped ? +Rule::FIRST_GRAD : +Rule::GRAD;
+    const int nan = skipped ? +Rule::FIRST_NAN : +Rule::GRAD_NAN;
     optforge_stats own;
 
     memset(&own, 0, sizeof own);
@@ -958,8 +990,9 @@ OPTFORGE_DEVICE void optforge_cuda_finish(const optforge_cuda_plan &w)
     if (Rule::STORES && k < w.count && !skipped) {
         const optforge_cuda_tensor tensor(w, k);
 
-        /* Parts of one tensor that share its state stand behind each other, and one of them advances it. */
-        if (k == 0 || tensor.array(Rule::FIRST_SCALAR) != optforge_cuda_tensor(w, k - 1).array(Rule::FIRST_SCALAR))
+        const void *const before = k > 0 ? optforge_cuda_tensor(w, k - 1).array(Rule::FIRST_SCALAR) : NULL;
+
+        if (tensor.array(Rule::FIRST_SCALAR) != before) /* else another part of the tensor has advanced it */
             Rule::finish(tensor);
     }
 }

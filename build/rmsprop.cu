@@ -113,26 +113,20 @@ static const double rmsprop_cuda_defaults[] = {0.001, 0.9, 1e-6};
 static const optforge_initial rmsprop_cuda_initial[] = {{OPTFORGE_FROM_VALUE, 0.0}};
 
 /* ---- float ---- */
-OPTFORGE_CUDA_PASS(rmsprop_cuda_look_f32, optforge_f32, optforge_cuda_look<rmsprop_cuda_rule, optforge_f32>)
-OPTFORGE_CUDA_PASS(rmsprop_cuda_scan_f32, optforge_f32,
-                   optforge_cuda_pass<optforge_cuda_scan<rmsprop_cuda_rule, optforge_f32>, true>)
-OPTFORGE_CUDA_PASS(rmsprop_cuda_elements_f32, optforge_f32,
-                   optforge_cuda_pass<rmsprop_cuda_elements<optforge_f32>, false>)
-OPTFORGE_CUDA_PASS(rmsprop_cuda_elements_observed_f32, optforge_f32,
-                   optforge_cuda_pass<rmsprop_cuda_elements<optforge_f32>, true>)
+OPTFORGE_CUDA_SCAN(rmsprop_cuda, f32)
+OPTFORGE_CUDA_PASS(rmsprop_cuda_elements_f32, MORE_BLOCKS, rmsprop_cuda_elements<optforge_f32>, false)
+OPTFORGE_CUDA_PASS(rmsprop_cuda_elements_observed_f32, BLOCKS, rmsprop_cuda_elements<optforge_f32>, true)
 static const unsigned char rmsprop_cuda_formats_f32[] = {OPTFORGE_F32, OPTFORGE_F32, OPTFORGE_F32};
 static const optforge_cuda_phase rmsprop_cuda_phases_f32[] = {
     {(const void *)rmsprop_cuda_look_f32, (const void *)rmsprop_cuda_scan_f32, 0, 0, 3, 1},
     {(const void *)rmsprop_cuda_elements_f32, (const void *)rmsprop_cuda_elements_observed_f32, 3, 0, 5, 0}
 };
 const optforge_cuda_kernel rmsprop_cuda_kernel_f32 = {
-    OPTFORGE_CUDA_TYPES, "rmsprop", "21b8a5767c1b3000b12de3cf2e23df97acd401c8803eea87ad3f96ce767e8c32",
-            rmsprop_cuda_asserts, sizeof rmsprop_cuda_formats_f32, rmsprop_cuda_formats_f32,
+    OPTFORGE_CUDA_TYPES, rmsprop_cuda_asserts, sizeof rmsprop_cuda_formats_f32, rmsprop_cuda_formats_f32,
             rmsprop_cuda_initial,
-    sizeof rmsprop_cuda_defaults / sizeof(double), sizeof(rmsprop_cuda_scalars), 0, rmsprop_cuda_SUMS, 2,
-                                          rmsprop_cuda_phases_f32,
-    (const void *)rmsprop_cuda_begin, (const void *)rmsprop_cuda_fold, (const void *)rmsprop_cuda_finish,
-     NULL, rmsprop_cuda_begin_step
+    sizeof rmsprop_cuda_defaults / sizeof(double), sizeof(rmsprop_cuda_scalars), 0, rmsprop_cuda_SUMS,
+    2, rmsprop_cuda_phases_f32, (const void *)rmsprop_cuda_begin, (const void *)rmsprop_cuda_fold,
+    (const void *)rmsprop_cuda_finish, NULL, rmsprop_cuda_begin_step
 };
 
 int rmsprop_cuda_plan_f32(rmsprop_cuda_plan *plan, const rmsprop_cuda_tensor_f32 *tensors, size_t count,
@@ -142,26 +136,20 @@ int rmsprop_cuda_plan_f32(rmsprop_cuda_plan *plan, const rmsprop_cuda_tensor_f32
 }
 
 /* ---- double ---- */
-OPTFORGE_CUDA_PASS(rmsprop_cuda_look_f64, optforge_f64, optforge_cuda_look<rmsprop_cuda_rule, optforge_f64>)
-OPTFORGE_CUDA_PASS(rmsprop_cuda_scan_f64, optforge_f64,
-                   optforge_cuda_pass<optforge_cuda_scan<rmsprop_cuda_rule, optforge_f64>, true>)
-OPTFORGE_CUDA_PASS(rmsprop_cuda_elements_f64, optforge_f64,
-                   optforge_cuda_pass<rmsprop_cuda_elements<optforge_f64>, false>)
-OPTFORGE_CUDA_PASS(rmsprop_cuda_elements_observed_f64, optforge_f64,
-                   optforge_cuda_pass<rmsprop_cuda_elements<optforge_f64>, true>)
+OPTFORGE_CUDA_SCAN(rmsprop_cuda, f64)
+OPTFORGE_CUDA_PASS(rmsprop_cuda_elements_f64, MORE_BLOCKS, rmsprop_cuda_elements<optforge_f64>, false)
+OPTFORGE_CUDA_PASS(rmsprop_cuda_elements_observed_f64, BLOCKS, rmsprop_cuda_elements<optforge_f64>, true)
 static const unsigned char rmsprop_cuda_formats_f64[] = {OPTFORGE_F64, OPTFORGE_F64, OPTFORGE_F64};
 static const optforge_cuda_phase rmsprop_cuda_phases_f64[] = {
     {(const void *)rmsprop_cuda_look_f64, (const void *)rmsprop_cuda_scan_f64, 0, 0, 3, 1},
     {(const void *)rmsprop_cuda_elements_f64, (const void *)rmsprop_cuda_elements_observed_f64, 3, 0, 5, 0}
 };
 const optforge_cuda_kernel rmsprop_cuda_kernel_f64 = {
-    OPTFORGE_CUDA_TYPES, "rmsprop", "21b8a5767c1b3000b12de3cf2e23df97acd401c8803eea87ad3f96ce767e8c32",
-            rmsprop_cuda_asserts, sizeof rmsprop_cuda_formats_f64, rmsprop_cuda_formats_f64,
+    OPTFORGE_CUDA_TYPES, rmsprop_cuda_asserts, sizeof rmsprop_cuda_formats_f64, rmsprop_cuda_formats_f64,
             rmsprop_cuda_initial,
-    sizeof rmsprop_cuda_defaults / sizeof(double), sizeof(rmsprop_cuda_scalars), 0, rmsprop_cuda_SUMS, 2,
-                                          rmsprop_cuda_phases_f64,
-    (const void *)rmsprop_cuda_begin, (const void *)rmsprop_cuda_fold, (const void *)rmsprop_cuda_finish,
-     NULL, rmsprop_cuda_begin_step
+    sizeof rmsprop_cuda_defaults / sizeof(double), sizeof(rmsprop_cuda_scalars), 0, rmsprop_cuda_SUMS,
+    2, rmsprop_cuda_phases_f64, (const void *)rmsprop_cuda_begin, (const void *)rmsprop_cuda_fold,
+    (const void *)rmsprop_cuda_finish, NULL, rmsprop_cuda_begin_step
 };
 
 int rmsprop_cuda_plan_f64(rmsprop_cuda_plan *plan, const rmsprop_cuda_tensor_f64 *tensors, size_t count,
@@ -176,7 +164,6 @@ const char *rmsprop_cuda_strerror(int status)
 }
 
 void rmsprop_cuda_hyper_init(rmsprop_cuda_hyper *h) { memcpy(h, rmsprop_cuda_defaults, sizeof *h); }
-
 void rmsprop_cuda_options_init(rmsprop_cuda_options *o) { optforge_cuda_options_init(o); }
 
 size_t rmsprop_cuda_workspace_size(uint64_t elements, size_t count, size_t groups)

@@ -14,8 +14,8 @@
  * State: acc starts as 0.0.
  * Memory traffic per element: 3 read, 2 written; in bytes: float 20, double 40.
  *
- * Build:     nvcc -O3 -arch=sm_75 -c rmsprop.cu optforge.cu    (or the device's architecture; sm_70 is the lowest)
- *            not with -ftz=true, which --use_fast_math implies: subnormal floats become 0, and a step is an error
+ * Build:     nvcc -O3 -arch=sm_75 -c rmsprop.cu optforge.cu    (or the device's own; sm_70 is the lowest)
+ *            not with -ftz=true or --use_fast_math, which make subnormal floats 0: steps are errors then
  * Re-create: optforge generate rmsprop --target cuda --dtype f32 --dtype f64
  * Rule hash: 21b8a5767c1b3000b12de3cf2e23df97acd401c8803eea87ad3f96ce767e8c32
  *
@@ -60,8 +60,8 @@ typedef optforge_cuda_control rmsprop_cuda_control;
 typedef optforge_stats rmsprop_cuda_stats;
 rmsprop_cuda_API void rmsprop_cuda_options_init(rmsprop_cuda_options *o);
 
-/* A tensor: n elements in each array, on the device. Its arrays must not overlap, and tensors of one call must
- * share no memory but gradients (which is not checked). Arrays at multiples of 16 bytes are faster. */
+/* A tensor: n elements in each array, on the device. Its arrays must not overlap, and tensors of one call
+ * must share no memory but gradients (which is not checked). Arrays at multiples of 16 bytes are faster. */
 typedef struct rmsprop_cuda_tensor_f32 {
     size_t n;
     float *p;
@@ -75,8 +75,8 @@ typedef struct rmsprop_cuda_tensor_f64 {
     double *acc;
 } rmsprop_cuda_tensor_f64;
 
-/* Bytes of workspace for so many elements in so many tensors and groups; and plans of steps, which are to be made
- * again when an address changes that is not a gradient's. gradients changes those, one address for each tensor. */
+/* Bytes of workspace for so many elements in so many tensors and groups; and plans of steps, to be made again
+ * when an address changes that is not a gradient's. gradients changes those, one address for each tensor. */
 rmsprop_cuda_API size_t rmsprop_cuda_workspace_size(uint64_t elements, size_t count, size_t groups);
 rmsprop_cuda_API int rmsprop_cuda_plan_f32(rmsprop_cuda_plan *plan, const rmsprop_cuda_tensor_f32 *tensors,
                                            size_t count, const rmsprop_cuda_options *options,
@@ -93,8 +93,8 @@ rmsprop_cuda_API int rmsprop_cuda_gradients(const rmsprop_cuda_plan *plan, const
 rmsprop_cuda_API int rmsprop_cuda_state_init(const rmsprop_cuda_plan *plan, const rmsprop_cuda_hyper *h,
                                              cudaStream_t stream);
 
-/* Enqueues step t, counted from 1. h has the hyperparameters of each group; options may be NULL. In a CUDA graph a
- * step is a launch, with scalars that rows hands over, up to 64 steps ahead: see optforge_cuda_rows. */
+/* Enqueues step t, counted from 1. h has the hyperparameters of each group; options may be NULL. In a CUDA
+ * graph a step is a launch, with scalars that rows hands over, up to 64 steps ahead (optforge_cuda_rows). */
 rmsprop_cuda_API int rmsprop_cuda_step(const rmsprop_cuda_hyper *h, uint64_t t, const rmsprop_cuda_plan *plan,
                                        const rmsprop_cuda_options *options, cudaStream_t stream);
 rmsprop_cuda_API int rmsprop_cuda_rows(const rmsprop_cuda_plan *plan, const rmsprop_cuda_hyper *h, uint64_t t,
@@ -103,7 +103,7 @@ rmsprop_cuda_API int rmsprop_cuda_rows(const rmsprop_cuda_plan *plan, const rmsp
 rmsprop_cuda_API int rmsprop_cuda_launch(const rmsprop_cuda_plan *plan, const rmsprop_cuda_options *options,
                                          cudaStream_t stream);
 
-/* The same phase by phase, of which the last only finishes, with room for an all-reduce of the partial sums. */
+/* The same phase by phase, of which the last only finishes, with room for an all-reduce of the sums. */
 enum { rmsprop_cuda_PHASES = 3 };
 rmsprop_cuda_API int rmsprop_cuda_phases(const rmsprop_cuda_plan *plan, const rmsprop_cuda_options *options,
                                          int first, int last, cudaStream_t stream);

@@ -92,25 +92,19 @@ static const char *const sgd_cuda_asserts[] = {NULL};
 static const double sgd_cuda_defaults[] = {0.01};
 
 /* ---- float ---- */
-OPTFORGE_CUDA_PASS(sgd_cuda_look_f32, optforge_f32, optforge_cuda_look<sgd_cuda_rule, optforge_f32>)
-OPTFORGE_CUDA_PASS(sgd_cuda_scan_f32, optforge_f32, optforge_cuda_pass<optforge_cuda_scan<sgd_cuda_rule,
-                   optforge_f32>, true>)
-OPTFORGE_CUDA_PASS(sgd_cuda_elements_f32, optforge_f32, optforge_cuda_pass<sgd_cuda_elements<optforge_f32>,
-                   false>)
-OPTFORGE_CUDA_PASS(sgd_cuda_elements_observed_f32, optforge_f32,
-                   optforge_cuda_pass<sgd_cuda_elements<optforge_f32>, true>)
+OPTFORGE_CUDA_SCAN(sgd_cuda, f32)
+OPTFORGE_CUDA_PASS(sgd_cuda_elements_f32, MORE_BLOCKS, sgd_cuda_elements<optforge_f32>, false)
+OPTFORGE_CUDA_PASS(sgd_cuda_elements_observed_f32, BLOCKS, sgd_cuda_elements<optforge_f32>, true)
 static const unsigned char sgd_cuda_formats_f32[] = {OPTFORGE_F32, OPTFORGE_F32};
 static const optforge_cuda_phase sgd_cuda_phases_f32[] = {
     {(const void *)sgd_cuda_look_f32, (const void *)sgd_cuda_scan_f32, 0, 0, 3, 1},
     {(const void *)sgd_cuda_elements_f32, (const void *)sgd_cuda_elements_observed_f32, 3, 0, 5, 0}
 };
 const optforge_cuda_kernel sgd_cuda_kernel_f32 = {
-    OPTFORGE_CUDA_TYPES, "sgd", "3534317b40a21539a6dd7cdc9fa396a2b5394a162afa7028d16d415ac075ed9d",
-            sgd_cuda_asserts, sizeof sgd_cuda_formats_f32, sgd_cuda_formats_f32, NULL,
-    sizeof sgd_cuda_defaults / sizeof(double), sizeof(sgd_cuda_scalars), 0, sgd_cuda_SUMS, 2,
-                                      sgd_cuda_phases_f32,
-    (const void *)sgd_cuda_begin, (const void *)sgd_cuda_fold, (const void *)sgd_cuda_finish, NULL,
-     sgd_cuda_begin_step
+    OPTFORGE_CUDA_TYPES, sgd_cuda_asserts, sizeof sgd_cuda_formats_f32, sgd_cuda_formats_f32, NULL,
+    sizeof sgd_cuda_defaults / sizeof(double), sizeof(sgd_cuda_scalars), 0, sgd_cuda_SUMS,
+    2, sgd_cuda_phases_f32, (const void *)sgd_cuda_begin, (const void *)sgd_cuda_fold,
+    (const void *)sgd_cuda_finish, NULL, sgd_cuda_begin_step
 };
 
 int sgd_cuda_plan_f32(sgd_cuda_plan *plan, const sgd_cuda_tensor_f32 *tensors, size_t count,
@@ -120,25 +114,19 @@ int sgd_cuda_plan_f32(sgd_cuda_plan *plan, const sgd_cuda_tensor_f32 *tensors, s
 }
 
 /* ---- double ---- */
-OPTFORGE_CUDA_PASS(sgd_cuda_look_f64, optforge_f64, optforge_cuda_look<sgd_cuda_rule, optforge_f64>)
-OPTFORGE_CUDA_PASS(sgd_cuda_scan_f64, optforge_f64, optforge_cuda_pass<optforge_cuda_scan<sgd_cuda_rule,
-                   optforge_f64>, true>)
-OPTFORGE_CUDA_PASS(sgd_cuda_elements_f64, optforge_f64, optforge_cuda_pass<sgd_cuda_elements<optforge_f64>,
-                   false>)
-OPTFORGE_CUDA_PASS(sgd_cuda_elements_observed_f64, optforge_f64,
-                   optforge_cuda_pass<sgd_cuda_elements<optforge_f64>, true>)
+OPTFORGE_CUDA_SCAN(sgd_cuda, f64)
+OPTFORGE_CUDA_PASS(sgd_cuda_elements_f64, MORE_BLOCKS, sgd_cuda_elements<optforge_f64>, false)
+OPTFORGE_CUDA_PASS(sgd_cuda_elements_observed_f64, BLOCKS, sgd_cuda_elements<optforge_f64>, true)
 static const unsigned char sgd_cuda_formats_f64[] = {OPTFORGE_F64, OPTFORGE_F64};
 static const optforge_cuda_phase sgd_cuda_phases_f64[] = {
     {(const void *)sgd_cuda_look_f64, (const void *)sgd_cuda_scan_f64, 0, 0, 3, 1},
     {(const void *)sgd_cuda_elements_f64, (const void *)sgd_cuda_elements_observed_f64, 3, 0, 5, 0}
 };
 const optforge_cuda_kernel sgd_cuda_kernel_f64 = {
-    OPTFORGE_CUDA_TYPES, "sgd", "3534317b40a21539a6dd7cdc9fa396a2b5394a162afa7028d16d415ac075ed9d",
-            sgd_cuda_asserts, sizeof sgd_cuda_formats_f64, sgd_cuda_formats_f64, NULL,
-    sizeof sgd_cuda_defaults / sizeof(double), sizeof(sgd_cuda_scalars), 0, sgd_cuda_SUMS, 2,
-                                      sgd_cuda_phases_f64,
-    (const void *)sgd_cuda_begin, (const void *)sgd_cuda_fold, (const void *)sgd_cuda_finish, NULL,
-     sgd_cuda_begin_step
+    OPTFORGE_CUDA_TYPES, sgd_cuda_asserts, sizeof sgd_cuda_formats_f64, sgd_cuda_formats_f64, NULL,
+    sizeof sgd_cuda_defaults / sizeof(double), sizeof(sgd_cuda_scalars), 0, sgd_cuda_SUMS,
+    2, sgd_cuda_phases_f64, (const void *)sgd_cuda_begin, (const void *)sgd_cuda_fold,
+    (const void *)sgd_cuda_finish, NULL, sgd_cuda_begin_step
 };
 
 int sgd_cuda_plan_f64(sgd_cuda_plan *plan, const sgd_cuda_tensor_f64 *tensors, size_t count,
@@ -153,7 +141,6 @@ const char *sgd_cuda_strerror(int status)
 }
 
 void sgd_cuda_hyper_init(sgd_cuda_hyper *h) { memcpy(h, sgd_cuda_defaults, sizeof *h); }
-
 void sgd_cuda_options_init(sgd_cuda_options *o) { optforge_cuda_options_init(o); }
 
 size_t sgd_cuda_workspace_size(uint64_t elements, size_t count, size_t groups)

@@ -12,8 +12,8 @@
  * The rule has no state.
  * Memory traffic per element: 2 read, 1 written; in bytes: float 12, double 24.
  *
- * Build:     nvcc -O3 -arch=sm_75 -c sgd.cu optforge.cu    (or the device's architecture; sm_70 is the lowest)
- *            not with -ftz=true, which --use_fast_math implies: subnormal floats become 0, and a step is an error
+ * Build:     nvcc -O3 -arch=sm_75 -c sgd.cu optforge.cu    (or the device's own; sm_70 is the lowest)
+ *            not with -ftz=true or --use_fast_math, which make subnormal floats 0: steps are errors then
  * Re-create: optforge generate sgd --target cuda --dtype f32 --dtype f64
  * Rule hash: 3534317b40a21539a6dd7cdc9fa396a2b5394a162afa7028d16d415ac075ed9d
  *
@@ -53,8 +53,8 @@ typedef optforge_cuda_control sgd_cuda_control;
 typedef optforge_stats sgd_cuda_stats;
 sgd_cuda_API void sgd_cuda_options_init(sgd_cuda_options *o);
 
-/* A tensor: n elements in each array, on the device. Its arrays must not overlap, and tensors of one call must
- * share no memory but gradients (which is not checked). Arrays at multiples of 16 bytes are faster. */
+/* A tensor: n elements in each array, on the device. Its arrays must not overlap, and tensors of one call
+ * must share no memory but gradients (which is not checked). Arrays at multiples of 16 bytes are faster. */
 typedef struct sgd_cuda_tensor_f32 {
     size_t n;
     float *p;
@@ -66,8 +66,8 @@ typedef struct sgd_cuda_tensor_f64 {
     const double *g;
 } sgd_cuda_tensor_f64;
 
-/* Bytes of workspace for so many elements in so many tensors and groups; and plans of steps, which are to be made
- * again when an address changes that is not a gradient's. gradients changes those, one address for each tensor. */
+/* Bytes of workspace for so many elements in so many tensors and groups; and plans of steps, to be made again
+ * when an address changes that is not a gradient's. gradients changes those, one address for each tensor. */
 sgd_cuda_API size_t sgd_cuda_workspace_size(uint64_t elements, size_t count, size_t groups);
 sgd_cuda_API int sgd_cuda_plan_f32(sgd_cuda_plan *plan, const sgd_cuda_tensor_f32 *tensors, size_t count,
                                    const sgd_cuda_options *options, cudaStream_t stream);
@@ -81,8 +81,8 @@ sgd_cuda_API int sgd_cuda_gradients(const sgd_cuda_plan *plan, const void *const
 /* Enqueues the initial state of the tensors, to be written once, before their first step. */
 sgd_cuda_API int sgd_cuda_state_init(const sgd_cuda_plan *plan, const sgd_cuda_hyper *h, cudaStream_t stream);
 
-/* Enqueues step t, counted from 1. h has the hyperparameters of each group; options may be NULL. In a CUDA graph a
- * step is a launch, with scalars that rows hands over, up to 64 steps ahead: see optforge_cuda_rows. */
+/* Enqueues step t, counted from 1. h has the hyperparameters of each group; options may be NULL. In a CUDA
+ * graph a step is a launch, with scalars that rows hands over, up to 64 steps ahead (optforge_cuda_rows). */
 sgd_cuda_API int sgd_cuda_step(const sgd_cuda_hyper *h, uint64_t t, const sgd_cuda_plan *plan,
                                const sgd_cuda_options *options, cudaStream_t stream);
 sgd_cuda_API int sgd_cuda_rows(const sgd_cuda_plan *plan, const sgd_cuda_hyper *h, uint64_t t, size_t number,
@@ -90,7 +90,7 @@ sgd_cuda_API int sgd_cuda_rows(const sgd_cuda_plan *plan, const sgd_cuda_hyper *
 sgd_cuda_API int sgd_cuda_launch(const sgd_cuda_plan *plan, const sgd_cuda_options *options,
                                  cudaStream_t stream);
 
-/* The same phase by phase, of which the last only finishes, with room for an all-reduce of the partial sums. */
+/* The same phase by phase, of which the last only finishes, with room for an all-reduce of the sums. */
 enum { sgd_cuda_PHASES = 3 };
 sgd_cuda_API int sgd_cuda_phases(const sgd_cuda_plan *plan, const sgd_cuda_options *options, int first,
                                  int last, cudaStream_t stream);

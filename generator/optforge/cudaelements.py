@@ -19,6 +19,9 @@ REAL = replace(F64, suffix="")
 # A pass that only looks reads so many vectors before it uses one, so that few threads keep memory busy.
 IN_FLIGHT = 4
 
+# Arrays of a pass that leave registers for more blocks on a multiprocessor.
+FEW = 4
+
 
 @dataclass(frozen=True)
 class Slot:
@@ -59,6 +62,7 @@ class PassView:
     comment: str
     optional: bool
     watches: bool
+    blocks: str
     real: str
     observe: str
     parameters: str
@@ -127,6 +131,7 @@ class CudaElements(Elements):
             self.comment(k),
             phase.optional,
             len(phase.reductions) > plain or counted is not None,
+            "MORE_BLOCKS" if len(arrays) <= FEW else "BLOCKS",
             real,
             scope.own("observe"),
             f"const {self.prefix}_scalars &{s}, {real} (&{x})[{len(members)}][4], {real} (&{added})[ALL + 1][4]",

@@ -22,7 +22,7 @@ from .render import c_string, fold, render_template
 if TYPE_CHECKING:
     from .language import Rule
 
-FLUSHES = "not with -ftz=true, which --use_fast_math implies: subnormal floats become 0, and a step is an error"
+FLUSHES = "not with -ftz=true or --use_fast_math, which make subnormal floats 0: steps are errors then"
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,6 @@ class RuleView:
     """What both templates of a rule show."""
 
     prefix: str
-    name: str
-    hash: str
     size: str
     asserts: tuple[str, ...]
     assert_names: tuple[str, ...]
@@ -111,7 +109,7 @@ class CudaSource(RuleSource):
 
     target, header = "cuda", "cuh"
     build: tuple[str, ...] = (
-        "nvcc -O3 -arch=sm_75 -c {file}.cu optforge.cu    (or the device's architecture; sm_70 is the lowest)",
+        "nvcc -O3 -arch=sm_75 -c {file}.cu optforge.cu    (or the device's own; sm_70 is the lowest)",
         FLUSHES,
     )
 
@@ -168,8 +166,6 @@ class CudaSource(RuleSource):
         names = [slot.name for slot in self.sums.slots]
         return RuleView(
             prefix,
-            c_string(self.rule.name),
-            self.rule.hash,
             self.size,
             tuple(c_string(text) for _, text in asserts),
             tuple(name for name, _ in asserts),

@@ -1,8 +1,8 @@
 /* optforge.cu: how a step of any rule is planned and launched on a CUDA device.
  *
- * The passes over memory are in optforge.cuh, as templates, and instantiated in the rules' files. Here are the
- * checks, the tables of a plan, and the launches of a step: its begin, and for each phase a pass, of which a warp
- * does a leaf, and behind it, where it adds up, a fold.
+ * The passes over memory are in optforge.cuh, as templates, and instantiated in the rules' files. Here are
+ * the checks, the tables of a plan, and the launches of a step: its begin, and for each phase a pass, of
+ * which a warp does a leaf, and behind it, where it adds up, a fold.
  *
  * Build: nvcc -O3 -arch=sm_75 -c optforge.cu    (or the device's architecture; sm_70 is the lowest)
  *
@@ -87,8 +87,8 @@ OPTFORGE_DEVICE void optforge_cuda_lay_out_units(const optforge_cuda_plan &w)
         for (uint64_t leaf = lane, begin = w.before[k]; leaf < w.before[k + 1] - begin; leaf += 32)
             w.unit[begin + leaf] = {(uint32_t)k, (uint32_t)leaf};
     if (k < w.tensors)
-        for (uint64_t leaf = lane, begin = w.before_chunk[k]; leaf < w.before_chunk[k + 1] - begin; leaf += 32)
-            w.chunk[begin + leaf] = {(uint32_t)k, (uint32_t)leaf};
+        for (uint64_t c = lane, begin = w.before_chunk[k]; c < w.before_chunk[k + 1] - begin; c += 32)
+            w.chunk[begin + c] = {(uint32_t)k, (uint32_t)c};
 }
 
 OPTFORGE_CUDA_KERNEL(optforge_cuda_lay_tensors, optforge_cuda_plan, optforge_cuda_lay_out_tensors)
@@ -103,11 +103,13 @@ struct optforge_cuda_beginning {
 };
 
 template <typename number>
-static __device__ void optforge_cuda_write(const optforge_cuda_beginning &x, const optforge_cuda_tensor &tensor,
-                                           uint64_t begin, uint64_t end, uint64_t step)
+static __device__ void optforge_cuda_write(const optforge_cuda_beginning &x,
+                                           const optforge_cuda_tensor &tensor, uint64_t begin,
+                                           uint64_t end, uint64_t step)
 {
     number *const to = (number *)tensor.array(x.a);
-    const number *const p = (const number *)tensor.array(0), *const g = (const number *)x.plan.gradients[tensor.k];
+    const number *const p = (const number *)tensor.array(0);
+    const number *const g = (const number *)x.plan.gradients[tensor.k];
 
     for (uint64_t i = begin; i < end; i += step)
         to[i] = x.from == OPTFORGE_FROM_P ? p[i] : x.from == OPTFORGE_FROM_G ? g[i] : (number)x.value;
@@ -137,6 +139,12 @@ OPTFORGE_CUDA_KERNEL(optforge_cuda_write_state, optforge_cuda_beginning, optforg
 
 /* ---- the host ------------------------------------------------------------------------------------------ */
 
+/* How many blocks are needed, at least one, if each does so many. */
+static uint64_t optforge_cuda_blocks(uint64_t n, uint64_t size)
+{
+    return n > size ? optforge_cuda_parts(n, size) : 1;
+}
+
 /* Launches a kernel, if it has any blocks. */
 static int optforge_cuda_start(const void *kernel, uint64_t blocks, const void *argument, cudaStream_t stream,
                                unsigned sums = 1)
@@ -163,6 +171,8 @@ static int optforge_cuda_clear(void *to, uint64_t bytes, cudaStream_t stream)
     return bytes == 0 ? +OPTFORGE_OK : optforge_cuda_done(cudaMemsetAsync(to, 0, bytes, stream));
 }
 
+static size_t optforge_cuda_format_size(unsigned char format) { return format == OPTFORGE_F32 ? 4 : 8; }
+
 /* Whether a tensor's arrays are there, aligned, and apart from each other. */
 static int optforge_cuda_check_tensor(const optforge_cuda_kernel *kernel, const char *tensor)
 {
@@ -170,7 +180,7 @@ static int optforge_cuda_check_tensor(const optforge_cuda_kernel *kernel, const 
     const uintptr_t *arrays = (const uintptr_t *)(tensor + sizeof n);
 
     for (size_t a = 0; a < kernel->arrays; a++) {
-        const size_t size = kernel->formats[a] == OPTFORGE_F32 ? 4 : 8;
+        const size_t size = optforge_cuda_format_size(kernel->formats[a]);
         const size_t bytes = kernel->formats[a] == OPTFORGE_SCALAR ? size : n * size;
 
         if (n > SIZE_MAX / size || (uint64_t)n > (uint64_t)UINT32_MAX * OPTFORGE_LEAF)
@@ -180,7 +190,8 @@ static int optforge_cuda_check_tensor(const optforge_cuda_kernel *kernel, const 
         if (bytes != 0 && arrays[a] % size != 0)
             return OPTFORGE_ERROR_ALIGNMENT;
         for (size_t b = 0; b < a && bytes != 0; b++) {
-            const size_t other = kernel->formats[b] == OPTFORGE_SCALAR ? 8 : n * (kernel->formats[b] == OPTFORGE_F32 ? 4 : 8);
+            const size_t other = (kernel->formats[b] == OPTFORGE_SCALAR ? 1 : n) *
+                                 optforge_cuda_format_size(kernel->formats[b]);
 
             if (other != 0 && (arrays[a] - arrays[b] < other || arrays[b] - arrays[a] < bytes))
                 return OPTFORGE_ERROR_OVERLAP;
@@ -210,7 +221,8 @@ static void optforge_cuda_take(T **part, char **at, uint64_t number)
     *at += (number * sizeof(T) + 15) / 16 * 16;
 }
 
-/* Places all parts of the workspace; the end of them. What is behind `list` is its own plan's beside another. */
+/* Places all parts of the workspace; the end of them. What is behind `list` is its own plan's beside
+ * another. */
 static char *optforge_cuda_place(optforge_cuda_plan *w, char *at)
 {
     const uint64_t sums = (uint64_t)w->kernel->sums;
@@ -239,7 +251,8 @@ static char *optforge_cuda_place(optforge_cuda_plan *w, char *at)
     return at;
 }
 
-static optforge_cuda_plan optforge_cuda_empty(const optforge_cuda_kernel *kernel, uint64_t count, size_t groups)
+static optforge_cuda_plan optforge_cuda_empty(const optforge_cuda_kernel *kernel, uint64_t count,
+                                              size_t groups)
 {
     optforge_cuda_plan w;
 
@@ -329,11 +342,13 @@ OPTFORGE_CUDA_API int optforge_cuda_plan_list(optforge_cuda_plan *plan, const op
     if ((uintptr_t)space % 16 != 0 || (size_t)(optforge_cuda_place(&w, space) - space) > o->workspace_size)
         return OPTFORGE_ERROR_WORKSPACE;
 
+    const uint64_t counters = (uint64_t)kernel->sums * (w.tensors + 1) * sizeof *w.arrived;
+    const uint64_t most = count > w.tensors ? count : w.tensors;
     int status = optforge_cuda_load_kernels(kernel);
     if (status == OPTFORGE_OK && !w.beside)
         status = optforge_cuda_clear(w.control, sizeof *w.control, stream);
     if (status == OPTFORGE_OK && !w.beside)
-        status = optforge_cuda_clear(w.arrived, (uint64_t)kernel->sums * (w.tensors + 1) * sizeof *w.arrived, stream);
+        status = optforge_cuda_clear(w.arrived, counters, stream);
     if (status == OPTFORGE_OK)
         status = optforge_cuda_bring((void *)w.list, tensors, count * w.stride, stream);
     if (status == OPTFORGE_OK && o->group == NULL)
@@ -350,8 +365,7 @@ OPTFORGE_CUDA_API int optforge_cuda_plan_list(optforge_cuda_plan *plan, const op
         status = optforge_cuda_start((const void *)optforge_cuda_lay_tensors, 1, &w, stream);
     if (status == OPTFORGE_OK)
         status = optforge_cuda_start((const void *)optforge_cuda_lay_units,
-                                     optforge_cuda_parts(count > w.tensors ? count : w.tensors, OPTFORGE_CUDA_WARPS),
-                                     &w, stream);
+                                     optforge_cuda_parts(most, OPTFORGE_CUDA_WARPS), &w, stream);
     if (status == OPTFORGE_OK)
         *plan = w;
     return status;
@@ -363,7 +377,7 @@ OPTFORGE_CUDA_API int optforge_cuda_gradients(const optforge_cuda_plan *plan, co
     if (plan == NULL || (gradients == NULL && plan->count > 0))
         return OPTFORGE_ERROR_NULL;
     for (uint64_t k = 0; k < plan->count; k++)
-        if ((uintptr_t)gradients[k] % (plan->kernel->formats[1] == OPTFORGE_F32 ? 4 : 8) != 0)
+        if ((uintptr_t)gradients[k] % optforge_cuda_format_size(plan->kernel->formats[1]) != 0)
             return OPTFORGE_ERROR_ALIGNMENT;
     return optforge_cuda_bring(plan->gradients, gradients, plan->count * sizeof *gradients, stream);
 }
@@ -510,7 +524,7 @@ static int optforge_cuda_go_on(optforge_cuda_plan w, int first, int last, cudaSt
             w.phase = phase - 1;
             w.slot = own->first + scans;
             if (sums > 0)
-                status = optforge_cuda_start(kernel->fold, w.chunks > 0 ? optforge_cuda_parts(w.chunks, OPTFORGE_CUDA_WARPS) : 1,
+                status = optforge_cuda_start(kernel->fold, optforge_cuda_blocks(w.chunks, OPTFORGE_CUDA_WARPS),
                                              &w, stream, (unsigned)(sums - scans));
         }
         if (status != OPTFORGE_OK)
@@ -519,7 +533,7 @@ static int optforge_cuda_go_on(optforge_cuda_plan w, int first, int last, cudaSt
             const uint64_t most = w.count > w.tensors ? w.count : w.tensors;
 
             if (w.observe || kernel->stores)
-                status = optforge_cuda_start(kernel->finish, most > 0 ? optforge_cuda_parts(most, OPTFORGE_CUDA_THREADS) : 1,
+                status = optforge_cuda_start(kernel->finish, optforge_cuda_blocks(most, OPTFORGE_CUDA_THREADS),
                                              &w, stream);
         } else {
             const optforge_cuda_phase *own = &kernel->phases[phase];
@@ -535,13 +549,15 @@ static int optforge_cuda_go_on(optforge_cuda_plan w, int first, int last, cudaSt
 /* Looks for scalars without value, where there may be such, when a step has begun. */
 static int optforge_cuda_attempted(const optforge_cuda_plan *w, cudaStream_t stream)
 {
-    return w->kernel->attempt == NULL ? +OPTFORGE_OK
-                                      : optforge_cuda_start(w->kernel->attempt,
-                                                            optforge_cuda_parts(w->count, OPTFORGE_CUDA_THREADS), w, stream);
+    const void *const kernel = w->kernel->attempt;
+    const uint64_t blocks = kernel != NULL ? optforge_cuda_parts(w->count, OPTFORGE_CUDA_THREADS) : 0;
+
+    return optforge_cuda_start(kernel, blocks, w, stream);
 }
 
-OPTFORGE_CUDA_API int optforge_cuda_phases(const optforge_cuda_plan *plan, const optforge_cuda_options *options,
-                                           int first, int last, cudaStream_t stream)
+OPTFORGE_CUDA_API int optforge_cuda_phases(const optforge_cuda_plan *plan,
+                                           const optforge_cuda_options *options, int first, int last,
+                                           cudaStream_t stream)
 {
     optforge_cuda_news news;
     int status = OPTFORGE_OK;
@@ -561,8 +577,8 @@ OPTFORGE_CUDA_API int optforge_cuda_phases(const optforge_cuda_plan *plan, const
     return status == OPTFORGE_OK ? optforge_cuda_go_on(news.plan, first, last, stream) : status;
 }
 
-OPTFORGE_CUDA_API int optforge_cuda_launch(const optforge_cuda_plan *plan, const optforge_cuda_options *options,
-                                           cudaStream_t stream)
+OPTFORGE_CUDA_API int optforge_cuda_launch(const optforge_cuda_plan *plan,
+                                           const optforge_cuda_options *options, cudaStream_t stream)
 {
     return optforge_cuda_phases(plan, options, 0, plan != NULL ? plan->kernel->phase_count + 1 : 0, stream);
 }
@@ -623,15 +639,15 @@ OPTFORGE_CUDA_API const char *optforge_cuda_strerror(const optforge_cuda_kernel 
         {OPTFORGE_ERROR_OVERLAP, "two arrays of a tensor overlap"},
         {OPTFORGE_ERROR_TIME, "t counts the steps from 1"},
         {OPTFORGE_ERROR_NAN, "a hyperparameter is NaN"},
-        {OPTFORGE_ERROR_SCALAR, "a scalar has no value: division by zero, overflow, root of a negative number"},
+        {OPTFORGE_ERROR_SCALAR, "a scalar has no value: division by zero, overflow, root of a negative"},
         {OPTFORGE_ERROR_GRAD_SCALE, "grad_scale is not a positive number with a finite inverse"},
         {OPTFORGE_ERROR_WORKSPACE, "the workspace is too small, or not aligned to 16 bytes"},
-        {OPTFORGE_ERROR_PART, "a part is not in its tensor, or begins or ends inside a leaf of 1024 elements"},
+        {OPTFORGE_ERROR_PART, "a part is not in its tensor, or begins or ends inside a leaf"},
         {OPTFORGE_ERROR_GROUP, "a tensor's group is none of the groups"},
         {OPTFORGE_ERROR_NUMBER, "a tensor's number is none of the tensors"},
-        {OPTFORGE_ERROR_ABI, "a kernel is of another version of optforge, or asks for more than the runtime has"},
-        {OPTFORGE_ERROR_OPTIONS, "the options are of another version: fill them in with the function for that"},
-        {OPTFORGE_ERROR_FLUSH, "the kernels were compiled to flush subnormal numbers to zero, which changes the results"},
+        {OPTFORGE_ERROR_ABI, "a kernel is of another version of optforge, or asks for too much"},
+        {OPTFORGE_ERROR_OPTIONS, "the options are of another version: use the function that fills them in"},
+        {OPTFORGE_ERROR_FLUSH, "the kernels are compiled to flush subnormal numbers, which changes results"},
         {OPTFORGE_ERROR_ORDER, "the phases to be done are not among those of a step"},
         {OPTFORGE_ERROR_CUDA, "a CUDA call failed; cudaGetLastError tells which"},
         {OPTFORGE_ERROR_ROWS, "the device came to a step whose scalars it was not given"},
