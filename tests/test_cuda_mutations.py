@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -26,43 +26,49 @@ from test_cuda_native import Steps
 
 CHUNK, TILE = 32768, 4096
 SIZES = (3, 0, CHUNK + 1029, 35, TILE + 2, *[7] * 260)
-CHANGES = {
-    r"aligned && live(\[r\])? == 4": "aligned",
-    r"i >= n \? 0 : ": "",
-    r"k < live\b": "true",
-    r"i < x(\.|->)n\b": "true",
-    r"n - i < 4 \? \(int\)\(n - i\) : 4": "4",
-    r"row >= c->rows": "false",
-    r"first\[middle\] <= block": "first[middle] < block",
-    r"__shfl_down_sync": "__shfl_up_sync",
-    r"c->done = 0;": "",
-    r"\bdistance \*= 2": "distance *= 4",
-    r"c->set = 0;": "",
-    r"w->control->idle \|\| w->control->skipped": "w->control->idle",
-    r"c->idle \|\| c->skipped": "c->idle",
-    r"== gridDim\.x \* gridDim\.y - 1": "== 0",
+BARRIER, WARP = r"__syncthreads\(\);", r"__syncwarp\(\);"
+CHANGES = {  # by the file of the runtime
+    "optforge.cuh": {
+        BARRIER: "",
+        WARP: "",
+        r"__shfl_down_sync": "__shfl_up_sync",
+        r"__shfl_sync\(0xffffffffu, value, 0, 32\)": "value",
+        r"__shfl_sync\(0xffffffffu, before, 0, 32\)": "before",
+        r"aligned && live(\[r\])? == 4": "aligned",
+        r"live == 4 && optforge_cuda_aligned\((from|to)\)": r"live == 4",
+        r"(?<=\()live == 4 && ": "",
+        r"k < live\b": "true",
+        r"i <= 0 \? 0 : i < 4 \? i : 4": "4",
+        r"n - begin < OPTFORGE_LEAF \? \(int\)\(n - begin\) : \+OPTFORGE_LEAF": "OPTFORGE_LEAF",
+        r"u >= w\.units": "false",
+        r"leaf < end \?": "true ?",
+        r" && i < n\b": "",
+        r"\(c >= w\.chunks && c > 0\)": "false",
+        r"lane == leaf\b": "lane == leaf + 1",
+        r"number - 1\b": "number",
+        r"\*arrived = 0;": "",
+        r"row >= c->rows": "false",
+        r"c->set = 0;": "",
+        r"if \(leaf\.skipped\)": "if (false)",
+        r"control->idle \|\| control->skipped": "control->idle",
+        r"\|\| w\.control->idle\b": "",
+        r"slot = w\.slot \+ blockIdx\.y": "slot = w.slot",
+        r" \+ at\.leaf;": ";",
+        r"sum - at\.leaf": "sum",
+        r"int row = 0; row < leaf\.left": "int row = 0; row < leaf.left - 1",
+        r"start \+= STRIDE": "start += 2 * STRIDE",
+    },
+    "optforge.cu": {
+        BARRIER: "",
+        r"\bdistance \*= 2": "distance *= 4",
+        r"before\[0\] = 0;": ";",
+        r"leaf \+= 32": "leaf += 64",
+        r"\bc \+= 32": "c += 64",
+    },
 }
 ORDERS = (("descending", "random:1"), ("ascending", "descending"), ("random:5", "ascending"))
 # Those that this rule and these steps cannot tell, and why.
-SURVIVORS = {
-    (r"__syncthreads\(\);", 1): "the tree's last: for more than one chunk of values, in test_totals_of_many_chunks",
-    (r"__syncthreads\(\);", 13): "of the layout: each thread reads what it wrote itself",
-    (r"__syncthreads\(\);", 14): "of the begin: for more than one group, in test_groups_have_their_own_hyperparameters",
-    (
-        r"__syncthreads\(\);",
-        15,
-    ): "of what skips: a block ends early where it sees the outcome, and has nothing to add then",
-    (
-        r"__syncthreads\(\);",
-        17,
-    ): "behind the totals of all: for more than one group, in test_groups_have_their_own_hyperparameters",
-    (r"k < live\b", 0): "a load beyond the end, of what nobody uses",
-    (r"aligned && live(\[r\])? == 4", 0): "likewise",
-    **{(r"i < x(\.|->)n\b", k): "spares work alone: of rows behind the end no element is live" for k in range(4)},
-    **{(r"k < live\b", k): "absent elements are 0, and so is what they would add" for k in (2, 3, 4, 7, 9)},
-    (r"w->control->idle \|\| w->control->skipped", 0): "of the scan, before which no step is skipped but an idle one",
-    (r"c->idle \|\| c->skipped", 0): "spares work alone",
-}
+SURVIVORS: dict[tuple[str, str, int], str] = {}
 
 
 @of.rule
@@ -75,11 +81,12 @@ def mixed(p, g, m=0.0, seen: scalar = 0.0, *, lr=0.1):
     return p, m, seen
 
 
-def mutants(text: str) -> Iterator[tuple[str, int, str]]:
-    """What was changed, which occurrence, and the changed text."""
-    for pattern, other in {r"__syncthreads\(\);": "", **CHANGES}.items():
-        for k, found in enumerate(re.finditer(pattern, text)):
-            yield pattern, k, text[: found.start()] + other + text[found.end() :]
+def mutants(files: Mapping[str, str]) -> Iterator[tuple[str, str, int, str]]:
+    """The file, what was changed in it, which occurrence, and the changed text."""
+    for file, changes in CHANGES.items():
+        for pattern, other in changes.items():
+            for k, found in enumerate(re.finditer(pattern, files[file])):
+                yield file, pattern, k, files[file][: found.start()] + other + files[file][found.end() :]
 
 
 def survives(cuda: Cuda) -> bool:
@@ -135,23 +142,25 @@ def test_every_mutation_is_seen(tmp_path: Path) -> None:
     check(base)
     assert survives(base)
     files = mixed.generate("cuda", "f32", prefix="k")
-    every = list(mutants(files["k.cu"]))
-    assert {pattern for pattern, _, _ in every} == {r"__syncthreads\(\);", *CHANGES}
+    every = list(mutants(files))
+    assert {(file, pattern) for file, pattern, _, _ in every} == {
+        (file, pattern) for file, own in CHANGES.items() for pattern in own
+    }
 
-    def build(entry: tuple[str, int, str]) -> Any:
-        pattern, k, text = entry
-        directory = tmp_path / f"{abs(hash(pattern))}-{k}"
+    def build(entry: tuple[str, str, int, str]) -> Any:
+        file, pattern, k, text = entry
+        directory = tmp_path / f"{file}-{abs(hash(pattern))}-{k}"
         try:
-            return compile_emulated({**files, "k.cu": text}, directory)
+            return compile_emulated({**files, file: text}, directory)
         except RuntimeError as problem:
-            pytest.fail(f"{pattern} {k}: {problem}")
+            pytest.fail(f"{file} {pattern} {k}: {problem}")
 
     survivors = []
     with ThreadPoolExecutor(2) as pool:
-        for (pattern, k, _), library in zip(every, pool.map(build, every), strict=True):
+        for (file, pattern, k, _), library in zip(every, pool.map(build, every), strict=True):
             if survives(Mutant(base, library)):
-                survivors.append((pattern, k))
-    for pattern, k in survivors:
-        at = list(re.finditer(pattern, files["k.cu"]))[k].start()
-        print(f"{pattern} {k}:", " ".join(files["k.cu"][at - 160 : at + 60].split()))
+                survivors.append((file, pattern, k))
+    for file, pattern, k in survivors:
+        at = list(re.finditer(pattern, files[file]))[k].start()
+        print(f"{file} {pattern} {k}:", " ".join(files[file][at - 160 : at + 60].split()))
     assert set(survivors) == set(SURVIVORS)

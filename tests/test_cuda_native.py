@@ -18,6 +18,7 @@ import optforge as of
 from conftest import require
 from cuda import Cuda, Memory, Options, Plan, Stats, agree, order
 from data import same
+from emulation import compile_emulated
 from optforge import max_abs, scalar, tree
 from optimizing import SETTINGS, nadam
 from oracles import names, oracle
@@ -461,6 +462,64 @@ def test_groups_have_their_own_hyperparameters(dtype: Any, made: Made) -> None:
         for name in ("grad_norm", "clipped_grad_norm", "update_norm") if t % 2 == 0 else ():
             assert same(getattr(stats, name), float(told[name])), name
     assert workspace.intact()
+
+
+def test_tensors_that_began_later_have_counts_of_their_own(made: Made) -> None:
+    """Two groups of the same hyperparameters, one of which has had three steps fewer."""
+    cuda, rng = made["adam"], np.random.default_rng(4)
+    sizes, behind = (5, TILE + 3, 33), (0, 3, 3)
+    tensors = [{name: np.zeros(n, np.float32) for name in ("p", "g", "m", "v")} for n in sizes]
+    references = []
+    for tensor, late in zip(tensors, behind, strict=True):
+        tensor["p"][:] = rng.standard_normal(tensor["p"].size)
+        references.append(of.Optimizer([tensor["p"].copy()], RULES["adam"], target="numpy"))
+        references[-1].t = 3 - late
+    workspace = cuda.workspace(sizes, groups=2)
+    group, late = np.array([0, 1, 1], np.uintp), np.array([0, 3], np.uint64)
+    options = cuda.options(workspace.arrays[0], groups=2, group=group.ctypes.data, late=late.ctypes.data)
+    status, plan = cuda.plan(tensors, options)
+    assert status == 0
+    assert cuda.rows(5, 2, 0, plan, options, {}, {}) == 0  # in the place of which step brings its own
+    for t in (4, 5, 6):
+        for tensor, reference in zip(tensors, references, strict=True):
+            tensor["g"][:] = spread(rng, tensor["g"].size, np.float32)
+            reference.step([tensor["g"].copy()])
+        if t == 5:
+            assert cuda.rows(5, 2, 0, plan, options, {}, {}) == 0
+        done = cuda.step(t, plan, options, {}, {}) if t == 4 else cuda.call("launch", ctypes.byref(plan), None, None)
+        assert done == 0
+        for tensor, reference in zip(tensors, references, strict=True):
+            assert same(tensor["p"], reference.params[0]), t
+            assert same(tensor["m"], reference.state["m"][0]) and same(tensor["v"], reference.state["v"][0])
+
+
+def test_other_gradients_are_a_column(made: Made) -> None:
+    """Of which one is not aligned to vectors; nothing else of the plan is made again."""
+    cuda = made["adam"]
+    memory = Memory(cuda, np.float32, FEW, aligned=True, zero_grads=True)
+    run = Steps(cuda, memory, zero_grads=True)
+    run.step(run.gradients())
+    for t in range(2):
+        others = [np.zeros(n + 1 + t, np.float32)[1 + t :] for n in FEW]
+        addresses = (ctypes.c_void_p * len(FEW))(*(own.ctypes.data for own in others))
+        assert cuda.call("gradients", ctypes.byref(run.plan), addresses, None) == 0
+        for tensor, own in zip(memory.tensors, others, strict=True):
+            tensor["g"] = own
+        run.step(run.gradients(), observe=t == 1)
+
+
+@pytest.mark.parametrize("name", ["lamb", "nadam"])
+def test_a_pair_that_stands_alone_has_the_same_bits(name: str, tmp_path: Path) -> None:
+    """Two of them in one program, each with a runtime of its own, beside one that has the common one."""
+    files: dict[str, str] = {}
+    for prefix in ("k", "other"):
+        rule = RULES[name]
+        files |= rule.emit("cuda", ["f32"], prefix, {}, True)
+    assert sorted(files) == ["k.cu", "k.cuh", "other.cu", "other.cuh"]
+    files |= RULES["adam"].generate("cuda", "f32", prefix="third")
+    cuda = Cuda(RULES[name], tmp_path / "shared", dtypes="f32")
+    cuda.loaded = ctypes.CDLL(str(compile_emulated(files, tmp_path / "alone", ["-O0"])))
+    steps(cuda, Memory(cuda, np.float32, FEW, settings=SETTINGS if name == "nadam" else {}), 2)
 
 
 class Rank:
