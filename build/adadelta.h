@@ -37,20 +37,15 @@ extern "C" {
 #endif
 
 /* What a call returns: one of these, or of optforge's errors, each found before the first write. */
-enum {
-    adadelta_OK = OPTFORGE_OK,
-    adadelta_ERROR_ASSERT = OPTFORGE_ERROR_ASSERT,
-    adadelta_SKIPPED = OPTFORGE_SKIPPED
-};
+enum {adadelta_OK = OPTFORGE_OK, adadelta_SKIPPED = OPTFORGE_SKIPPED,
+        adadelta_ERROR_ASSERT = OPTFORGE_ERROR_ASSERT};
 adadelta_API const char *adadelta_strerror(int status);
 
 /* Hyperparameters; none may be NaN, and a step checks that
  *     0 <= rho < 1 and eps > 0
  */
 typedef struct adadelta_hyper {
-    double lr;
-    double rho;
-    double eps;
+    double lr, rho, eps;
 } adadelta_hyper;
 
 /* Fills in the defaults. */
@@ -60,7 +55,7 @@ typedef optforge_options adadelta_options;
 typedef optforge_stats adadelta_stats;
 adadelta_API void adadelta_options_init(adadelta_options *o);
 
-/* Bytes of workspace, aligned to doubles, for so many elements in so many tensors (or groups, if they are more). */
+/* Bytes of workspace, aligned to doubles, for so many elements in so many tensors (or groups, if more). */
 adadelta_API size_t adadelta_workspace_size(uint64_t elements, size_t count);
 
 /* A tensor: n elements in each array. Its arrays must not overlap. */

@@ -4,8 +4,8 @@
  *
  * lr: learning rate. eps: keeps the root away from 0.
  *
- * Duchi, Hazan and Singer, "Adaptive Subgradient Methods for Online Learning and Stochastic Optimization", JMLR 12,
- * 2011.
+ * Duchi, Hazan and Singer, "Adaptive Subgradient Methods for Online Learning and Stochastic
+ * Optimization", JMLR 12, 2011.
  *
  *     assert eps > 0
  *     acc = acc + g**2
@@ -15,7 +15,8 @@
  * State: acc starts as 0.0.
  * Memory traffic per element: 3 read, 2 written; in bytes: float 20, double 40.
  *
- * Build:     nvcc -O3 -c adagrad.cu    (CUDA 11.7 or later; for the device of this machine alone: -arch=native)
+ * Build:     nvcc -O3 -c adagrad.cu    (CUDA 11.7 or later; for the device of this machine alone:
+ * -arch=native)
  *            not with -ftz=true, which --use_fast_math implies: subnormal floats become 0
  * Re-create: optforge generate adagrad --target cuda --dtype f32 --dtype f64
  * Rule hash: 2644fff9f38814a94bb006a4b583400ee5ffce6809fff29bf8ceb073dcb8a9fe
@@ -251,8 +252,7 @@ void adagrad_cuda_options_init(adagrad_cuda_options *o)
 
 /* The square, in double. */
 template <typename real>
-static __device__ __forceinline__ adagrad_cuda_f64 adagrad_cuda_squared(real x)
-{
+static __device__ __forceinline__ adagrad_cuda_f64 adagrad_cuda_squared(real x) {
     const adagrad_cuda_f64 wide(x);
 
     return wide * wide;

@@ -3,8 +3,8 @@
  * beta1_t = beta1·lam^(t−1);  m ← beta1_t·m + (1 − beta1_t)·g;  v ← beta2·v + (1 − beta2)·g²;
  * p ← p − (lr·m / (1 − beta1^t)) / (√(v / (1 − beta2^t)) + eps)
  *
- * lr: learning rate. beta1, beta2: decay of the first and second moment. eps: added to the root of the corrected
- * second moment. lam: decay of beta1.
+ * lr: learning rate. beta1, beta2: decay of the first and second moment. eps: added to the root of the
+ * corrected second moment. lam: decay of beta1.
  *
  * Kingma and Ba, "Adam: A Method for Stochastic Optimization", ICLR 2015.
  *
@@ -18,7 +18,8 @@
  * State: m starts as 0.0; v starts as 0.0.
  * Memory traffic per element: 4 read, 3 written; in bytes: float 28, double 56.
  *
- * Build:     nvcc -O3 -c adam.cu    (CUDA 11.7 or later; for the device of this machine alone: -arch=native)
+ * Build:     nvcc -O3 -c adam.cu    (CUDA 11.7 or later; for the device of this machine alone:
+ * -arch=native)
  *            not with -ftz=true, which --use_fast_math implies: subnormal floats become 0
  * Re-create: optforge generate adam --target cuda --dtype f32 --dtype f64
  * Rule hash: 931479691cee2b271e9243d7fbad001c9f49394bb272733f5e601fae32528618
@@ -252,8 +253,7 @@ void adam_cuda_options_init(adam_cuda_options *o)
 }
 
 /* The library's pow, which no compiler may fold or rewrite; failed where Python raises or turns complex. */
-static double adam_cuda_power(double a, double b, int *failed)
-{
+static double adam_cuda_power(double a, double b, int *failed) {
     volatile double base = a, exponent = b;
     const double y = pow(base, exponent);
 
@@ -264,8 +264,7 @@ static double adam_cuda_power(double a, double b, int *failed)
 
 /* The square, in double. */
 template <typename real>
-static __device__ __forceinline__ adam_cuda_f64 adam_cuda_squared(real x)
-{
+static __device__ __forceinline__ adam_cuda_f64 adam_cuda_squared(real x) {
     const adam_cuda_f64 wide(x);
 
     return wide * wide;

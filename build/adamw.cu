@@ -3,8 +3,8 @@
  * p ← p·(1 − lr·weight_decay);  m ← beta1·m + (1 − beta1)·g;  v ← beta2·v + (1 − beta2)·g²;
  * p ← p − (lr / (1 − beta1^t))·m / (√(v / (1 − beta2^t)) + eps)
  *
- * lr: learning rate. beta1, beta2: decay of the first and second moment. eps: added to the root of the corrected
- * second moment. weight_decay: share of the parameter, times lr, that is taken away.
+ * lr: learning rate. beta1, beta2: decay of the first and second moment. eps: added to the root of the
+ * corrected second moment. weight_decay: share of the parameter, times lr, that is taken away.
  *
  * Loshchilov and Hutter, "Decoupled Weight Decay Regularization", ICLR 2019.
  *
@@ -19,7 +19,8 @@
  * State: m starts as 0.0; v starts as 0.0.
  * Memory traffic per element: 4 read, 3 written; in bytes: float 28, double 56.
  *
- * Build:     nvcc -O3 -c adamw.cu    (CUDA 11.7 or later; for the device of this machine alone: -arch=native)
+ * Build:     nvcc -O3 -c adamw.cu    (CUDA 11.7 or later; for the device of this machine alone:
+ * -arch=native)
  *            not with -ftz=true, which --use_fast_math implies: subnormal floats become 0
  * Re-create: optforge generate adamw --target cuda --dtype f32 --dtype f64
  * Rule hash: a5cd34588acfe84c1b3840e499decc51f38a1b2e3f4da913567354c690ce6084
@@ -253,8 +254,7 @@ void adamw_cuda_options_init(adamw_cuda_options *o)
 }
 
 /* The library's pow, which no compiler may fold or rewrite; failed where Python raises or turns complex. */
-static double adamw_cuda_power(double a, double b, int *failed)
-{
+static double adamw_cuda_power(double a, double b, int *failed) {
     volatile double base = a, exponent = b;
     const double y = pow(base, exponent);
 
@@ -264,8 +264,7 @@ static double adamw_cuda_power(double a, double b, int *failed)
 }
 
 /* a / b; failed where Python raises. */
-static double adamw_cuda_divide(double a, double b, int *failed)
-{
+static double adamw_cuda_divide(double a, double b, int *failed) {
     if (b == 0.0)
         *failed = 1;
     return a / b;
@@ -273,8 +272,7 @@ static double adamw_cuda_divide(double a, double b, int *failed)
 
 /* The square, in double. */
 template <typename real>
-static __device__ __forceinline__ adamw_cuda_f64 adamw_cuda_squared(real x)
-{
+static __device__ __forceinline__ adamw_cuda_f64 adamw_cuda_squared(real x) {
     const adamw_cuda_f64 wide(x);
 
     return wide * wide;

@@ -4,8 +4,8 @@
  * u = (m / (1 − beta1^t)) / (√(v / (1 − beta2^t)) + eps) + weight_decay·p;  p ← p − lr·(‖p‖ / ‖u‖)·u,
  * where the ratio is 1 if either norm is 0
  *
- * lr: learning rate. beta1, beta2: decay of the first and second moment. eps: added to the root of the corrected
- * second moment. weight_decay: share of the parameter in the step.
+ * lr: learning rate. beta1, beta2: decay of the first and second moment. eps: added to the root of the
+ * corrected second moment. weight_decay: share of the parameter in the step.
  *
  * You et al., "Large Batch Optimization for Deep Learning: Training BERT in 76 minutes", ICLR 2020.
  *
@@ -24,7 +24,8 @@
  *     pass 1: reads p g m v, writes m v
  *     pass 2: reads p m v, writes p
  *
- * Build:     nvcc -O3 -c lamb.cu    (CUDA 11.7 or later; for the device of this machine alone: -arch=native)
+ * Build:     nvcc -O3 -c lamb.cu    (CUDA 11.7 or later; for the device of this machine alone:
+ * -arch=native)
  *            not with -ftz=true, which --use_fast_math implies: subnormal floats become 0
  * Re-create: optforge generate lamb --target cuda --dtype f32 --dtype f64
  * Rule hash: 00d364f0175b6fb41cd3f3578bf1ff56b413199d2d4cae0bc21ce67fa0769f4c

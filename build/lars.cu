@@ -1,10 +1,10 @@
-/* lars: LARS: momentum with a learning rate for each tensor, from the norms of its parameter and its gradient.
+/* lars: LARS: momentum with a learning rate for each tensor, from the norms of parameter and gradient.
  *
  * r = trust_coefficient·‖p‖ / (‖g‖ + weight_decay·‖p‖), or 1 if either norm is 0;
  * m ← momentum·m + lr·r·(g + weight_decay·p);  p ← p − m
  *
- * lr: global learning rate. momentum: decay of the velocity. weight_decay: share of the parameter in the gradient.
- * trust_coefficient: how far a tensor may move, as a share of its norm.
+ * lr: global learning rate. momentum: decay of the velocity. weight_decay: share of the parameter in the
+ * gradient. trust_coefficient: how far a tensor may move, as a share of its norm.
  *
  * You, Gitman and Ginsburg, "Large Batch Training of Convolutional Networks", 2017.
  *
@@ -22,7 +22,8 @@
  *     pass 1: reads p g, writes nothing
  *     pass 2: reads p g m, writes p m
  *
- * Build:     nvcc -O3 -c lars.cu    (CUDA 11.7 or later; for the device of this machine alone: -arch=native)
+ * Build:     nvcc -O3 -c lars.cu    (CUDA 11.7 or later; for the device of this machine alone:
+ * -arch=native)
  *            not with -ftz=true, which --use_fast_math implies: subnormal floats become 0
  * Re-create: optforge generate lars --target cuda --dtype f32 --dtype f64
  * Rule hash: 10b0b33d6ea7a4bc28cb6a669fe5facf4075ffd299c3d2c9d3b8e35fe3ee5845
@@ -254,8 +255,7 @@ void lars_cuda_options_init(lars_cuda_options *o)
 
 /* The square, in double. */
 template <typename real>
-static __device__ __forceinline__ lars_cuda_f64 lars_cuda_squared(real x)
-{
+static __device__ __forceinline__ lars_cuda_f64 lars_cuda_squared(real x) {
     const lars_cuda_f64 wide(x);
 
     return wide * wide;

@@ -4,8 +4,9 @@
  *
  * lr: learning rate. momentum: share of the velocity that is kept, usually 0.5 to 0.9.
  *
- * Polyak, "Some methods of speeding up the convergence of iteration methods", USSR Computational Mathematics and
- * Mathematical Physics 4, 1964.
+ * Polyak, "Some methods of speeding up the convergence of iteration methods", USSR Computational
+ * Mathematics
+ * and Mathematical Physics 4, 1964.
  *
  *     assert 0 <= momentum < 1
  *     v = momentum * m - lr * g
@@ -16,7 +17,8 @@
  * State: m starts as 0.0.
  * Memory traffic per element: 3 read, 2 written; in bytes: float 20, double 40.
  *
- * Build:     nvcc -O3 -c momentum.cu    (CUDA 11.7 or later; for the device of this machine alone: -arch=native)
+ * Build:     nvcc -O3 -c momentum.cu    (CUDA 11.7 or later; for the device of this machine alone:
+ * -arch=native)
  *            not with -ftz=true, which --use_fast_math implies: subnormal floats become 0
  * Re-create: optforge generate momentum --target cuda --dtype f32 --dtype f64
  * Rule hash: 07377a922d269c58e7959804a47b0d78fae7a31013075f12bf55db083c254769
@@ -252,8 +254,7 @@ void momentum_cuda_options_init(momentum_cuda_options *o)
 
 /* The square, in double. */
 template <typename real>
-static __device__ __forceinline__ momentum_cuda_f64 momentum_cuda_squared(real x)
-{
+static __device__ __forceinline__ momentum_cuda_f64 momentum_cuda_squared(real x) {
     const momentum_cuda_f64 wide(x);
 
     return wide * wide;

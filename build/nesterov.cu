@@ -4,9 +4,9 @@
  *
  * lr: learning rate. momentum: share of the velocity that is kept, usually 0.5 to 0.9.
  *
- * Nesterov, "A method for solving the convex programming problem with convergence rate O(1/k²)", Soviet Mathematics
- * Doklady 27, 1983; in the form of Bengio, Boulanger-Lewandowski and Pascanu, "Advances in Optimizing Recurrent
- * Networks", ICASSP 2013.
+ * Nesterov, "A method for solving the convex programming problem with convergence rate O(1/k²)", Soviet
+ * Mathematics Doklady 27, 1983; in the form of Bengio, Boulanger-Lewandowski and Pascanu, "Advances in
+ * Optimizing Recurrent Networks", ICASSP 2013.
  *
  *     assert 0 <= momentum < 1
  *     v = momentum * m - lr * g
@@ -17,7 +17,8 @@
  * State: m starts as 0.0.
  * Memory traffic per element: 3 read, 2 written; in bytes: float 20, double 40.
  *
- * Build:     nvcc -O3 -c nesterov.cu    (CUDA 11.7 or later; for the device of this machine alone: -arch=native)
+ * Build:     nvcc -O3 -c nesterov.cu    (CUDA 11.7 or later; for the device of this machine alone:
+ * -arch=native)
  *            not with -ftz=true, which --use_fast_math implies: subnormal floats become 0
  * Re-create: optforge generate nesterov --target cuda --dtype f32 --dtype f64
  * Rule hash: 964d769e6780712820496607b28498b13dcc7ab152ae3d79ee74e10b176533ca
@@ -253,8 +254,7 @@ void nesterov_cuda_options_init(nesterov_cuda_options *o)
 
 /* The square, in double. */
 template <typename real>
-static __device__ __forceinline__ nesterov_cuda_f64 nesterov_cuda_squared(real x)
-{
+static __device__ __forceinline__ nesterov_cuda_f64 nesterov_cuda_squared(real x) {
     const nesterov_cuda_f64 wide(x);
 
     return wide * wide;

@@ -1,11 +1,13 @@
-/* novograd: NovoGrad: gradients normalised by a second moment of each tensor, then momentum and decoupled weight decay.
+/* novograd: NovoGrad: normalised gradients, a moment for each tensor, momentum, decoupled weight decay.
  *
- * v ← beta2·v + (1 − beta2)·‖g‖², at first ‖g‖²;  m ← beta1·m + (g / (√v + eps) + weight_decay·p);  p ← p − lr·m
+ * v ← beta2·v + (1 − beta2)·‖g‖², at first ‖g‖²;
+ * m ← beta1·m + (g / (√v + eps) + weight_decay·p);  p ← p − lr·m
  *
- * lr: learning rate. beta1, beta2: decay of the first moment, and of the second, which is one number per tensor.
- * eps: added to its root. weight_decay: share of the parameter in the first moment.
+ * lr: learning rate. beta1, beta2: decay of the first moment, and of the second, which is one number per
+ * tensor. eps: added to its root. weight_decay: share of the parameter in the first moment.
  *
- * Ginsburg et al., "Stochastic Gradient Methods with Layer-wise Adaptive Moments for Training of Deep Networks", 2019.
+ * Ginsburg et al., "Stochastic Gradient Methods with Layer-wise Adaptive Moments for Training of Deep
+ * Networks", 2019.
  *
  *     assert 0 <= beta1 < 1 and 0 <= beta2 < 1 and eps >= 0 and weight_decay >= 0
  *     g_norm = norm(g)
@@ -20,7 +22,8 @@
  *     pass 1: reads g, writes nothing
  *     pass 2: reads p g m, writes p m
  *
- * Build:     nvcc -O3 -c novograd.cu    (CUDA 11.7 or later; for the device of this machine alone: -arch=native)
+ * Build:     nvcc -O3 -c novograd.cu    (CUDA 11.7 or later; for the device of this machine alone:
+ * -arch=native)
  *            not with -ftz=true, which --use_fast_math implies: subnormal floats become 0
  * Re-create: optforge generate novograd --target cuda --dtype f32 --dtype f64
  * Rule hash: 570878dbbed4f523d7be59659b17623428e012908b4ac82b93aca790451b3c19

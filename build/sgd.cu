@@ -12,7 +12,8 @@
  * The rule has no state.
  * Memory traffic per element: 2 read, 1 written; in bytes: float 12, double 24.
  *
- * Build:     nvcc -O3 -c sgd.cu    (CUDA 11.7 or later; for the device of this machine alone: -arch=native)
+ * Build:     nvcc -O3 -c sgd.cu    (CUDA 11.7 or later; for the device of this machine alone:
+ * -arch=native)
  *            not with -ftz=true, which --use_fast_math implies: subnormal floats become 0
  * Re-create: optforge generate sgd --target cuda --dtype f32 --dtype f64
  * Rule hash: 3534317b40a21539a6dd7cdc9fa396a2b5394a162afa7028d16d415ac075ed9d
@@ -241,8 +242,7 @@ void sgd_cuda_options_init(sgd_cuda_options *o)
 
 /* The square, in double. */
 template <typename real>
-static __device__ __forceinline__ sgd_cuda_f64 sgd_cuda_squared(real x)
-{
+static __device__ __forceinline__ sgd_cuda_f64 sgd_cuda_squared(real x) {
     const sgd_cuda_f64 wide(x);
 
     return wide * wide;

@@ -32,10 +32,7 @@ extern "C" {
 #endif
 
 /* What a call returns: one of these, or of optforge's errors, each found before the first write. */
-enum {
-    sgd_OK = OPTFORGE_OK,
-    sgd_SKIPPED = OPTFORGE_SKIPPED
-};
+enum {sgd_OK = OPTFORGE_OK, sgd_SKIPPED = OPTFORGE_SKIPPED};
 sgd_API const char *sgd_strerror(int status);
 
 /* Hyperparameters; none may be NaN. */
@@ -50,7 +47,7 @@ typedef optforge_options sgd_options;
 typedef optforge_stats sgd_stats;
 sgd_API void sgd_options_init(sgd_options *o);
 
-/* Bytes of workspace, aligned to doubles, for so many elements in so many tensors (or groups, if they are more). */
+/* Bytes of workspace, aligned to doubles, for so many elements in so many tensors (or groups, if more). */
 sgd_API size_t sgd_workspace_size(uint64_t elements, size_t count);
 
 /* A tensor: n elements in each array. Its arrays must not overlap. */

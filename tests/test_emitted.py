@@ -322,4 +322,4 @@ def test_text_is_tidy() -> None:
             assert all(line == line.rstrip() for line in lines), file
             assert "\n\n\n" not in text, file
             assert "\t" not in text
-            assert max(map(len, lines)) <= 120, file
+            assert max(map(len, lines)) <= 110, file

@@ -6,8 +6,9 @@ Every template has a frozen view: what it shows, prepared here.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from . import layout
@@ -132,6 +133,8 @@ class RuleView:
 
 class RuleScalars(Scalars):
     """The scalars of a rule, which the runtime asks for and keeps."""
+
+    straight = True
 
     def __init__(self, *given: Any, slots: Callable[[int], str]):
         super().__init__(*given)
@@ -363,7 +366,7 @@ class RuleSource(Source):
             tuple(name for name, _ in asserts),
             tuple(comment_text(a.text) for a in kernel.asserts),
             self.hyper_comment(),
-            tuple(f"double {field['name']};{field['comment']}" for field in self.hyper_fields()),
+            tuple(declared(("double", field["name"], field["comment"]) for field in self.hyper_fields())),
             strings(name for name, _ in kernel.hyperparameters),
             ", ".join(field["default"] for field in self.hyper_fields()),
             strings(state.name for state in kernel.state),
@@ -374,7 +377,7 @@ class RuleSource(Source):
             kernel.reduces,
             tuple(self.helpers.values()),
             ", ".join(f"{self.slots[id]}{'' if k else ' = OPTFORGE_OWN'}" for k, id in enumerate(self.own)),
-            tuple(f"{c_type(e)} {scalars.fields.of[e]};" for e in scalars.crossing),
+            tuple(declared((c_type(e), scalars.fields.of[e], "") for e in scalars.crossing)),
             begin,
             tensor,
             step_later,
@@ -450,6 +453,13 @@ class RuleSource(Source):
             names = [name for name, _ in self.kernel.hyperparameters]
             return f"{{{names.index(state.initial)}, 0.0}}"
         return f"{{OPTFORGE_FROM_VALUE, {F64.constant(state.initial)}}}"
+
+
+def declared(fields: Iterable[tuple[str, str, str]]) -> Iterator[str]:
+    """Declarations of fields, each a type, a name and a comment: neighbours of one type without a comment in one."""
+    for (kind, said), run in groupby(fields, key=lambda field: (field[0], field[2])):
+        names = [name for _, name, _ in run]
+        yield from [f"{kind} {name};{said}" for name in names] if said else [f"{kind} {', '.join(names)};"]
 
 
 def strings(names: Iterable[str]) -> str:

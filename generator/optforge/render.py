@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,9 +48,19 @@ def comment_text(text: str) -> str:
 
 
 def comment(lines: Iterable[str]) -> str:
-    """A block comment."""
-    text = "\n".join(f" * {comment_text(line)}".rstrip() for line in lines)
+    """A block comment; lines that are too long are broken."""
+    text = "\n".join(f" * {part}".rstrip() for line in lines for part in wrapped(comment_text(line)))
     return f"/*{text[2:]}\n */" if "\n" in text else f"/*{text[2:]} */"
+
+
+def wrapped(line: str) -> list[str]:
+    """A line of a comment in pieces that begin under its first word."""
+    margin = " " * (len(line) - len(line.lstrip()))
+    if len(line) <= WIDTH - 6:  # what opens and closes the comment
+        return [line]
+    return textwrap.wrap(
+        line, WIDTH - 6, subsequent_indent=margin, break_long_words=False, break_on_hyphens=False, drop_whitespace=True
+    )
 
 
 def c_string(text: str) -> str:

@@ -35,10 +35,8 @@ enum {
 /* Adds n elements to the lanes, element i to lane i mod 32: of x times `scale`, or of x less `old`. */
 typedef void (*optforge_add)(double *lanes, const void *x, const void *old, size_t n, double scale);
 
-OPTFORGE_INLINE double optforge_largest(double a, double b)
-{
+OPTFORGE_INLINE double optforge_largest(double a, double b) {
     const double y = a > b ? a : b;
-
     return a != a ? a : y;
 }
 
@@ -46,24 +44,19 @@ OPTFORGE_INLINE double optforge_largest(double a, double b)
  * of doubles, so that those of floats are exact. Four rows at once leave the lanes in registers; then one
  * row, and what is left. */
 #define OPTFORGE_ADD(name, real, value, total)                                                              \
-    OPTFORGE_INLINE double name##_one(double lane, real x, real old, real by)                               \
-    {                                                                                                       \
+    OPTFORGE_INLINE double name##_one(double lane, real x, real old, real by) {                             \
         const double w = (double)(value);                                                                   \
-                                                                                                            \
         (void)old, (void)by;                                                                                \
         return total;                                                                                       \
     }                                                                                                       \
     OPTFORGE_INLINE void name(double *OPTFORGE_RESTRICT lanes, const real *OPTFORGE_RESTRICT x,             \
-                              const real *OPTFORGE_RESTRICT old, size_t n, real by)                         \
-    {                                                                                                       \
+                              const real *OPTFORGE_RESTRICT old, size_t n, real by) {                       \
         enum { ROW = OPTFORGE_LANES, ROWS = 4 * ROW };                                                      \
-                                                                                                            \
         for (; n >= ROWS; n -= ROWS, x += ROWS, old += ROWS)                                                \
             for (size_t j = 0; j < ROW; j++) {                                                              \
                 const double one = name##_one(lanes[j], x[j], old[j], by);                                  \
                 const double two = name##_one(one, x[j + ROW], old[j + ROW], by);                           \
                 const double three = name##_one(two, x[j + 2 * ROW], old[j + 2 * ROW], by);                 \
-                                                                                                            \
                 lanes[j] = name##_one(three, x[j + 3 * ROW], old[j + 3 * ROW], by);                         \
             }                                                                                               \
         for (; n >= ROW; n -= ROW, x += ROW, old += ROW)                                                    \
@@ -97,15 +90,13 @@ static const optforge_add optforge_adds[2][4][OPTFORGE_SETS] = {
 static size_t optforge_least(size_t a, size_t b) { return a < b ? a : b; }
 
 /* Adds the upper half of 2 * h lanes to the lower; lanes from `used` on are 0, and change nothing. */
-OPTFORGE_INLINE void optforge_halve(double *lanes, size_t h, size_t used, int kind)
-{
+OPTFORGE_INLINE void optforge_halve(double *lanes, size_t h, size_t used, int kind) {
     for (size_t j = 0; used > h && j < h; j++)
         lanes[j] = kind == OPTFORGE_MAX ? optforge_largest(lanes[j], lanes[j + h]) : lanes[j] + lanes[j + h];
 }
 
 /* Folds 32 lanes into one. That h is known lets a compiler make vectors of it. */
-static double optforge_fold_lanes(double *lanes, size_t used, int kind)
-{
+static double optforge_fold_lanes(double *lanes, size_t used, int kind) {
     optforge_halve(lanes, 16, used, kind);
     optforge_halve(lanes, 8, used, kind);
     optforge_halve(lanes, 4, used, kind);
@@ -115,16 +106,13 @@ static double optforge_fold_lanes(double *lanes, size_t used, int kind)
 }
 
 /* A node of the tree: at most 32,768 values, lane by lane in leaves of 1,024, whose sums fold. */
-static double optforge_node(const double *values, size_t n, int kind, int set)
-{
+static double optforge_node(const double *values, size_t n, int kind, int set) {
     const optforge_add add = optforge_adds[1][kind == OPTFORGE_MAX ? OPTFORGE_MAX : OPTFORGE_SUM][set];
     double leaves[OPTFORGE_LANES] = {0.0};
     size_t number = 0;
-
     for (size_t i = 0; i < n; i += OPTFORGE_LEAF) {
         const size_t own = optforge_least(n - i, OPTFORGE_LEAF);
         double lanes[OPTFORGE_LANES] = {0.0};
-
         add(lanes, values + i, values + i, own, 1.0);
         leaves[number++] = optforge_fold_lanes(lanes, own, kind);
     }
@@ -132,11 +120,9 @@ static double optforge_node(const double *values, size_t n, int kind, int set)
 }
 
 /* The total of values, which are overwritten. */
-static double optforge_tree(double *values, size_t n, int kind, int set)
-{
+static double optforge_tree(double *values, size_t n, int kind, int set) {
     while (n > 1) {
         size_t nodes = 0;
-
         for (size_t i = 0; i < n; i += OPTFORGE_CHUNK)
             values[nodes++] = optforge_node(values + i, optforge_least(n - i, OPTFORGE_CHUNK), kind, set);
         n = nodes;
@@ -146,16 +132,13 @@ static double optforge_tree(double *values, size_t n, int kind, int set)
 
 /* The total of a tensor from the sums of its leaves, which are overwritten: 32 leaves fold into a chunk
  * first. */
-static double optforge_tensor_total(double *leaves, size_t n, int kind, int set)
-{
+static double optforge_tensor_total(double *leaves, size_t n, int kind, int set) {
     size_t chunks = 0;
-
     if (n == 1)
         return leaves[0];
     for (size_t i = 0; i < n; i += OPTFORGE_LANES) {
         const size_t own = optforge_least(n - i, OPTFORGE_LANES);
         double lanes[OPTFORGE_LANES] = {0.0};
-
         memcpy(lanes, leaves + i, own * sizeof *lanes);
         leaves[chunks++] = optforge_fold_lanes(lanes, own, kind);
     }
@@ -176,27 +159,16 @@ static const char *const optforge_sets[] = {
 
 static int optforge_chosen = -1; /* the instruction set in use; -1: none yet; -2: OPTFORGE_ISA names none */
 
-static int optforge_load_chosen(void)
-{
 #if defined(__GNUC__)
-    return __atomic_load_n(&optforge_chosen, __ATOMIC_RELAXED);
+static int optforge_load_chosen(void) { return __atomic_load_n(&optforge_chosen, __ATOMIC_RELAXED); }
+static void optforge_choose(int set) { __atomic_store_n(&optforge_chosen, set, __ATOMIC_RELAXED); }
 #else
-    return optforge_chosen;
+static int optforge_load_chosen(void) { return optforge_chosen; }
+static void optforge_choose(int set) { optforge_chosen = set; }
 #endif
-}
-
-static void optforge_choose(int set)
-{
-#if defined(__GNUC__)
-    __atomic_store_n(&optforge_chosen, set, __ATOMIC_RELAXED);
-#else
-    optforge_chosen = set;
-#endif
-}
 
 /* Whether this machine has an instruction set. */
-static int optforge_has(int set)
-{
+static int optforge_has(int set) {
 #if OPTFORGE_SETS == 3
     __builtin_cpu_init();
     if (set == 1)
@@ -208,8 +180,7 @@ static int optforge_has(int set)
     return set == 0;
 }
 
-OPTFORGE_API int optforge_use(const char *name)
-{
+OPTFORGE_API int optforge_use(const char *name) {
     if (name == NULL)
         return OPTFORGE_ERROR_NULL;
     for (int set = 0; set < OPTFORGE_SETS; set++)
@@ -222,12 +193,10 @@ OPTFORGE_API int optforge_use(const char *name)
 
 /* The instruction set in use, chosen at the first call; -2 where the environment names none of this
  * machine. */
-static int optforge_set(void)
-{
+static int optforge_set(void) {
     if (optforge_load_chosen() == -1) {
         const char *named = getenv("OPTFORGE_ISA");
         int set = OPTFORGE_SETS - 1;
-
         while (!optforge_has(set))
             set--;
         if (named == NULL || *named == '\0')
@@ -238,10 +207,8 @@ static int optforge_set(void)
     return optforge_load_chosen();
 }
 
-OPTFORGE_API const char *optforge_isa(void)
-{
+OPTFORGE_API const char *optforge_isa(void) {
     const int set = optforge_set();
-
     return set < 0 ? "" : optforge_sets[set];
 }
 
@@ -255,8 +222,7 @@ static uint64_t optforge_control(void) { return _mm_getcsr(); }
 static void optforge_set_control(uint64_t control) { _mm_setcsr((unsigned)control); }
 #elif defined(__aarch64__) && defined(__GNUC__)
 enum { OPTFORGE_FLUSH_BITS = 0x1080000 };
-static uint64_t optforge_control(void)
-{
+static uint64_t optforge_control(void) {
     uint64_t control;
     __asm__ volatile("mrs %0, fpcr" : "=r"(control));
     return control;
@@ -269,27 +235,22 @@ static void optforge_set_control(uint64_t control) { (void)control; }
 #endif
 
 /* Lets this thread compute with subnormal numbers; gives what restores it. */
-static uint64_t optforge_keep_subnormals(const optforge_options *o)
-{
+static uint64_t optforge_keep_subnormals(const optforge_options *o) {
     const uint64_t before = optforge_control();
-
     if ((before & OPTFORGE_FLUSH_BITS) != 0 && !o->allow_flush)
         optforge_set_control(before & ~(uint64_t)OPTFORGE_FLUSH_BITS);
     return before;
 }
 
-static void optforge_restore_flush(uint64_t before)
-{
+static void optforge_restore_flush(uint64_t before) {
     if ((before & OPTFORGE_FLUSH_BITS) != 0)
         optforge_set_control(before);
 }
 
 /* Whether this thread flushes all the same. Where the bits can be cleared it does not, and is not asked:
  * to make a subnormal number takes longer than all else in a step of one small tensor. */
-static int optforge_flushes(void)
-{
+static int optforge_flushes(void) {
     volatile float least = FLT_MIN;
-
     if (OPTFORGE_FLUSH_BITS == 0)
         least = least * 0.5f;
     return least == 0.0f;
@@ -305,46 +266,34 @@ static size_t optforge_format_size(unsigned char format) { return format == OPTF
 
 static size_t optforge_leaves(size_t n) { return n / OPTFORGE_LEAF + (n % OPTFORGE_LEAF != 0); }
 
-static size_t optforge_elements(const void *tensor)
-{
-    size_t n;
-
-    memcpy(&n, tensor, sizeof n);
-    return n;
-}
+static size_t optforge_elements(const void *tensor) { return *(const size_t *)tensor; } /* its first member */
 
 /* Array number `a` of a tensor: 0 is p, 1 is g, then the state. */
-static void *optforge_array(const void *tensor, size_t a)
-{
+static void *optforge_array(const void *tensor, size_t a) {
     void *array;
-
     memcpy(&array, (const char *)tensor + sizeof(size_t) + a * sizeof array, sizeof array);
     return array;
 }
 
 /* Bytes of array `a` of a tensor of n elements. */
-static size_t optforge_bytes(const optforge_kernel *kernel, size_t n, size_t a)
-{
+static size_t optforge_bytes(const optforge_kernel *kernel, size_t n, size_t a) {
     return (kernel->formats[a] == OPTFORGE_SCALAR ? 1 : n) * optforge_format_size(kernel->formats[a]);
 }
 
 /* Doubles of a row of scalars, and one more for what optforge_begin_rows keeps there. */
-static size_t optforge_width(const optforge_kernel *kernel)
-{
+static size_t optforge_width(const optforge_kernel *kernel) {
     return (kernel->scalars_size + sizeof(double) - 1) / sizeof(double) + 1;
 }
 
 /* Rows of scalars of a list: one for each group; at most one for each tensor where these have counts of
  * their own. */
-static size_t optforge_rows(const optforge_list *l)
-{
+static size_t optforge_rows(const optforge_list *l) {
     if (l->steps != NULL)
         return l->count;
     return l->group != NULL && l->groups > 1 ? l->groups : 1;
 }
 
-static size_t optforge_row_doubles(const optforge_list *l)
-{
+static size_t optforge_row_doubles(const optforge_list *l) {
     return optforge_times(optforge_rows(l), optforge_width(l->kernel));
 }
 
@@ -360,15 +309,13 @@ typedef struct optforge_place {
 static const optforge_place optforge_start = {0, 0, NULL, NULL, 0, 0, 0, 0, 0};
 
 /* Goes from the start to the first tensor, or on to the next; 0 behind the last. */
-static int optforge_next(const optforge_work *w, optforge_place *x)
-{
+static int optforge_next(const optforge_work *w, optforge_place *x) {
     if (x->tensor != NULL) {
         x->leaf += optforge_leaves(x->n);
         x->k++;
     }
     for (; x->i < w->number; x->i++, x->k = 0) {
         const optforge_list *l = &w->lists[x->i];
-
         if (x->k < l->count) {
             x->list = l;
             x->tensor = (const char *)l->tensors +
@@ -384,8 +331,7 @@ static int optforge_next(const optforge_work *w, optforge_place *x)
 }
 
 /* Elements of the whole tensor of which this one is a part. */
-static size_t optforge_whole(const optforge_work *w, const optforge_place *x)
-{
+static size_t optforge_whole(const optforge_work *w, const optforge_place *x) {
     return w->options->sizes != NULL ? w->options->sizes[x->number] : x->n;
 }
 
@@ -394,30 +340,27 @@ static const optforge_sum optforge_scanned = {"g", OPTFORGE_GRAD, OPTFORGE_SQUAR
 static const optforge_pass optforge_scan = {OPTFORGE_NO_SETS, OPTFORGE_NO_SETS, &optforge_scanned, 1, 0, 0};
 
 /* The pass that a kernel does in a phase, or NULL. */
-static const optforge_pass *optforge_pass_of(const optforge_work *w, const optforge_kernel *kernel, int phase)
-{
+static const optforge_pass *optforge_pass_of(const optforge_work *w, const optforge_kernel *kernel,
+                                             int phase) {
     if (phase < w->scan)
         return &optforge_scan;
     return phase - w->scan < (int)kernel->pass_count ? &kernel->passes[phase - w->scan] : NULL;
 }
 
 /* What a phase has added up in a slot, by the numbers of tensors. */
-static double *optforge_sums_of(const optforge_work *w, int phase, unsigned slot)
-{
+static double *optforge_sums_of(const optforge_work *w, int phase, unsigned slot) {
     return w->tensor_sums + (size_t)w->place[phase][slot] * w->tensors;
 }
 
 /* The scalars of a tensor as pass `pass` needs them: its row, or a copy in `own` with what is the
  * tensor's. */
 static int optforge_scalars(const optforge_work *w, const optforge_place *x, unsigned pass, double *own,
-                            const void **scalars)
-{
+                            const void **scalars) {
     const optforge_list *l = x->list;
     const optforge_kernel *kernel = l->kernel;
     const size_t group = l->group != NULL ? l->group[x->k] : 0;
     const size_t row = l->steps != NULL ? w->row[x->before + x->k] : x->rows + group * optforge_width(kernel);
     int status = OPTFORGE_OK;
-
     *scalars = w->rows + row;
     if (kernel->begin_tensor == NULL && kernel->behind_tensor == NULL)
         return status;
@@ -427,10 +370,8 @@ static int optforge_scalars(const optforge_work *w, const optforge_place *x, uns
                                       l->starting != NULL && l->starting[x->k] != 0);
     for (unsigned p = 0; kernel->behind_tensor != NULL && p < pass; p++) {
         double sums[OPTFORGE_MOST_SUMS];
-
         for (size_t s = 0; s < kernel->passes[p].sum_count; s++) {
             const unsigned slot = kernel->passes[p].sums[s].slot;
-
             sums[slot] = optforge_sums_of(w, (int)p + w->scan, slot)[x->number];
         }
         kernel->behind_tensor(own, p, sums, w->totals + x->i * OPTFORGE_MOST_SUMS);
@@ -440,8 +381,7 @@ static int optforge_scalars(const optforge_work *w, const optforge_place *x, uns
 
 /* ---- checks -------------------------------------------------------------------------------------------- */
 
-static int optforge_check_kernel(const optforge_kernel *kernel)
-{
+static int optforge_check_kernel(const optforge_kernel *kernel) {
     if (kernel == NULL)
         return OPTFORGE_ERROR_NULL;
     if (kernel->abi != OPTFORGE_TYPES || kernel->formats == NULL || kernel->passes == NULL ||
@@ -455,13 +395,11 @@ static int optforge_check_kernel(const optforge_kernel *kernel)
             return OPTFORGE_ERROR_ABI;
     for (unsigned p = 0; p < kernel->pass_count; p++) {
         const optforge_pass *pass = &kernel->passes[p];
-
         if (pass->sum_count > OPTFORGE_MOST_SUMS)
             return OPTFORGE_ERROR_ABI;
         for (size_t s = 0; s < pass->sum_count; s++) {
             const optforge_sum *sum = &pass->sums[s];
             const int array = sum->source == OPTFORGE_UNSCALED ? 1 : sum->source > 0 ? sum->source : 0;
-
             if (sum->slot >= OPTFORGE_MOST_SUMS || sum->slot == OPTFORGE_NAN || sum->slot == OPTFORGE_INF ||
                 sum->kind > OPTFORGE_MAX || sum->source <= OPTFORGE_SCRATCH - OPTFORGE_MOST_SCRATCH ||
                 (size_t)array >= kernel->arrays || kernel->formats[array] != kernel->formats[0])
@@ -472,15 +410,12 @@ static int optforge_check_kernel(const optforge_kernel *kernel)
 }
 
 /* Whether a tensor's arrays are there, aligned, and apart from each other. */
-static int optforge_check_tensor(const optforge_kernel *kernel, const void *tensor)
-{
+static int optforge_check_tensor(const optforge_kernel *kernel, const void *tensor) {
     const size_t n = optforge_elements(tensor);
-
     for (size_t a = 0; a < kernel->arrays; a++) {
         const size_t size = optforge_format_size(kernel->formats[a]);
         const size_t bytes = optforge_bytes(kernel, n, a);
         const uintptr_t own = (uintptr_t)optforge_array(tensor, a);
-
         if (n > SIZE_MAX / sizeof(double) && n > SIZE_MAX / size)
             return OPTFORGE_ERROR_SIZE;
         if (bytes == 0)
@@ -492,7 +427,6 @@ static int optforge_check_tensor(const optforge_kernel *kernel, const void *tens
         for (size_t b = 0; b < a; b++) {
             const uintptr_t other = (uintptr_t)optforge_array(tensor, b);
             const size_t other_bytes = optforge_bytes(kernel, n, b);
-
             if (other_bytes != 0 && (own - other < other_bytes || other - own < bytes))
                 return OPTFORGE_ERROR_OVERLAP;
         }
@@ -501,18 +435,15 @@ static int optforge_check_tensor(const optforge_kernel *kernel, const void *tens
 }
 
 /* Whether a tensor's group, number and part are in order. */
-static int optforge_check_place(const optforge_work *w, const optforge_place *x)
-{
+static int optforge_check_place(const optforge_work *w, const optforge_place *x) {
     const optforge_list *l = x->list;
     const size_t part = l->part != NULL ? l->part[x->k] : 0;
-
     if (l->group != NULL && l->group[x->k] >= (l->groups > 1 ? l->groups : 1))
         return OPTFORGE_ERROR_GROUP;
     if (x->number >= w->tensors)
         return OPTFORGE_ERROR_NUMBER;
     if (w->options->sizes != NULL || part != 0) {
         const size_t whole = optforge_whole(w, x);
-
         if (part > whole || x->n > whole - part)
             return OPTFORGE_ERROR_PART;
         if (w->sums > 0 && (part % OPTFORGE_LEAF != 0 || (x->n % OPTFORGE_LEAF != 0 && part + x->n != whole)))
@@ -522,8 +453,7 @@ static int optforge_check_place(const optforge_work *w, const optforge_place *x)
 }
 
 /* Whether two kernels add up the same for their formulas, so that they share totals. */
-static int optforge_alike(const optforge_kernel *a, const optforge_kernel *b)
-{
+static int optforge_alike(const optforge_kernel *a, const optforge_kernel *b) {
     if (a == b)
         return 1;
     if (a->pass_count != b->pass_count)
@@ -533,7 +463,6 @@ static int optforge_alike(const optforge_kernel *a, const optforge_kernel *b)
             return 0;
         for (size_t s = 0; s < a->passes[p].sum_count; s++) {
             const optforge_sum *x = &a->passes[p].sums[s], *y = &b->passes[p].sums[s];
-
             if (x->slot != y->slot || x->kind != y->kind || x->observed != y->observed ||
                 strcmp(x->name, y->name) != 0)
                 return 0;
@@ -546,8 +475,7 @@ static int optforge_alike(const optforge_kernel *a, const optforge_kernel *b)
 
 /* Whether gradients must be looked at before the first pass if a step may be skipped: it writes, or does
  * not add them up. */
-static int optforge_scans(const optforge_pass *first)
-{
+static int optforge_scans(const optforge_pass *first) {
     for (size_t s = 0; s < first->sum_count; s++)
         if (first->sums[s].slot == OPTFORGE_GRAD)
             return first->writes;
@@ -555,19 +483,16 @@ static int optforge_scans(const optforge_pass *first)
 }
 
 /* Counts phases, tensors and leaves, and looks whether anything is added up in this step. */
-static int optforge_count(optforge_work *w)
-{
+static int optforge_count(optforge_work *w) {
     const optforge_options *o = w->options;
     optforge_place x = optforge_start;
     size_t whole = 0;
-
     w->observe = o->stats != NULL || o->tensor_stats != NULL;
     w->adds = w->observe || o->skip_nonfinite;
     w->phases = w->number == 0; /* a step of nothing has a phase, too, which ends it */
     for (size_t i = 0; i < w->number; i++) {
         const optforge_list *l = &w->lists[i];
         const int status = optforge_check_kernel(l->kernel);
-
         if (status != OPTFORGE_OK)
             return status;
         if (l->tensors == NULL && l->count > 0)
@@ -601,16 +526,13 @@ static int optforge_count(optforge_work *w)
 }
 
 /* Numbers what each phase adds up: `place` of a slot among all. */
-static void optforge_place_sums(optforge_work *w)
-{
+static void optforge_place_sums(optforge_work *w) {
     for (int phase = 0; phase < w->phases; phase++) {
         short *place = w->place[phase];
-
         memset(place, -1, sizeof w->place[phase]);
         w->phase_sums[phase] = w->sums;
         for (size_t i = 0; i < w->number; i++) {
             const optforge_pass *pass = optforge_pass_of(w, w->lists[i].kernel, phase);
-
             for (size_t s = 0; pass != NULL && s < pass->sum_count; s++)
                 if (place[pass->sums[s].slot] < 0)
                     place[pass->sums[s].slot] = (short)w->sums++;
@@ -630,19 +552,15 @@ typedef struct optforge_room {
     size_t size, used;
 } optforge_room;
 
-static void *optforge_take(optforge_room *room, size_t count)
-{
+static void *optforge_take(optforge_room *room, size_t count) {
     const size_t begin = room->used;
-
     room->used = optforge_plus(begin, count);
     return room->memory != NULL && room->used <= room->size ? (double *)room->memory + begin : NULL;
 }
 
-static void optforge_lay_out(optforge_work *w, optforge_room *room)
-{
+static void optforge_lay_out(optforge_work *w, optforge_room *room) {
     size_t doubles = 0, count = 0;
     int tracks = 0;
-
     for (size_t i = 0; i < w->number; i++) {
         doubles = optforge_plus(doubles, optforge_row_doubles(&w->lists[i]));
         count += w->lists[i].count;
@@ -665,11 +583,9 @@ static void optforge_lay_out(optforge_work *w, optforge_room *room)
 }
 
 OPTFORGE_API size_t optforge_workspace_size(const optforge_list *lists, size_t number,
-                                            const optforge_options *options)
-{
+                                            const optforge_options *options) {
     optforge_room room = {NULL, 0, 0};
     optforge_work w;
-
     if (options == NULL || (lists == NULL && number > 0))
         return 0;
     memset(&w, 0, offsetof(optforge_work, phase_sums));
@@ -682,12 +598,11 @@ OPTFORGE_API size_t optforge_workspace_size(const optforge_list *lists, size_t n
     return optforge_times(room.used, sizeof(double));
 }
 
-OPTFORGE_API size_t optforge_kernel_workspace(const optforge_kernel *kernel, uint64_t elements, size_t count)
-{
+OPTFORGE_API size_t optforge_kernel_workspace(const optforge_kernel *kernel, uint64_t elements,
+                                              size_t count) {
     const size_t whole = elements / OPTFORGE_LEAF < SIZE_MAX ? (size_t)(elements / OPTFORGE_LEAF) : SIZE_MAX;
     const size_t leaves = optforge_plus(whole, count);
     size_t sums = 3, doubles = 1 + OPTFORGE_MOST_SUMS;
-
     if (optforge_check_kernel(kernel) != OPTFORGE_OK)
         return 0;
     for (unsigned p = 0; p < kernel->pass_count; p++)
@@ -699,10 +614,8 @@ OPTFORGE_API size_t optforge_kernel_workspace(const optforge_kernel *kernel, uin
 
 /* What the hyperparameters of a group and t give, in a row. */
 static int optforge_begin_row(const optforge_work *w, const optforge_list *l, size_t group, uint64_t t,
-                              double *row)
-{
+                              double *row) {
     const double *hyper = (const double *)l->hyper + group * l->kernel->hypers;
-
     for (size_t k = 0; k < l->kernel->hypers; k++)
         if (hyper[k] != hyper[k])
             return OPTFORGE_ERROR_NAN;
@@ -713,12 +626,10 @@ static int optforge_begin_row(const optforge_work *w, const optforge_list *l, si
 
 /* The scalars of a list, from `rows` on; where tensors have counts of their own, `row` tells where those
  * of each are. */
-static int optforge_begin_rows(const optforge_work *w, const optforge_list *l, double *rows, size_t *row)
-{
+static int optforge_begin_rows(const optforge_work *w, const optforge_list *l, double *rows, size_t *row) {
     const size_t width = optforge_width(l->kernel), groups = optforge_rows(l);
     size_t used = 0;
     int status = OPTFORGE_OK;
-
     if (l->steps == NULL) {
         for (size_t g = 0; g < groups && status == OPTFORGE_OK; g++)
             status = optforge_begin_row(w, l, g, l->t, rows + g * width);
@@ -727,7 +638,6 @@ static int optforge_begin_rows(const optforge_work *w, const optforge_list *l, d
     for (size_t k = 0; k < l->count && status == OPTFORGE_OK; k++) {
         const size_t group = l->group != NULL ? l->group[k] : 0;
         size_t r = used;
-
         for (; r > 0; r--) { /* the last row is the most likely one */
             const size_t same = (size_t)rows[r * width - 1];
 
@@ -745,11 +655,9 @@ static int optforge_begin_rows(const optforge_work *w, const optforge_list *l, d
 }
 
 /* Of each whole tensor, the leaf that it begins at among all, and a kernel that it is stepped with. */
-static int optforge_number_leaves(optforge_work *w)
-{
+static int optforge_number_leaves(optforge_work *w) {
     optforge_place x = optforge_start;
     size_t leaf = 0;
-
     for (size_t k = 0; k < w->tensors; k++) {
         w->kernels[k] = w->options->sizes != NULL ? w->lists[0].kernel : NULL;
         w->first[k] = w->options->sizes != NULL ? optforge_leaves(w->options->sizes[k]) : 0;
@@ -762,7 +670,6 @@ static int optforge_number_leaves(optforge_work *w)
     }
     for (size_t k = 0; k < w->tensors; k++) {
         const size_t own = w->first[k];
-
         w->first[k] = leaf;
         leaf += own;
     }
@@ -771,14 +678,12 @@ static int optforge_number_leaves(optforge_work *w)
 }
 
 /* All checks of a step, and its first scalars. */
-static int optforge_prepare(optforge_work *w)
-{
+static int optforge_prepare(optforge_work *w) {
     const optforge_options *o = w->options;
     optforge_room room = {NULL, 0, 0};
     optforge_place checked = optforge_start, begun = optforge_start;
     size_t rows = 0, before = 0;
     int status, again = 0;
-
     w->unscale = 1.0 / o->grad_scale;
     if (!(o->grad_scale > 0.0 && w->unscale > 0.0 && w->unscale - w->unscale == 0.0))
         return OPTFORGE_ERROR_GRAD_SCALE;
@@ -812,7 +717,6 @@ static int optforge_prepare(optforge_work *w)
     }
     for (size_t i = 0; i < w->number && status == OPTFORGE_OK; i++) {
         const optforge_list *l = &w->lists[i];
-
         status = optforge_begin_rows(w, l, w->rows + rows, w->row != NULL ? w->row + before : NULL);
         again |= l->kernel->begin_tensor != NULL;
         rows += optforge_row_doubles(l);
@@ -821,7 +725,6 @@ static int optforge_prepare(optforge_work *w)
     while (again && status == OPTFORGE_OK && optforge_next(w, &begun)) {
         double own[OPTFORGE_MOST_SCALARS];
         const void *scalars;
-
         status = optforge_scalars(w, &begun, 0, own, &scalars); /* whether those of a tensor have values */
     }
     if (status == OPTFORGE_OK && w->adds)
@@ -832,11 +735,9 @@ static int optforge_prepare(optforge_work *w)
 }
 
 OPTFORGE_API int optforge_begin(optforge_work *w, const optforge_list *lists, size_t number,
-                                const optforge_options *options)
-{
+                                const optforge_options *options) {
     uint64_t flush;
     int status;
-
     if (w == NULL)
         return OPTFORGE_ERROR_NULL;
     memset(w, 0, offsetof(optforge_work, phase_sums)); /* the tables are filled in as far as they are used */
@@ -854,10 +755,8 @@ OPTFORGE_API int optforge_begin(optforge_work *w, const optforge_list *lists, si
     return status;
 }
 
-OPTFORGE_API int optforge_check(const optforge_list *lists, size_t number, const optforge_options *options)
-{
+OPTFORGE_API int optforge_check(const optforge_list *lists, size_t number, const optforge_options *options) {
     optforge_work w;
-
     return optforge_begin(&w, lists, number, options);
 }
 
@@ -880,8 +779,8 @@ static const optforge_sum optforge_counted[] = {
     {"inf", OPTFORGE_INF, OPTFORGE_SUM, 1, OPTFORGE_UNSCALED}
 };
 
-static void optforge_plan_sum(const optforge_work *w, int phase, const optforge_sum *sum, optforge_span *span)
-{
+static void optforge_plan_sum(const optforge_work *w, int phase, const optforge_sum *sum,
+                              optforge_span *span) {
     span->sum[span->sums] = sum;
     span->leaf_sums[span->sums] = w->leaf_sums + (size_t)w->place[phase][sum->slot] * w->leaves;
     span->tensor_sums[span->sums] = optforge_sums_of(w, phase, sum->slot);
@@ -889,8 +788,7 @@ static void optforge_plan_sum(const optforge_work *w, int phase, const optforge_
 }
 
 static void optforge_plan(const optforge_work *w, int phase, const optforge_kernel *kernel,
-                          optforge_span *span)
-{
+                          optforge_span *span) {
     const optforge_pass *pass = optforge_pass_of(w, kernel, phase);
     /* Whether NaN and infinity are counted with gradients, which are not told of again where a scan has
      * been. */
@@ -908,7 +806,6 @@ static void optforge_plan(const optforge_work *w, int phase, const optforge_kern
     for (size_t s = 0; s < pass->sum_count; s++) {
         const optforge_sum *sum = &pass->sums[s];
         const int gradients = sum->slot == OPTFORGE_GRAD;
-
         if (sum->observed && !(gradients ? counting : w->observe))
             continue;
         optforge_plan_sum(w, phase, sum, span);
@@ -922,14 +819,11 @@ static void optforge_plan(const optforge_work *w, int phase, const optforge_kern
 
 /* Counts NaN and infinity among unscaled gradients. */
 static void optforge_count_nonfinite(const optforge_work *w, const optforge_piece *x, unsigned char format,
-                                     double *nan, double *inf)
-{
+                                     double *nan, double *inf) {
     const void *g = optforge_array(x->tensor, 1);
-
     for (size_t i = x->begin; i < x->begin + x->n; i++) {
         const double value = format == OPTFORGE_F32 ? (double)(((const float *)g)[i] * (float)w->unscale)
                                                     : ((const double *)g)[i] * w->unscale;
-
         *nan += value != value;
         *inf += value == value && value - value != 0.0;
     }
@@ -937,21 +831,17 @@ static void optforge_count_nonfinite(const optforge_work *w, const optforge_piec
 
 /* Adds up what a pass has left of a piece. `old` is p before the pass. */
 static void optforge_add_up(const optforge_work *w, const optforge_span *span, const optforge_piece *x,
-                            const void *old, double (*lanes)[OPTFORGE_LANES])
-{
+                            const void *old, double (*lanes)[OPTFORGE_LANES]) {
     const unsigned char real = span->kernel->formats[0];
     const size_t size = optforge_format_size(real);
-
     for (size_t s = 0; s < span->lanes; s++) {
         const int source = span->sum[s]->source, kind = source == OPTFORGE_CHANGE ? 3 : span->sum[s]->kind;
         const double scale = source == OPTFORGE_UNSCALED ? w->unscale : 1.0;
         const char *values;
-
         if (source <= OPTFORGE_SCRATCH) {
             values = (const char *)x->scratch + (size_t)(OPTFORGE_SCRATCH - source) * OPTFORGE_PIECE * size;
         } else {
             const size_t array = source == OPTFORGE_UNSCALED ? 1 : source > 0 ? (size_t)source : 0;
-
             values = (const char *)optforge_array(x->tensor, array) + x->begin * size;
         }
         optforge_adds[real - OPTFORGE_F32][kind][w->set](lanes[s], values, old, x->n, scale);
@@ -961,15 +851,13 @@ static void optforge_add_up(const optforge_work *w, const optforge_span *span, c
 /* The leaf of a tensor that begins at element `begin`, and is number `leaf` of all leaves that are added
  * up. */
 static void optforge_leaf(const optforge_work *w, const optforge_span *span, optforge_piece *x, size_t begin,
-                          size_t leaf)
-{
+                          size_t leaf) {
     const optforge_kernel *kernel = span->kernel;
     const size_t n = optforge_least(optforge_elements(x->tensor) - begin, OPTFORGE_LEAF), stop = begin + n;
     const size_t most = span->lanes > 0 ? OPTFORGE_PIECE : OPTFORGE_LEAF; /* it stays in the cache */
     const size_t size = optforge_format_size(kernel->formats[0]);
     double lanes[OPTFORGE_MOST_SUMS][OPTFORGE_LANES], old[OPTFORGE_PIECE];
     int finite = 1;
-
     for (size_t s = 0; s < span->lanes; s++)
         memset(lanes[s], 0, sizeof lanes[s]);
     for (x->begin = begin; x->begin < stop; x->begin += most) {
@@ -982,13 +870,11 @@ static void optforge_leaf(const optforge_work *w, const optforge_span *span, opt
     }
     for (size_t s = 0; s < span->lanes; s++) {
         const double total = optforge_fold_lanes(lanes[s], n, span->sum[s]->kind);
-
         span->leaf_sums[s][leaf] = total;
         finite &= total - total == 0.0 || span->sum[s]->slot != OPTFORGE_GRAD;
     }
     if (span->sums > span->lanes) {
         double nan = 0.0, inf = 0.0;
-
         x->begin = begin;
         x->n = n;
         if (!finite) /* a sum of squares is where an element is not, or by overflow */
@@ -998,26 +884,22 @@ static void optforge_leaf(const optforge_work *w, const optforge_span *span, opt
     }
     if (span->zeroes) {
         const size_t bytes = optforge_format_size(kernel->formats[1]);
-
         memset((char *)optforge_array(x->tensor, 1) + begin * bytes, 0, n * bytes);
     }
 }
 
 /* Where share k of a number of leaves, or of tensors, begins. */
-static size_t optforge_split(size_t all, size_t k, size_t parts)
-{
+static size_t optforge_split(size_t all, size_t k, size_t parts) {
     return all / parts * k + all % parts * k / parts;
 }
 
-OPTFORGE_API void optforge_share(optforge_work *w, int phase, size_t ith, size_t nth)
-{
+OPTFORGE_API void optforge_share(optforge_work *w, int phase, size_t ith, size_t nth) {
     double own[OPTFORGE_MOST_SCALARS], scratch[OPTFORGE_MOST_SCRATCH * OPTFORGE_PIECE];
     optforge_place x = optforge_start;
     const optforge_list *list = NULL;
     optforge_span span;
     size_t from, to;
     uint64_t flush;
-
     if (w == NULL || w->begun != w || phase != w->due || phase >= w->phases || ith >= nth)
         return;
     from = optforge_split(w->own_leaves, ith, nth);
@@ -1028,7 +910,6 @@ OPTFORGE_API void optforge_share(optforge_work *w, int phase, size_t ith, size_t
         const size_t last = optforge_least(to - x.leaf, optforge_leaves(x.n));
         optforge_piece piece = {x.tensor, NULL, 0, 0, scratch};
         size_t leaf = 0;
-
         if (x.list != list)
             optforge_plan(w, phase, x.list->kernel, &span);
         list = x.list;
@@ -1047,11 +928,9 @@ OPTFORGE_API void optforge_share(optforge_work *w, int phase, size_t ith, size_t
 /* ---- behind a phase ------------------------------------------------------------------------------------ */
 
 /* Adds up the leaves of share `ith` of the tensors. */
-static void optforge_fold_tensors(const optforge_work *w, int phase, size_t ith, size_t nth)
-{
+static void optforge_fold_tensors(const optforge_work *w, int phase, size_t ith, size_t nth) {
     const optforge_kernel *kernel = NULL;
     optforge_span span;
-
     if (!w->adds || w->skipped)
         return;
     for (size_t k = optforge_split(w->tensors, ith, nth); k < optforge_split(w->tensors, ith + 1, nth); k++) {
@@ -1061,7 +940,6 @@ static void optforge_fold_tensors(const optforge_work *w, int phase, size_t ith,
         for (size_t s = 0; s < span.sums; s++) {
             double *leaves = span.leaf_sums[s] + w->first[k];
             const size_t number = w->first[k + 1] - w->first[k];
-
             span.tensor_sums[s][k] = optforge_tensor_total(leaves, number, span.sum[s]->kind, w->set);
         }
     }
@@ -1070,18 +948,14 @@ static void optforge_fold_tensors(const optforge_work *w, int phase, size_t ith,
 /* Where a kernel adds up statistic q, or what it calls like `sum`, for a formula, in phase `due`: by the
  * numbers of its tensors. NULL: nowhere. NaN and infinity are counted with the gradients. */
 static const double *optforge_find(const optforge_work *w, const optforge_kernel *kernel, unsigned q,
-                                   const optforge_sum *sum)
-{
+                                   const optforge_sum *sum) {
     const int counts = q == OPTFORGE_NAN || q == OPTFORGE_INF;
     const unsigned statistic = counts ? (unsigned)OPTFORGE_GRAD : q;
-    const unsigned slot = statistic <= OPTFORGE_UPDATE ? kernel->statistics[statistic] : (unsigned)OPTFORGE_NONE;
-
+    const unsigned slot = q <= OPTFORGE_INF ? kernel->statistics[statistic] : (unsigned)OPTFORGE_NONE;
     for (int phase = sum != NULL ? w->due : 0; phase < w->phases; phase++) {
         const optforge_pass *pass = optforge_pass_of(w, kernel, phase);
-
         for (size_t s = 0; pass != NULL && s < pass->sum_count; s++) {
             const optforge_sum *own = &pass->sums[s];
-
             if (sum == NULL ? own->slot == slot
                             : own->kind == sum->kind && !own->observed && strcmp(own->name, sum->name) == 0)
                 return optforge_sums_of(w, phase, counts ? q : own->slot);
@@ -1093,11 +967,9 @@ static const double *optforge_find(const optforge_work *w, const optforge_kernel
 }
 
 /* The total over all tensors of statistic q, or of `sum`. */
-static double optforge_total(const optforge_work *w, unsigned q, const optforge_sum *sum)
-{
+static double optforge_total(const optforge_work *w, unsigned q, const optforge_sum *sum) {
     const optforge_kernel *kernel = NULL;
     const double *sums = NULL;
-
     for (size_t k = 0; k < w->tensors; k++) {
         if (w->kernels[k] != kernel)
             sums = optforge_find(w, w->kernels[k], q, sum);
@@ -1108,8 +980,7 @@ static double optforge_total(const optforge_work *w, unsigned q, const optforge_
 }
 
 /* What a step tells of one tensor, or of all, from its sums. */
-static void optforge_tell(const optforge_work *w, const double *sums, optforge_stats *stats)
-{
+static void optforge_tell(const optforge_work *w, const double *sums, optforge_stats *stats) {
     stats->grad_norm = sqrt(sums[OPTFORGE_GRAD]);
     stats->clipped_grad_norm = w->skipped ? (double)NAN : sqrt(sums[OPTFORGE_CLIPPED]);
     stats->param_norm = w->skipped ? (double)NAN : sqrt(sums[OPTFORGE_PARAM]);
@@ -1120,17 +991,14 @@ static void optforge_tell(const optforge_work *w, const double *sums, optforge_s
     stats->skipped = (uint64_t)w->skipped;
 }
 
-static void optforge_tell_all(const optforge_work *w)
-{
+static void optforge_tell_all(const optforge_work *w) {
     const optforge_options *o = w->options;
     const optforge_kernel *kernel = NULL;
     const double *sums[OPTFORGE_TOLD] = {NULL};
     double all[OPTFORGE_TOLD] = {0.0}, largest = 0.0;
-
     for (size_t k = 0; k < w->tensors; k++) {
         double own[OPTFORGE_TOLD];
         optforge_stats told;
-
         for (unsigned q = 0; w->kernels[k] != kernel && q < OPTFORGE_TOLD; q++)
             sums[q] = optforge_find(w, w->kernels[k], q, NULL);
         kernel = w->kernels[k];
@@ -1153,19 +1021,15 @@ static void optforge_tell_all(const optforge_work *w)
 }
 
 /* The totals behind a pass, and the scalars that follow from them. */
-static void optforge_go_on(optforge_work *w, int phase)
-{
+static void optforge_go_on(optforge_work *w, int phase) {
     double *rows = w->rows, *totals = w->totals;
-
     for (size_t i = 0; i < w->number; i++) {
         const optforge_list *l = &w->lists[i];
         const optforge_kernel *kernel = l->kernel;
         const optforge_pass *pass = optforge_pass_of(w, kernel, phase);
         const int alike = i > 0 && optforge_alike(kernel, w->lists[0].kernel);
-
         for (size_t s = 0; pass != NULL && s < pass->sum_count; s++) {
             const unsigned slot = pass->sums[s].slot;
-
             if (!pass->sums[s].observed)
                 totals[slot] = alike ? w->totals[slot] : optforge_total(w, slot, &pass->sums[s]);
         }
@@ -1177,22 +1041,18 @@ static void optforge_go_on(optforge_work *w, int phase)
 }
 
 /* The first array of a kernel that is scalar state. */
-static size_t optforge_first_scalar(const optforge_kernel *kernel)
-{
+static size_t optforge_first_scalar(const optforge_kernel *kernel) {
     size_t a = 0;
-
     while (a + 1 < kernel->arrays && kernel->formats[a] != OPTFORGE_SCALAR)
         a++;
     return a;
 }
 
 /* Decides, and goes on, behind a phase whose tensors are added up; the status of the step behind the last. */
-static int optforge_fold_all(optforge_work *w, int phase)
-{
+static int optforge_fold_all(optforge_work *w, int phase) {
     optforge_place x = optforge_start;
     const void *advanced = NULL; /* scalar state that has */
     double nonfinite = 0.0;
-
     if (phase == 0 && w->options->skip_nonfinite && w->sums > 0) {
         for (size_t k = 0; k < w->tensors; k++)
             nonfinite += optforge_sums_of(w, 0, OPTFORGE_NAN)[k] + optforge_sums_of(w, 0, OPTFORGE_INF)[k];
@@ -1211,7 +1071,6 @@ static int optforge_fold_all(optforge_work *w, int phase)
         const optforge_kernel *kernel = x.list->kernel;
         double own[OPTFORGE_MOST_SCALARS];
         const void *scalars, *state;
-
         if (kernel->finish == NULL)
             continue;
         state = optforge_array(x.tensor, optforge_first_scalar(kernel));
@@ -1226,11 +1085,9 @@ static int optforge_fold_all(optforge_work *w, int phase)
     return OPTFORGE_OK;
 }
 
-OPTFORGE_API int optforge_fold(optforge_work *w, int phase)
-{
+OPTFORGE_API int optforge_fold(optforge_work *w, int phase) {
     uint64_t flush;
     int status;
-
     if (w == NULL)
         return OPTFORGE_ERROR_NULL;
     if (w->begun != w || phase != w->due || phase >= w->phases)
@@ -1242,8 +1099,7 @@ OPTFORGE_API int optforge_fold(optforge_work *w, int phase)
     return status;
 }
 
-OPTFORGE_API double *optforge_partials(const optforge_work *w, int phase, size_t *number)
-{
+OPTFORGE_API double *optforge_partials(const optforge_work *w, int phase, size_t *number) {
     if (number == NULL)
         return NULL;
     *number = 0;
@@ -1256,11 +1112,9 @@ OPTFORGE_API double *optforge_partials(const optforge_work *w, int phase, size_t
 /* ---- a step -------------------------------------------------------------------------------------------- */
 
 /* How many shares a step is worth: of the caller's threads, or of OpenMP's. */
-static size_t optforge_shares(const optforge_work *w)
-{
+static size_t optforge_shares(const optforge_work *w) {
     const size_t worth = 1 + w->elements / OPTFORGE_THREAD_SIZE;
     size_t most = w->options->parallel != NULL ? 256 : 1;
-
     if (w->options->threads > 0)
         most = (size_t)w->options->threads;
 #ifdef _OPENMP
@@ -1270,18 +1124,15 @@ static size_t optforge_shares(const optforge_work *w)
     return optforge_least(most, worth);
 }
 
-static void optforge_run_due(void *work, size_t k, size_t shares)
-{
+static void optforge_run_due(void *work, size_t k, size_t shares) {
     optforge_share((optforge_work *)work, ((optforge_work *)work)->due, k, shares);
 }
 
 OPTFORGE_API int optforge_step_lists(const optforge_list *lists, size_t number,
-                                     const optforge_options *options)
-{
+                                     const optforge_options *options) {
     optforge_work w;
     int status = optforge_begin(&w, lists, number, options);
     const size_t shares = status == OPTFORGE_OK ? optforge_shares(&w) : 0;
-
     if (status != OPTFORGE_OK)
         return status;
 #ifdef _OPENMP
@@ -1290,7 +1141,6 @@ OPTFORGE_API int optforge_step_lists(const optforge_list *lists, size_t number,
         {
             const size_t k = (size_t)omp_get_thread_num(), all = (size_t)omp_get_num_threads();
             const uint64_t flush = optforge_keep_subnormals(options);
-
             for (int phase = 0; phase < w.phases; phase++) {
                 optforge_share(&w, phase, k, all);
 #pragma omp barrier
@@ -1315,10 +1165,8 @@ OPTFORGE_API int optforge_step_lists(const optforge_list *lists, size_t number,
 }
 
 OPTFORGE_API int optforge_step(const optforge_kernel *kernel, const void *hyper, uint64_t t,
-                               const void *tensors, size_t count, const optforge_options *options)
-{
+                               const void *tensors, size_t count, const optforge_options *options) {
     optforge_list list;
-
     memset(&list, 0, sizeof list);
     list.kernel = kernel;
     list.hyper = hyper;
@@ -1329,10 +1177,8 @@ OPTFORGE_API int optforge_step(const optforge_kernel *kernel, const void *hyper,
 }
 
 OPTFORGE_API int optforge_plain_step(const optforge_kernel *kernel, const void *hyper, uint64_t t,
-                                     const void *tensors, size_t count, void *workspace)
-{
+                                     const void *tensors, size_t count, void *workspace) {
     optforge_options o;
-
     optforge_options_init(&o);
     o.workspace = workspace;
     o.workspace_size = SIZE_MAX;
@@ -1341,22 +1187,19 @@ OPTFORGE_API int optforge_plain_step(const optforge_kernel *kernel, const void *
 
 /* ---- small things -------------------------------------------------------------------------------------- */
 
-OPTFORGE_API void optforge_options_init(optforge_options *o)
-{
+OPTFORGE_API void optforge_options_init(optforge_options *o) {
     memset(o, 0, sizeof *o);
     o->size = sizeof *o;
     o->grad_scale = 1.0;
 }
 
-OPTFORGE_API void optforge_state_init(const optforge_kernel *kernel, const void *tensor, const void *hyper)
-{
+OPTFORGE_API void optforge_state_init(const optforge_kernel *kernel, const void *tensor, const void *hyper) {
     for (size_t a = 2; a < kernel->arrays; a++) {
         const optforge_initial *initial = &kernel->initial[a - 2];
         const size_t n = kernel->formats[a] == OPTFORGE_SCALAR ? 1 : optforge_elements(tensor);
         const int copied = initial->from == OPTFORGE_FROM_P || initial->from == OPTFORGE_FROM_G;
         const double value = initial->from >= 0 ? ((const double *)hyper)[initial->from] : initial->value;
         void *const state = optforge_array(tensor, a);
-
         if (copied && n > 0)
             memcpy(state, optforge_array(tensor, initial->from == OPTFORGE_FROM_P ? 0 : 1),
                    n * optforge_format_size(kernel->formats[a]));
@@ -1368,8 +1211,7 @@ OPTFORGE_API void optforge_state_init(const optforge_kernel *kernel, const void 
     }
 }
 
-OPTFORGE_API const char *optforge_strerror(int status)
-{
+OPTFORGE_API const char *optforge_strerror(int status) {
     static const char *const texts[] = {
         "done",
         "a pointer is NULL",
@@ -1398,8 +1240,7 @@ OPTFORGE_API const char *optforge_strerror(int status)
     return status >= 0 && (size_t)status < sizeof texts / sizeof *texts ? texts[status] : "unknown status";
 }
 
-OPTFORGE_API const char *optforge_kernel_strerror(const optforge_kernel *kernel, int status)
-{
+OPTFORGE_API const char *optforge_kernel_strerror(const optforge_kernel *kernel, int status) {
     for (int k = 0; kernel != NULL && kernel->asserts[k] != NULL; k++)
         if (status == OPTFORGE_ERROR_ASSERT + k)
             return kernel->asserts[k];

@@ -169,8 +169,8 @@ typedef struct optforge_kernel {
     void (*finish)(const void *scalars, const void *tensor); /* scalar state advances; or NULL */
 } optforge_kernel;
 
-/* Tensors of one kernel, and all that is per tensor. Parts of one tensor in a list that share its scalar state
- * stand behind each other. */
+/* Tensors of one kernel, and all that is per tensor. Parts of one tensor in a list that share its scalar
+ * state stand behind each other. */
 typedef struct optforge_list {
     const optforge_kernel *kernel;
     const void *hyper;             /* a NAME_hyper, or `groups` of them */
@@ -323,8 +323,7 @@ OPTFORGE_API int optforge_use(const char *name);
 #endif
 
 /* Array number `array` of a tensor, which is scalar state. */
-OPTFORGE_INLINE double *optforge_double(const void *tensor, size_t array)
-{
+OPTFORGE_INLINE double *optforge_double(const void *tensor, size_t array) {
     double *state;
 
     memcpy(&state, (const char *)tensor + sizeof(size_t) + array * sizeof state, sizeof state);
