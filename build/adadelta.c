@@ -15,11 +15,8 @@ typedef struct adadelta_scalars {
 OPTFORGE_INLINE void adadelta_elements_f32(const adadelta_scalars *s, size_t n, float *OPTFORGE_RESTRICT p_,
                                            const float *OPTFORGE_RESTRICT g_, float *OPTFORGE_RESTRICT acc_,
                                            float *OPTFORGE_RESTRICT acc_delta_) {
-    const float unscale = (float)s->unscale;
-    const float rho = (float)s->rho;
-    const float one_minus_rho = (float)s->one_minus_rho;
-    const float eps = (float)s->eps;
-    const float lr = (float)s->lr;
+    const float unscale = (float)s->unscale, rho = (float)s->rho, one_minus_rho = (float)s->one_minus_rho,
+            eps = (float)s->eps, lr = (float)s->lr;
 
     for (size_t i = 0; i < n; i++) {
         float p = p_[i];
@@ -43,11 +40,8 @@ OPTFORGE_INLINE void adadelta_elements_f32(const adadelta_scalars *s, size_t n, 
 OPTFORGE_INLINE void adadelta_elements_f64(const adadelta_scalars *s, size_t n, double *OPTFORGE_RESTRICT p_,
                                            const double *OPTFORGE_RESTRICT g_, double *OPTFORGE_RESTRICT acc_,
                                            double *OPTFORGE_RESTRICT acc_delta_) {
-    const double unscale = s->unscale;
-    const double rho = s->rho;
-    const double one_minus_rho = s->one_minus_rho;
-    const double eps = s->eps;
-    const double lr = s->lr;
+    const double unscale = s->unscale, rho = s->rho, one_minus_rho = s->one_minus_rho, eps = s->eps,
+            lr = s->lr;
 
     for (size_t i = 0; i < n; i++) {
         double p = p_[i];
@@ -98,27 +92,19 @@ static const optforge_sum adadelta_sums_0[] = {
 };
 
 /* ---- float ---- */
-OPTFORGE_INLINE void adadelta_run_elements_f32(const optforge_piece *x) {
-    const adadelta_tensor_f32 *t = (const adadelta_tensor_f32 *)x->tensor;
-    const adadelta_scalars *s = (const adadelta_scalars *)x->scalars;
-    size_t i = x->begin, stop = i + x->n;
-    for (; stop - i >= 32; i += 32)
-        adadelta_elements_f32(s, 32, t->p + i, t->g + i, t->acc + i, t->acc_delta + i);
-    adadelta_elements_f32(s, stop - i, t->p + i, t->g + i, t->acc + i, t->acc_delta + i);
-}
-OPTFORGE_EACH_SET(adadelta_plain_0_f32, (const optforge_piece *x), adadelta_run_elements_f32(x))
-
-static const unsigned char adadelta_forms_f32[] = {OPTFORGE_F32, OPTFORGE_F32, OPTFORGE_F32, OPTFORGE_F32};
+OPTFORGE_PASS(adadelta_plain_0_f32, adadelta, f32, float,
+              adadelta_elements_f32(s, n, t->p + i, t->g + i, t->acc + i, t->acc_delta + i))
 static const optforge_pass adadelta_passes_f32[] = {
-    {OPTFORGE_OF_SETS(adadelta_plain_0_f32), OPTFORGE_OF_SETS(adadelta_plain_0_f32), adadelta_sums_0, 3, 1, 1}
+    {OPTFORGE_OF_SETS(adadelta_plain_0_f32), OPTFORGE_NO_SETS, adadelta_sums_0, 3, 1, 1, "brbb"}
 };
+static const unsigned char adadelta_forms_f32[] = {OPTFORGE_F32, OPTFORGE_F32, OPTFORGE_F32, OPTFORGE_F32};
 const optforge_kernel adadelta_kernel_f32 = {
     OPTFORGE_TYPES, "adadelta", "08332d1902854f779b6ae510e6099b12cabd47aeac1f90abde0a923461bf3470",
     adadelta_hypers, adadelta_states, adadelta_asserts, adadelta_defaults, adadelta_initial,
     sizeof(adadelta_hyper) / sizeof(double), sizeof adadelta_forms_f32, adadelta_forms_f32,
     sizeof(adadelta_scalars), 1, adadelta_passes_f32,
     {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
-    adadelta_begin, NULL, NULL, NULL, NULL
+    adadelta_begin, NULL, NULL, NULL, NULL, 0, 0
 };
 
 void adadelta_state_init_f32(const adadelta_tensor_f32 *x) {
@@ -133,27 +119,19 @@ int adadelta_step_f32(const adadelta_hyper *h, uint64_t t, const adadelta_tensor
 }
 
 /* ---- double ---- */
-OPTFORGE_INLINE void adadelta_run_elements_f64(const optforge_piece *x) {
-    const adadelta_tensor_f64 *t = (const adadelta_tensor_f64 *)x->tensor;
-    const adadelta_scalars *s = (const adadelta_scalars *)x->scalars;
-    size_t i = x->begin, stop = i + x->n;
-    for (; stop - i >= 32; i += 32)
-        adadelta_elements_f64(s, 32, t->p + i, t->g + i, t->acc + i, t->acc_delta + i);
-    adadelta_elements_f64(s, stop - i, t->p + i, t->g + i, t->acc + i, t->acc_delta + i);
-}
-OPTFORGE_EACH_SET(adadelta_plain_0_f64, (const optforge_piece *x), adadelta_run_elements_f64(x))
-
-static const unsigned char adadelta_forms_f64[] = {OPTFORGE_F64, OPTFORGE_F64, OPTFORGE_F64, OPTFORGE_F64};
+OPTFORGE_PASS(adadelta_plain_0_f64, adadelta, f64, double,
+              adadelta_elements_f64(s, n, t->p + i, t->g + i, t->acc + i, t->acc_delta + i))
 static const optforge_pass adadelta_passes_f64[] = {
-    {OPTFORGE_OF_SETS(adadelta_plain_0_f64), OPTFORGE_OF_SETS(adadelta_plain_0_f64), adadelta_sums_0, 3, 1, 1}
+    {OPTFORGE_OF_SETS(adadelta_plain_0_f64), OPTFORGE_NO_SETS, adadelta_sums_0, 3, 1, 1, "brbb"}
 };
+static const unsigned char adadelta_forms_f64[] = {OPTFORGE_F64, OPTFORGE_F64, OPTFORGE_F64, OPTFORGE_F64};
 const optforge_kernel adadelta_kernel_f64 = {
     OPTFORGE_TYPES, "adadelta", "08332d1902854f779b6ae510e6099b12cabd47aeac1f90abde0a923461bf3470",
     adadelta_hypers, adadelta_states, adadelta_asserts, adadelta_defaults, adadelta_initial,
     sizeof(adadelta_hyper) / sizeof(double), sizeof adadelta_forms_f64, adadelta_forms_f64,
     sizeof(adadelta_scalars), 1, adadelta_passes_f64,
     {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
-    adadelta_begin, NULL, NULL, NULL, NULL
+    adadelta_begin, NULL, NULL, NULL, NULL, 0, 0
 };
 
 void adadelta_state_init_f64(const adadelta_tensor_f64 *x) {

@@ -17,8 +17,7 @@
  * State: acc starts as 0.0; acc_delta starts as 0.0.
  * Memory traffic per element: 4 read, 3 written; in bytes: float 28, double 56.
  *
- * Build:     nvcc -O3 -c adadelta.cu    (CUDA 11.7 or later; for the device of this machine alone:
- * -arch=native)
+ * Build:     nvcc -O3 -c adadelta.cu    (CUDA 11.7 or later; for the device of this machine alone: -arch=native)
  *            not with -ftz=true, which --use_fast_math implies: subnormal floats become 0
  * Re-create: optforge generate adadelta --target cuda --dtype f32 --dtype f64
  * Rule hash: 08332d1902854f779b6ae510e6099b12cabd47aeac1f90abde0a923461bf3470

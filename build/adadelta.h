@@ -32,9 +32,7 @@
 #define adadelta_API /* define it to export the functions: __declspec(dllexport), visibility("default") */
 #endif
 
-#ifdef __cplusplus
-extern "C" {
-#endif
+OPTFORGE_BEGIN_C
 
 /* What a call returns: one of these, or of optforge's errors, each found before the first write. */
 enum {adadelta_OK = OPTFORGE_OK, adadelta_SKIPPED = OPTFORGE_SKIPPED,
@@ -48,11 +46,11 @@ typedef struct adadelta_hyper {
     double lr, rho, eps;
 } adadelta_hyper;
 
-/* Fills in the defaults. */
-adadelta_API void adadelta_hyper_init(adadelta_hyper *h);
-
 typedef optforge_options adadelta_options;
 typedef optforge_stats adadelta_stats;
+
+/* Fill in the defaults. */
+adadelta_API void adadelta_hyper_init(adadelta_hyper *h);
 adadelta_API void adadelta_options_init(adadelta_options *o);
 
 /* Bytes of workspace, aligned to doubles, for so many elements in so many tensors (or groups, if more). */
@@ -93,8 +91,6 @@ adadelta_API int adadelta_step_with_f64(const adadelta_hyper *h, uint64_t t,
                                         const adadelta_options *options);
 extern adadelta_API const optforge_kernel adadelta_kernel_f64;
 
-#ifdef __cplusplus
-}
-#endif
+OPTFORGE_END_C
 
 #endif /* adadelta_H */

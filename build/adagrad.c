@@ -14,9 +14,7 @@ typedef struct adagrad_scalars {
 /* The rule, for n neighbouring elements. */
 OPTFORGE_INLINE void adagrad_elements_f32(const adagrad_scalars *s, size_t n, float *OPTFORGE_RESTRICT p_,
                                           const float *OPTFORGE_RESTRICT g_, float *OPTFORGE_RESTRICT acc_) {
-    const float unscale = (float)s->unscale;
-    const float lr = (float)s->lr;
-    const float eps = (float)s->eps;
+    const float unscale = (float)s->unscale, lr = (float)s->lr, eps = (float)s->eps;
 
     for (size_t i = 0; i < n; i++) {
         float p = p_[i];
@@ -36,9 +34,7 @@ OPTFORGE_INLINE void adagrad_elements_f32(const adagrad_scalars *s, size_t n, fl
 OPTFORGE_INLINE void adagrad_elements_f64(const adagrad_scalars *s, size_t n, double *OPTFORGE_RESTRICT p_,
                                           const double *OPTFORGE_RESTRICT g_,
                                           double *OPTFORGE_RESTRICT acc_) {
-    const double unscale = s->unscale;
-    const double lr = s->lr;
-    const double eps = s->eps;
+    const double unscale = s->unscale, lr = s->lr, eps = s->eps;
 
     for (size_t i = 0; i < n; i++) {
         double p = p_[i];
@@ -83,27 +79,19 @@ static const optforge_sum adagrad_sums_0[] = {
 };
 
 /* ---- float ---- */
-OPTFORGE_INLINE void adagrad_run_elements_f32(const optforge_piece *x) {
-    const adagrad_tensor_f32 *t = (const adagrad_tensor_f32 *)x->tensor;
-    const adagrad_scalars *s = (const adagrad_scalars *)x->scalars;
-    size_t i = x->begin, stop = i + x->n;
-    for (; stop - i >= 32; i += 32)
-        adagrad_elements_f32(s, 32, t->p + i, t->g + i, t->acc + i);
-    adagrad_elements_f32(s, stop - i, t->p + i, t->g + i, t->acc + i);
-}
-OPTFORGE_EACH_SET(adagrad_plain_0_f32, (const optforge_piece *x), adagrad_run_elements_f32(x))
-
-static const unsigned char adagrad_forms_f32[] = {OPTFORGE_F32, OPTFORGE_F32, OPTFORGE_F32};
+OPTFORGE_PASS(adagrad_plain_0_f32, adagrad, f32, float,
+              adagrad_elements_f32(s, n, t->p + i, t->g + i, t->acc + i))
 static const optforge_pass adagrad_passes_f32[] = {
-    {OPTFORGE_OF_SETS(adagrad_plain_0_f32), OPTFORGE_OF_SETS(adagrad_plain_0_f32), adagrad_sums_0, 3, 1, 1}
+    {OPTFORGE_OF_SETS(adagrad_plain_0_f32), OPTFORGE_NO_SETS, adagrad_sums_0, 3, 1, 1, "brb"}
 };
+static const unsigned char adagrad_forms_f32[] = {OPTFORGE_F32, OPTFORGE_F32, OPTFORGE_F32};
 const optforge_kernel adagrad_kernel_f32 = {
     OPTFORGE_TYPES, "adagrad", "2644fff9f38814a94bb006a4b583400ee5ffce6809fff29bf8ceb073dcb8a9fe",
     adagrad_hypers, adagrad_states, adagrad_asserts, adagrad_defaults, adagrad_initial,
     sizeof(adagrad_hyper) / sizeof(double), sizeof adagrad_forms_f32, adagrad_forms_f32,
     sizeof(adagrad_scalars), 1, adagrad_passes_f32,
     {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
-    adagrad_begin, NULL, NULL, NULL, NULL
+    adagrad_begin, NULL, NULL, NULL, NULL, 0, 0
 };
 
 void adagrad_state_init_f32(const adagrad_tensor_f32 *x) {
@@ -118,27 +106,19 @@ int adagrad_step_f32(const adagrad_hyper *h, uint64_t t, const adagrad_tensor_f3
 }
 
 /* ---- double ---- */
-OPTFORGE_INLINE void adagrad_run_elements_f64(const optforge_piece *x) {
-    const adagrad_tensor_f64 *t = (const adagrad_tensor_f64 *)x->tensor;
-    const adagrad_scalars *s = (const adagrad_scalars *)x->scalars;
-    size_t i = x->begin, stop = i + x->n;
-    for (; stop - i >= 32; i += 32)
-        adagrad_elements_f64(s, 32, t->p + i, t->g + i, t->acc + i);
-    adagrad_elements_f64(s, stop - i, t->p + i, t->g + i, t->acc + i);
-}
-OPTFORGE_EACH_SET(adagrad_plain_0_f64, (const optforge_piece *x), adagrad_run_elements_f64(x))
-
-static const unsigned char adagrad_forms_f64[] = {OPTFORGE_F64, OPTFORGE_F64, OPTFORGE_F64};
+OPTFORGE_PASS(adagrad_plain_0_f64, adagrad, f64, double,
+              adagrad_elements_f64(s, n, t->p + i, t->g + i, t->acc + i))
 static const optforge_pass adagrad_passes_f64[] = {
-    {OPTFORGE_OF_SETS(adagrad_plain_0_f64), OPTFORGE_OF_SETS(adagrad_plain_0_f64), adagrad_sums_0, 3, 1, 1}
+    {OPTFORGE_OF_SETS(adagrad_plain_0_f64), OPTFORGE_NO_SETS, adagrad_sums_0, 3, 1, 1, "brb"}
 };
+static const unsigned char adagrad_forms_f64[] = {OPTFORGE_F64, OPTFORGE_F64, OPTFORGE_F64};
 const optforge_kernel adagrad_kernel_f64 = {
     OPTFORGE_TYPES, "adagrad", "2644fff9f38814a94bb006a4b583400ee5ffce6809fff29bf8ceb073dcb8a9fe",
     adagrad_hypers, adagrad_states, adagrad_asserts, adagrad_defaults, adagrad_initial,
     sizeof(adagrad_hyper) / sizeof(double), sizeof adagrad_forms_f64, adagrad_forms_f64,
     sizeof(adagrad_scalars), 1, adagrad_passes_f64,
     {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
-    adagrad_begin, NULL, NULL, NULL, NULL
+    adagrad_begin, NULL, NULL, NULL, NULL, 0, 0
 };
 
 void adagrad_state_init_f64(const adagrad_tensor_f64 *x) {

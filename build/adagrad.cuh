@@ -15,8 +15,7 @@
  * State: acc starts as 0.0.
  * Memory traffic per element: 3 read, 2 written; in bytes: float 20, double 40.
  *
- * Build:     nvcc -O3 -c adagrad.cu    (CUDA 11.7 or later; for the device of this machine alone:
- * -arch=native)
+ * Build:     nvcc -O3 -c adagrad.cu    (CUDA 11.7 or later; for the device of this machine alone: -arch=native)
  *            not with -ftz=true, which --use_fast_math implies: subnormal floats become 0
  * Re-create: optforge generate adagrad --target cuda --dtype f32 --dtype f64
  * Rule hash: 2644fff9f38814a94bb006a4b583400ee5ffce6809fff29bf8ceb073dcb8a9fe

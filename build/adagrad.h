@@ -30,9 +30,7 @@
 #define adagrad_API /* define it to export the functions: __declspec(dllexport), visibility("default") */
 #endif
 
-#ifdef __cplusplus
-extern "C" {
-#endif
+OPTFORGE_BEGIN_C
 
 /* What a call returns: one of these, or of optforge's errors, each found before the first write. */
 enum {adagrad_OK = OPTFORGE_OK, adagrad_SKIPPED = OPTFORGE_SKIPPED,
@@ -46,11 +44,11 @@ typedef struct adagrad_hyper {
     double lr, eps;
 } adagrad_hyper;
 
-/* Fills in the defaults. */
-adagrad_API void adagrad_hyper_init(adagrad_hyper *h);
-
 typedef optforge_options adagrad_options;
 typedef optforge_stats adagrad_stats;
+
+/* Fill in the defaults. */
+adagrad_API void adagrad_hyper_init(adagrad_hyper *h);
 adagrad_API void adagrad_options_init(adagrad_options *o);
 
 /* Bytes of workspace, aligned to doubles, for so many elements in so many tensors (or groups, if more). */
@@ -87,8 +85,6 @@ adagrad_API int adagrad_step_with_f64(const adagrad_hyper *h, uint64_t t, const 
                                       size_t count, const adagrad_options *options);
 extern adagrad_API const optforge_kernel adagrad_kernel_f64;
 
-#ifdef __cplusplus
-}
-#endif
+OPTFORGE_END_C
 
 #endif /* adagrad_H */

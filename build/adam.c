@@ -26,15 +26,11 @@ static double adam_power(double a, double b, int *failed) {
 OPTFORGE_INLINE void adam_elements_f32(const adam_scalars *s, size_t n, float *OPTFORGE_RESTRICT p_,
                                        const float *OPTFORGE_RESTRICT g_, float *OPTFORGE_RESTRICT m_,
                                        float *OPTFORGE_RESTRICT v_) {
-    const float unscale = (float)s->unscale;
-    const float beta1_t = (float)s->beta1_t;
-    const float one_minus_beta1_t = (float)s->one_minus_beta1_t;
-    const float beta2 = (float)s->beta2;
-    const float one_minus_beta2 = (float)s->one_minus_beta2;
-    const float lr = (float)s->lr;
-    const float one_minus_beta1_pow_t = (float)s->one_minus_beta1_pow_t;
-    const float one_minus_beta2_pow_t = (float)s->one_minus_beta2_pow_t;
-    const float eps = (float)s->eps;
+    const float unscale = (float)s->unscale, beta1_t = (float)s->beta1_t,
+            one_minus_beta1_t = (float)s->one_minus_beta1_t, beta2 = (float)s->beta2,
+            one_minus_beta2 = (float)s->one_minus_beta2, lr = (float)s->lr,
+            one_minus_beta1_pow_t = (float)s->one_minus_beta1_pow_t,
+            one_minus_beta2_pow_t = (float)s->one_minus_beta2_pow_t, eps = (float)s->eps;
 
     for (size_t i = 0; i < n; i++) {
         float p = p_[i];
@@ -57,15 +53,10 @@ OPTFORGE_INLINE void adam_elements_f32(const adam_scalars *s, size_t n, float *O
 OPTFORGE_INLINE void adam_elements_f64(const adam_scalars *s, size_t n, double *OPTFORGE_RESTRICT p_,
                                        const double *OPTFORGE_RESTRICT g_, double *OPTFORGE_RESTRICT m_,
                                        double *OPTFORGE_RESTRICT v_) {
-    const double unscale = s->unscale;
-    const double beta1_t = s->beta1_t;
-    const double one_minus_beta1_t = s->one_minus_beta1_t;
-    const double beta2 = s->beta2;
-    const double one_minus_beta2 = s->one_minus_beta2;
-    const double lr = s->lr;
-    const double one_minus_beta1_pow_t = s->one_minus_beta1_pow_t;
-    const double one_minus_beta2_pow_t = s->one_minus_beta2_pow_t;
-    const double eps = s->eps;
+    const double unscale = s->unscale, beta1_t = s->beta1_t, one_minus_beta1_t = s->one_minus_beta1_t,
+            beta2 = s->beta2, one_minus_beta2 = s->one_minus_beta2, lr = s->lr,
+            one_minus_beta1_pow_t = s->one_minus_beta1_pow_t,
+            one_minus_beta2_pow_t = s->one_minus_beta2_pow_t, eps = s->eps;
 
     for (size_t i = 0; i < n; i++) {
         double p = p_[i];
@@ -122,27 +113,18 @@ static const optforge_sum adam_sums_0[] = {
 };
 
 /* ---- float ---- */
-OPTFORGE_INLINE void adam_run_elements_f32(const optforge_piece *x) {
-    const adam_tensor_f32 *t = (const adam_tensor_f32 *)x->tensor;
-    const adam_scalars *s = (const adam_scalars *)x->scalars;
-    size_t i = x->begin, stop = i + x->n;
-    for (; stop - i >= 32; i += 32)
-        adam_elements_f32(s, 32, t->p + i, t->g + i, t->m + i, t->v + i);
-    adam_elements_f32(s, stop - i, t->p + i, t->g + i, t->m + i, t->v + i);
-}
-OPTFORGE_EACH_SET(adam_plain_0_f32, (const optforge_piece *x), adam_run_elements_f32(x))
-
-static const unsigned char adam_forms_f32[] = {OPTFORGE_F32, OPTFORGE_F32, OPTFORGE_F32, OPTFORGE_F32};
+OPTFORGE_PASS(adam_plain_0_f32, adam, f32, float,
+              adam_elements_f32(s, n, t->p + i, t->g + i, t->m + i, t->v + i))
 static const optforge_pass adam_passes_f32[] = {
-    {OPTFORGE_OF_SETS(adam_plain_0_f32), OPTFORGE_OF_SETS(adam_plain_0_f32), adam_sums_0, 3, 1, 1}
+    {OPTFORGE_OF_SETS(adam_plain_0_f32), OPTFORGE_NO_SETS, adam_sums_0, 3, 1, 1, "brbb"}
 };
+static const unsigned char adam_forms_f32[] = {OPTFORGE_F32, OPTFORGE_F32, OPTFORGE_F32, OPTFORGE_F32};
 const optforge_kernel adam_kernel_f32 = {
     OPTFORGE_TYPES, "adam", "931479691cee2b271e9243d7fbad001c9f49394bb272733f5e601fae32528618",
     adam_hypers, adam_states, adam_asserts, adam_defaults, adam_initial,
     sizeof(adam_hyper) / sizeof(double), sizeof adam_forms_f32, adam_forms_f32,
-    sizeof(adam_scalars), 1, adam_passes_f32,
-    {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
-    adam_begin, NULL, NULL, NULL, NULL
+    sizeof(adam_scalars), 1, adam_passes_f32, {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
+    adam_begin, NULL, NULL, NULL, NULL, 0, 0
 };
 
 void adam_state_init_f32(const adam_tensor_f32 *x) { optforge_state_init(&adam_kernel_f32, x, NULL); }
@@ -155,27 +137,18 @@ int adam_step_f32(const adam_hyper *h, uint64_t t, const adam_tensor_f32 *tensor
 }
 
 /* ---- double ---- */
-OPTFORGE_INLINE void adam_run_elements_f64(const optforge_piece *x) {
-    const adam_tensor_f64 *t = (const adam_tensor_f64 *)x->tensor;
-    const adam_scalars *s = (const adam_scalars *)x->scalars;
-    size_t i = x->begin, stop = i + x->n;
-    for (; stop - i >= 32; i += 32)
-        adam_elements_f64(s, 32, t->p + i, t->g + i, t->m + i, t->v + i);
-    adam_elements_f64(s, stop - i, t->p + i, t->g + i, t->m + i, t->v + i);
-}
-OPTFORGE_EACH_SET(adam_plain_0_f64, (const optforge_piece *x), adam_run_elements_f64(x))
-
-static const unsigned char adam_forms_f64[] = {OPTFORGE_F64, OPTFORGE_F64, OPTFORGE_F64, OPTFORGE_F64};
+OPTFORGE_PASS(adam_plain_0_f64, adam, f64, double,
+              adam_elements_f64(s, n, t->p + i, t->g + i, t->m + i, t->v + i))
 static const optforge_pass adam_passes_f64[] = {
-    {OPTFORGE_OF_SETS(adam_plain_0_f64), OPTFORGE_OF_SETS(adam_plain_0_f64), adam_sums_0, 3, 1, 1}
+    {OPTFORGE_OF_SETS(adam_plain_0_f64), OPTFORGE_NO_SETS, adam_sums_0, 3, 1, 1, "brbb"}
 };
+static const unsigned char adam_forms_f64[] = {OPTFORGE_F64, OPTFORGE_F64, OPTFORGE_F64, OPTFORGE_F64};
 const optforge_kernel adam_kernel_f64 = {
     OPTFORGE_TYPES, "adam", "931479691cee2b271e9243d7fbad001c9f49394bb272733f5e601fae32528618",
     adam_hypers, adam_states, adam_asserts, adam_defaults, adam_initial,
     sizeof(adam_hyper) / sizeof(double), sizeof adam_forms_f64, adam_forms_f64,
-    sizeof(adam_scalars), 1, adam_passes_f64,
-    {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
-    adam_begin, NULL, NULL, NULL, NULL
+    sizeof(adam_scalars), 1, adam_passes_f64, {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
+    adam_begin, NULL, NULL, NULL, NULL, 0, 0
 };
 
 void adam_state_init_f64(const adam_tensor_f64 *x) { optforge_state_init(&adam_kernel_f64, x, NULL); }

@@ -18,8 +18,7 @@
  * State: m starts as 0.0; v starts as 0.0.
  * Memory traffic per element: 4 read, 3 written; in bytes: float 28, double 56.
  *
- * Build:     nvcc -O3 -c adam.cu    (CUDA 11.7 or later; for the device of this machine alone:
- * -arch=native)
+ * Build:     nvcc -O3 -c adam.cu    (CUDA 11.7 or later; for the device of this machine alone: -arch=native)
  *            not with -ftz=true, which --use_fast_math implies: subnormal floats become 0
  * Re-create: optforge generate adam --target cuda --dtype f32 --dtype f64
  * Rule hash: 931479691cee2b271e9243d7fbad001c9f49394bb272733f5e601fae32528618

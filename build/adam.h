@@ -33,9 +33,7 @@
 #define adam_API /* define it to export the functions: __declspec(dllexport), visibility("default") */
 #endif
 
-#ifdef __cplusplus
-extern "C" {
-#endif
+OPTFORGE_BEGIN_C
 
 /* What a call returns: one of these, or of optforge's errors, each found before the first write. */
 enum {adam_OK = OPTFORGE_OK, adam_SKIPPED = OPTFORGE_SKIPPED, adam_ERROR_ASSERT = OPTFORGE_ERROR_ASSERT};
@@ -48,11 +46,11 @@ typedef struct adam_hyper {
     double lr, beta1, beta2, eps, lam;
 } adam_hyper;
 
-/* Fills in the defaults. */
-adam_API void adam_hyper_init(adam_hyper *h);
-
 typedef optforge_options adam_options;
 typedef optforge_stats adam_stats;
+
+/* Fill in the defaults. */
+adam_API void adam_hyper_init(adam_hyper *h);
 adam_API void adam_options_init(adam_options *o);
 
 /* Bytes of workspace, aligned to doubles, for so many elements in so many tensors (or groups, if more). */
@@ -89,8 +87,6 @@ adam_API int adam_step_with_f64(const adam_hyper *h, uint64_t t, const adam_tens
                                 const adam_options *options);
 extern adam_API const optforge_kernel adam_kernel_f64;
 
-#ifdef __cplusplus
-}
-#endif
+OPTFORGE_END_C
 
 #endif /* adam_H */

@@ -33,15 +33,11 @@ static double adamw_divide(double a, double b, int *failed) {
 OPTFORGE_INLINE void adamw_elements_f32(const adamw_scalars *s, size_t n, float *OPTFORGE_RESTRICT p_,
                                         const float *OPTFORGE_RESTRICT g_, float *OPTFORGE_RESTRICT m_,
                                         float *OPTFORGE_RESTRICT v_) {
-    const float unscale = (float)s->unscale;
-    const float one_minus_lr_times_weight_decay = (float)s->one_minus_lr_times_weight_decay;
-    const float beta1 = (float)s->beta1;
-    const float one_minus_beta1 = (float)s->one_minus_beta1;
-    const float beta2 = (float)s->beta2;
-    const float one_minus_beta2 = (float)s->one_minus_beta2;
-    const float step_size = (float)s->step_size;
-    const float one_minus_beta2_pow_t = (float)s->one_minus_beta2_pow_t;
-    const float eps = (float)s->eps;
+    const float unscale = (float)s->unscale,
+            one_minus_lr_times_weight_decay = (float)s->one_minus_lr_times_weight_decay,
+            beta1 = (float)s->beta1, one_minus_beta1 = (float)s->one_minus_beta1, beta2 = (float)s->beta2,
+            one_minus_beta2 = (float)s->one_minus_beta2, step_size = (float)s->step_size,
+            one_minus_beta2_pow_t = (float)s->one_minus_beta2_pow_t, eps = (float)s->eps;
 
     for (size_t i = 0; i < n; i++) {
         float p = p_[i];
@@ -65,15 +61,10 @@ OPTFORGE_INLINE void adamw_elements_f32(const adamw_scalars *s, size_t n, float 
 OPTFORGE_INLINE void adamw_elements_f64(const adamw_scalars *s, size_t n, double *OPTFORGE_RESTRICT p_,
                                         const double *OPTFORGE_RESTRICT g_, double *OPTFORGE_RESTRICT m_,
                                         double *OPTFORGE_RESTRICT v_) {
-    const double unscale = s->unscale;
-    const double one_minus_lr_times_weight_decay = s->one_minus_lr_times_weight_decay;
-    const double beta1 = s->beta1;
-    const double one_minus_beta1 = s->one_minus_beta1;
-    const double beta2 = s->beta2;
-    const double one_minus_beta2 = s->one_minus_beta2;
-    const double step_size = s->step_size;
-    const double one_minus_beta2_pow_t = s->one_minus_beta2_pow_t;
-    const double eps = s->eps;
+    const double unscale = s->unscale, one_minus_lr_times_weight_decay = s->one_minus_lr_times_weight_decay,
+            beta1 = s->beta1, one_minus_beta1 = s->one_minus_beta1, beta2 = s->beta2,
+            one_minus_beta2 = s->one_minus_beta2, step_size = s->step_size,
+            one_minus_beta2_pow_t = s->one_minus_beta2_pow_t, eps = s->eps;
 
     for (size_t i = 0; i < n; i++) {
         double p = p_[i];
@@ -131,27 +122,19 @@ static const optforge_sum adamw_sums_0[] = {
 };
 
 /* ---- float ---- */
-OPTFORGE_INLINE void adamw_run_elements_f32(const optforge_piece *x) {
-    const adamw_tensor_f32 *t = (const adamw_tensor_f32 *)x->tensor;
-    const adamw_scalars *s = (const adamw_scalars *)x->scalars;
-    size_t i = x->begin, stop = i + x->n;
-    for (; stop - i >= 32; i += 32)
-        adamw_elements_f32(s, 32, t->p + i, t->g + i, t->m + i, t->v + i);
-    adamw_elements_f32(s, stop - i, t->p + i, t->g + i, t->m + i, t->v + i);
-}
-OPTFORGE_EACH_SET(adamw_plain_0_f32, (const optforge_piece *x), adamw_run_elements_f32(x))
-
-static const unsigned char adamw_forms_f32[] = {OPTFORGE_F32, OPTFORGE_F32, OPTFORGE_F32, OPTFORGE_F32};
+OPTFORGE_PASS(adamw_plain_0_f32, adamw, f32, float,
+              adamw_elements_f32(s, n, t->p + i, t->g + i, t->m + i, t->v + i))
 static const optforge_pass adamw_passes_f32[] = {
-    {OPTFORGE_OF_SETS(adamw_plain_0_f32), OPTFORGE_OF_SETS(adamw_plain_0_f32), adamw_sums_0, 3, 1, 1}
+    {OPTFORGE_OF_SETS(adamw_plain_0_f32), OPTFORGE_NO_SETS, adamw_sums_0, 3, 1, 1, "brbb"}
 };
+static const unsigned char adamw_forms_f32[] = {OPTFORGE_F32, OPTFORGE_F32, OPTFORGE_F32, OPTFORGE_F32};
 const optforge_kernel adamw_kernel_f32 = {
     OPTFORGE_TYPES, "adamw", "a5cd34588acfe84c1b3840e499decc51f38a1b2e3f4da913567354c690ce6084",
     adamw_hypers, adamw_states, adamw_asserts, adamw_defaults, adamw_initial,
     sizeof(adamw_hyper) / sizeof(double), sizeof adamw_forms_f32, adamw_forms_f32,
     sizeof(adamw_scalars), 1, adamw_passes_f32,
     {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
-    adamw_begin, NULL, NULL, NULL, NULL
+    adamw_begin, NULL, NULL, NULL, NULL, 0, 0
 };
 
 void adamw_state_init_f32(const adamw_tensor_f32 *x) { optforge_state_init(&adamw_kernel_f32, x, NULL); }
@@ -164,27 +147,19 @@ int adamw_step_f32(const adamw_hyper *h, uint64_t t, const adamw_tensor_f32 *ten
 }
 
 /* ---- double ---- */
-OPTFORGE_INLINE void adamw_run_elements_f64(const optforge_piece *x) {
-    const adamw_tensor_f64 *t = (const adamw_tensor_f64 *)x->tensor;
-    const adamw_scalars *s = (const adamw_scalars *)x->scalars;
-    size_t i = x->begin, stop = i + x->n;
-    for (; stop - i >= 32; i += 32)
-        adamw_elements_f64(s, 32, t->p + i, t->g + i, t->m + i, t->v + i);
-    adamw_elements_f64(s, stop - i, t->p + i, t->g + i, t->m + i, t->v + i);
-}
-OPTFORGE_EACH_SET(adamw_plain_0_f64, (const optforge_piece *x), adamw_run_elements_f64(x))
-
-static const unsigned char adamw_forms_f64[] = {OPTFORGE_F64, OPTFORGE_F64, OPTFORGE_F64, OPTFORGE_F64};
+OPTFORGE_PASS(adamw_plain_0_f64, adamw, f64, double,
+              adamw_elements_f64(s, n, t->p + i, t->g + i, t->m + i, t->v + i))
 static const optforge_pass adamw_passes_f64[] = {
-    {OPTFORGE_OF_SETS(adamw_plain_0_f64), OPTFORGE_OF_SETS(adamw_plain_0_f64), adamw_sums_0, 3, 1, 1}
+    {OPTFORGE_OF_SETS(adamw_plain_0_f64), OPTFORGE_NO_SETS, adamw_sums_0, 3, 1, 1, "brbb"}
 };
+static const unsigned char adamw_forms_f64[] = {OPTFORGE_F64, OPTFORGE_F64, OPTFORGE_F64, OPTFORGE_F64};
 const optforge_kernel adamw_kernel_f64 = {
     OPTFORGE_TYPES, "adamw", "a5cd34588acfe84c1b3840e499decc51f38a1b2e3f4da913567354c690ce6084",
     adamw_hypers, adamw_states, adamw_asserts, adamw_defaults, adamw_initial,
     sizeof(adamw_hyper) / sizeof(double), sizeof adamw_forms_f64, adamw_forms_f64,
     sizeof(adamw_scalars), 1, adamw_passes_f64,
     {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
-    adamw_begin, NULL, NULL, NULL, NULL
+    adamw_begin, NULL, NULL, NULL, NULL, 0, 0
 };
 
 void adamw_state_init_f64(const adamw_tensor_f64 *x) { optforge_state_init(&adamw_kernel_f64, x, NULL); }

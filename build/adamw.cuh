@@ -19,8 +19,7 @@
  * State: m starts as 0.0; v starts as 0.0.
  * Memory traffic per element: 4 read, 3 written; in bytes: float 28, double 56.
  *
- * Build:     nvcc -O3 -c adamw.cu    (CUDA 11.7 or later; for the device of this machine alone:
- * -arch=native)
+ * Build:     nvcc -O3 -c adamw.cu    (CUDA 11.7 or later; for the device of this machine alone: -arch=native)
  *            not with -ftz=true, which --use_fast_math implies: subnormal floats become 0
  * Re-create: optforge generate adamw --target cuda --dtype f32 --dtype f64
  * Rule hash: a5cd34588acfe84c1b3840e499decc51f38a1b2e3f4da913567354c690ce6084

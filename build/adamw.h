@@ -34,9 +34,7 @@
 #define adamw_API /* define it to export the functions: __declspec(dllexport), visibility("default") */
 #endif
 
-#ifdef __cplusplus
-extern "C" {
-#endif
+OPTFORGE_BEGIN_C
 
 /* What a call returns: one of these, or of optforge's errors, each found before the first write. */
 enum {adamw_OK = OPTFORGE_OK, adamw_SKIPPED = OPTFORGE_SKIPPED, adamw_ERROR_ASSERT = OPTFORGE_ERROR_ASSERT};
@@ -49,11 +47,11 @@ typedef struct adamw_hyper {
     double lr, beta1, beta2, eps, weight_decay;
 } adamw_hyper;
 
-/* Fills in the defaults. */
-adamw_API void adamw_hyper_init(adamw_hyper *h);
-
 typedef optforge_options adamw_options;
 typedef optforge_stats adamw_stats;
+
+/* Fill in the defaults. */
+adamw_API void adamw_hyper_init(adamw_hyper *h);
 adamw_API void adamw_options_init(adamw_options *o);
 
 /* Bytes of workspace, aligned to doubles, for so many elements in so many tensors (or groups, if more). */
@@ -90,8 +88,6 @@ adamw_API int adamw_step_with_f64(const adamw_hyper *h, uint64_t t, const adamw_
                                   size_t count, const adamw_options *options);
 extern adamw_API const optforge_kernel adamw_kernel_f64;
 
-#ifdef __cplusplus
-}
-#endif
+OPTFORGE_END_C
 
 #endif /* adamw_H */

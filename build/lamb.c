@@ -26,15 +26,12 @@ static double lamb_power(double a, double b, int *failed) {
 OPTFORGE_INLINE void lamb_pass_1_f32(const lamb_scalars *s, size_t n, const float *OPTFORGE_RESTRICT p_,
                                      const float *OPTFORGE_RESTRICT g_, float *OPTFORGE_RESTRICT m_,
                                      float *OPTFORGE_RESTRICT v_, float *OPTFORGE_RESTRICT added_update) {
-    const float unscale = (float)s->unscale;
-    const float beta1 = (float)s->beta1;
-    const float one_minus_beta1 = (float)s->one_minus_beta1;
-    const float beta2 = (float)s->beta2;
-    const float one_minus_beta2 = (float)s->one_minus_beta2;
-    const float one_minus_beta1_pow_t = (float)s->one_minus_beta1_pow_t;
-    const float one_minus_beta2_pow_t = (float)s->one_minus_beta2_pow_t;
-    const float eps = (float)s->eps;
-    const float weight_decay = (float)s->weight_decay;
+    const float unscale = (float)s->unscale, beta1 = (float)s->beta1,
+            one_minus_beta1 = (float)s->one_minus_beta1, beta2 = (float)s->beta2,
+            one_minus_beta2 = (float)s->one_minus_beta2,
+            one_minus_beta1_pow_t = (float)s->one_minus_beta1_pow_t,
+            one_minus_beta2_pow_t = (float)s->one_minus_beta2_pow_t, eps = (float)s->eps,
+            weight_decay = (float)s->weight_decay;
 
     for (size_t i = 0; i < n; i++) {
         const float p = p_[i];
@@ -57,11 +54,9 @@ OPTFORGE_INLINE void lamb_pass_1_f32(const lamb_scalars *s, size_t n, const floa
 /* Pass 2 of 2, for n neighbouring elements. */
 OPTFORGE_INLINE void lamb_pass_2_f32(const lamb_scalars *s, size_t n, float *OPTFORGE_RESTRICT p_,
                                      const float *OPTFORGE_RESTRICT m_, const float *OPTFORGE_RESTRICT v_) {
-    const float one_minus_beta1_pow_t = (float)s->one_minus_beta1_pow_t;
-    const float one_minus_beta2_pow_t = (float)s->one_minus_beta2_pow_t;
-    const float eps = (float)s->eps;
-    const float weight_decay = (float)s->weight_decay;
-    const float lr_times_trust = (float)s->lr_times_trust;
+    const float one_minus_beta1_pow_t = (float)s->one_minus_beta1_pow_t,
+            one_minus_beta2_pow_t = (float)s->one_minus_beta2_pow_t, eps = (float)s->eps,
+            weight_decay = (float)s->weight_decay, lr_times_trust = (float)s->lr_times_trust;
 
     for (size_t i = 0; i < n; i++) {
         float p = p_[i];
@@ -80,15 +75,10 @@ OPTFORGE_INLINE void lamb_pass_2_f32(const lamb_scalars *s, size_t n, float *OPT
 OPTFORGE_INLINE void lamb_pass_1_f64(const lamb_scalars *s, size_t n, const double *OPTFORGE_RESTRICT p_,
                                      const double *OPTFORGE_RESTRICT g_, double *OPTFORGE_RESTRICT m_,
                                      double *OPTFORGE_RESTRICT v_, double *OPTFORGE_RESTRICT added_update) {
-    const double unscale = s->unscale;
-    const double beta1 = s->beta1;
-    const double one_minus_beta1 = s->one_minus_beta1;
-    const double beta2 = s->beta2;
-    const double one_minus_beta2 = s->one_minus_beta2;
-    const double one_minus_beta1_pow_t = s->one_minus_beta1_pow_t;
-    const double one_minus_beta2_pow_t = s->one_minus_beta2_pow_t;
-    const double eps = s->eps;
-    const double weight_decay = s->weight_decay;
+    const double unscale = s->unscale, beta1 = s->beta1, one_minus_beta1 = s->one_minus_beta1,
+            beta2 = s->beta2, one_minus_beta2 = s->one_minus_beta2,
+            one_minus_beta1_pow_t = s->one_minus_beta1_pow_t,
+            one_minus_beta2_pow_t = s->one_minus_beta2_pow_t, eps = s->eps, weight_decay = s->weight_decay;
 
     for (size_t i = 0; i < n; i++) {
         const double p = p_[i];
@@ -111,11 +101,9 @@ OPTFORGE_INLINE void lamb_pass_1_f64(const lamb_scalars *s, size_t n, const doub
 /* Pass 2 of 2, for n neighbouring elements. */
 OPTFORGE_INLINE void lamb_pass_2_f64(const lamb_scalars *s, size_t n, double *OPTFORGE_RESTRICT p_,
                                      const double *OPTFORGE_RESTRICT m_, const double *OPTFORGE_RESTRICT v_) {
-    const double one_minus_beta1_pow_t = s->one_minus_beta1_pow_t;
-    const double one_minus_beta2_pow_t = s->one_minus_beta2_pow_t;
-    const double eps = s->eps;
-    const double weight_decay = s->weight_decay;
-    const double lr_times_trust = s->lr_times_trust;
+    const double one_minus_beta1_pow_t = s->one_minus_beta1_pow_t,
+            one_minus_beta2_pow_t = s->one_minus_beta2_pow_t, eps = s->eps, weight_decay = s->weight_decay,
+            lr_times_trust = s->lr_times_trust;
 
     for (size_t i = 0; i < n; i++) {
         double p = p_[i];
@@ -193,38 +181,21 @@ static const optforge_sum lamb_sums_1[] = {
 };
 
 /* ---- float ---- */
-OPTFORGE_INLINE void lamb_run_pass_1_f32(const optforge_piece *x) {
-    const lamb_tensor_f32 *t = (const lamb_tensor_f32 *)x->tensor;
-    const lamb_scalars *s = (const lamb_scalars *)x->scalars;
-    float *scratch = (float *)x->scratch;
-    size_t i = x->begin, stop = i + x->n;
-    for (; stop - i >= 32; i += 32, scratch += 32)
-        lamb_pass_1_f32(s, 32, t->p + i, t->g + i, t->m + i, t->v + i, scratch);
-    lamb_pass_1_f32(s, stop - i, t->p + i, t->g + i, t->m + i, t->v + i, scratch);
-}
-OPTFORGE_EACH_SET(lamb_plain_0_f32, (const optforge_piece *x), lamb_run_pass_1_f32(x))
-OPTFORGE_INLINE void lamb_run_pass_2_f32(const optforge_piece *x) {
-    const lamb_tensor_f32 *t = (const lamb_tensor_f32 *)x->tensor;
-    const lamb_scalars *s = (const lamb_scalars *)x->scalars;
-    size_t i = x->begin, stop = i + x->n;
-    for (; stop - i >= 32; i += 32)
-        lamb_pass_2_f32(s, 32, t->p + i, t->m + i, t->v + i);
-    lamb_pass_2_f32(s, stop - i, t->p + i, t->m + i, t->v + i);
-}
-OPTFORGE_EACH_SET(lamb_plain_1_f32, (const optforge_piece *x), lamb_run_pass_2_f32(x))
-
-static const unsigned char lamb_forms_f32[] = {OPTFORGE_F32, OPTFORGE_F32, OPTFORGE_F32, OPTFORGE_F32};
+OPTFORGE_PASS(lamb_plain_0_f32, lamb, f32, float,
+              lamb_pass_1_f32(s, n, t->p + i, t->g + i, t->m + i, t->v + i, scratch))
+OPTFORGE_PASS(lamb_plain_1_f32, lamb, f32, float,
+              lamb_pass_2_f32(s, n, t->p + i, t->m + i, t->v + i))
 static const optforge_pass lamb_passes_f32[] = {
-    {OPTFORGE_OF_SETS(lamb_plain_0_f32), OPTFORGE_OF_SETS(lamb_plain_0_f32), lamb_sums_0, 3, 1, 1},
-    {OPTFORGE_OF_SETS(lamb_plain_1_f32), OPTFORGE_OF_SETS(lamb_plain_1_f32), lamb_sums_1, 2, 1, 0}
+    {OPTFORGE_OF_SETS(lamb_plain_0_f32), OPTFORGE_NO_SETS, lamb_sums_0, 3, 1, 1, "rrbb"},
+    {OPTFORGE_OF_SETS(lamb_plain_1_f32), OPTFORGE_NO_SETS, lamb_sums_1, 2, 1, 0, "b.rr"}
 };
+static const unsigned char lamb_forms_f32[] = {OPTFORGE_F32, OPTFORGE_F32, OPTFORGE_F32, OPTFORGE_F32};
 const optforge_kernel lamb_kernel_f32 = {
     OPTFORGE_TYPES, "lamb", "00d364f0175b6fb41cd3f3578bf1ff56b413199d2d4cae0bc21ce67fa0769f4c",
     lamb_hypers, lamb_states, lamb_asserts, lamb_defaults, lamb_initial,
     sizeof(lamb_hyper) / sizeof(double), sizeof lamb_forms_f32, lamb_forms_f32,
-    sizeof(lamb_scalars), 2, lamb_passes_f32,
-    {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
-    lamb_begin, NULL, NULL, lamb_behind_tensor, NULL
+    sizeof(lamb_scalars), 2, lamb_passes_f32, {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
+    lamb_begin, NULL, NULL, lamb_behind_tensor, NULL, 0, 0
 };
 
 void lamb_state_init_f32(const lamb_tensor_f32 *x) { optforge_state_init(&lamb_kernel_f32, x, NULL); }
@@ -238,38 +209,21 @@ int lamb_step_f32(const lamb_hyper *h, uint64_t t, const lamb_tensor_f32 *tensor
 }
 
 /* ---- double ---- */
-OPTFORGE_INLINE void lamb_run_pass_1_f64(const optforge_piece *x) {
-    const lamb_tensor_f64 *t = (const lamb_tensor_f64 *)x->tensor;
-    const lamb_scalars *s = (const lamb_scalars *)x->scalars;
-    double *scratch = (double *)x->scratch;
-    size_t i = x->begin, stop = i + x->n;
-    for (; stop - i >= 32; i += 32, scratch += 32)
-        lamb_pass_1_f64(s, 32, t->p + i, t->g + i, t->m + i, t->v + i, scratch);
-    lamb_pass_1_f64(s, stop - i, t->p + i, t->g + i, t->m + i, t->v + i, scratch);
-}
-OPTFORGE_EACH_SET(lamb_plain_0_f64, (const optforge_piece *x), lamb_run_pass_1_f64(x))
-OPTFORGE_INLINE void lamb_run_pass_2_f64(const optforge_piece *x) {
-    const lamb_tensor_f64 *t = (const lamb_tensor_f64 *)x->tensor;
-    const lamb_scalars *s = (const lamb_scalars *)x->scalars;
-    size_t i = x->begin, stop = i + x->n;
-    for (; stop - i >= 32; i += 32)
-        lamb_pass_2_f64(s, 32, t->p + i, t->m + i, t->v + i);
-    lamb_pass_2_f64(s, stop - i, t->p + i, t->m + i, t->v + i);
-}
-OPTFORGE_EACH_SET(lamb_plain_1_f64, (const optforge_piece *x), lamb_run_pass_2_f64(x))
-
-static const unsigned char lamb_forms_f64[] = {OPTFORGE_F64, OPTFORGE_F64, OPTFORGE_F64, OPTFORGE_F64};
+OPTFORGE_PASS(lamb_plain_0_f64, lamb, f64, double,
+              lamb_pass_1_f64(s, n, t->p + i, t->g + i, t->m + i, t->v + i, scratch))
+OPTFORGE_PASS(lamb_plain_1_f64, lamb, f64, double,
+              lamb_pass_2_f64(s, n, t->p + i, t->m + i, t->v + i))
 static const optforge_pass lamb_passes_f64[] = {
-    {OPTFORGE_OF_SETS(lamb_plain_0_f64), OPTFORGE_OF_SETS(lamb_plain_0_f64), lamb_sums_0, 3, 1, 1},
-    {OPTFORGE_OF_SETS(lamb_plain_1_f64), OPTFORGE_OF_SETS(lamb_plain_1_f64), lamb_sums_1, 2, 1, 0}
+    {OPTFORGE_OF_SETS(lamb_plain_0_f64), OPTFORGE_NO_SETS, lamb_sums_0, 3, 1, 1, "rrbb"},
+    {OPTFORGE_OF_SETS(lamb_plain_1_f64), OPTFORGE_NO_SETS, lamb_sums_1, 2, 1, 0, "b.rr"}
 };
+static const unsigned char lamb_forms_f64[] = {OPTFORGE_F64, OPTFORGE_F64, OPTFORGE_F64, OPTFORGE_F64};
 const optforge_kernel lamb_kernel_f64 = {
     OPTFORGE_TYPES, "lamb", "00d364f0175b6fb41cd3f3578bf1ff56b413199d2d4cae0bc21ce67fa0769f4c",
     lamb_hypers, lamb_states, lamb_asserts, lamb_defaults, lamb_initial,
     sizeof(lamb_hyper) / sizeof(double), sizeof lamb_forms_f64, lamb_forms_f64,
-    sizeof(lamb_scalars), 2, lamb_passes_f64,
-    {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
-    lamb_begin, NULL, NULL, lamb_behind_tensor, NULL
+    sizeof(lamb_scalars), 2, lamb_passes_f64, {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
+    lamb_begin, NULL, NULL, lamb_behind_tensor, NULL, 0, 0
 };
 
 void lamb_state_init_f64(const lamb_tensor_f64 *x) { optforge_state_init(&lamb_kernel_f64, x, NULL); }

@@ -24,8 +24,7 @@
  *     pass 1: reads p g m v, writes m v
  *     pass 2: reads p m v, writes p
  *
- * Build:     nvcc -O3 -c lamb.cu    (CUDA 11.7 or later; for the device of this machine alone:
- * -arch=native)
+ * Build:     nvcc -O3 -c lamb.cu    (CUDA 11.7 or later; for the device of this machine alone: -arch=native)
  *            not with -ftz=true, which --use_fast_math implies: subnormal floats become 0
  * Re-create: optforge generate lamb --target cuda --dtype f32 --dtype f64
  * Rule hash: 00d364f0175b6fb41cd3f3578bf1ff56b413199d2d4cae0bc21ce67fa0769f4c

@@ -39,9 +39,7 @@
 #define lamb_API /* define it to export the functions: __declspec(dllexport), visibility("default") */
 #endif
 
-#ifdef __cplusplus
-extern "C" {
-#endif
+OPTFORGE_BEGIN_C
 
 /* What a call returns: one of these, or of optforge's errors, each found before the first write. */
 enum {lamb_OK = OPTFORGE_OK, lamb_SKIPPED = OPTFORGE_SKIPPED, lamb_ERROR_ASSERT = OPTFORGE_ERROR_ASSERT};
@@ -54,11 +52,11 @@ typedef struct lamb_hyper {
     double lr, beta1, beta2, eps, weight_decay;
 } lamb_hyper;
 
-/* Fills in the defaults. */
-lamb_API void lamb_hyper_init(lamb_hyper *h);
-
 typedef optforge_options lamb_options;
 typedef optforge_stats lamb_stats;
+
+/* Fill in the defaults. */
+lamb_API void lamb_hyper_init(lamb_hyper *h);
 lamb_API void lamb_options_init(lamb_options *o);
 
 /* Bytes of workspace, aligned to doubles, for so many elements in so many tensors (or groups, if more). */
@@ -97,8 +95,6 @@ lamb_API int lamb_step_with_f64(const lamb_hyper *h, uint64_t t, const lamb_tens
                                 const lamb_options *options);
 extern lamb_API const optforge_kernel lamb_kernel_f64;
 
-#ifdef __cplusplus
-}
-#endif
+OPTFORGE_END_C
 
 #endif /* lamb_H */

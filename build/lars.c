@@ -14,10 +14,8 @@ typedef struct lars_scalars {
 /* Pass 2 of 2, for n neighbouring elements. */
 OPTFORGE_INLINE void lars_pass_2_f32(const lars_scalars *s, size_t n, float *OPTFORGE_RESTRICT p_,
                                      const float *OPTFORGE_RESTRICT g_, float *OPTFORGE_RESTRICT m_) {
-    const float unscale = (float)s->unscale;
-    const float momentum = (float)s->momentum;
-    const float lr_times_local_rate = (float)s->lr_times_local_rate;
-    const float weight_decay = (float)s->weight_decay;
+    const float unscale = (float)s->unscale, momentum = (float)s->momentum,
+            lr_times_local_rate = (float)s->lr_times_local_rate, weight_decay = (float)s->weight_decay;
 
     for (size_t i = 0; i < n; i++) {
         float p = p_[i];
@@ -36,10 +34,8 @@ OPTFORGE_INLINE void lars_pass_2_f32(const lars_scalars *s, size_t n, float *OPT
 /* Pass 2 of 2, for n neighbouring elements. */
 OPTFORGE_INLINE void lars_pass_2_f64(const lars_scalars *s, size_t n, double *OPTFORGE_RESTRICT p_,
                                      const double *OPTFORGE_RESTRICT g_, double *OPTFORGE_RESTRICT m_) {
-    const double unscale = s->unscale;
-    const double momentum = s->momentum;
-    const double lr_times_local_rate = s->lr_times_local_rate;
-    const double weight_decay = s->weight_decay;
+    const double unscale = s->unscale, momentum = s->momentum, lr_times_local_rate = s->lr_times_local_rate,
+            weight_decay = s->weight_decay;
 
     for (size_t i = 0; i < n; i++) {
         double p = p_[i];
@@ -114,28 +110,19 @@ static const optforge_sum lars_sums_1[] = {
 };
 
 /* ---- float ---- */
-OPTFORGE_INLINE void lars_run_pass_2_f32(const optforge_piece *x) {
-    const lars_tensor_f32 *t = (const lars_tensor_f32 *)x->tensor;
-    const lars_scalars *s = (const lars_scalars *)x->scalars;
-    size_t i = x->begin, stop = i + x->n;
-    for (; stop - i >= 32; i += 32)
-        lars_pass_2_f32(s, 32, t->p + i, t->g + i, t->m + i);
-    lars_pass_2_f32(s, stop - i, t->p + i, t->g + i, t->m + i);
-}
-OPTFORGE_EACH_SET(lars_plain_1_f32, (const optforge_piece *x), lars_run_pass_2_f32(x))
-
-static const unsigned char lars_forms_f32[] = {OPTFORGE_F32, OPTFORGE_F32, OPTFORGE_F32};
+OPTFORGE_PASS(lars_plain_1_f32, lars, f32, float,
+              lars_pass_2_f32(s, n, t->p + i, t->g + i, t->m + i))
 static const optforge_pass lars_passes_f32[] = {
-    {OPTFORGE_NO_SETS, OPTFORGE_NO_SETS, lars_sums_0, 2, 0, 0},
-    {OPTFORGE_OF_SETS(lars_plain_1_f32), OPTFORGE_OF_SETS(lars_plain_1_f32), lars_sums_1, 2, 1, 1}
+    {OPTFORGE_NO_SETS, OPTFORGE_NO_SETS, lars_sums_0, 2, 0, 0, "..."},
+    {OPTFORGE_OF_SETS(lars_plain_1_f32), OPTFORGE_NO_SETS, lars_sums_1, 2, 1, 1, "brb"}
 };
+static const unsigned char lars_forms_f32[] = {OPTFORGE_F32, OPTFORGE_F32, OPTFORGE_F32};
 const optforge_kernel lars_kernel_f32 = {
     OPTFORGE_TYPES, "lars", "10b0b33d6ea7a4bc28cb6a669fe5facf4075ffd299c3d2c9d3b8e35fe3ee5845",
     lars_hypers, lars_states, lars_asserts, lars_defaults, lars_initial,
     sizeof(lars_hyper) / sizeof(double), sizeof lars_forms_f32, lars_forms_f32,
-    sizeof(lars_scalars), 2, lars_passes_f32,
-    {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
-    lars_begin, NULL, NULL, lars_behind_tensor, NULL
+    sizeof(lars_scalars), 2, lars_passes_f32, {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
+    lars_begin, NULL, NULL, lars_behind_tensor, NULL, 0, 0
 };
 
 void lars_state_init_f32(const lars_tensor_f32 *x) { optforge_state_init(&lars_kernel_f32, x, NULL); }
@@ -149,28 +136,19 @@ int lars_step_f32(const lars_hyper *h, uint64_t t, const lars_tensor_f32 *tensor
 }
 
 /* ---- double ---- */
-OPTFORGE_INLINE void lars_run_pass_2_f64(const optforge_piece *x) {
-    const lars_tensor_f64 *t = (const lars_tensor_f64 *)x->tensor;
-    const lars_scalars *s = (const lars_scalars *)x->scalars;
-    size_t i = x->begin, stop = i + x->n;
-    for (; stop - i >= 32; i += 32)
-        lars_pass_2_f64(s, 32, t->p + i, t->g + i, t->m + i);
-    lars_pass_2_f64(s, stop - i, t->p + i, t->g + i, t->m + i);
-}
-OPTFORGE_EACH_SET(lars_plain_1_f64, (const optforge_piece *x), lars_run_pass_2_f64(x))
-
-static const unsigned char lars_forms_f64[] = {OPTFORGE_F64, OPTFORGE_F64, OPTFORGE_F64};
+OPTFORGE_PASS(lars_plain_1_f64, lars, f64, double,
+              lars_pass_2_f64(s, n, t->p + i, t->g + i, t->m + i))
 static const optforge_pass lars_passes_f64[] = {
-    {OPTFORGE_NO_SETS, OPTFORGE_NO_SETS, lars_sums_0, 2, 0, 0},
-    {OPTFORGE_OF_SETS(lars_plain_1_f64), OPTFORGE_OF_SETS(lars_plain_1_f64), lars_sums_1, 2, 1, 1}
+    {OPTFORGE_NO_SETS, OPTFORGE_NO_SETS, lars_sums_0, 2, 0, 0, "..."},
+    {OPTFORGE_OF_SETS(lars_plain_1_f64), OPTFORGE_NO_SETS, lars_sums_1, 2, 1, 1, "brb"}
 };
+static const unsigned char lars_forms_f64[] = {OPTFORGE_F64, OPTFORGE_F64, OPTFORGE_F64};
 const optforge_kernel lars_kernel_f64 = {
     OPTFORGE_TYPES, "lars", "10b0b33d6ea7a4bc28cb6a669fe5facf4075ffd299c3d2c9d3b8e35fe3ee5845",
     lars_hypers, lars_states, lars_asserts, lars_defaults, lars_initial,
     sizeof(lars_hyper) / sizeof(double), sizeof lars_forms_f64, lars_forms_f64,
-    sizeof(lars_scalars), 2, lars_passes_f64,
-    {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
-    lars_begin, NULL, NULL, lars_behind_tensor, NULL
+    sizeof(lars_scalars), 2, lars_passes_f64, {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
+    lars_begin, NULL, NULL, lars_behind_tensor, NULL, 0, 0
 };
 
 void lars_state_init_f64(const lars_tensor_f64 *x) { optforge_state_init(&lars_kernel_f64, x, NULL); }

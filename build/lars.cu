@@ -22,8 +22,7 @@
  *     pass 1: reads p g, writes nothing
  *     pass 2: reads p g m, writes p m
  *
- * Build:     nvcc -O3 -c lars.cu    (CUDA 11.7 or later; for the device of this machine alone:
- * -arch=native)
+ * Build:     nvcc -O3 -c lars.cu    (CUDA 11.7 or later; for the device of this machine alone: -arch=native)
  *            not with -ftz=true, which --use_fast_math implies: subnormal floats become 0
  * Re-create: optforge generate lars --target cuda --dtype f32 --dtype f64
  * Rule hash: 10b0b33d6ea7a4bc28cb6a669fe5facf4075ffd299c3d2c9d3b8e35fe3ee5845

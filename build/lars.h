@@ -37,9 +37,7 @@
 #define lars_API /* define it to export the functions: __declspec(dllexport), visibility("default") */
 #endif
 
-#ifdef __cplusplus
-extern "C" {
-#endif
+OPTFORGE_BEGIN_C
 
 /* What a call returns: one of these, or of optforge's errors, each found before the first write. */
 enum {lars_OK = OPTFORGE_OK, lars_SKIPPED = OPTFORGE_SKIPPED, lars_ERROR_ASSERT = OPTFORGE_ERROR_ASSERT};
@@ -52,11 +50,11 @@ typedef struct lars_hyper {
     double lr, momentum, weight_decay, trust_coefficient;
 } lars_hyper;
 
-/* Fills in the defaults. */
-lars_API void lars_hyper_init(lars_hyper *h);
-
 typedef optforge_options lars_options;
 typedef optforge_stats lars_stats;
+
+/* Fill in the defaults. */
+lars_API void lars_hyper_init(lars_hyper *h);
 lars_API void lars_options_init(lars_options *o);
 
 /* Bytes of workspace, aligned to doubles, for so many elements in so many tensors (or groups, if more). */
@@ -93,8 +91,6 @@ lars_API int lars_step_with_f64(const lars_hyper *h, uint64_t t, const lars_tens
                                 const lars_options *options);
 extern lars_API const optforge_kernel lars_kernel_f64;
 
-#ifdef __cplusplus
-}
-#endif
+OPTFORGE_END_C
 
 #endif /* lars_H */

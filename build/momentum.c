@@ -14,9 +14,7 @@ typedef struct momentum_scalars {
 /* The rule, for n neighbouring elements. */
 OPTFORGE_INLINE void momentum_elements_f32(const momentum_scalars *s, size_t n, float *OPTFORGE_RESTRICT p_,
                                            const float *OPTFORGE_RESTRICT g_, float *OPTFORGE_RESTRICT m_) {
-    const float unscale = (float)s->unscale;
-    const float momentum = (float)s->momentum;
-    const float lr = (float)s->lr;
+    const float unscale = (float)s->unscale, momentum = (float)s->momentum, lr = (float)s->lr;
 
     for (size_t i = 0; i < n; i++) {
         float p = p_[i];
@@ -36,9 +34,7 @@ OPTFORGE_INLINE void momentum_elements_f32(const momentum_scalars *s, size_t n, 
 /* The rule, for n neighbouring elements. */
 OPTFORGE_INLINE void momentum_elements_f64(const momentum_scalars *s, size_t n, double *OPTFORGE_RESTRICT p_,
                                            const double *OPTFORGE_RESTRICT g_, double *OPTFORGE_RESTRICT m_) {
-    const double unscale = s->unscale;
-    const double momentum = s->momentum;
-    const double lr = s->lr;
+    const double unscale = s->unscale, momentum = s->momentum, lr = s->lr;
 
     for (size_t i = 0; i < n; i++) {
         double p = p_[i];
@@ -84,27 +80,19 @@ static const optforge_sum momentum_sums_0[] = {
 };
 
 /* ---- float ---- */
-OPTFORGE_INLINE void momentum_run_elements_f32(const optforge_piece *x) {
-    const momentum_tensor_f32 *t = (const momentum_tensor_f32 *)x->tensor;
-    const momentum_scalars *s = (const momentum_scalars *)x->scalars;
-    size_t i = x->begin, stop = i + x->n;
-    for (; stop - i >= 32; i += 32)
-        momentum_elements_f32(s, 32, t->p + i, t->g + i, t->m + i);
-    momentum_elements_f32(s, stop - i, t->p + i, t->g + i, t->m + i);
-}
-OPTFORGE_EACH_SET(momentum_plain_0_f32, (const optforge_piece *x), momentum_run_elements_f32(x))
-
-static const unsigned char momentum_forms_f32[] = {OPTFORGE_F32, OPTFORGE_F32, OPTFORGE_F32};
+OPTFORGE_PASS(momentum_plain_0_f32, momentum, f32, float,
+              momentum_elements_f32(s, n, t->p + i, t->g + i, t->m + i))
 static const optforge_pass momentum_passes_f32[] = {
-    {OPTFORGE_OF_SETS(momentum_plain_0_f32), OPTFORGE_OF_SETS(momentum_plain_0_f32), momentum_sums_0, 3, 1, 1}
+    {OPTFORGE_OF_SETS(momentum_plain_0_f32), OPTFORGE_NO_SETS, momentum_sums_0, 3, 1, 1, "brb"}
 };
+static const unsigned char momentum_forms_f32[] = {OPTFORGE_F32, OPTFORGE_F32, OPTFORGE_F32};
 const optforge_kernel momentum_kernel_f32 = {
     OPTFORGE_TYPES, "momentum", "07377a922d269c58e7959804a47b0d78fae7a31013075f12bf55db083c254769",
     momentum_hypers, momentum_states, momentum_asserts, momentum_defaults, momentum_initial,
     sizeof(momentum_hyper) / sizeof(double), sizeof momentum_forms_f32, momentum_forms_f32,
     sizeof(momentum_scalars), 1, momentum_passes_f32,
     {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
-    momentum_begin, NULL, NULL, NULL, NULL
+    momentum_begin, NULL, NULL, NULL, NULL, 0, 0
 };
 
 void momentum_state_init_f32(const momentum_tensor_f32 *x) {
@@ -119,27 +107,19 @@ int momentum_step_f32(const momentum_hyper *h, uint64_t t, const momentum_tensor
 }
 
 /* ---- double ---- */
-OPTFORGE_INLINE void momentum_run_elements_f64(const optforge_piece *x) {
-    const momentum_tensor_f64 *t = (const momentum_tensor_f64 *)x->tensor;
-    const momentum_scalars *s = (const momentum_scalars *)x->scalars;
-    size_t i = x->begin, stop = i + x->n;
-    for (; stop - i >= 32; i += 32)
-        momentum_elements_f64(s, 32, t->p + i, t->g + i, t->m + i);
-    momentum_elements_f64(s, stop - i, t->p + i, t->g + i, t->m + i);
-}
-OPTFORGE_EACH_SET(momentum_plain_0_f64, (const optforge_piece *x), momentum_run_elements_f64(x))
-
-static const unsigned char momentum_forms_f64[] = {OPTFORGE_F64, OPTFORGE_F64, OPTFORGE_F64};
+OPTFORGE_PASS(momentum_plain_0_f64, momentum, f64, double,
+              momentum_elements_f64(s, n, t->p + i, t->g + i, t->m + i))
 static const optforge_pass momentum_passes_f64[] = {
-    {OPTFORGE_OF_SETS(momentum_plain_0_f64), OPTFORGE_OF_SETS(momentum_plain_0_f64), momentum_sums_0, 3, 1, 1}
+    {OPTFORGE_OF_SETS(momentum_plain_0_f64), OPTFORGE_NO_SETS, momentum_sums_0, 3, 1, 1, "brb"}
 };
+static const unsigned char momentum_forms_f64[] = {OPTFORGE_F64, OPTFORGE_F64, OPTFORGE_F64};
 const optforge_kernel momentum_kernel_f64 = {
     OPTFORGE_TYPES, "momentum", "07377a922d269c58e7959804a47b0d78fae7a31013075f12bf55db083c254769",
     momentum_hypers, momentum_states, momentum_asserts, momentum_defaults, momentum_initial,
     sizeof(momentum_hyper) / sizeof(double), sizeof momentum_forms_f64, momentum_forms_f64,
     sizeof(momentum_scalars), 1, momentum_passes_f64,
     {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
-    momentum_begin, NULL, NULL, NULL, NULL
+    momentum_begin, NULL, NULL, NULL, NULL, 0, 0
 };
 
 void momentum_state_init_f64(const momentum_tensor_f64 *x) {

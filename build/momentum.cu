@@ -17,8 +17,7 @@
  * State: m starts as 0.0.
  * Memory traffic per element: 3 read, 2 written; in bytes: float 20, double 40.
  *
- * Build:     nvcc -O3 -c momentum.cu    (CUDA 11.7 or later; for the device of this machine alone:
- * -arch=native)
+ * Build:     nvcc -O3 -c momentum.cu    (CUDA 11.7 or later; for the device of this machine alone: -arch=native)
  *            not with -ftz=true, which --use_fast_math implies: subnormal floats become 0
  * Re-create: optforge generate momentum --target cuda --dtype f32 --dtype f64
  * Rule hash: 07377a922d269c58e7959804a47b0d78fae7a31013075f12bf55db083c254769

@@ -32,9 +32,7 @@
 #define momentum_API /* define it to export the functions: __declspec(dllexport), visibility("default") */
 #endif
 
-#ifdef __cplusplus
-extern "C" {
-#endif
+OPTFORGE_BEGIN_C
 
 /* What a call returns: one of these, or of optforge's errors, each found before the first write. */
 enum {momentum_OK = OPTFORGE_OK, momentum_SKIPPED = OPTFORGE_SKIPPED,
@@ -48,11 +46,11 @@ typedef struct momentum_hyper {
     double lr, momentum;
 } momentum_hyper;
 
-/* Fills in the defaults. */
-momentum_API void momentum_hyper_init(momentum_hyper *h);
-
 typedef optforge_options momentum_options;
 typedef optforge_stats momentum_stats;
+
+/* Fill in the defaults. */
+momentum_API void momentum_hyper_init(momentum_hyper *h);
 momentum_API void momentum_options_init(momentum_options *o);
 
 /* Bytes of workspace, aligned to doubles, for so many elements in so many tensors (or groups, if more). */
@@ -91,8 +89,6 @@ momentum_API int momentum_step_with_f64(const momentum_hyper *h, uint64_t t,
                                         const momentum_options *options);
 extern momentum_API const optforge_kernel momentum_kernel_f64;
 
-#ifdef __cplusplus
-}
-#endif
+OPTFORGE_END_C
 
 #endif /* momentum_H */

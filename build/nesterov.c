@@ -14,9 +14,7 @@ typedef struct nesterov_scalars {
 /* The rule, for n neighbouring elements. */
 OPTFORGE_INLINE void nesterov_elements_f32(const nesterov_scalars *s, size_t n, float *OPTFORGE_RESTRICT p_,
                                            const float *OPTFORGE_RESTRICT g_, float *OPTFORGE_RESTRICT m_) {
-    const float unscale = (float)s->unscale;
-    const float momentum = (float)s->momentum;
-    const float lr = (float)s->lr;
+    const float unscale = (float)s->unscale, momentum = (float)s->momentum, lr = (float)s->lr;
 
     for (size_t i = 0; i < n; i++) {
         float p = p_[i];
@@ -36,9 +34,7 @@ OPTFORGE_INLINE void nesterov_elements_f32(const nesterov_scalars *s, size_t n, 
 /* The rule, for n neighbouring elements. */
 OPTFORGE_INLINE void nesterov_elements_f64(const nesterov_scalars *s, size_t n, double *OPTFORGE_RESTRICT p_,
                                            const double *OPTFORGE_RESTRICT g_, double *OPTFORGE_RESTRICT m_) {
-    const double unscale = s->unscale;
-    const double momentum = s->momentum;
-    const double lr = s->lr;
+    const double unscale = s->unscale, momentum = s->momentum, lr = s->lr;
 
     for (size_t i = 0; i < n; i++) {
         double p = p_[i];
@@ -84,27 +80,19 @@ static const optforge_sum nesterov_sums_0[] = {
 };
 
 /* ---- float ---- */
-OPTFORGE_INLINE void nesterov_run_elements_f32(const optforge_piece *x) {
-    const nesterov_tensor_f32 *t = (const nesterov_tensor_f32 *)x->tensor;
-    const nesterov_scalars *s = (const nesterov_scalars *)x->scalars;
-    size_t i = x->begin, stop = i + x->n;
-    for (; stop - i >= 32; i += 32)
-        nesterov_elements_f32(s, 32, t->p + i, t->g + i, t->m + i);
-    nesterov_elements_f32(s, stop - i, t->p + i, t->g + i, t->m + i);
-}
-OPTFORGE_EACH_SET(nesterov_plain_0_f32, (const optforge_piece *x), nesterov_run_elements_f32(x))
-
-static const unsigned char nesterov_forms_f32[] = {OPTFORGE_F32, OPTFORGE_F32, OPTFORGE_F32};
+OPTFORGE_PASS(nesterov_plain_0_f32, nesterov, f32, float,
+              nesterov_elements_f32(s, n, t->p + i, t->g + i, t->m + i))
 static const optforge_pass nesterov_passes_f32[] = {
-    {OPTFORGE_OF_SETS(nesterov_plain_0_f32), OPTFORGE_OF_SETS(nesterov_plain_0_f32), nesterov_sums_0, 3, 1, 1}
+    {OPTFORGE_OF_SETS(nesterov_plain_0_f32), OPTFORGE_NO_SETS, nesterov_sums_0, 3, 1, 1, "brb"}
 };
+static const unsigned char nesterov_forms_f32[] = {OPTFORGE_F32, OPTFORGE_F32, OPTFORGE_F32};
 const optforge_kernel nesterov_kernel_f32 = {
     OPTFORGE_TYPES, "nesterov", "964d769e6780712820496607b28498b13dcc7ab152ae3d79ee74e10b176533ca",
     nesterov_hypers, nesterov_states, nesterov_asserts, nesterov_defaults, nesterov_initial,
     sizeof(nesterov_hyper) / sizeof(double), sizeof nesterov_forms_f32, nesterov_forms_f32,
     sizeof(nesterov_scalars), 1, nesterov_passes_f32,
     {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
-    nesterov_begin, NULL, NULL, NULL, NULL
+    nesterov_begin, NULL, NULL, NULL, NULL, 0, 0
 };
 
 void nesterov_state_init_f32(const nesterov_tensor_f32 *x) {
@@ -119,27 +107,19 @@ int nesterov_step_f32(const nesterov_hyper *h, uint64_t t, const nesterov_tensor
 }
 
 /* ---- double ---- */
-OPTFORGE_INLINE void nesterov_run_elements_f64(const optforge_piece *x) {
-    const nesterov_tensor_f64 *t = (const nesterov_tensor_f64 *)x->tensor;
-    const nesterov_scalars *s = (const nesterov_scalars *)x->scalars;
-    size_t i = x->begin, stop = i + x->n;
-    for (; stop - i >= 32; i += 32)
-        nesterov_elements_f64(s, 32, t->p + i, t->g + i, t->m + i);
-    nesterov_elements_f64(s, stop - i, t->p + i, t->g + i, t->m + i);
-}
-OPTFORGE_EACH_SET(nesterov_plain_0_f64, (const optforge_piece *x), nesterov_run_elements_f64(x))
-
-static const unsigned char nesterov_forms_f64[] = {OPTFORGE_F64, OPTFORGE_F64, OPTFORGE_F64};
+OPTFORGE_PASS(nesterov_plain_0_f64, nesterov, f64, double,
+              nesterov_elements_f64(s, n, t->p + i, t->g + i, t->m + i))
 static const optforge_pass nesterov_passes_f64[] = {
-    {OPTFORGE_OF_SETS(nesterov_plain_0_f64), OPTFORGE_OF_SETS(nesterov_plain_0_f64), nesterov_sums_0, 3, 1, 1}
+    {OPTFORGE_OF_SETS(nesterov_plain_0_f64), OPTFORGE_NO_SETS, nesterov_sums_0, 3, 1, 1, "brb"}
 };
+static const unsigned char nesterov_forms_f64[] = {OPTFORGE_F64, OPTFORGE_F64, OPTFORGE_F64};
 const optforge_kernel nesterov_kernel_f64 = {
     OPTFORGE_TYPES, "nesterov", "964d769e6780712820496607b28498b13dcc7ab152ae3d79ee74e10b176533ca",
     nesterov_hypers, nesterov_states, nesterov_asserts, nesterov_defaults, nesterov_initial,
     sizeof(nesterov_hyper) / sizeof(double), sizeof nesterov_forms_f64, nesterov_forms_f64,
     sizeof(nesterov_scalars), 1, nesterov_passes_f64,
     {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
-    nesterov_begin, NULL, NULL, NULL, NULL
+    nesterov_begin, NULL, NULL, NULL, NULL, 0, 0
 };
 
 void nesterov_state_init_f64(const nesterov_tensor_f64 *x) {

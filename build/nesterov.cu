@@ -17,8 +17,7 @@
  * State: m starts as 0.0.
  * Memory traffic per element: 3 read, 2 written; in bytes: float 20, double 40.
  *
- * Build:     nvcc -O3 -c nesterov.cu    (CUDA 11.7 or later; for the device of this machine alone:
- * -arch=native)
+ * Build:     nvcc -O3 -c nesterov.cu    (CUDA 11.7 or later; for the device of this machine alone: -arch=native)
  *            not with -ftz=true, which --use_fast_math implies: subnormal floats become 0
  * Re-create: optforge generate nesterov --target cuda --dtype f32 --dtype f64
  * Rule hash: 964d769e6780712820496607b28498b13dcc7ab152ae3d79ee74e10b176533ca

@@ -32,9 +32,7 @@
 #define nesterov_API /* define it to export the functions: __declspec(dllexport), visibility("default") */
 #endif
 
-#ifdef __cplusplus
-extern "C" {
-#endif
+OPTFORGE_BEGIN_C
 
 /* What a call returns: one of these, or of optforge's errors, each found before the first write. */
 enum {nesterov_OK = OPTFORGE_OK, nesterov_SKIPPED = OPTFORGE_SKIPPED,
@@ -48,11 +46,11 @@ typedef struct nesterov_hyper {
     double lr, momentum;
 } nesterov_hyper;
 
-/* Fills in the defaults. */
-nesterov_API void nesterov_hyper_init(nesterov_hyper *h);
-
 typedef optforge_options nesterov_options;
 typedef optforge_stats nesterov_stats;
+
+/* Fill in the defaults. */
+nesterov_API void nesterov_hyper_init(nesterov_hyper *h);
 nesterov_API void nesterov_options_init(nesterov_options *o);
 
 /* Bytes of workspace, aligned to doubles, for so many elements in so many tensors (or groups, if more). */
@@ -91,8 +89,6 @@ nesterov_API int nesterov_step_with_f64(const nesterov_hyper *h, uint64_t t,
                                         const nesterov_options *options);
 extern nesterov_API const optforge_kernel nesterov_kernel_f64;
 
-#ifdef __cplusplus
-}
-#endif
+OPTFORGE_END_C
 
 #endif /* nesterov_H */

@@ -14,11 +14,9 @@ typedef struct novograd_scalars {
 /* Pass 2 of 2, for n neighbouring elements. */
 OPTFORGE_INLINE void novograd_pass_2_f32(const novograd_scalars *s, size_t n, float *OPTFORGE_RESTRICT p_,
                                          const float *OPTFORGE_RESTRICT g_, float *OPTFORGE_RESTRICT m_) {
-    const float unscale = (float)s->unscale;
-    const float beta1 = (float)s->beta1;
-    const float sqrt_v_plus_eps = (float)s->sqrt_v_plus_eps;
-    const float weight_decay = (float)s->weight_decay;
-    const float lr = (float)s->lr;
+    const float unscale = (float)s->unscale, beta1 = (float)s->beta1,
+            sqrt_v_plus_eps = (float)s->sqrt_v_plus_eps, weight_decay = (float)s->weight_decay,
+            lr = (float)s->lr;
 
     for (size_t i = 0; i < n; i++) {
         float p = p_[i];
@@ -37,11 +35,8 @@ OPTFORGE_INLINE void novograd_pass_2_f32(const novograd_scalars *s, size_t n, fl
 /* Pass 2 of 2, for n neighbouring elements. */
 OPTFORGE_INLINE void novograd_pass_2_f64(const novograd_scalars *s, size_t n, double *OPTFORGE_RESTRICT p_,
                                          const double *OPTFORGE_RESTRICT g_, double *OPTFORGE_RESTRICT m_) {
-    const double unscale = s->unscale;
-    const double beta1 = s->beta1;
-    const double sqrt_v_plus_eps = s->sqrt_v_plus_eps;
-    const double weight_decay = s->weight_decay;
-    const double lr = s->lr;
+    const double unscale = s->unscale, beta1 = s->beta1, sqrt_v_plus_eps = s->sqrt_v_plus_eps,
+            weight_decay = s->weight_decay, lr = s->lr;
 
     for (size_t i = 0; i < n; i++) {
         double p = p_[i];
@@ -125,28 +120,20 @@ static const optforge_sum novograd_sums_1[] = {
 };
 
 /* ---- float ---- */
-OPTFORGE_INLINE void novograd_run_pass_2_f32(const optforge_piece *x) {
-    const novograd_tensor_f32 *t = (const novograd_tensor_f32 *)x->tensor;
-    const novograd_scalars *s = (const novograd_scalars *)x->scalars;
-    size_t i = x->begin, stop = i + x->n;
-    for (; stop - i >= 32; i += 32)
-        novograd_pass_2_f32(s, 32, t->p + i, t->g + i, t->m + i);
-    novograd_pass_2_f32(s, stop - i, t->p + i, t->g + i, t->m + i);
-}
-OPTFORGE_EACH_SET(novograd_plain_1_f32, (const optforge_piece *x), novograd_run_pass_2_f32(x))
-
-static const unsigned char novograd_forms_f32[] = {OPTFORGE_F32, OPTFORGE_F32, OPTFORGE_F32, OPTFORGE_SCALAR};
+OPTFORGE_PASS(novograd_plain_1_f32, novograd, f32, float,
+              novograd_pass_2_f32(s, n, t->p + i, t->g + i, t->m + i))
 static const optforge_pass novograd_passes_f32[] = {
-    {OPTFORGE_NO_SETS, OPTFORGE_NO_SETS, novograd_sums_0, 1, 0, 0},
-    {OPTFORGE_OF_SETS(novograd_plain_1_f32), OPTFORGE_OF_SETS(novograd_plain_1_f32), novograd_sums_1, 2, 1, 1}
+    {OPTFORGE_NO_SETS, OPTFORGE_NO_SETS, novograd_sums_0, 1, 0, 0, "...."},
+    {OPTFORGE_OF_SETS(novograd_plain_1_f32), OPTFORGE_NO_SETS, novograd_sums_1, 2, 1, 1, "brb."}
 };
+static const unsigned char novograd_forms_f32[] = {OPTFORGE_F32, OPTFORGE_F32, OPTFORGE_F32, OPTFORGE_SCALAR};
 const optforge_kernel novograd_kernel_f32 = {
     OPTFORGE_TYPES, "novograd", "570878dbbed4f523d7be59659b17623428e012908b4ac82b93aca790451b3c19",
     novograd_hypers, novograd_states, novograd_asserts, novograd_defaults, novograd_initial,
     sizeof(novograd_hyper) / sizeof(double), sizeof novograd_forms_f32, novograd_forms_f32,
     sizeof(novograd_scalars), 2, novograd_passes_f32,
     {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
-    novograd_begin, novograd_begin_tensor, NULL, novograd_behind_tensor, novograd_finish
+    novograd_begin, novograd_begin_tensor, NULL, novograd_behind_tensor, novograd_finish, 0, 0
 };
 
 void novograd_state_init_f32(const novograd_tensor_f32 *x) {
@@ -162,28 +149,20 @@ int novograd_step_f32(const novograd_hyper *h, uint64_t t, const novograd_tensor
 }
 
 /* ---- double ---- */
-OPTFORGE_INLINE void novograd_run_pass_2_f64(const optforge_piece *x) {
-    const novograd_tensor_f64 *t = (const novograd_tensor_f64 *)x->tensor;
-    const novograd_scalars *s = (const novograd_scalars *)x->scalars;
-    size_t i = x->begin, stop = i + x->n;
-    for (; stop - i >= 32; i += 32)
-        novograd_pass_2_f64(s, 32, t->p + i, t->g + i, t->m + i);
-    novograd_pass_2_f64(s, stop - i, t->p + i, t->g + i, t->m + i);
-}
-OPTFORGE_EACH_SET(novograd_plain_1_f64, (const optforge_piece *x), novograd_run_pass_2_f64(x))
-
-static const unsigned char novograd_forms_f64[] = {OPTFORGE_F64, OPTFORGE_F64, OPTFORGE_F64, OPTFORGE_SCALAR};
+OPTFORGE_PASS(novograd_plain_1_f64, novograd, f64, double,
+              novograd_pass_2_f64(s, n, t->p + i, t->g + i, t->m + i))
 static const optforge_pass novograd_passes_f64[] = {
-    {OPTFORGE_NO_SETS, OPTFORGE_NO_SETS, novograd_sums_0, 1, 0, 0},
-    {OPTFORGE_OF_SETS(novograd_plain_1_f64), OPTFORGE_OF_SETS(novograd_plain_1_f64), novograd_sums_1, 2, 1, 1}
+    {OPTFORGE_NO_SETS, OPTFORGE_NO_SETS, novograd_sums_0, 1, 0, 0, "...."},
+    {OPTFORGE_OF_SETS(novograd_plain_1_f64), OPTFORGE_NO_SETS, novograd_sums_1, 2, 1, 1, "brb."}
 };
+static const unsigned char novograd_forms_f64[] = {OPTFORGE_F64, OPTFORGE_F64, OPTFORGE_F64, OPTFORGE_SCALAR};
 const optforge_kernel novograd_kernel_f64 = {
     OPTFORGE_TYPES, "novograd", "570878dbbed4f523d7be59659b17623428e012908b4ac82b93aca790451b3c19",
     novograd_hypers, novograd_states, novograd_asserts, novograd_defaults, novograd_initial,
     sizeof(novograd_hyper) / sizeof(double), sizeof novograd_forms_f64, novograd_forms_f64,
     sizeof(novograd_scalars), 2, novograd_passes_f64,
     {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
-    novograd_begin, novograd_begin_tensor, NULL, novograd_behind_tensor, novograd_finish
+    novograd_begin, novograd_begin_tensor, NULL, novograd_behind_tensor, novograd_finish, 0, 0
 };
 
 void novograd_state_init_f64(const novograd_tensor_f64 *x) {

@@ -22,8 +22,7 @@
  *     pass 1: reads g, writes nothing
  *     pass 2: reads p g m, writes p m
  *
- * Build:     nvcc -O3 -c novograd.cu    (CUDA 11.7 or later; for the device of this machine alone:
- * -arch=native)
+ * Build:     nvcc -O3 -c novograd.cu    (CUDA 11.7 or later; for the device of this machine alone: -arch=native)
  *            not with -ftz=true, which --use_fast_math implies: subnormal floats become 0
  * Re-create: optforge generate novograd --target cuda --dtype f32 --dtype f64
  * Rule hash: 570878dbbed4f523d7be59659b17623428e012908b4ac82b93aca790451b3c19

@@ -37,9 +37,7 @@
 #define novograd_API /* define it to export the functions: __declspec(dllexport), visibility("default") */
 #endif
 
-#ifdef __cplusplus
-extern "C" {
-#endif
+OPTFORGE_BEGIN_C
 
 /* What a call returns: one of these, or of optforge's errors, each found before the first write. */
 enum {novograd_OK = OPTFORGE_OK, novograd_SKIPPED = OPTFORGE_SKIPPED,
@@ -53,11 +51,11 @@ typedef struct novograd_hyper {
     double lr, beta1, beta2, eps, weight_decay;
 } novograd_hyper;
 
-/* Fills in the defaults. */
-novograd_API void novograd_hyper_init(novograd_hyper *h);
-
 typedef optforge_options novograd_options;
 typedef optforge_stats novograd_stats;
+
+/* Fill in the defaults. */
+novograd_API void novograd_hyper_init(novograd_hyper *h);
 novograd_API void novograd_options_init(novograd_options *o);
 
 /* Bytes of workspace, aligned to doubles, for so many elements in so many tensors (or groups, if more). */
@@ -98,8 +96,6 @@ novograd_API int novograd_step_with_f64(const novograd_hyper *h, uint64_t t,
                                         const novograd_options *options);
 extern novograd_API const optforge_kernel novograd_kernel_f64;
 
-#ifdef __cplusplus
-}
-#endif
+OPTFORGE_END_C
 
 #endif /* novograd_H */

@@ -27,6 +27,7 @@ enum {
     OPTFORGE_CHUNK = 32768,       /* elements, or sums, of one node of the summation tree */
     OPTFORGE_THREAD_SIZE = 65536, /* elements per thread below which waking another one does not pay */
     OPTFORGE_MOST_SCALARS = 512,  /* doubles of the scalars of a kernel */
+    OPTFORGE_WIDE = 8192,         /* floats of a piece whose arrays are stored in fewer bits */
     OPTFORGE_TOLD = 6             /* sums that statistics are of: OPTFORGE_GRAD to OPTFORGE_INF */
 };
 
@@ -83,6 +84,142 @@ static const optforge_add optforge_adds[2][4][OPTFORGE_SETS] = {
      OPTFORGE_OF_SETS(optforge_max_f32), OPTFORGE_OF_SETS(optforge_change_f32)},
     {OPTFORGE_OF_SETS(optforge_squares_f64), OPTFORGE_OF_SETS(optforge_sum_f64),
      OPTFORGE_OF_SETS(optforge_max_f64), OPTFORGE_OF_SETS(optforge_change_f64)}
+};
+
+/* ---- numbers of 16 bits, for each instruction set ------------------------------------------------------ */
+
+OPTFORGE_INLINE uint32_t optforge_bits(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    return bits;
+}
+
+OPTFORGE_INLINE float optforge_float(uint32_t bits) {
+    float x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+/* What the random bits of stochastic rounding are made of: two words, and the number of the first element. */
+typedef struct optforge_draw {
+    uint32_t first, second, index;
+} optforge_draw;
+
+static uint64_t optforge_stir(uint64_t x, uint64_t more) {
+    x = (x ^ more) + UINT64_C(0x9e3779b97f4a7c15);
+    x = (x ^ x >> 30) * UINT64_C(0xbf58476d1ce4e5b9);
+    x = (x ^ x >> 27) * UINT64_C(0x94d049bb133111eb);
+    return x ^ x >> 31;
+}
+
+/* Of an array from element `index` on. Every 2^32 elements, which are whole leaves, have words of their
+ * own. */
+static optforge_draw optforge_drawing(uint64_t seed, uint64_t t, uint64_t stream, size_t array,
+                                      uint64_t index) {
+    uint64_t key = optforge_stir(optforge_stir(optforge_stir(optforge_stir(0, seed), t), stream), array);
+    optforge_draw draw;
+    key = optforge_stir(key, index >> 32);
+    draw.first = (uint32_t)key;
+    draw.second = (uint32_t)(key >> 32);
+    draw.index = (uint32_t)index;
+    return draw;
+}
+
+/* 32 random bits for an element. */
+OPTFORGE_INLINE uint32_t optforge_random(const optforge_draw *draw, uint32_t i) {
+    uint32_t x = (draw->index + i) ^ draw->first;
+    x = (x ^ x >> 16) * UINT32_C(0x7feb352d) ^ draw->second;
+    x = (x ^ x >> 15) * UINT32_C(0x846ca68b);
+    return x ^ x >> 16;
+}
+
+OPTFORGE_INLINE float optforge_from_bf16(uint16_t x) { return optforge_float((uint32_t)x << 16); }
+
+/* Subnormal numbers are 2^-24 times an integer, which an integer added to the bits of 0.5 is as well. */
+OPTFORGE_INLINE float optforge_from_f16(uint16_t x) {
+    const uint32_t magnitude = x & 0x7fffu, sign = (uint32_t)(x & 0x8000u) << 16;
+    const uint32_t normal = (magnitude << 13) + (magnitude < 0x7c00u ? 112u << 23 : 224u << 23);
+    const uint32_t small = optforge_bits(optforge_float(magnitude + 0x3f000000u) - 0.5f);
+    return optforge_float(sign | (magnitude < 0x400u ? small : normal));
+}
+
+/* Adds `half` or so to what is dropped; NaN is quiet, and infinite is what is beyond the largest number to
+ * nearest, never by chance. */
+OPTFORGE_INLINE uint16_t optforge_to_bf16(float x, int draws, uint32_t random) {
+    const uint32_t bits = optforge_bits(x), magnitude = bits & 0x7fffffffu;
+    const uint32_t nearest = 0x7fffu + (bits >> 16 & 1u);
+    const uint32_t add = draws && magnitude <= 0x7f7f0000u ? random >> 16 : nearest;
+    return (uint16_t)(magnitude > 0x7f800000u ? (bits >> 16 & 0x8000u) | 0x7fc0u : (bits + add) >> 16);
+}
+
+OPTFORGE_INLINE uint16_t optforge_to_f16(float x, int draws, uint32_t random) {
+    const uint32_t bits = optforge_bits(x), sign = bits >> 16 & 0x8000u, magnitude = bits & 0x7fffffffu;
+    const uint32_t nearest = 0xfffu + (magnitude >> 13 & 1u);
+    const uint32_t add = draws && magnitude <= 0x477fe000u ? random >> 19 : nearest;
+    const uint32_t normal = (magnitude + add - (112u << 23)) >> 13;
+    uint32_t small = optforge_bits(optforge_float(magnitude) + 0.5f) - 0x3f000000u;
+    if (draws) {
+        const double units = (double)optforge_float(magnitude < 0x38800000u ? magnitude : 0u) * 16777216.0;
+        const int32_t whole = (int32_t)units;
+        const double above = (double)(int32_t)(random ^ 0x80000000u) + 2147483649.0; /* random + 1 */
+        small = (uint32_t)whole + (above <= (units - (double)whole) * 4294967296.0 ? 1u : 0u);
+    }
+    small = magnitude < 0x38800000u ? small : normal;
+    small = magnitude < 0x477ff000u ? small : 0x7c00u;
+    return (uint16_t)(sign | (magnitude > 0x7f800000u ? 0x7e00u : small));
+}
+
+/* The bits of what is split. A NaN becomes one that rounding cannot make a number of. */
+OPTFORGE_INLINE uint32_t optforge_whole_bits(float x) {
+    const uint32_t bits = optforge_bits(x);
+    return (bits & 0x7fffffffu) > 0x7f800000u ? (bits & 0x80000000u) | 0x7fc00000u : bits;
+}
+
+/* Reads or writes n numbers: `low` is what a split p leaves, `draw` is for stochastic rounding. */
+typedef void (*optforge_convert)(void *stored, uint16_t *low, float *wide, size_t n,
+                                 const optforge_draw *draw);
+
+/* In blocks, whose number of elements a compiler knows, and what is left. */
+#define OPTFORGE_CONVERT(name, each)                                                                        \
+    OPTFORGE_INLINE void name##_some(uint16_t *OPTFORGE_RESTRICT stored, uint16_t *OPTFORGE_RESTRICT low,   \
+                                     float *OPTFORGE_RESTRICT wide, uint32_t from, uint32_t n,              \
+                                     const optforge_draw *draw) {                                           \
+        (void)low, (void)draw;                                                                              \
+        for (uint32_t k = 0; k < n; k++) {                                                                  \
+            const uint32_t i = from + k;                                                                    \
+            each;                                                                                           \
+        }                                                                                                   \
+    }                                                                                                       \
+    OPTFORGE_INLINE void name(uint16_t *stored, uint16_t *low, float *wide, size_t n,                       \
+                              const optforge_draw *draw) {                                                  \
+        const uint32_t all = (uint32_t)n;                                                                   \
+        uint32_t i = 0;                                                                                     \
+        for (; all - i >= 32; i += 32)                                                                      \
+            name##_some(stored, low, wide, i, 32, draw);                                                    \
+        name##_some(stored, low, wide, i, all - i, draw);                                                   \
+    }                                                                                                       \
+    OPTFORGE_EACH_SET(name, (void *stored, uint16_t *low, float *wide, size_t n, const optforge_draw *d),   \
+                      name((uint16_t *)stored, low, wide, n, d))
+
+OPTFORGE_CONVERT(optforge_load_bf16, wide[i] = optforge_from_bf16(stored[i]))
+OPTFORGE_CONVERT(optforge_load_f16, wide[i] = optforge_from_f16(stored[i]))
+OPTFORGE_CONVERT(optforge_load_split, wide[i] = optforge_float(((uint32_t)stored[i] << 16) +
+                                                               (uint32_t)(int32_t)(int16_t)low[i]))
+OPTFORGE_CONVERT(optforge_store_bf16, stored[i] = optforge_to_bf16(wide[i], 0, 0))
+OPTFORGE_CONVERT(optforge_store_f16, stored[i] = optforge_to_f16(wide[i], 0, 0))
+OPTFORGE_CONVERT(optforge_store_split, const uint32_t bits = optforge_whole_bits(wide[i]);
+                 stored[i] = (uint16_t)((bits + 0x8000u) >> 16);
+                 low[i] = (uint16_t)bits)
+OPTFORGE_CONVERT(optforge_draw_bf16, stored[i] = optforge_to_bf16(wide[i], 1, optforge_random(draw, i)))
+OPTFORGE_CONVERT(optforge_draw_f16, stored[i] = optforge_to_f16(wide[i], 1, optforge_random(draw, i)))
+
+/* Loading, storing to nearest, storing at random; by format from bfloat16 on, the third is a split p. */
+static const optforge_convert optforge_converts[3][3][OPTFORGE_SETS] = {
+    {OPTFORGE_OF_SETS(optforge_load_bf16), OPTFORGE_OF_SETS(optforge_load_f16),
+     OPTFORGE_OF_SETS(optforge_load_split)},
+    {OPTFORGE_OF_SETS(optforge_store_bf16), OPTFORGE_OF_SETS(optforge_store_f16),
+     OPTFORGE_OF_SETS(optforge_store_split)},
+    {OPTFORGE_OF_SETS(optforge_draw_bf16), OPTFORGE_OF_SETS(optforge_draw_f16), OPTFORGE_NO_SETS}
 };
 
 /* ---- the summation tree -------------------------------------------------------------------------------- */
@@ -262,7 +399,9 @@ static int optforge_flushes(void) {
 static size_t optforge_plus(size_t a, size_t b) { return a > SIZE_MAX - b ? SIZE_MAX : a + b; }
 static size_t optforge_times(size_t a, size_t b) { return b != 0 && a > SIZE_MAX / b ? SIZE_MAX : a * b; }
 
-static size_t optforge_format_size(unsigned char format) { return format == OPTFORGE_F32 ? 4 : 8; }
+static size_t optforge_format_size(unsigned char format) {
+    return format == OPTFORGE_F32 ? 4 : format >= OPTFORGE_BF16 ? 2 : 8;
+}
 
 static size_t optforge_leaves(size_t n) { return n / OPTFORGE_LEAF + (n % OPTFORGE_LEAF != 0); }
 
@@ -273,6 +412,30 @@ static void *optforge_array(const void *tensor, size_t a) {
     void *array;
     memcpy(&array, (const char *)tensor + sizeof(size_t) + a * sizeof array, sizeof array);
     return array;
+}
+
+/* What is computed with: double where p is, else float. */
+static unsigned char optforge_real(const optforge_kernel *kernel) {
+    return kernel->formats[0] == OPTFORGE_F64 ? OPTFORGE_F64 : OPTFORGE_F32;
+}
+
+/* One number of an array, and such a number stored to nearest. */
+static double optforge_read(const void *array, unsigned char format, size_t i) {
+    switch (format) {
+    case OPTFORGE_F32: return (double)((const float *)array)[i];
+    case OPTFORGE_BF16: return (double)optforge_from_bf16(((const uint16_t *)array)[i]);
+    case OPTFORGE_F16: return (double)optforge_from_f16(((const uint16_t *)array)[i]);
+    default: return ((const double *)array)[i];
+    }
+}
+
+static void optforge_write(void *array, unsigned char format, size_t i, double value) {
+    switch (format) {
+    case OPTFORGE_F32: ((float *)array)[i] = (float)value; break;
+    case OPTFORGE_BF16: ((uint16_t *)array)[i] = optforge_to_bf16((float)value, 0, 0); break;
+    case OPTFORGE_F16: ((uint16_t *)array)[i] = optforge_to_f16((float)value, 0, 0); break;
+    default: ((double *)array)[i] = value;
+    }
 }
 
 /* Bytes of array `a` of a tensor of n elements. */
@@ -337,7 +500,9 @@ static size_t optforge_whole(const optforge_work *w, const optforge_place *x) {
 
 /* The look at the gradients before the first pass, which is a phase where a step may be skipped. */
 static const optforge_sum optforge_scanned = {"g", OPTFORGE_GRAD, OPTFORGE_SQUARES, 1, OPTFORGE_UNSCALED};
-static const optforge_pass optforge_scan = {OPTFORGE_NO_SETS, OPTFORGE_NO_SETS, &optforge_scanned, 1, 0, 0};
+static const optforge_pass optforge_scan = {
+    OPTFORGE_NO_SETS, OPTFORGE_NO_SETS, &optforge_scanned, 1, 0, 0, NULL
+};
 
 /* The pass that a kernel does in a phase, or NULL. */
 static const optforge_pass *optforge_pass_of(const optforge_work *w, const optforge_kernel *kernel,
@@ -385,14 +550,24 @@ static int optforge_check_kernel(const optforge_kernel *kernel) {
     if (kernel == NULL)
         return OPTFORGE_ERROR_NULL;
     if (kernel->abi != OPTFORGE_TYPES || kernel->formats == NULL || kernel->passes == NULL ||
-        kernel->begin == NULL || kernel->arrays < 2 || kernel->arrays > 128 || kernel->pass_count < 1 ||
+        kernel->begin == NULL || kernel->arrays < 2 || kernel->arrays > OPTFORGE_MOST_ARRAYS ||
+        kernel->master >= kernel->arrays || kernel->pass_count < 1 ||
         kernel->pass_count > OPTFORGE_MOST_PASSES ||
         kernel->scalars_size > OPTFORGE_MOST_SCALARS * sizeof(double))
         return OPTFORGE_ERROR_ABI;
-    for (size_t a = 0; a < kernel->arrays; a++)
-        if (kernel->formats[a] < OPTFORGE_F32 ||
-            kernel->formats[a] > (a < 2 ? OPTFORGE_F64 : OPTFORGE_SCALAR))
+    for (size_t a = 0; a < kernel->arrays; a++) {
+        const unsigned char format = kernel->formats[a];
+        const int fits = (format == OPTFORGE_F64) == (kernel->formats[0] == OPTFORGE_F64);
+        if (format == OPTFORGE_SCALAR ? a < 2
+                                      : format < OPTFORGE_F32 || format > OPTFORGE_LOW || !fits ||
+                                            (format == OPTFORGE_LOW && a != kernel->master))
             return OPTFORGE_ERROR_ABI;
+    }
+    if (kernel->master > 0 &&
+        (kernel->master < 2 || kernel->formats[0] < OPTFORGE_BF16 ||
+         (kernel->formats[kernel->master] != OPTFORGE_F32 &&
+          (kernel->formats[kernel->master] != OPTFORGE_LOW || kernel->formats[0] != OPTFORGE_BF16))))
+        return OPTFORGE_ERROR_ABI;
     for (unsigned p = 0; p < kernel->pass_count; p++) {
         const optforge_pass *pass = &kernel->passes[p];
         if (pass->sum_count > OPTFORGE_MOST_SUMS)
@@ -402,7 +577,8 @@ static int optforge_check_kernel(const optforge_kernel *kernel) {
             const int array = sum->source == OPTFORGE_UNSCALED ? 1 : sum->source > 0 ? sum->source : 0;
             if (sum->slot >= OPTFORGE_MOST_SUMS || sum->slot == OPTFORGE_NAN || sum->slot == OPTFORGE_INF ||
                 sum->kind > OPTFORGE_MAX || sum->source <= OPTFORGE_SCRATCH - OPTFORGE_MOST_SCRATCH ||
-                (size_t)array >= kernel->arrays || kernel->formats[array] != kernel->formats[0])
+                (size_t)array >= kernel->arrays || kernel->formats[array] == OPTFORGE_SCALAR ||
+                kernel->formats[array] == OPTFORGE_LOW)
                 return OPTFORGE_ERROR_ABI;
         }
     }
@@ -768,6 +944,9 @@ typedef struct optforge_span {
     optforge_run run; /* the elements, or NULL */
     int changes;      /* whether p before the pass is asked for */
     int zeroes;
+    size_t piece;     /* elements that it does at once */
+    int narrow;       /* arrays that are stored in fewer bits than they are computed with, */
+    char use[OPTFORGE_MOST_ARRAYS]; /* and what it does with them: optforge_pass.uses */
     size_t lanes;     /* sums that are added up lane by lane */
     size_t sums;      /* with NaN and infinity, which come behind them where they are counted */
     const optforge_sum *sum[OPTFORGE_MOST_SUMS + 2];
@@ -787,6 +966,28 @@ static void optforge_plan_sum(const optforge_work *w, int phase, const optforge_
     span->sums++;
 }
 
+/* Whether an array is converted where it is read and written. */
+static int optforge_narrow(const optforge_kernel *kernel, size_t a) {
+    return kernel->formats[a] >= OPTFORGE_BF16 && kernel->formats[a] != OPTFORGE_LOW;
+}
+
+/* What is to be converted in a pass, which reads what it adds up as well, and in pieces of what size. */
+static void optforge_plan_uses(const optforge_kernel *kernel, const optforge_pass *pass,
+                               optforge_span *span) {
+    for (size_t a = 0; a < kernel->arrays; a++) {
+        span->narrow += optforge_narrow(kernel, a);
+        span->use[a] = span->run != NULL && pass->uses != NULL ? pass->uses[a] : '.';
+    }
+    while (span->piece * (size_t)span->narrow > OPTFORGE_WIDE)
+        span->piece /= 2;
+    for (size_t s = 0; s < span->lanes; s++) {
+        const int source = span->sum[s]->source;
+        const size_t array = source == OPTFORGE_UNSCALED ? 1 : source > 0 ? (size_t)source : 0;
+        if (source > OPTFORGE_SCRATCH && span->use[array] == '.')
+            span->use[array] = 'r';
+    }
+}
+
 static void optforge_plan(const optforge_work *w, int phase, const optforge_kernel *kernel,
                           optforge_span *span) {
     const optforge_pass *pass = optforge_pass_of(w, kernel, phase);
@@ -797,12 +998,13 @@ static void optforge_plan(const optforge_work *w, int phase, const optforge_kern
 
     span->kernel = kernel;
     span->run = NULL;
-    span->changes = 0;
+    span->changes = span->narrow = 0;
+    span->piece = OPTFORGE_LEAF;
     span->zeroes = pass != NULL && pass->zeroes && w->options->zero_grads;
     span->lanes = span->sums = 0;
     if (pass == NULL || w->skipped)
         return;
-    span->run = (w->observe ? pass->observed : pass->plain)[w->set];
+    span->run = (w->observe && pass->observed[0] != NULL ? pass->observed : pass->plain)[w->set];
     for (size_t s = 0; s < pass->sum_count; s++) {
         const optforge_sum *sum = &pass->sums[s];
         const int gradients = sum->slot == OPTFORGE_GRAD;
@@ -813,26 +1015,104 @@ static void optforge_plan(const optforge_work *w, int phase, const optforge_kern
         counts |= gradients && counting;
     }
     span->lanes = span->sums;
+    if (span->lanes > 0)
+        span->piece = OPTFORGE_PIECE; /* it stays in the cache */
+    optforge_plan_uses(kernel, pass, span);
     for (size_t c = 0; counts && c < 2; c++)
         optforge_plan_sum(w, phase, &optforge_counted[c], span);
 }
 
-/* Counts NaN and infinity among unscaled gradients. */
-static void optforge_count_nonfinite(const optforge_work *w, const optforge_piece *x, unsigned char format,
-                                     double *nan, double *inf) {
-    const void *g = optforge_array(x->tensor, 1);
-    for (size_t i = x->begin; i < x->begin + x->n; i++) {
-        const double value = format == OPTFORGE_F32 ? (double)(((const float *)g)[i] * (float)w->unscale)
-                                                    : ((const double *)g)[i] * w->unscale;
+/* Counts NaN and infinity among n unscaled gradients. */
+static void optforge_count_nonfinite(const optforge_work *w, const optforge_kernel *kernel,
+                                     const void *tensor, size_t begin, size_t n, double *nan, double *inf) {
+    const void *g = optforge_array(tensor, 1);
+    for (size_t i = begin; i < begin + n; i++) {
+        const double raw = optforge_read(g, kernel->formats[1], i);
+        const double value = optforge_real(kernel) == OPTFORGE_F64 ? raw * w->unscale
+                                                                   : (double)((float)raw * (float)w->unscale);
         *nan += value != value;
         *inf += value == value && value - value != 0.0;
+    }
+}
+
+/* A piece of a tensor where arrays are stored in fewer bits: as a tensor of its own, with those widened. */
+typedef struct optforge_wide {
+    size_t n;
+    void *array[OPTFORGE_MOST_ARRAYS];
+    float memory[OPTFORGE_WIDE];
+} optforge_wide;
+
+/* The array beside p that has it in full, from element `begin` on: floats, or what a split p leaves. */
+static void *optforge_master(const optforge_kernel *kernel, const void *tensor, size_t begin) {
+    const size_t size = optforge_format_size(kernel->formats[kernel->master]);
+    return (char *)optforge_array(tensor, kernel->master) + begin * size;
+}
+
+/* How array `a` is converted: the row of a table of optforge_converts. */
+static int optforge_conversion(const optforge_kernel *kernel, size_t a) {
+    const int split = a == 0 && kernel->master > 0 && kernel->formats[kernel->master] == OPTFORGE_LOW;
+    return split ? 2 : kernel->formats[a] - OPTFORGE_BF16;
+}
+
+/* Turns to a piece that is widened, and begins at 0. */
+static void optforge_widen(const optforge_work *w, const optforge_span *span, optforge_piece *x,
+                           optforge_wide *wide) {
+    const optforge_kernel *kernel = span->kernel;
+    float *room = wide->memory;
+    wide->n = x->n;
+    for (size_t a = 0; a < kernel->arrays; a++) {
+        char *own = (char *)optforge_array(x->tensor, a);
+        void *beside = a == 0 && kernel->master > 0 ? optforge_master(kernel, x->tensor, x->begin) : NULL;
+        if (kernel->formats[a] != OPTFORGE_SCALAR && own != NULL)
+            own += x->begin * optforge_format_size(kernel->formats[a]);
+        wide->array[a] = own;
+        if (!optforge_narrow(kernel, a) || span->use[a] == '.')
+            continue;
+        wide->array[a] = room;
+        if (beside != NULL && kernel->formats[kernel->master] == OPTFORGE_F32)
+            wide->array[a] = beside;
+        else if (span->use[a] != 'w')
+            optforge_converts[0][optforge_conversion(kernel, a)][w->set](own, (uint16_t *)beside, room, x->n,
+                                                                         NULL);
+        room += span->piece;
+    }
+    x->tensor = wide;
+    x->begin = 0;
+}
+
+/* Stores what a pass has written of a widened piece, which begins at element `begin` of `place`. What is
+ * added up of it is what is stored. */
+static void optforge_store(const optforge_work *w, const optforge_span *span, const optforge_place *place,
+                           size_t begin, const optforge_wide *wide) {
+    const optforge_kernel *kernel = span->kernel;
+    const optforge_list *l = place->list;
+    const uint64_t t = l->steps != NULL ? l->steps[place->k] : l->t;
+    const uint64_t stream = l->stream != NULL ? l->stream[place->k] : place->number;
+    const size_t index = (l->part != NULL ? l->part[place->k] : 0) + begin;
+    for (size_t a = 0; a < kernel->arrays; a++) {
+        const int master = a == 0 && kernel->master > 0, row = optforge_conversion(kernel, a);
+        uint16_t *stored = (uint16_t *)optforge_array(place->tensor, a) + begin;
+        float *floats = (float *)wide->array[a];
+        optforge_draw draw;
+        if (!optforge_narrow(kernel, a) || span->use[a] == '.' || span->use[a] == 'r')
+            continue;
+        if (master) {
+            uint16_t *low = (uint16_t *)optforge_master(kernel, place->tensor, begin);
+            optforge_converts[1][row][w->set](stored, low, floats, wide->n, NULL);
+            continue;
+        }
+        if (kernel->stochastic)
+            draw = optforge_drawing(w->options->seed, t, stream, a, index);
+        optforge_converts[kernel->stochastic ? 2 : 1][row][w->set](stored, NULL, floats, wide->n, &draw);
+        if (span->lanes > 0)
+            optforge_converts[0][row][w->set](stored, NULL, floats, wide->n, NULL);
     }
 }
 
 /* Adds up what a pass has left of a piece. `old` is p before the pass. */
 static void optforge_add_up(const optforge_work *w, const optforge_span *span, const optforge_piece *x,
                             const void *old, double (*lanes)[OPTFORGE_LANES]) {
-    const unsigned char real = span->kernel->formats[0];
+    const unsigned char real = optforge_real(span->kernel);
     const size_t size = optforge_format_size(real);
     for (size_t s = 0; s < span->lanes; s++) {
         const int source = span->sum[s]->source, kind = source == OPTFORGE_CHANGE ? 3 : span->sum[s]->kind;
@@ -850,23 +1130,28 @@ static void optforge_add_up(const optforge_work *w, const optforge_span *span, c
 
 /* The leaf of a tensor that begins at element `begin`, and is number `leaf` of all leaves that are added
  * up. */
-static void optforge_leaf(const optforge_work *w, const optforge_span *span, optforge_piece *x, size_t begin,
-                          size_t leaf) {
+static void optforge_leaf(const optforge_work *w, const optforge_span *span, const optforge_place *place,
+                          const void *scalars, void *scratch, size_t begin, size_t leaf,
+                          optforge_wide *wide) {
     const optforge_kernel *kernel = span->kernel;
-    const size_t n = optforge_least(optforge_elements(x->tensor) - begin, OPTFORGE_LEAF), stop = begin + n;
-    const size_t most = span->lanes > 0 ? OPTFORGE_PIECE : OPTFORGE_LEAF; /* it stays in the cache */
-    const size_t size = optforge_format_size(kernel->formats[0]);
+    const void *tensor = place->tensor;
+    const size_t n = optforge_least(place->n - begin, OPTFORGE_LEAF), stop = begin + n;
+    const size_t size = optforge_format_size(optforge_real(kernel));
     double lanes[OPTFORGE_MOST_SUMS][OPTFORGE_LANES], old[OPTFORGE_PIECE];
     int finite = 1;
     for (size_t s = 0; s < span->lanes; s++)
         memset(lanes[s], 0, sizeof lanes[s]);
-    for (x->begin = begin; x->begin < stop; x->begin += most) {
-        x->n = optforge_least(stop - x->begin, most);
+    for (size_t at = begin; at < stop; at += span->piece) {
+        optforge_piece x = {tensor, scalars, at, optforge_least(stop - at, span->piece), scratch};
+        if (span->narrow)
+            optforge_widen(w, span, &x, wide);
         if (span->changes)
-            memcpy(old, (const char *)optforge_array(x->tensor, 0) + x->begin * size, x->n * size);
+            memcpy(old, (const char *)optforge_array(x.tensor, 0) + x.begin * size, x.n * size);
         if (span->run != NULL)
-            span->run(x);
-        optforge_add_up(w, span, x, old, lanes);
+            span->run(&x);
+        if (span->narrow)
+            optforge_store(w, span, place, at, wide);
+        optforge_add_up(w, span, &x, old, lanes);
     }
     for (size_t s = 0; s < span->lanes; s++) {
         const double total = optforge_fold_lanes(lanes[s], n, span->sum[s]->kind);
@@ -875,16 +1160,14 @@ static void optforge_leaf(const optforge_work *w, const optforge_span *span, opt
     }
     if (span->sums > span->lanes) {
         double nan = 0.0, inf = 0.0;
-        x->begin = begin;
-        x->n = n;
         if (!finite) /* a sum of squares is where an element is not, or by overflow */
-            optforge_count_nonfinite(w, x, kernel->formats[1], &nan, &inf);
+            optforge_count_nonfinite(w, kernel, tensor, begin, n, &nan, &inf);
         span->leaf_sums[span->lanes][leaf] = nan;
         span->leaf_sums[span->lanes + 1][leaf] = inf;
     }
     if (span->zeroes) {
         const size_t bytes = optforge_format_size(kernel->formats[1]);
-        memset((char *)optforge_array(x->tensor, 1) + begin * bytes, 0, n * bytes);
+        memset((char *)optforge_array(tensor, 1) + begin * bytes, 0, n * bytes);
     }
 }
 
@@ -898,6 +1181,7 @@ OPTFORGE_API void optforge_share(optforge_work *w, int phase, size_t ith, size_t
     optforge_place x = optforge_start;
     const optforge_list *list = NULL;
     optforge_span span;
+    optforge_wide wide;
     size_t from, to;
     uint64_t flush;
     if (w == NULL || w->begun != w || phase != w->due || phase >= w->phases || ith >= nth)
@@ -908,7 +1192,7 @@ OPTFORGE_API void optforge_share(optforge_work *w, int phase, size_t ith, size_t
     while (optforge_next(w, &x) && x.leaf < to) {
         const size_t first = from > x.leaf ? from - x.leaf : 0;
         const size_t last = optforge_least(to - x.leaf, optforge_leaves(x.n));
-        optforge_piece piece = {x.tensor, NULL, 0, 0, scratch};
+        const void *scalars = NULL;
         size_t leaf = 0;
         if (x.list != list)
             optforge_plan(w, phase, x.list->kernel, &span);
@@ -916,11 +1200,11 @@ OPTFORGE_API void optforge_share(optforge_work *w, int phase, size_t ith, size_t
         if (first >= last || (span.run == NULL && span.sums == 0 && !span.zeroes))
             continue;
         if (span.run != NULL)
-            (void)optforge_scalars(w, &x, (unsigned)(phase - w->scan), own, &piece.scalars);
+            (void)optforge_scalars(w, &x, (unsigned)(phase - w->scan), own, &scalars);
         if (span.sums > 0)
             leaf = w->first[x.number] + (list->part != NULL ? list->part[x.k] / OPTFORGE_LEAF : 0);
         for (size_t k = first; k < last; k++)
-            optforge_leaf(w, &span, &piece, k * OPTFORGE_LEAF, leaf + k);
+            optforge_leaf(w, &span, &x, scalars, scratch, k * OPTFORGE_LEAF, leaf + k, &wide);
     }
     optforge_restore_flush(flush);
 }
@@ -1194,20 +1478,19 @@ OPTFORGE_API void optforge_options_init(optforge_options *o) {
 }
 
 OPTFORGE_API void optforge_state_init(const optforge_kernel *kernel, const void *tensor, const void *hyper) {
+    const unsigned char *formats = kernel->formats;
     for (size_t a = 2; a < kernel->arrays; a++) {
-        const optforge_initial *initial = &kernel->initial[a - 2];
-        const size_t n = kernel->formats[a] == OPTFORGE_SCALAR ? 1 : optforge_elements(tensor);
-        const int copied = initial->from == OPTFORGE_FROM_P || initial->from == OPTFORGE_FROM_G;
+        static const optforge_initial as_p = {OPTFORGE_FROM_P, 0.0};
+        const optforge_initial *initial = a == kernel->master ? &as_p : &kernel->initial[a - 2];
         const double value = initial->from >= 0 ? ((const double *)hyper)[initial->from] : initial->value;
-        void *const state = optforge_array(tensor, a);
-        if (copied && n > 0)
-            memcpy(state, optforge_array(tensor, initial->from == OPTFORGE_FROM_P ? 0 : 1),
-                   n * optforge_format_size(kernel->formats[a]));
-        for (size_t i = 0; !copied && i < n; i++)
-            if (kernel->formats[a] == OPTFORGE_F32)
-                ((float *)state)[i] = (float)value;
-            else
-                ((double *)state)[i] = value;
+        const size_t n = formats[a] == OPTFORGE_SCALAR ? 1 : optforge_elements(tensor);
+        const size_t other = initial->from == OPTFORGE_FROM_G; /* the array that it may be a copy of */
+        const int copied = other == 1 || initial->from == OPTFORGE_FROM_P;
+        void *const state = optforge_array(tensor, a), *const from = optforge_array(tensor, other);
+        if (formats[a] == OPTFORGE_LOW && n > 0)
+            memset(state, 0, n * sizeof(uint16_t)); /* p leaves nothing at first */
+        for (size_t i = 0; formats[a] != OPTFORGE_LOW && i < n; i++)
+            optforge_write(state, formats[a], i, copied ? optforge_read(from, formats[other], i) : value);
     }
 }
 

@@ -23,8 +23,13 @@
 #define OPTFORGE_TYPES 1
 
 #ifdef __cplusplus
-extern "C" {
+#define OPTFORGE_BEGIN_C extern "C" {
+#define OPTFORGE_END_C }
+#else
+#define OPTFORGE_BEGIN_C
+#define OPTFORGE_END_C
 #endif
+OPTFORGE_BEGIN_C
 
 /* What a call returns. Anything but OPTFORGE_OK and OPTFORGE_SKIPPED was found before the first write. */
 enum {
@@ -55,7 +60,8 @@ enum {
     OPTFORGE_PIECE = 256,     /* elements of a piece at most, where a pass adds up */
     OPTFORGE_MOST_SUMS = 32,  /* that a kernel can add up in a pass */
     OPTFORGE_MOST_SCRATCH = 24, /* of them from scratch */
-    OPTFORGE_MOST_PASSES = 16 /* over memory */
+    OPTFORGE_MOST_PASSES = 16, /* over memory */
+    OPTFORGE_MOST_ARRAYS = 192 /* of a tensor */
 };
 
 /* What a step tells of itself, over all tensors or one. Norms are Euclidean. */
@@ -90,6 +96,7 @@ typedef struct optforge_options {
     size_t tensors;              /* where lists have parts, or some are elsewhere: how many whole ones */
     const size_t *sizes;         /* and their numbers of elements */
     uint64_t *applied;           /* advances by 1 with a step that is not skipped */
+    uint64_t seed;               /* of stochastic rounding */
     optforge_parallel parallel;  /* whose threads do the step; NULL: OpenMP's, or the caller's */
     void *pool;                  /* its first argument */
 } optforge_options;
@@ -130,14 +137,20 @@ typedef void (*optforge_run)(const optforge_piece *);
 
 typedef struct optforge_pass {
     optforge_run plain[OPTFORGE_SETS];    /* the elements; NULL: only adds up */
-    optforge_run observed[OPTFORGE_SETS]; /* the same where statistics are taken */
+    optforge_run observed[OPTFORGE_SETS]; /* the same where statistics are taken, if it is not plain */
     const optforge_sum *sums;
     unsigned char sum_count;
     unsigned char writes;                 /* whether it changes anything */
     unsigned char zeroes;                 /* the gradient is not read any more */
+    const char *uses;                     /* of p, g and the state: 'r' read, 'w' written, 'b' both, '.' none */
 } optforge_pass;
 
-enum { OPTFORGE_F32 = 1, OPTFORGE_F64 = 2, OPTFORGE_SCALAR = 3 }; /* one double per tensor */
+/* How an array is stored. What has 16 bits is computed with as float, and rounded where it is stored. */
+enum {
+    OPTFORGE_F32 = 1, OPTFORGE_F64 = 2, OPTFORGE_BF16 = 4, OPTFORGE_F16 = 5,
+    OPTFORGE_SCALAR = 3, /* one double per tensor */
+    OPTFORGE_LOW = 6     /* what bfloat16 leaves of a float: float is (p << 16) + low, a signed number */
+};
 
 /* How a state begins: as a number, or as the parameter, the gradient, a hyperparameter. */
 typedef struct optforge_initial {
@@ -147,7 +160,8 @@ typedef struct optforge_initial {
 enum { OPTFORGE_FROM_VALUE = -1, OPTFORGE_FROM_P = -2, OPTFORGE_FROM_G = -3 };
 
 /* A rule for one combination of formats. A tensor is a struct of its number of elements, a size_t, and of
- * pointers: p, g and the state; hyperparameters are a struct of doubles. `names` end with NULL. */
+ * pointers: p, g, the state and maybe a master; hyperparameters are a struct of doubles. `names` end with
+ * NULL. */
 typedef struct optforge_kernel {
     unsigned abi; /* OPTFORGE_TYPES */
     const char *name, *hash;
@@ -155,7 +169,7 @@ typedef struct optforge_kernel {
     const double *hyper_defaults;
     const optforge_initial *initial; /* of each state */
     size_t hypers;                   /* doubles in a struct of hyperparameters */
-    size_t arrays;                   /* p, g and the state */
+    size_t arrays;                   /* p, g, the state, and the master if there is one */
     const unsigned char *formats;    /* of each */
     size_t scalars_size;             /* bytes of the scalars of a step */
     unsigned pass_count;
@@ -167,6 +181,8 @@ typedef struct optforge_kernel {
     void (*behind_tensor)(void *scalars, unsigned pass, const double *sums,
                           const double *totals); /* or NULL */
     void (*finish)(const void *scalars, const void *tensor); /* scalar state advances; or NULL */
+    unsigned char master;     /* the array that has p in full, F32 or LOW, which p is rounded from; or 0 */
+    unsigned char stochastic; /* whether what has 16 bits, but p beside a master, is rounded at random */
 } optforge_kernel;
 
 /* Tensors of one kernel, and all that is per tensor. Parts of one tensor in a list that share its scalar
@@ -183,6 +199,7 @@ typedef struct optforge_list {
     const size_t *number;          /* of each tensor: its number among all; NULL: as the lists have them */
     const size_t *part;            /* of each tensor: the element of the whole that it begins at; NULL: 0 */
     const unsigned char *starting; /* of each tensor: whether this is its first step */
+    const uint64_t *stream;        /* of each tensor: a number for its stochastic rounding; NULL: `number` */
 } optforge_list;
 
 /* A step under way: for optforge_begin to fill in. Set it to 0 before. */
@@ -208,9 +225,7 @@ typedef struct optforge_work {
     double few[128];                /* scalars, where they fit in here */
 } optforge_work;
 
-#ifdef __cplusplus
-}
-#endif
+OPTFORGE_END_C
 #endif /* OPTFORGE_TYPES */
 
 /* ---- calls --------------------------------------------------------------------------------------------- */
@@ -219,9 +234,7 @@ typedef struct optforge_work {
 #define OPTFORGE_API /* define it to export the functions: __declspec(dllexport), visibility("default") */
 #endif
 
-#ifdef __cplusplus
-extern "C" {
-#endif
+OPTFORGE_BEGIN_C
 
 /* The text of a status, that of a kernel's own asserts too; never NULL. */
 OPTFORGE_API const char *optforge_strerror(int status);
@@ -273,9 +286,7 @@ OPTFORGE_API void optforge_state_init(const optforge_kernel *kernel, const void 
 OPTFORGE_API const char *optforge_isa(void);
 OPTFORGE_API int optforge_use(const char *name);
 
-#ifdef __cplusplus
-}
-#endif
+OPTFORGE_END_C
 #endif /* OPTFORGE_H */
 
 /* ---- for the files that compute: arithmetic as it is written, and code for several instruction sets ---- */
@@ -321,6 +332,26 @@ OPTFORGE_API int optforge_use(const char *name);
 #define OPTFORGE_OF_SETS(name) {name##_v1}
 #define OPTFORGE_NO_SETS {NULL}
 #endif
+
+/* A pass of a rule: `call` for 32 elements at a time from element i on, and for the n that are left. In it t
+ * is the tensor, s its scalars, and scratch where values go that are to be added up. */
+#define OPTFORGE_PASS(name, rule, suffix, real, call)                                        \
+    OPTFORGE_INLINE void name##_all(const optforge_piece *x) {                               \
+        const rule##_tensor_##suffix *t = (const rule##_tensor_##suffix *)x->tensor;         \
+        const rule##_scalars *s = (const rule##_scalars *)x->scalars;                        \
+        real *scratch = (real *)x->scratch;                                                  \
+        size_t i = x->begin;                                                                 \
+        (void)t, (void)s;                                                                    \
+        for (; x->begin + x->n - i >= 32; i += 32, scratch += 32) {                          \
+            const size_t n = 32;                                                             \
+            call;                                                                            \
+        }                                                                                    \
+        {                                                                                    \
+            const size_t n = x->begin + x->n - i;                                            \
+            call;                                                                            \
+        }                                                                                    \
+    }                                                                                        \
+    OPTFORGE_EACH_SET(name, (const optforge_piece *x), name##_all(x))
 
 /* Array number `array` of a tensor, which is scalar state. */
 OPTFORGE_INLINE double *optforge_double(const void *tensor, size_t array) {

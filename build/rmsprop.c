@@ -14,11 +14,8 @@ typedef struct rmsprop_scalars {
 /* The rule, for n neighbouring elements. */
 OPTFORGE_INLINE void rmsprop_elements_f32(const rmsprop_scalars *s, size_t n, float *OPTFORGE_RESTRICT p_,
                                           const float *OPTFORGE_RESTRICT g_, float *OPTFORGE_RESTRICT acc_) {
-    const float unscale = (float)s->unscale;
-    const float rho = (float)s->rho;
-    const float one_minus_rho = (float)s->one_minus_rho;
-    const float lr = (float)s->lr;
-    const float eps = (float)s->eps;
+    const float unscale = (float)s->unscale, rho = (float)s->rho, one_minus_rho = (float)s->one_minus_rho,
+            lr = (float)s->lr, eps = (float)s->eps;
 
     for (size_t i = 0; i < n; i++) {
         float p = p_[i];
@@ -38,11 +35,8 @@ OPTFORGE_INLINE void rmsprop_elements_f32(const rmsprop_scalars *s, size_t n, fl
 OPTFORGE_INLINE void rmsprop_elements_f64(const rmsprop_scalars *s, size_t n, double *OPTFORGE_RESTRICT p_,
                                           const double *OPTFORGE_RESTRICT g_,
                                           double *OPTFORGE_RESTRICT acc_) {
-    const double unscale = s->unscale;
-    const double rho = s->rho;
-    const double one_minus_rho = s->one_minus_rho;
-    const double lr = s->lr;
-    const double eps = s->eps;
+    const double unscale = s->unscale, rho = s->rho, one_minus_rho = s->one_minus_rho, lr = s->lr,
+            eps = s->eps;
 
     for (size_t i = 0; i < n; i++) {
         double p = p_[i];
@@ -89,27 +83,19 @@ static const optforge_sum rmsprop_sums_0[] = {
 };
 
 /* ---- float ---- */
-OPTFORGE_INLINE void rmsprop_run_elements_f32(const optforge_piece *x) {
-    const rmsprop_tensor_f32 *t = (const rmsprop_tensor_f32 *)x->tensor;
-    const rmsprop_scalars *s = (const rmsprop_scalars *)x->scalars;
-    size_t i = x->begin, stop = i + x->n;
-    for (; stop - i >= 32; i += 32)
-        rmsprop_elements_f32(s, 32, t->p + i, t->g + i, t->acc + i);
-    rmsprop_elements_f32(s, stop - i, t->p + i, t->g + i, t->acc + i);
-}
-OPTFORGE_EACH_SET(rmsprop_plain_0_f32, (const optforge_piece *x), rmsprop_run_elements_f32(x))
-
-static const unsigned char rmsprop_forms_f32[] = {OPTFORGE_F32, OPTFORGE_F32, OPTFORGE_F32};
+OPTFORGE_PASS(rmsprop_plain_0_f32, rmsprop, f32, float,
+              rmsprop_elements_f32(s, n, t->p + i, t->g + i, t->acc + i))
 static const optforge_pass rmsprop_passes_f32[] = {
-    {OPTFORGE_OF_SETS(rmsprop_plain_0_f32), OPTFORGE_OF_SETS(rmsprop_plain_0_f32), rmsprop_sums_0, 3, 1, 1}
+    {OPTFORGE_OF_SETS(rmsprop_plain_0_f32), OPTFORGE_NO_SETS, rmsprop_sums_0, 3, 1, 1, "brb"}
 };
+static const unsigned char rmsprop_forms_f32[] = {OPTFORGE_F32, OPTFORGE_F32, OPTFORGE_F32};
 const optforge_kernel rmsprop_kernel_f32 = {
     OPTFORGE_TYPES, "rmsprop", "21b8a5767c1b3000b12de3cf2e23df97acd401c8803eea87ad3f96ce767e8c32",
     rmsprop_hypers, rmsprop_states, rmsprop_asserts, rmsprop_defaults, rmsprop_initial,
     sizeof(rmsprop_hyper) / sizeof(double), sizeof rmsprop_forms_f32, rmsprop_forms_f32,
     sizeof(rmsprop_scalars), 1, rmsprop_passes_f32,
     {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
-    rmsprop_begin, NULL, NULL, NULL, NULL
+    rmsprop_begin, NULL, NULL, NULL, NULL, 0, 0
 };
 
 void rmsprop_state_init_f32(const rmsprop_tensor_f32 *x) {
@@ -124,27 +110,19 @@ int rmsprop_step_f32(const rmsprop_hyper *h, uint64_t t, const rmsprop_tensor_f3
 }
 
 /* ---- double ---- */
-OPTFORGE_INLINE void rmsprop_run_elements_f64(const optforge_piece *x) {
-    const rmsprop_tensor_f64 *t = (const rmsprop_tensor_f64 *)x->tensor;
-    const rmsprop_scalars *s = (const rmsprop_scalars *)x->scalars;
-    size_t i = x->begin, stop = i + x->n;
-    for (; stop - i >= 32; i += 32)
-        rmsprop_elements_f64(s, 32, t->p + i, t->g + i, t->acc + i);
-    rmsprop_elements_f64(s, stop - i, t->p + i, t->g + i, t->acc + i);
-}
-OPTFORGE_EACH_SET(rmsprop_plain_0_f64, (const optforge_piece *x), rmsprop_run_elements_f64(x))
-
-static const unsigned char rmsprop_forms_f64[] = {OPTFORGE_F64, OPTFORGE_F64, OPTFORGE_F64};
+OPTFORGE_PASS(rmsprop_plain_0_f64, rmsprop, f64, double,
+              rmsprop_elements_f64(s, n, t->p + i, t->g + i, t->acc + i))
 static const optforge_pass rmsprop_passes_f64[] = {
-    {OPTFORGE_OF_SETS(rmsprop_plain_0_f64), OPTFORGE_OF_SETS(rmsprop_plain_0_f64), rmsprop_sums_0, 3, 1, 1}
+    {OPTFORGE_OF_SETS(rmsprop_plain_0_f64), OPTFORGE_NO_SETS, rmsprop_sums_0, 3, 1, 1, "brb"}
 };
+static const unsigned char rmsprop_forms_f64[] = {OPTFORGE_F64, OPTFORGE_F64, OPTFORGE_F64};
 const optforge_kernel rmsprop_kernel_f64 = {
     OPTFORGE_TYPES, "rmsprop", "21b8a5767c1b3000b12de3cf2e23df97acd401c8803eea87ad3f96ce767e8c32",
     rmsprop_hypers, rmsprop_states, rmsprop_asserts, rmsprop_defaults, rmsprop_initial,
     sizeof(rmsprop_hyper) / sizeof(double), sizeof rmsprop_forms_f64, rmsprop_forms_f64,
     sizeof(rmsprop_scalars), 1, rmsprop_passes_f64,
     {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
-    rmsprop_begin, NULL, NULL, NULL, NULL
+    rmsprop_begin, NULL, NULL, NULL, NULL, 0, 0
 };
 
 void rmsprop_state_init_f64(const rmsprop_tensor_f64 *x) {

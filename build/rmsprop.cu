@@ -14,8 +14,7 @@
  * State: acc starts as 0.0.
  * Memory traffic per element: 3 read, 2 written; in bytes: float 20, double 40.
  *
- * Build:     nvcc -O3 -c rmsprop.cu    (CUDA 11.7 or later; for the device of this machine alone:
- * -arch=native)
+ * Build:     nvcc -O3 -c rmsprop.cu    (CUDA 11.7 or later; for the device of this machine alone: -arch=native)
  *            not with -ftz=true, which --use_fast_math implies: subnormal floats become 0
  * Re-create: optforge generate rmsprop --target cuda --dtype f32 --dtype f64
  * Rule hash: 21b8a5767c1b3000b12de3cf2e23df97acd401c8803eea87ad3f96ce767e8c32

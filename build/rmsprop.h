@@ -29,9 +29,7 @@
 #define rmsprop_API /* define it to export the functions: __declspec(dllexport), visibility("default") */
 #endif
 
-#ifdef __cplusplus
-extern "C" {
-#endif
+OPTFORGE_BEGIN_C
 
 /* What a call returns: one of these, or of optforge's errors, each found before the first write. */
 enum {rmsprop_OK = OPTFORGE_OK, rmsprop_SKIPPED = OPTFORGE_SKIPPED,
@@ -45,11 +43,11 @@ typedef struct rmsprop_hyper {
     double lr, rho, eps;
 } rmsprop_hyper;
 
-/* Fills in the defaults. */
-rmsprop_API void rmsprop_hyper_init(rmsprop_hyper *h);
-
 typedef optforge_options rmsprop_options;
 typedef optforge_stats rmsprop_stats;
+
+/* Fill in the defaults. */
+rmsprop_API void rmsprop_hyper_init(rmsprop_hyper *h);
 rmsprop_API void rmsprop_options_init(rmsprop_options *o);
 
 /* Bytes of workspace, aligned to doubles, for so many elements in so many tensors (or groups, if more). */
@@ -86,8 +84,6 @@ rmsprop_API int rmsprop_step_with_f64(const rmsprop_hyper *h, uint64_t t, const 
                                       size_t count, const rmsprop_options *options);
 extern rmsprop_API const optforge_kernel rmsprop_kernel_f64;
 
-#ifdef __cplusplus
-}
-#endif
+OPTFORGE_END_C
 
 #endif /* rmsprop_H */

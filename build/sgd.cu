@@ -12,8 +12,7 @@
  * The rule has no state.
  * Memory traffic per element: 2 read, 1 written; in bytes: float 12, double 24.
  *
- * Build:     nvcc -O3 -c sgd.cu    (CUDA 11.7 or later; for the device of this machine alone:
- * -arch=native)
+ * Build:     nvcc -O3 -c sgd.cu    (CUDA 11.7 or later; for the device of this machine alone: -arch=native)
  *            not with -ftz=true, which --use_fast_math implies: subnormal floats become 0
  * Re-create: optforge generate sgd --target cuda --dtype f32 --dtype f64
  * Rule hash: 3534317b40a21539a6dd7cdc9fa396a2b5394a162afa7028d16d415ac075ed9d

@@ -27,9 +27,7 @@
 #define sgd_API /* define it to export the functions: __declspec(dllexport), visibility("default") */
 #endif
 
-#ifdef __cplusplus
-extern "C" {
-#endif
+OPTFORGE_BEGIN_C
 
 /* What a call returns: one of these, or of optforge's errors, each found before the first write. */
 enum {sgd_OK = OPTFORGE_OK, sgd_SKIPPED = OPTFORGE_SKIPPED};
@@ -40,11 +38,11 @@ typedef struct sgd_hyper {
     double lr;
 } sgd_hyper;
 
-/* Fills in the defaults. */
-sgd_API void sgd_hyper_init(sgd_hyper *h);
-
 typedef optforge_options sgd_options;
 typedef optforge_stats sgd_stats;
+
+/* Fill in the defaults. */
+sgd_API void sgd_hyper_init(sgd_hyper *h);
 sgd_API void sgd_options_init(sgd_options *o);
 
 /* Bytes of workspace, aligned to doubles, for so many elements in so many tensors (or groups, if more). */
@@ -77,8 +75,6 @@ sgd_API int sgd_step_with_f64(const sgd_hyper *h, uint64_t t, const sgd_tensor_f
                               const sgd_options *options);
 extern sgd_API const optforge_kernel sgd_kernel_f64;
 
-#ifdef __cplusplus
-}
-#endif
+OPTFORGE_END_C
 
 #endif /* sgd_H */

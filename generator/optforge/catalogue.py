@@ -13,6 +13,7 @@ from .companions import COMPANIONS, Companion
 from .compose import Composition, compose
 from .diagnostics import RuleError, UsageError, nearest
 from .finding import parse_file
+from .formats import Wanted
 from .language import Rule, Transform, rule_of
 from .names import check_prefix
 from .scalars import check_hyperparameters
@@ -93,7 +94,7 @@ def select(given: Sequence[str], every: bool) -> list[Rule | Companion]:
 def emit(
     selected: Sequence[Rule | Companion],
     wanted: Sequence[str],
-    dtypes: Sequence[str],
+    stored: Wanted,
     settings: Sequence[str],
     prefix: str | None,
     single: bool = False,
@@ -106,14 +107,14 @@ def emit(
     if prefix is not None and len(selected) > 1:
         raise UsageError("--prefix names the files of one rule; give one rule")
     if bundle is not None:
-        return bundled(bundle, selected, wanted, dtypes, settings, prefix, single)
+        return bundled(bundle, selected, wanted, stored, settings, prefix, single)
     chosen = parse_settings(settings, [rule for rule in selected if isinstance(rule, Rule)])
     files: dict[str, str] = {}
     for target in dict.fromkeys(wanted):
         targets.renderer(target)  # raises where there is none
         for item in selected:
             if isinstance(item, Rule):
-                files |= item.emit(target, dtypes, prefix, chosen[item.name], single)
+                files |= item.emit(target, stored, prefix, chosen[item.name], single)
             else:
                 files |= item.emit(target, prefix)
     if not files:
@@ -125,7 +126,7 @@ def bundled(
     name: str,
     selected: Sequence[Rule | Companion],
     wanted: Sequence[str],
-    dtypes: Sequence[str],
+    stored: Wanted,
     settings: Sequence[str],
     prefix: str | None,
     single: bool,
@@ -138,7 +139,7 @@ def bundled(
         raise UsageError("--bundle makes one pair of files of all rules: leave --single and --prefix out")
     rules = [item for item in selected if isinstance(item, Rule)]
     chosen = parse_settings(settings, rules)
-    texts = [rule.text(dtypes, chosen[rule.name], (f"--bundle {name}",)) for rule in rules]
+    texts = [rule.text(stored, chosen[rule.name], (f"--bundle {name}",)) for rule in rules]
     if name in (text.prefix for text in texts):
         raise UsageError(f"the bundle {name!r} is called like one of its rules: give it another name")
     if not texts:

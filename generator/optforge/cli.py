@@ -134,6 +134,19 @@ def generate(
     dtype: Annotated[
         list[str] | None, typer.Option(metavar="f32|f64", help="Element types; may be repeated. Default: both.")
     ] = None,
+    store: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ARRAY=FORMAT,…", help="Formats of p, g and state: f32, f64, bf16, f16. Others: f32."),
+    ] = None,
+    master: Annotated[
+        str | None, typer.Option(metavar="f32|split", help="Round p from floats beside it, or from 16 bits more.")
+    ] = None,
+    rounding: Annotated[
+        str, typer.Option(metavar="nearest|stochastic", help="How bf16 and f16 arrays are rounded.")
+    ] = "nearest",
+    suffix: Annotated[
+        str | None, typer.Option(metavar="S", help="Ends the names of what --store is about, as bf16 does.")
+    ] = None,
     setting: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="NAME=VALUE", help="A static option, or another default; may be repeated."),
@@ -164,6 +177,7 @@ def generate(
       optforge generate adam --target cuda --out src/kernels
       optforge generate adam lamb --bundle optimizers --out src
       optforge generate my_rule.py:my_rule --dtype f32 --set lr=3e-4 --out src
+      optforge generate adamw --store p=bf16,g=bf16 --master split
       optforge generate plateau --prefix my_plateau
       optforge generate --all --check
 
@@ -176,10 +190,13 @@ def generate(
     belongs to no rule counts too.
     """  # noqa: D301
     from .catalogue import emit, select
+    from .formats import Wanted, parse_store
     from .write import differences, write_all
 
     targets = target or ["c"]
-    files = emit(select(rule or [], every), targets, dtype or ["f32", "f64"], setting or [], prefix, single, bundle)
+    formats = parse_store(",".join(store)) if store else None
+    stored = Wanted(dtype or None, formats, master, rounding, suffix)
+    files = emit(select(rule or [], every), targets, stored, setting or [], prefix, single, bundle)
     if check:
         found = differences(out, files, set(targets) if every else set())
         for text in found:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from . import helpers
 from .celements import phase_title
 from .cscalars import Scalars
-from .csource import STATUSES, Source, chosen_dtypes
+from .csource import STATUSES, Source
 from .cudaelements import REAL, CudaElements, Slot, Sums
+from .diagnostics import UsageError
 from .dtypes import F64, DType
+from .formats import Storage
 from .functions import FUNCTIONS, RAISES
 from .ir import Kernel
 from .names import check_prefix, file_of
@@ -103,15 +105,18 @@ OWN_STATUSES = (
 def render(
     rule: Rule,
     kernel: Kernel,
-    dtypes: str | Iterable[str] | None = None,
+    storages: Sequence[Storage],
     prefix: str | None = None,
     settings: Mapping[str, object] | None = None,
     single: bool = True,
 ) -> dict[str, str]:
     """The files of a kernel, which need no others: name to text."""
     check_prefix(prefix)
+    dtypes = [own.real for own in storages if own.suffix == own.real.suffix]
+    if len(dtypes) < len(storages):
+        raise UsageError("the target cuda has arrays of f32 and f64 alone; emit bf16 and f16 with the target c")
     own = file_of(rule.name) if prefix is None else prefix
-    context = CudaSource(rule, kernel, chosen_dtypes(dtypes), own, prefix, dict(settings or {})).context()
+    context = CudaSource(rule, kernel, dtypes, own, prefix, dict(settings or {})).context()
     return {f"{own}.{ending}": fold(render_template(f"kernel.{ending}.j2", context)) for ending in ("cuh", "cu")}
 
 

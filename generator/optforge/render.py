@@ -48,19 +48,17 @@ def comment_text(text: str) -> str:
 
 
 def comment(lines: Iterable[str]) -> str:
-    """A block comment; lines that are too long are broken."""
-    text = "\n".join(f" * {part}".rstrip() for line in lines for part in wrapped(comment_text(line)))
+    """A block comment."""
+    text = "\n".join(f" * {comment_text(line)}".rstrip() for line in lines)
     return f"/*{text[2:]}\n */" if "\n" in text else f"/*{text[2:]} */"
 
 
 def wrapped(line: str) -> list[str]:
-    """A line of a comment in pieces that begin under its first word."""
+    """A line of prose in pieces, which begin under its first word, that fit into a comment."""
     margin = " " * (len(line) - len(line.lstrip()))
     if len(line) <= WIDTH - 6:  # what opens and closes the comment
         return [line]
-    return textwrap.wrap(
-        line, WIDTH - 6, subsequent_indent=margin, break_long_words=False, break_on_hyphens=False, drop_whitespace=True
-    )
+    return textwrap.wrap(line, WIDTH - 6, subsequent_indent=margin, break_long_words=False, break_on_hyphens=False)
 
 
 def c_string(text: str) -> str:
@@ -107,7 +105,7 @@ def fold_line(line: str, everywhere: bool) -> list[str]:
     if not everywhere and ("(" not in line or code.startswith(("return", "const "))):
         return [line]
     margin = " " * (line.find("(") + 1)
-    if not 0 < len(margin) <= WIDTH // 2:  # a long name leaves no room behind it
+    if code.startswith("const ") or not 0 < len(margin) <= WIDTH // 2:  # a long name leaves no room behind it
         margin = " " * (len(line) - len(code) + 8)
     pieces, rest = [], line
     while len(rest) > WIDTH:

@@ -18,6 +18,7 @@ from ..compiler import library
 from ..crule import render
 from ..diagnostics import EnvironmentProblem
 from ..dtypes import BY_NUMPY, DTYPES
+from ..formats import Wanted
 from ..functions import Array
 from ..ir import Kernel
 from ..names import file_of
@@ -264,7 +265,8 @@ class CEngine:
         if kernels is not None:
             files = committed(kernels, prefix, rule, kernel)
         else:
-            files = render(rule, kernel, prefix=None if rule.name.isascii() else prefix)
+            storages = Wanted().storages(kernel)
+            files = render(rule, kernel, storages, None if rule.name.isascii() else prefix)
         self.library = load(library(files), prefix)
 
     def defaults(self) -> dict[str, float]:

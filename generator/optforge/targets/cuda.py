@@ -12,6 +12,7 @@ from ..cudasource import PLAN, THREADS, TILE, passes, render, scalars_can_fail
 from ..device import ALIGNMENT, Device, DeviceSpace
 from ..devicesteps import DeviceSteps, struct
 from ..dtypes import BY_NUMPY, DTYPES
+from ..formats import Wanted
 from ..ir import Kernel
 from ..nvcc import cubin
 from ..rowsource import Rows
@@ -275,7 +276,7 @@ class CudaEngine:
         self.passes, self.tries = passes(kernel), scalars_can_fail(kernel)
         self.steps = DeviceSteps(device, Rows(kernel), stream)
         self.slots = sum(own.all_sums for own in self.passes)
-        self.module = device.module(cubin(render(rule, kernel, prefix=PREFIX), device.capability))
+        self.module = device.module(cubin(render(rule, kernel, Wanted().storages(kernel), PREFIX), device.capability))
         self.functions: dict[str, Any] = {}
         self.block: Any = None
         self.size = 0
