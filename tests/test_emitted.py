@@ -17,6 +17,7 @@ from conftest import COMPILERS, require
 from native import STRICT
 from optforge import exp, layout, log, maximum, minimum, render, rule, scalar, sign, sqrt, tanh, where
 from optforge.catalogue import emit, select
+from optforge.formats import Wanted
 from optforge.write import differences, write_all
 
 x86 = pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="looks for x86 instructions")
@@ -107,7 +108,7 @@ def test_a_c_program_has_the_bits_of_the_function(
 
 
 def test_committed_files_are_current() -> None:
-    files = emit(select([], True), ["c", "cuda"], ["f32", "f64"], [], None)
+    files = emit(select([], True), ["c", "cuda"], Wanted(), [], None)
     assert differences(ROOT / "build", files, {"c", "cuda"}) == []
     assert {path.name for path in (ROOT / "build").iterdir()} == set(files)
 
@@ -128,7 +129,7 @@ def test_a_changed_template_is_noticed(template: str, tmp_path: Path, monkeypatc
     for each in cached:
         each.cache_clear()
     try:
-        assert differences(ROOT / "build", emit(select([], True), ["c", "cuda"], ["f32", "f64"], [], None), set())
+        assert differences(ROOT / "build", emit(select([], True), ["c", "cuda"], Wanted(), [], None), set())
     finally:
         monkeypatch.undo()
         for each in cached:

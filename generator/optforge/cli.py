@@ -75,6 +75,16 @@ def common(
     debugging = debug
 
 
+Store = Annotated[
+    list[str] | None,
+    typer.Option(metavar="ARRAY=FORMAT,…", help="Formats of p, g and state: f32, f64, bf16, f16. Others: f32."),
+]
+Master = Annotated[
+    str | None, typer.Option(metavar="f32|split", help="Round p from floats beside it, or from 16 bits more.")
+]
+Rounding = Annotated[str, typer.Option(metavar="nearest|stochastic", help="How bf16 and f16 arrays are rounded.")]
+
+
 @app.command("list", short_help="List the built-in rules.")
 def list_rules() -> None:
     """List the built-in rules: name, state, bytes that a step moves per float32 element, and what each is.
@@ -107,6 +117,9 @@ def show(
     setting: Annotated[
         list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A static option or a default.")
     ] = None,
+    store: Store = None,
+    master: Master = None,
+    rounding: Rounding = "nearest",
 ) -> None:
     """Show a rule: its text, hyperparameters, state, scalars computed per step, and memory traffic.
 
@@ -114,12 +127,15 @@ def show(
     Examples:
       optforge show adam
       optforge show my_rule.py:my_rule --set nesterov=true
+      optforge show adamw --store p=bf16,g=bf16 --master split
     """  # noqa: D301 - click reads the \b, which keeps lines as they are
     from .catalogue import named, parse_settings
     from .describe import describe
+    from .formats import Wanted, parse_store
 
     found = named(rule)
-    say(describe(found, parse_settings(setting or [], [found])[found.name]))
+    wanted = Wanted(None, parse_store(store), master, rounding)
+    say(describe(found, parse_settings(setting or [], [found])[found.name], wanted))
 
 
 @app.command(short_help="Emit kernels as source files.")
@@ -134,16 +150,9 @@ def generate(
     dtype: Annotated[
         list[str] | None, typer.Option(metavar="f32|f64", help="Element types; may be repeated. Default: both.")
     ] = None,
-    store: Annotated[
-        list[str] | None,
-        typer.Option(metavar="ARRAY=FORMAT,…", help="Formats of p, g and state: f32, f64, bf16, f16. Others: f32."),
-    ] = None,
-    master: Annotated[
-        str | None, typer.Option(metavar="f32|split", help="Round p from floats beside it, or from 16 bits more.")
-    ] = None,
-    rounding: Annotated[
-        str, typer.Option(metavar="nearest|stochastic", help="How bf16 and f16 arrays are rounded.")
-    ] = "nearest",
+    store: Store = None,
+    master: Master = None,
+    rounding: Rounding = "nearest",
     suffix: Annotated[
         str | None, typer.Option(metavar="S", help="Ends the names of what --store is about, as bf16 does.")
     ] = None,
@@ -194,8 +203,7 @@ def generate(
     from .write import differences, write_all
 
     targets = target or ["c"]
-    formats = parse_store(",".join(store)) if store else None
-    stored = Wanted(dtype or None, formats, master, rounding, suffix)
+    stored = Wanted(dtype or None, parse_store(store), master, rounding, suffix)
     files = emit(select(rule or [], every), targets, stored, setting or [], prefix, single, bundle)
     if check:
         found = differences(out, files, set(targets) if every else set())

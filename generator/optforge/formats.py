@@ -250,8 +250,8 @@ def plain(dtype: DType, arrays: Sequence[str]) -> Storage:
     return Storage(dtype.suffix, tuple((name, FORMATS[dtype.suffix]) for name in arrays))
 
 
-def parse_store(text: str) -> dict[str, str]:
-    """What `p=bf16,g=bf16` says.
+def parse_store(given: Iterable[str] | None) -> dict[str, str]:
+    """What `p=bf16,g=bf16` says, and others like it.
 
     Raises
     ------
@@ -259,7 +259,7 @@ def parse_store(text: str) -> dict[str, str]:
         It is written otherwise.
     """
     store: dict[str, str] = {}
-    for pair in text.split(","):
+    for pair in (pair for text in given or () for pair in text.split(",")):
         name, equals, format = (part.strip() for part in pair.partition("="))
         if not (name and equals and format):
             raise UsageError(f"--store takes ARRAY=FORMAT, as in p=bf16,g=bf16, not {pair!r}")
