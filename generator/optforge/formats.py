@@ -148,6 +148,8 @@ FORMATS: dict[str, Format] = {
     )
 }
 
+FORMAT_OF: dict[np.dtype[np.generic], Format] = {np.dtype(own.numpy): own for own in FORMATS.values()}
+
 MASTERS = ("f32", "split")
 ROUNDINGS = ("nearest", "stochastic")
 
@@ -166,6 +168,16 @@ def split(values: Array) -> tuple[Array, Array]:
     bits = np.where(nan, bits & np.uint32(0x80000000) | np.uint32(0x7FC00000), bits)
     with np.errstate(over="ignore"):
         return (bits + np.uint32(0x8000) >> np.uint32(16)).astype(np.uint16), bits.astype(np.uint16)
+
+
+def whole(stored: Array, beside: Array) -> Array:
+    """What p is in full, from p and the array beside it: a master of floats, or what it leaves."""
+    return beside if beside.dtype == np.float32 else join(stored, beside)
+
+
+def parted(values: Array, dtype: np.dtype[np.generic], p: Format) -> tuple[Array, Array]:
+    """New values of p, as p and the array beside it of this dtype hold them."""
+    return (p.store(values), values) if dtype == np.float32 else split(values)
 
 
 # ── which arrays have which ─────────────────────────────────────────────────────────────────────────────────────────

@@ -23,7 +23,8 @@ class Tensor:
     `path` leads to it in `params`, as in "[1]['w']"; `group` is the number of its group, which is a row of the
     hyperparameters. `p` and `arrays` (state by name) are flat views in a `space`; `scalars` holds scalar state there as
     float64 arrays of one element. `addresses` tells where "p" and each state are, `home` where its owner has the
-    parameter. `started` is False until the first step that is applied to it.
+    parameter. `started` is False until the first step that is applied to it. `stream` is its number among all tensors;
+    `beside` is the array from which p is rounded, if there is one: floats, or 16 bits that p leaves.
     """
 
     path: str
@@ -37,6 +38,8 @@ class Tensor:
     started: bool = False
     space: Any = HOST
     home: int = 0
+    stream: int = 0
+    beside: Any = None
 
     def place(self, p: Any) -> None:
         """Take the parameter's elements from here on."""
@@ -108,7 +111,8 @@ class How:
 
     `grad_scale` is what gradients are divided by; `starting` says of each tensor whether this is its first step, None
     that it is of none. `stats` are records to fill in, one of all tensors and one of each, or None. `progress` is told
-    that the step was applied, in the same moment.
+    that the step was applied, in the same moment. Where it is `stochastic`, arrays of 16 bits are rounded at random,
+    by the `seed`.
     """
 
     threads: int = 0
@@ -118,6 +122,8 @@ class How:
     starting: Array | None = None
     stats: Array | None = None
     progress: Progress | None = None
+    stochastic: bool = False
+    seed: int = 0
 
 
 def named_values(kernel: Kernel, hyperparameters: Array, group: int) -> dict[str, float]:
