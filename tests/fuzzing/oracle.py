@@ -589,10 +589,11 @@ class Optimizer:
         inf = [int(np.isinf(g).sum()) for g in unscaled]
         norms: dict[str, list[Array]] = {"grad_norm": unscaled}  # type: ignore[dict-item]
         skipped = self.skips and sum(nan) + sum(inf) > 0
+        # A scalar without a value ends a step that would be skipped as well: that is found before anything else.
+        walk = Walk(active)
+        walk.run(self.program)
+        ends = [{name: walk(node, x) for name, node in self.program.outputs.items()} for x in active]
         if not skipped:
-            walk = Walk(active)
-            walk.run(self.program)
-            ends = [{name: walk(node, x) for name, node in self.program.outputs.items()} for x in active]
             after = [walk.element(end["p"], x) for end, x in zip(ends, active, strict=True)]
             norms["clipped_grad_norm"] = [walk.element(end["seen g"], x) for end, x in zip(ends, active, strict=True)]
             norms["param_norm"] = after
