@@ -16,6 +16,7 @@ import numpy as np
 import optforge as of
 from optforge import layout
 from optforge.crule import rule_text
+from optforge.formats import Wanted
 
 FULL = bool(os.environ.get("OPTFORGE_TEST_FULL"))
 SOURCES = Path(__file__).with_name("runtime")
@@ -33,7 +34,9 @@ RULES = {
 
 def emitted(way: str, rules: Mapping[str, Any] = RULES, bundle: str = "engine") -> dict[str, str]:
     """The files of some rules, whose names are their prefixes, taken in one of the ways."""
-    texts = [rule_text(rule, rule.kernel(**rule.definition.settings), None, prefix) for prefix, rule in rules.items()]
+    texts = [
+        rule_text(rule, *rule.stored(Wanted(), rule.definition.settings), prefix) for prefix, rule in rules.items()
+    ]
     if way == "bundle":
         return layout.bundle(bundle, texts)
     files: dict[str, str] = layout.runtime() if way == "split" else {}
