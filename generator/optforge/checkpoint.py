@@ -36,7 +36,7 @@ PathLike = str | os.PathLike[str]
 def save(opt: Optimizer, path: PathLike, companions: Mapping[str, Any]) -> None:
     """`Optimizer.save`."""
     check_companions(companions)
-    opt._follow_parameters()
+    opt._inputs.follow()
     structure, tensors, read = opt._structure, opt._tensors, opt._space.read
     arrays = {tensor.label: read(tensor.p).reshape(tensor.shape) for tensor in tensors}
     for state in opt._kernel.state:
@@ -149,7 +149,7 @@ def load(opt: Optimizer, path: PathLike, /, **companions: Any) -> None:
     """
     check_companions(companions)
     header, arrays = contents(path)
-    opt._follow_parameters()
+    opt._inputs.follow()
     change = fitting(opt, path, header, arrays, companions)
     # A warning may be made an error: nothing has been changed by then.
     mention_companions(path, header, companions)

@@ -86,7 +86,7 @@ class Saved:
         if hasattr(opt._engine, "applied"):
             opt._engine.applied()  # a device ends what it is at
         progress.undecided, progress.unfinished = False, "a load"
-        opt._set(_plan=None, _kept=())
+        opt._set(_plan=None)
         for own, given in self.changes:
             opt._space.write(own, given.reshape(-1))
         for tensor, flag in zip(opt._tensors, self.started, strict=True):

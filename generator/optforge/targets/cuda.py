@@ -12,6 +12,7 @@ from ..cudasource import PLAN, THREADS, TILE, passes, render, scalars_can_fail
 from ..device import ALIGNMENT, Device, DeviceSpace
 from ..devicesteps import DeviceSteps, struct
 from ..dtypes import BY_NUMPY, DTYPES
+from ..inputs import SameInputs
 from ..ir import Kernel
 from ..nvcc import cubin
 from ..rowsource import Rows
@@ -297,9 +298,11 @@ class CudaEngine:
         """The number of steps that were applied; waits for the device."""
         return self.steps.applied()
 
-    def plan(self, tensors: Sequence[Tensor], gradients: Sequence[Any]) -> Plan:
+    inputs = SameInputs
+
+    def plan(self, inputs: SameInputs) -> Plan:
         """Prepare steps over these arrays."""
-        return Plan(self, tensors, gradients)
+        return Plan(self, inputs.stepped, inputs.gradients)
 
 
 @dataclass(frozen=True)
