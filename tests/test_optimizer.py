@@ -276,7 +276,7 @@ def test_time_counts_steps_and_can_be_set(target: str) -> None:
     for k, seed in enumerate((2, 3, 4, 5)):
         if k == 2:
             opt.t = np.int32(40)
-            judge.t = 40
+            judge.t, judge.steps = 40, [40] * len(judge.params)
             assert type(opt.t) is int
         opt.step(small(seed))
         judge.step(small(seed))

@@ -156,7 +156,7 @@ class Optimizer:
             most = min(threads or 0, MOST_THREADS)
             self._set(_kernel=kernel, _options=options, _names=hyper.names, _hyper=hyper, _values=hyper.values)
             self._set(_structure=structure, _listed=structure.listed, _common=settings)
-            progress = Progress()
+            progress = Progress(len(owners))
             self._set(_progress=progress, _count=progress.count, _begun=None)
             self._set(_usual=How(most, 1.0, self.skip_nonfinite, self.zero_grads, progress=progress))
             self._set(_how=self._usual)
@@ -250,7 +250,9 @@ class Optimizer:
             tensors = [*old, *new]
             changed = {"_structure": structure, "_listed": False, "_hyper": hyper, "_values": hyper.values}
             inputs = type(self._inputs)(tensors, self._space, self.zero_grads)
-            changed |= {"_tensors": tensors, "_inputs": inputs, "_plan": None}
+            progress = self._progress.with_more(len(new))
+            changed |= {"_tensors": tensors, "_inputs": inputs, "_plan": None, "_progress": progress}
+            changed |= {"_usual": replace(self._usual, progress=progress)}
             changed["params"] = structure.build(tensor.owner for tensor in tensors)
             self.__dict__.update(changed)  # all of it, or nothing
 
@@ -334,13 +336,19 @@ class Optimizer:
     def _prepare(self) -> None:
         """Make the plan of steps with the arrays that were taken."""
         self._set(_plan=None)  # what belongs to a plan is replaced with it, or there is none
-        inputs = self._inputs
+        inputs, progress = self._inputs, self._progress
+        if not progress.are_taking_part(inputs.places):
+            self._settle()
+            progress.take_part(inputs.places)
+        behind = progress.behind(inputs.places)
+        if not self.rule.definition.time:
+            behind[:] = 0  # nobody asks
         tensors = inputs.stepped
         starting = [tensor for tensor in tensors if not tensor.started]
         how = self._usual
         if starting:
             how = replace(how, starting=np.array([not tensor.started for tensor in tensors], np.uint8))
-        plan = self._engine.plan(inputs)
+        plan = self._engine.plan(inputs, behind)
         self._set(_tell=teller(tensor.owner for tensor in tensors), _starting=starting, _places=inputs.places, _how=how)
         self._set(_plain=not (starting or self._hyper.schedules), _plan=plan)
 
@@ -403,7 +411,7 @@ class Optimizer:
 
     @property
     def t(self) -> int:
-        """Steps taken; setting it to n makes the next step n + 1 and resets no state."""
+        """Steps taken; setting it to n makes the next step n + 1, for each tensor too, and resets no state."""
         self._settle()
         return int(self._count[0])
 
@@ -472,8 +480,10 @@ class Optimizer:
             elif name == "t":
                 t = steps_taken(value)
                 self._settle()
-                self._hyper.replace(self._hyper.at(max(t, 1)), self._hyper.schedules)
-                self._count[0] = t
+                values = self._hyper.at(max(t, 1))
+                self._set(_plan=None)
+                self._hyper.replace(values, self._hyper.schedules)
+                self._progress.begin(t, t)
             elif name in self.__dict__ or hasattr(type(self), name):
                 raise AttributeError(f"{name!r} of an Optimizer cannot be set")
             else:

@@ -69,10 +69,12 @@ class Plan:
     kernel : Kernel
     inputs : NativeInputs
         With the gradients of the first step.
+    behind : array
+        How many of the optimizer's steps each tensor with a gradient has not taken.
     """
 
-    def __init__(self, library: Library, kernel: Kernel, inputs: NativeInputs):
-        self.library, self.kernel, self.inputs = library, kernel, inputs
+    def __init__(self, library: Library, kernel: Kernel, inputs: NativeInputs, behind: Array):
+        self.library, self.kernel, self.inputs, self.behind = library, kernel, inputs, behind
         self.table, self.present = inputs.table, inputs.present
         ffi, table = library.ffi, self.table
         places = np.array(inputs.places, np.intp)
@@ -86,6 +88,9 @@ class Plan:
         self.own = [self.lists[k] for k in range(self.number)]
         self.parts: list[Array] = []
         self.kept: list[Any] = []
+        self.steps: list[tuple[Array, Array]] = []  # where tensors count differently: theirs, and how far behind each is
+        alike = not len(behind) or bool((behind == behind[0]).all())
+        self.late = int(behind[0]) if alike and len(behind) else 0  # how far behind all are
         for own, numbers, members in zip(self.own, self.places, self.tensors, strict=True):
             rows, groups = table.rows[members], np.searchsorted(used, table.groups[members]).astype(np.uintp)
             own.kernel, own.count = library.kernels[list(DTYPES)[table.dtypes[members[0]]]], len(rows)
@@ -94,6 +99,10 @@ class Plan:
             own.groups, own.group = len(used), ffi.cast("size_t *", address(groups))
             self.parts.append(rows)
             self.kept.append(groups)
+            if not alike:
+                steps = np.zeros(len(rows), np.uint64), behind[numbers].astype(np.uint64)
+                own.steps = ffi.cast("uint64_t *", address(steps[0]))
+                self.steps.append(steps)
         self.aim(inputs.addresses)
         self.options = ffi.new("optforge_options *")
         library.calls.options_init(self.options)
@@ -120,7 +129,9 @@ class Plan:
         if how is not self.last or forked:
             self.set(how)
         for own in self.own:
-            own.hyper, own.t = hyper, t
+            own.hyper, own.t = hyper, t - self.late
+        for steps, behind in self.steps:
+            np.subtract(t, behind, out=steps)
         status = self.library.calls.step_lists(self.lists, self.number, self.options)
         if status > 0:
             self.explain(status, hyperparameters, t, how)
@@ -157,7 +168,7 @@ class Plan:
 
     def explain(self, status: int, hyperparameters: Array, t: int, how: How) -> None:
         """Raise what a status says."""
-        explain(self.kernel, self.inputs.stepped, hyperparameters, t, how)
+        explain(self.kernel, self.inputs.stepped, hyperparameters, t - self.behind, how)
         text = self.library.ffi.string(self.library.strerror(status)).decode()
         raise RuntimeError(f"rule {self.kernel.name!r}: {text} (status {status})")
 
@@ -293,11 +304,11 @@ class CEngine:
 
     inputs = NativeInputs
 
-    def plan(self, inputs: NativeInputs) -> Plan:
+    def plan(self, inputs: NativeInputs, behind: Array) -> Plan:
         """Prepare steps over these arrays, and others of the same tensors."""
         if inputs.table is None:
             inputs.table = Table(self.kernel, inputs.tensors)
-        return Plan(self.library, self.kernel, inputs)
+        return Plan(self.library, self.kernel, inputs, behind)
 
 
 def committed(directory: Path, prefix: str, rule: Rule, kernel: Kernel) -> dict[str, str]:

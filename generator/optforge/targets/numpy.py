@@ -111,6 +111,7 @@ class Plan:
 
     kernel: Kernel
     inputs: Inputs
+    behind: Array
 
     def step(self, hyperparameters: Array, t: int, how: How) -> bool:
         """One step in place, with the hyperparameters of each group; whether it was skipped.
@@ -122,8 +123,8 @@ class Plan:
         """
         kernel, gradients = self.kernel, self.inputs.gradients
         walks = [
-            Walk(tensor, gradient, tensor.scalars_at(kernel, hyperparameters, t, 1 / how.grad_scale))
-            for tensor, gradient in zip(self.inputs.stepped, gradients, strict=True)
+            Walk(tensor, gradient, tensor.scalars_at(kernel, hyperparameters, own, 1 / how.grad_scale))
+            for tensor, gradient, own in zip(self.inputs.stepped, gradients, (t - self.behind).tolist(), strict=True)
         ]
         skipped = False
         for k, phase in enumerate(kernel.phases):
@@ -177,9 +178,9 @@ class NumpyEngine:
 
     inputs = Inputs
 
-    def plan(self, inputs: Inputs) -> Plan:
+    def plan(self, inputs: Inputs, behind: Array) -> Plan:
         """Prepare a step over these arrays."""
-        return Plan(self.kernel, inputs)
+        return Plan(self.kernel, inputs, behind)
 
 
 engine = NumpyEngine
