@@ -40,8 +40,12 @@ def view(array: Any, label: str) -> Array:
             viewed = np.asarray(array.detach().numpy())
         except (TypeError, RuntimeError) as problem:
             raise TypeError(f"{label} does not share its memory with NumPy: {problem}") from None
-        if viewed.size and hasattr(array, "data_ptr") and address(viewed) != array.data_ptr():
-            raise TypeError(f"{label} is {kind(array)}, whose numpy() gives a copy")
+        if viewed.size and hasattr(array, "data_ptr"):
+            place = array.data_ptr()
+            if not place:
+                raise ValueError(f"{label} has no memory: that of its storage was freed")
+            if address(viewed) != place:
+                raise TypeError(f"{label} is {kind(array)}, whose numpy() gives a copy")
         return viewed
     try:
         buffer = memoryview(array)

@@ -28,7 +28,8 @@ from .scalars import check_hyperparameters
 if TYPE_CHECKING:
     from .optimizer import Optimizer
 
-FORMAT = 1
+FORMAT = 2
+OLDER = (1,)  # formats that are read as well: 1 has one count of steps for all tensors
 
 PathLike = str | os.PathLike[str]
 
@@ -36,7 +37,7 @@ PathLike = str | os.PathLike[str]
 def save(opt: Optimizer, path: PathLike, companions: Mapping[str, Any]) -> None:
     """`Optimizer.save`."""
     check_companions(companions)
-    opt._follow_parameters()
+    opt._inputs.follow()
     structure, tensors, read = opt._structure, opt._tensors, opt._space.read
     arrays = {tensor.label: read(tensor.p).reshape(tensor.shape) for tensor in tensors}
     for state in opt._kernel.state:
@@ -58,8 +59,14 @@ def save(opt: Optimizer, path: PathLike, companions: Mapping[str, Any]) -> None:
             for branch in structure.branches
         ],
         "tensors": [
-            {"path": tensor.path, "shape": tensor.shape, "dtype": str(tensor.p.dtype), "started": tensor.started}
-            for tensor in tensors
+            {
+                "path": tensor.path,
+                "shape": tensor.shape,
+                "dtype": str(tensor.p.dtype),
+                "started": tensor.started,
+                "steps": steps,
+            }
+            for tensor, steps in zip(tensors, opt._progress.counts.tolist(), strict=True)
         ],
         "hyperparameters": opt._rows(),
         "schedules": schedules_to_save(opt._hyper),
@@ -149,7 +156,7 @@ def load(opt: Optimizer, path: PathLike, /, **companions: Any) -> None:
     """
     check_companions(companions)
     header, arrays = contents(path)
-    opt._follow_parameters()
+    opt._inputs.follow()
     change = fitting(opt, path, header, arrays, companions)
     # A warning may be made an error: nothing has been changed by then.
     mention_companions(path, header, companions)
@@ -246,8 +253,9 @@ def check_settings(rule: Rule, options: Mapping[str, bool | str], rows: Sequence
 def contents(path: PathLike) -> tuple[dict[str, Any], dict[str, Array]]:
     """The header and the arrays of a checkpoint."""
     header, arrays = tensorfile.read(path)
-    if isinstance(header, dict) and isinstance(header.get("format"), int) and header["format"] != FORMAT:
-        raise UsageError(f"{path} is of format {header['format']}, and this version of optforge reads format {FORMAT}")
+    if isinstance(header, dict) and isinstance(header.get("format"), int) and header["format"] not in (*OLDER, FORMAT):
+        known = " and ".join(map(str, (*OLDER, FORMAT)))
+        raise UsageError(f"{path} is of format {header['format']}, and this version of optforge reads {known}")
     problem = malformed(header, arrays)
     if problem:
         raise UsageError(f"{path} is no checkpoint of optforge: {problem}")
@@ -334,8 +342,10 @@ def missing_state(opt: Optimizer, arrays: Mapping[str, Array]) -> list[str]:
 
 def as_state_dict(opt: Optimizer, header: Mapping[str, Any], arrays: Mapping[str, Array]) -> dict[str, Any]:
     """A checkpoint with the parameters of an optimizer as its `state_dict` would be."""
-    structure, rows = opt._structure, header["hyperparameters"]
-    places = {one["path"]: place for place, one in enumerate(header["tensors"])}
+    structure, rows, tensors = opt._structure, header["hyperparameters"], header["tensors"]
+    places = {one["path"]: place for place, one in enumerate(tensors)}
+    mine = [tensors[places[tensor.path]] for tensor in opt._tensors]
+    steps = {"steps": structure.build(one["steps"] for one in mine)} if header["format"] != 1 else {}
     state = {}
     for own in opt._kernel.state:
         label = f"state[{own.name!r}]"
@@ -351,6 +361,7 @@ def as_state_dict(opt: Optimizer, header: Mapping[str, Any], arrays: Mapping[str
         "t": header["t"],
         **({"groups": rows} if structure.grouped else {"hyperparameters": rows[0]}),
         "state": state,
-        "started": structure.build(header["tensors"][places[tensor.path]]["started"] for tensor in opt._tensors),
+        "started": structure.build(one["started"] for one in mine),
+        **steps,
         **({"schedules": header["schedules"]} if header["schedules"] else {}),
     }

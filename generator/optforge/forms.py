@@ -87,6 +87,8 @@ def malformed(header: Any, arrays: Mapping[str, Array]) -> str:
             return f"its header lacks {name!r}"
         if not check(header[name]):
             return f"{name!r} in its header is not what it should be"
+    if header["format"] != 1 and not all(is_whole(tensor.get("steps")) for tensor in header["tensors"]):
+        return "'tensors' in its header is not what it should be"
     number = len(header["branches"])
     if (number != 1 and not header["grouped"]) or len(header["hyperparameters"]) != number:
         return "its header has not as many groups everywhere"

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import math
 import os
-import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from operator import is_
 from typing import Any, NoReturn
 
 import numpy as np
 
 from . import checkpoint, copying, resume, targets
-from .arrays import Forms, Ranges, address, kind, teller
+from .arrays import address, kind, teller
 from .catalogue import BUILT_IN, named
 from .diagnostics import InterruptedStep, UsageError, nearest
 from .functions import Array
 from .groups import Group, chosen, settle, within
 from .hyperparameters import Hyperparameters
+from .inputs import Inputs
 from .ir import State
 from .language import Rule
 from .mistakes import MISTAKES, SHORT, shorten
@@ -126,6 +125,7 @@ class Optimizer:
     _hyper: Hyperparameters
     _structure: Structure
     _space: Host
+    _inputs: Inputs
 
     def __init__(
         self,
@@ -155,14 +155,16 @@ class Optimizer:
             most = min(threads or 0, MOST_THREADS)
             self._set(_kernel=kernel, _options=options, _names=hyper.names, _hyper=hyper, _values=hyper.values)
             self._set(_structure=structure, _listed=structure.listed, _common=settings)
-            progress = Progress()
+            progress = Progress(len(owners))
             self._set(_progress=progress, _count=progress.count, _begun=None)
             self._set(_usual=How(most, 1.0, self.skip_nonfinite, self.zero_grads, progress=progress))
             self._set(_how=self._usual)
             self._set(_space=make.space() if hasattr(make, "space") else HOST)
             self._set(_tensors=self._make_tensors(structure.paths, owners, self._rows()))
-            self._set(_ranges=self._occupied(), _engine=make(self.rule, kernel))
-            self._set(_plan=None, _kept=(), _watched=(), _starting=(), _places=(), _plain=False, _tell=None)
+            Inputs(self._tensors, self._space, self.zero_grads)  # finds overlaps, before anything is compiled
+            self._set(_engine=make(self.rule, kernel))
+            self._set(_inputs=getattr(self._engine, "inputs", Inputs)(self._tensors, self._space, self.zero_grads))
+            self._set(_plan=None, _starting=(), _places=(), _plain=False, _tell=None)
             for name in (*hyper.names, *options):
                 if name in self.__dict__ or hasattr(type(self), name):
                     raise UsageError(
@@ -205,16 +207,6 @@ class Optimizer:
         value = hyperparameters.get(str(state.initial), state.initial)
         self._space.write(own, tensor.p if value == "p" else value)
 
-    def _occupied(
-        self, moved: Mapping[str, Array] = types.MappingProxyType({}), tensors: Sequence[Tensor] | None = None
-    ) -> Ranges:
-        """The memory that a step writes to, where parameters of these labels are elsewhere now."""
-        memory, tensors = self._space.memory, tensors or self._tensors
-        written = [(tensor.label, memory(moved.get(tensor.label, tensor.p))) for tensor in tensors]
-        for tensor in tensors:
-            written += [(f"state[{name!r}]{tensor.path}", array) for name, array in tensor.arrays.items()]
-        return Ranges(written)
-
     def add_group(self, group: Mapping[str, Any]) -> None:
         """Add a parameter group, whose state starts at its first gradients.
 
@@ -256,7 +248,10 @@ class Optimizer:
             new = self._make_tensors(paths[len(old) :], owners, [hyper.of(k) for k in range(number + 1)])
             tensors = [*old, *new]
             changed = {"_structure": structure, "_listed": False, "_hyper": hyper, "_values": hyper.values}
-            changed |= {"_tensors": tensors, "_ranges": self._occupied(tensors=tensors), "_plan": None, "_kept": ()}
+            inputs = type(self._inputs)(tensors, self._space, self.zero_grads)
+            progress = self._progress.with_more(len(new))
+            changed |= {"_tensors": tensors, "_inputs": inputs, "_plan": None, "_progress": progress}
+            changed |= {"_usual": replace(self._usual, progress=progress)}
             changed["params"] = structure.build(tensor.owner for tensor in tensors)
             self.__dict__.update(changed)  # all of it, or nothing
 
@@ -300,18 +295,12 @@ class Optimizer:
         try:
             if self._begun is not None or self._progress.unfinished:
                 self._resolve()
-            # The arrays of the last step again, which is usual, are kept, and were checked then.
-            plain = (type(grads) is list or type(grads) is tuple) and self._listed
-            listed = grads if plain else self._structure.flatten(grads, "grads")
-            kept = self._kept
-            if (
-                self._plan is None
-                or len(listed) != len(kept)
-                or not all(map(is_, listed, kept))
-                or (self._watched and any(ask() != at for ask, at in self._watched))
-                or not self._forms.hold()
-            ):
-                self._prepare([*listed])
+            # A list has the structure of parameters without groups and names, which is usual.
+            listed = grads if type(grads) is list and self._listed else self._structure.flatten(grads, "grads")
+            if len(listed) != len(self._tensors):
+                raise ValueError(f"grads has {len(listed)} arrays, params has {len(self._tensors)}")
+            if not self._inputs.take(listed, self._plan):
+                self._prepare()
             how = self._how
             if grad_scale is not None or stats:
                 scale = 1.0 if grad_scale is None else loss_scale(grad_scale)
@@ -326,72 +315,41 @@ class Optimizer:
                     if applied and not self._progress.undecided and self._count[0] == before:
                         self._count[0] = before + 1  # the engine has counted it, unless there was nothing to do
             finally:
-                if self._tell is not None:
-                    self._tell_of_changes(before)
+                self._inputs.release()
+                if self._tell is not None or self.zero_grads:
+                    self._tell_of_changes(before, listed)
             return Stats(how.stats, self._places, len(self._tensors)) if stats else None
         except MISTAKES as problem:
             shorten(problem)
             raise
 
-    def _tell_of_changes(self, before: int) -> None:
-        """Tell the library of the tensors that they were written to, if they were, by a step behind so many."""
+    def _tell_of_changes(self, before: int, grads: Sequence[Any]) -> None:
+        """Tell the library of the tensors which were written to by a step behind so many."""
         progress = self._progress
-        if self._count[0] != before or progress.undecided or progress.unfinished or self.zero_grads:
+        if self._tell is not None and (self._count[0] != before or progress.undecided or progress.unfinished):
             self._tell()
+        tell = teller(array for array in grads if array is not None) if self.zero_grads else None
+        if tell is not None:
+            tell()
 
-    def _prepare(self, grads: list[Any]) -> None:
-        """Check the gradients and make the plan of steps with them."""
-        if len(grads) != len(self._tensors):
-            raise ValueError(f"grads has {len(grads)} arrays, params has {len(self._tensors)}")
-        watched = self._follow_parameters()
-        places, views = [], []
-        for place, (tensor, given) in enumerate(zip(self._tensors, grads, strict=True)):
-            if given is not None:
-                label = tensor.gradient_label
-                view = self._space.gradient(given, label, tensor.shape, tensor.p.dtype, self.zero_grads).reshape(-1)
-                self._ranges.check_apart(self._space.memory(view), label)
-                places.append(place)
-                views.append(view)
-                moving = self._space.pointer(given)
-                if moving is not None:
-                    watched.append(moving)
-        tensors = [self._tensors[place] for place in places]
-        if self.zero_grads:
-            memory = self._space.memory
-            Ranges((tensor.gradient_label, memory(view)) for tensor, view in zip(tensors, views, strict=True))
-        starting = [(tensor, view) for tensor, view in zip(tensors, views, strict=True) if not tensor.started]
+    def _prepare(self) -> None:
+        """Make the plan of steps with the arrays that were taken."""
+        self._set(_plan=None)  # what belongs to a plan is replaced with it, or there is none
+        inputs, progress = self._inputs, self._progress
+        if not progress.are_taking_part(inputs.places):
+            self._settle()
+            progress.take_part(inputs.places)
+        behind = progress.behind(inputs.places)
+        if not self.rule.definition.time:
+            behind[:] = 0  # nobody asks
+        tensors = inputs.stepped
+        starting = [tensor for tensor in tensors if not tensor.started]
         how = self._usual
         if starting:
             how = replace(how, starting=np.array([not tensor.started for tensor in tensors], np.uint8))
-        self._set(_plan=None)  # what belongs to a plan is replaced with it, or there is none
-        plan = self._engine.plan(tensors, views)
-        given = [array for array in grads if array is not None]
-        owners = [tensor.owner for tensor in tensors]
-        self._set(_forms=Forms([] if self.zero_grads else given, [*owners, *(given if self.zero_grads else ())]))
-        self._set(_tell=teller([*owners, *(given if self.zero_grads else ())]))
-        self._set(_starting=starting, _watched=watched, _kept=grads, _places=places, _how=how)
+        plan = self._engine.plan(inputs, behind)
+        self._set(_tell=teller(tensor.owner for tensor in tensors), _starting=starting, _places=inputs.places, _how=how)
         self._set(_plain=not (starting or self._hyper.schedules), _plan=plan)
-
-    def _follow_parameters(self) -> list[tuple[Callable[[], int], int]]:
-        """Find the parameters that were given other memory; gives what tells where each of that kind is, and where."""
-        watched, moved = [], {}
-        for tensor in self._tensors:
-            moving = self._space.pointer(tensor.owner)
-            if moving is not None or isinstance(tensor.owner, np.ndarray):
-                array = self._space.parameter(tensor.owner, tensor.label)
-                if array.shape != tensor.shape or array.dtype != tensor.p.dtype:
-                    now = f"{array.dtype} of shape {array.shape}"
-                    raise ValueError(f"{tensor.label} has become {now} since the optimizer was made")
-                if address(self._space.memory(array)) != tensor.home:
-                    moved[tensor.label] = array.reshape(-1)
-            if moving is not None:
-                watched.append(moving)
-        if moved:
-            self._set(_ranges=self._occupied(moved))
-            for tensor in self._tensors:
-                if tensor.label in moved:
-                    tensor.place(moved[tensor.label])
-        return watched
 
     def _unusual_step(self, how: How) -> None:
         """A step with schedules, or the first of some tensors, whose state starts now; undone if it changes nothing.
@@ -402,13 +360,12 @@ class Optimizer:
         scheduled = self._hyper.at(t)
         beginning = [
             (tensor, state, tensor.scalars[state.name] if state.scalar else tensor.arrays[state.name])
-            for tensor, _ in self._starting
+            for tensor in self._starting
             for state in self._kernel.state
             if isinstance(state.initial, str) and state.initial != "g"
         ]
         before = [(own, self._space.copy(own)) for _, _, own in beginning]
-        tensors = [tensor for tensor, _ in self._starting]
-        self._set(_begun=Begun(t, self._values.copy(), tensors, before))
+        self._set(_begun=Begun(t, self._values.copy(), self._starting, before))
         try:
             self._values[...] = scheduled
             rows = self._rows()
@@ -453,7 +410,7 @@ class Optimizer:
 
     @property
     def t(self) -> int:
-        """Steps taken; setting it to n makes the next step n + 1 and resets no state."""
+        """Steps taken; setting it to n makes the next step n + 1, for each tensor too, and resets no state."""
         self._settle()
         return int(self._count[0])
 
@@ -522,8 +479,10 @@ class Optimizer:
             elif name == "t":
                 t = steps_taken(value)
                 self._settle()
-                self._hyper.replace(self._hyper.at(max(t, 1)), self._hyper.schedules)
-                self._count[0] = t
+                values = self._hyper.at(max(t, 1))
+                self._set(_plan=None)
+                self._hyper.replace(values, self._hyper.schedules)
+                self._progress.begin(t, t)
             elif name in self.__dict__ or hasattr(type(self), name):
                 raise AttributeError(f"{name!r} of an Optimizer cannot be set")
             else:

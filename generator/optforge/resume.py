@@ -36,6 +36,7 @@ def state_dict(
         "options": dict(opt._options),
         **({"groups": rows} if structure.grouped else {"hyperparameters": rows[0]}),
         "t": opt.t,
+        "steps": structure.build(opt._progress.counts.tolist()),
         "state": {
             name: structure.build(
                 value if isinstance(value, float) else np.array(opt._space.read(value))
@@ -60,6 +61,7 @@ class Saved:
     """
 
     t: int
+    steps: list[int]
     hyperparameters: tuple[Array, Schedules]
     lost: list[tuple[str, float]]
     started: list[bool]
@@ -86,13 +88,13 @@ class Saved:
         if hasattr(opt._engine, "applied"):
             opt._engine.applied()  # a device ends what it is at
         progress.undecided, progress.unfinished = False, "a load"
-        opt._set(_plan=None, _kept=())
+        opt._set(_plan=None)
         for own, given in self.changes:
             opt._space.write(own, given.reshape(-1))
         for tensor, flag in zip(opt._tensors, self.started, strict=True):
             tensor.started = bool(flag)
         opt._hyper.replace(*self.hyperparameters)
-        opt._count[0] = self.t
+        progress.begin(self.t, self.steps)
         tell = teller(tensor.owner for tensor in opt._tensors)
         if tell is not None:
             tell()
@@ -131,9 +133,27 @@ def checked(opt: Optimizer, saved: Any) -> Saved:
         if not isinstance(flag, (bool, np.bool_)):
             problems.append(f"started{tensor.path} is {flag!r}, not True or False")
     changes = saved_state(opt._kernel, opt._structure, opt._tensors, saved["state"], problems)
+    steps = saved_steps(opt, saved, t, started, problems)
     if problems:
         raise ValueError("; ".join(problems))
-    return Saved(t, hyperparameters, lost, started, changes)
+    return Saved(t, steps, hyperparameters, lost, started, changes)
+
+
+def saved_steps(
+    opt: Optimizer, saved: Mapping[str, Any], t: int | None, started: Sequence[Any], problems: list[str]
+) -> list[int]:
+    """The tensors' own counts of steps in a state dict; what does not fit is noted.
+
+    Older ones have one count for all, which is that of each tensor with a step.
+    """
+    if "steps" not in saved:
+        return [t or 0 if flag else 0 for flag in started]
+    counts = matching(opt._structure, saved["steps"], "steps", problems)
+    for tensor, count in zip(opt._tensors, counts, strict=False):
+        given = noting(problems, steps_taken, count, f"steps{tensor.path}")
+        if given is not None and t is not None and given > t:
+            problems.append(f"steps{tensor.path} is {given}, more than t, which is {t}")
+    return counts
 
 
 def other_rule(rule: Rule, saved: Mapping[str, Any]) -> list[str]:
@@ -150,12 +170,12 @@ def other_options(opt: Optimizer, saved: Mapping[str, Any]) -> list[str]:
     return [f"its options are {saved['options']!r}, here {opt._options!r}"]
 
 
-def steps_taken(value: Any) -> int:
+def steps_taken(value: Any, name: str = "t") -> int:
     """A step count."""
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"t is a whole number, not {value!r}")
+        raise TypeError(f"{name} is a whole number, not {value!r}")
     if not 0 <= value < 2**63:
-        raise ValueError(f"t counts steps, and cannot be {value}")
+        raise ValueError(f"{name} counts steps, and cannot be {value}")
     return int(value)
 
 

@@ -583,7 +583,7 @@ class Optimizer:
                     g = np.multiply(g, g.dtype.type(1.0 / grad_scale))
             hyper = self.groups[self.group_of[k]]
             states = dict(tensor.states) if tensor.started else self.begun(tensor, hyper)
-            active.append(Tensor(tensor.p, states, tensor.started, g, hyper, t=self.t + 1))
+            active.append(Tensor(tensor.p, states, tensor.started, g, hyper, t=tensor.t + 1))
         unscaled = [tensor.g for tensor in active]
         nan = [int(np.isnan(g).sum()) for g in unscaled]
         inf = [int(np.isinf(g).sum()) for g in unscaled]
@@ -605,7 +605,7 @@ class Optimizer:
                 ]
             for k, end, x, new in zip(places, ends, active, after, strict=True):
                 own = self.tensors[k]
-                own.p, own.started = new.copy(), True
+                own.p, own.started, own.t = new.copy(), True, own.t + 1
                 own.states = {
                     name: end[name] if state.scalar else walk.element(end[name], x).copy()
                     for name, (state, _) in self.program.states.items()

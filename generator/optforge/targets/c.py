@@ -22,6 +22,7 @@ from ..formats import Wanted
 from ..functions import Array
 from ..ir import Kernel
 from ..names import file_of
+from ..nativeinputs import NativeInputs
 from ..tensor import How, Tensor, explain
 
 if TYPE_CHECKING:
@@ -46,6 +47,20 @@ if hasattr(os, "register_at_fork"):
 SKIPPED = -1
 
 
+class Table:
+    """What plans take of all tensors: their rows as the runtime has them, without gradients, their groups and dtypes."""
+
+    def __init__(self, kernel: Kernel, tensors: Sequence[Tensor]):
+        names = ["p", *(state.name for state in kernel.state)]
+        self.rows = np.array([[t.p.size, *map(t.addresses.__getitem__, names)] for t in tensors], np.uintp)
+        self.rows = np.insert(self.rows, GRADIENT, 0, axis=1)
+        self.groups = np.array([tensor.group for tensor in tensors], np.uintp)
+        self.dtypes = np.array([list(DTYPES).index(BY_NUMPY[tensor.p.dtype].suffix) for tensor in tensors])
+
+
+GRADIENT = 2  # the column of gradients: behind the number of elements and the parameter
+
+
 class Plan:
     """A prepared step: lists of tensors, one for each dtype, and options, as the runtime takes them.
 
@@ -53,41 +68,52 @@ class Plan:
     ----------
     library : Library
     kernel : Kernel
-    tensors : sequence of Tensor
-    gradients : sequence of arrays
-        Kept alive with the plan.
+    inputs : NativeInputs
+        With the gradients of the first step.
+    behind : array
+        How many of the optimizer's steps each tensor with a gradient has not taken.
     """
 
-    def __init__(self, library: Library, kernel: Kernel, tensors: Sequence[Tensor], gradients: Sequence[Array]):
-        self.library, self.kernel, self.tensors, self.gradients = library, kernel, tensors, gradients
-        ffi = library.ffi
-        grouped: dict[str, tuple[list[list[int]], list[int]]] = {}
-        for place, (tensor, gradient) in enumerate(zip(tensors, gradients, strict=True)):
-            row = [tensor.p.size, tensor.addresses["p"], address(gradient)]
-            row += [tensor.addresses[state.name] for state in kernel.state]
-            rows, places = grouped.setdefault(BY_NUMPY[tensor.p.dtype].suffix, ([], []))
-            rows.append(row)
-            places.append(place)
+    def __init__(self, library: Library, kernel: Kernel, inputs: NativeInputs, behind: Array):
+        self.library, self.kernel, self.inputs, self.behind = library, kernel, inputs, behind
+        self.table, self.present = inputs.table, inputs.present
+        ffi, table = library.ffi, self.table
+        places = np.array(inputs.places, np.intp)
         # Groups without a gradient take no part: the runtime sees the others.
-        used = sorted({tensor.group for tensor in tensors})
-        self.rows = None if used == list(range(len(used))) else used
-        self.lists, self.number = ffi.new("optforge_list[]", max(len(grouped), 1)), len(grouped)
+        used = np.unique(table.groups[places])
+        self.rows = None if not len(used) or used[-1] == len(used) - 1 else used
+        dtypes = table.dtypes[places]
+        self.places = [np.flatnonzero(dtypes == dtype).astype(np.uintp) for dtype in np.unique(dtypes)]
+        self.tensors = [places[own] for own in self.places]  # by their numbers among all
+        self.lists, self.number = ffi.new("optforge_list[]", max(len(self.places), 1)), len(self.places)
         self.own = [self.lists[k] for k in range(self.number)]
-        self.places = [np.array(places, np.uintp) for _, places in grouped.values()]
+        self.parts: list[Array] = []
         self.kept: list[Any] = []
-        for own, suffix, numbers in zip(self.own, grouped, self.places, strict=True):
-            rows = grouped[suffix][0]
-            table = np.array(rows, np.uintp)
-            group = np.array([used.index(tensors[place].group) for place in numbers], np.uintp)
-            own.kernel, own.count = library.kernels[suffix], len(rows)
-            own.tensors = ffi.cast("void *", address(table))
+        self.steps: list[tuple[Array, Array]] = []  # where tensors count differently: theirs, and how far behind each is
+        alike = not len(behind) or bool((behind == behind[0]).all())
+        self.late = int(behind[0]) if alike and len(behind) else 0  # how far behind all are
+        for own, numbers, members in zip(self.own, self.places, self.tensors, strict=True):
+            rows, groups = table.rows[members], np.searchsorted(used, table.groups[members]).astype(np.uintp)
+            own.kernel, own.count = library.kernels[list(DTYPES)[table.dtypes[members[0]]]], len(rows)
+            own.tensors = ffi.cast("void *", address(rows))
             own.number = ffi.cast("size_t *", address(numbers))
-            own.groups, own.group = len(used), ffi.cast("size_t *", address(group))
-            self.kept += [table, group]
+            own.groups, own.group = len(used), ffi.cast("size_t *", address(groups))
+            self.parts.append(rows)
+            self.kept.append(groups)
+            if not alike:
+                steps = np.zeros(len(rows), np.uint64), behind[numbers].astype(np.uint64)
+                own.steps = ffi.cast("uint64_t *", address(steps[0]))
+                self.steps.append(steps)
+        self.aim(inputs.addresses)
         self.options = ffi.new("optforge_options *")
         library.calls.options_init(self.options)
         self.workspace = np.zeros(0)
         self.last: How | None = None
+
+    def aim(self, addresses: Array) -> None:
+        """Take gradients at these addresses, of all tensors, which were checked as the runtime would check them."""
+        for rows, members in zip(self.parts, self.tensors, strict=True):
+            rows[:, GRADIENT] = addresses[members]
 
     def step(self, hyperparameters: Any, t: int, how: How) -> bool:
         """One step in place, with the hyperparameters of each group; whether it was skipped.
@@ -104,7 +130,9 @@ class Plan:
         if how is not self.last or forked:
             self.set(how)
         for own in self.own:
-            own.hyper, own.t = hyper, t
+            own.hyper, own.t = hyper, t - self.late
+        for steps, behind in self.steps:
+            np.subtract(t, behind, out=steps)
         status = self.library.calls.step_lists(self.lists, self.number, self.options)
         if status > 0:
             self.explain(status, hyperparameters, t, how)
@@ -141,7 +169,7 @@ class Plan:
 
     def explain(self, status: int, hyperparameters: Array, t: int, how: How) -> None:
         """Raise what a status says."""
-        explain(self.kernel, self.tensors, hyperparameters, t, how)
+        explain(self.kernel, self.inputs.stepped, hyperparameters, t - self.behind, how)
         text = self.library.ffi.string(self.library.strerror(status)).decode()
         raise RuntimeError(f"rule {self.kernel.name!r}: {text} (status {status})")
 
@@ -276,9 +304,13 @@ class CEngine:
         self.library.hyper_init(self.library.ffi.from_buffer(values))
         return dict(zip(names, values.tolist(), strict=False))
 
-    def plan(self, tensors: Sequence[Tensor], gradients: Sequence[Array]) -> Plan:
-        """Prepare steps over these arrays."""
-        return Plan(self.library, self.kernel, tensors, gradients)
+    inputs = NativeInputs
+
+    def plan(self, inputs: NativeInputs, behind: Array) -> Plan:
+        """Prepare steps over these arrays, and others of the same tensors."""
+        if inputs.table is None:
+            inputs.table = Table(self.kernel, inputs.tensors)
+        return Plan(self.library, self.kernel, inputs, behind)
 
 
 def committed(directory: Path, prefix: str, rule: Rule, kernel: Kernel) -> dict[str, str]:
