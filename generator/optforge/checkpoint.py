@@ -19,6 +19,7 @@ from . import tensorfile
 from .arrays import kind
 from .catalogue import named
 from .diagnostics import UsageError
+from .formats import spelled
 from .forms import KEY_LENGTH, malformed, structure_of
 from .functions import Array
 from .language import Rule
@@ -68,6 +69,7 @@ def save(opt: Optimizer, path: PathLike, companions: Mapping[str, Any]) -> None:
             }
             for tensor, steps in zip(tensors, opt._progress.counts.tolist(), strict=True)
         ],
+        "stored": {"store": opt.store, "master": opt.master or "", "rounding": opt.rounding, "seed": opt.seed},
         "hyperparameters": opt._rows(),
         "schedules": schedules_to_save(opt._hyper),
         "companions": {name: state_of(name, companion) for name, companion in companions.items()},
@@ -233,6 +235,7 @@ def create(
         threads=threads,
         skip_nonfinite=skip_nonfinite,
         zero_grads=zero_grads,
+        **stored_as(header),
         **header["options"],
         **({} if structure.grouped else rows[0]),
     )
@@ -241,6 +244,18 @@ def create(
     change.warn(3)
     take_over(opt, path, header, {}, change)
     return opt
+
+
+def stored_as(header: Mapping[str, Any]) -> dict[str, Any]:
+    """How the arrays of a checkpoint are stored, as an Optimizer takes it; older ones do not say."""
+    stored = {"store": {}, "master": "", "rounding": "nearest", "seed": 0, **header.get("stored", {})}
+    bits = any(one["dtype"] == "uint16" for one in header["tensors"])
+    return {
+        "store": {**stored["store"], **({"p": "bf16"} if bits else {})},
+        "master": stored["master"] or None,
+        "rounding": stored["rounding"],
+        "seed": stored["seed"],
+    }
 
 
 def check_settings(rule: Rule, options: Mapping[str, bool | str], rows: Sequence[Mapping[str, float]]) -> None:
@@ -321,8 +336,8 @@ def other_parameters(opt: Optimizer, header: Mapping[str, Any]) -> list[str]:
         if one is None:
             problems.append(f"it has no {tensor.label}")
         elif tuple(one["shape"]) != tensor.shape or one["dtype"] != str(tensor.p.dtype):
-            what = f"{tensor.label} is {one['dtype']} of shape {tuple(one['shape'])}"
-            problems.append(f"its {what}, here {tensor.p.dtype} of shape {tensor.shape}")
+            what = f"{tensor.label} is {spelled(np.dtype(one['dtype']))} of shape {tuple(one['shape'])}"
+            problems.append(f"its {what}, here {spelled(tensor.p.dtype)} of shape {tensor.shape}")
     return problems + [f"its {label} is not here" for label in saved]
 
 
@@ -362,6 +377,7 @@ def as_state_dict(opt: Optimizer, header: Mapping[str, Any], arrays: Mapping[str
         **({"groups": rows} if structure.grouped else {"hyperparameters": rows[0]}),
         "state": state,
         "started": structure.build(one["started"] for one in mine),
+        "seed": header.get("stored", {}).get("seed", opt.seed),
         **steps,
         **({"schedules": header["schedules"]} if header["schedules"] else {}),
     }

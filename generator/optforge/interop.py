@@ -139,8 +139,7 @@ def from_torch(opt: Optimizer, state_dict: Mapping[str, Any]) -> None:
     order = [place for group in groups for place in group["params"]]
     entries = [saved.get(place, {}) for place in order]
     counts = [
-        (step_of(own, place, entry, problems) or 0) if entry else 0
-        for place, entry in zip(order, entries, strict=True)
+        (step_of(own, place, entry, problems) or 0) if entry else 0 for place, entry in zip(order, entries, strict=True)
     ]
     known = set(order)
     homeless = [place for place, entry in saved.items() if entry and place not in known]

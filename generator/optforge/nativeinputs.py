@@ -12,6 +12,7 @@ import numpy as np
 
 from .arrays import Ranges, address
 from .compiler import library
+from .formats import FORMAT_OF
 from .inputs import Inputs
 from .render import TEMPLATES
 from .tensor import Tensor
@@ -19,6 +20,7 @@ from .tensor import Tensor
 FORM = np.dtype([("shape", np.uintp), ("bytes", np.uint64), ("ndim", np.int32), ("bits", np.int32)], align=True)
 ABSENT, FOUND, ONE, OTHER = range(4)  # what a gradient is, as inputs.c says
 PARAMETERS, CHANGED, ASKED = 1, 2, 4  # what it leaves to do
+KINDS = [*FORMAT_OF]
 POINTERS = "none item clear ndarray float32 float64 tensor parameter describe".split()
 
 
@@ -146,7 +148,8 @@ class NativeInputs(Inputs):
     addresses : array of uintp
         Where the gradient of each tensor is; of a plan, `aim(addresses)` takes others of the same tensors.
     present : bytes
-        1 for each tensor that has a gradient, else 0; an attribute of a plan too.
+        For each tensor 0 where it has no gradient, else 1 and the number of the gradient's format in FORMAT_OF; an
+        attribute of a plan too.
     table : object
         What an engine keeps for all plans, and a plan has from here; None where parameters are elsewhere since.
     """
@@ -155,6 +158,8 @@ class NativeInputs(Inputs):
         super().__init__(tensors, space, zero_grads)
         self.look = Look([(tensor.shape, tensor.p.dtype) for tensor in tensors], zero_grads)
         self.addresses, self.present = self.look.addresses, b""
+        self.usual = np.array([1 + KINDS.index(tensor.p.dtype) for tensor in tensors], np.uint8)
+        self.kinds, self.mixed = self.usual.copy(), False  # of gradients: as a rule what their parameters are
         # Others stay where they are as long as there is a view of them.
         self.owners = [tensor.owner if self.can_move(tensor.owner) else None for tensor in tensors]
         self.views: list[Any] = []  # of gradients that live in them alone
@@ -184,7 +189,9 @@ class NativeInputs(Inputs):
     def take(self, grads: Sequence[Any], plan: Any) -> bool:
         """`Inputs.take`."""
         listed = grads if type(grads) is list else [*grads]
-        settled, self.settled = self.settled, False  # until all is well: this can end anywhere
+        settled, self.settled = self.settled and not self.mixed, False  # until all is well: this can end anywhere
+        if self.mixed:
+            self.kinds[...], self.mixed = self.usual, False
         found = self.look(self.owners, listed)
         if found & PARAMETERS and self.follow(np.flatnonzero(self.look.parameters).tolist()):
             found |= self.look(self.owners, listed)
@@ -194,7 +201,7 @@ class NativeInputs(Inputs):
             return True
         if self.zero_grads:
             self.check_gradients_apart()
-        self.present = (self.look.gradients != ABSENT).tobytes()
+        self.present = np.where(self.look.gradients != ABSENT, self.kinds, 0).astype(np.uint8).tobytes()
         if plan is None or plan.table is not self.table or plan.present != self.present:
             self.places = np.flatnonzero(self.look.gradients).tolist()
             return False
@@ -213,6 +220,8 @@ class NativeInputs(Inputs):
             if self.look.gradients[place] == OTHER or grads[place].is_neg():
                 view = self.gradient(place, grads[place])
                 self.views.append(view)
+                self.kinds[place] = 1 + KINDS.index(view.dtype)
+                self.mixed |= bool(self.kinds[place] != self.usual[place])
                 self.addresses[place] = address(view) if view.size else 0
                 others = True
         return others

@@ -5,12 +5,13 @@ from __future__ import annotations
 import importlib
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .arrays import kind, teller
+from .formats import raw, spelled
 from .functions import Array
 from .hyperparameters import Hyperparameters, Schedules
 from .ir import Kernel
@@ -45,6 +46,7 @@ def state_dict(
             for name, tree in opt.state.items()
         },
         "started": structure.build(tensor.started for tensor in opt._tensors),
+        **({"seed": opt.seed} if opt._usual.stochastic else {}),
         **({"schedules": schedules} if schedules else {}),
     }
 
@@ -66,6 +68,7 @@ class Saved:
     lost: list[tuple[str, float]]
     started: list[bool]
     changes: list[tuple[Array, Array]]
+    seed: int
 
     def apply(self, opt: Optimizer) -> None:
         """Say what is lost, and make the changes."""
@@ -94,6 +97,7 @@ class Saved:
         for tensor, flag in zip(opt._tensors, self.started, strict=True):
             tensor.started = bool(flag)
         opt._hyper.replace(*self.hyperparameters)
+        opt._set(seed=self.seed, _usual=replace(opt._usual, seed=self.seed))
         progress.begin(self.t, self.steps)
         tell = teller(tensor.owner for tensor in opt._tensors)
         if tell is not None:
@@ -134,9 +138,12 @@ def checked(opt: Optimizer, saved: Any) -> Saved:
             problems.append(f"started{tensor.path} is {flag!r}, not True or False")
     changes = saved_state(opt._kernel, opt._structure, opt._tensors, saved["state"], problems)
     steps = saved_steps(opt, saved, t, started, problems)
+    seed = saved.get("seed", opt.seed)
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**64:
+        problems.append(f"its seed is {seed!r}")
     if problems:
         raise ValueError("; ".join(problems))
-    return Saved(t, steps, hyperparameters, lost, started, changes)
+    return Saved(t, steps, hyperparameters, lost, started, changes, int(seed))
 
 
 def saved_steps(
@@ -260,7 +267,7 @@ def saved_state(
         for tensor, value in zip(tensors, values, strict=False):
             label = f"state[{state.name!r}]{tensor.path}"
             try:
-                given = np.asarray(value)
+                given = raw(np.asarray(value))
             except (TypeError, ValueError) as problem:
                 problems.append(f"{label} is no array: {problem}")
                 continue
@@ -272,8 +279,8 @@ def saved_state(
             else:
                 own = tensor.arrays[state.name]
                 if given.shape != tensor.shape or given.dtype != own.dtype:
-                    what = f"{label} is {given.dtype} of shape {given.shape}"
-                    problems.append(f"{what}, here {own.dtype} of shape {tensor.shape}")
+                    what = f"{label} is {spelled(given.dtype)} of shape {given.shape}"
+                    problems.append(f"{what}, here {spelled(own.dtype)} of shape {tensor.shape}")
             changes.append((own, given))
     return changes
 

@@ -176,7 +176,7 @@ class How:
     `grad_scale` is what gradients are divided by; `starting` says of each tensor whether this is its first step, None
     that it is of none. `stats` are records to fill in, one of all tensors and one of each, or None. `progress` is told
     that the step was applied, in the same moment. Where it is `stochastic`, arrays of 16 bits are rounded at random,
-    by the `seed`.
+    by the `seed`; `master` says what is beside p, the last of the state.
     """
 
     threads: int = 0
@@ -186,6 +186,7 @@ class How:
     starting: Array | None = None
     stats: Array | None = None
     progress: Progress | None = None
+    master: str = ""
     stochastic: bool = False
     seed: int = 0
 
