@@ -46,7 +46,7 @@ def read_only(array: Any) -> None:
 
 CHANGES: dict[str, tuple[Change, type[Exception], str]] = {
     "integers": (as_integers, TypeError, r"^grads\[0\] is int32; it must be"),
-    "halves": (as_halves, TypeError, r"^grads\[0\] is float16; it must be"),
+    "halves": (as_halves, ValueError, r"^grads\[0\] has the shape \(2, 8\), its parameter \(2, 4\)"),
     "doubles": (as_doubles, TypeError, r"^grads\[0\] is float64, its parameter float32"),
     "flat": (flat, ValueError, r"^grads\[0\] has the shape \(8,\), its parameter \(2, 4\)"),
 }

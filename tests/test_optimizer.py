@@ -539,8 +539,8 @@ def test_pytorch_tensors(target: str) -> None:
         with torch.no_grad():
             params[0].data = params[0].data.clone()
     assert [bits(p.detach().numpy()) for p in params] == bits(judge.params)
-    with pytest.raises(TypeError, match=r"^params\[0\] is torch\.bfloat16; it must be float32 or float64"):
-        Optimizer([torch.ones(2, dtype=torch.bfloat16)], nadam, target=target)
+    with pytest.raises(TypeError, match=r"^params\[0\] is int8; it must be float32, float64, bfloat16 or float16"):
+        Optimizer([torch.ones(2, dtype=torch.int8)], nadam, target=target)
     with pytest.raises(TypeError, match=r"^params\[0\] does not share"):
         Optimizer([torch.ones(2, device="meta")], nadam, target=target)
     with pytest.raises(ValueError, match=r"^params\[0\] is not C-contiguous"):
