@@ -181,9 +181,7 @@ def test_no_instruction_leaves_half_a_step(
 
 @pytest.mark.parametrize("make", MAKERS)
 @pytest.mark.parametrize("target", HOST_TARGETS)
-def test_no_instruction_parts_a_tensors_count_from_its_elements(
-    target: str, make: Callable[..., of.Optimizer]
-) -> None:
+def test_no_instruction_parts_a_tensors_count_from_its_elements(target: str, make: Callable[..., of.Optimizer]) -> None:
     """One tensor comes late, another is missing: the step has other tensors than the one before."""
     opt, other = (make(target, "fdf", 5) for _ in range(2))
     first, second, third = arrays("fdf", 5, 1)

@@ -120,8 +120,9 @@ def to_torch(opt: Optimizer) -> dict[str, Any]:
 def from_torch(opt: Optimizer, state_dict: Mapping[str, Any]) -> None:
     """Take over the state dict of the PyTorch optimizer with the same formula: hyperparameters, state and steps.
 
-    Each tensor has its own count of steps there and here; `opt.t` is the largest. The parameters are not in it. Schedules end: hyperparameters are the numbers of the state dict. A tensor without
-    state there has that of a new optimizer.
+    Each tensor has its own count of steps there and here; `opt.t` is the largest. The parameters are not in it.
+    Schedules end: hyperparameters are the numbers of the state dict. A tensor without state there has that of a new
+    optimizer.
 
     Raises
     ------
@@ -139,8 +140,7 @@ def from_torch(opt: Optimizer, state_dict: Mapping[str, Any]) -> None:
     order = [place for group in groups for place in group["params"]]
     entries = [saved.get(place, {}) for place in order]
     counts = [
-        (step_of(own, place, entry, problems) or 0) if entry else 0
-        for place, entry in zip(order, entries, strict=True)
+        (step_of(own, place, entry, problems) or 0) if entry else 0 for place, entry in zip(order, entries, strict=True)
     ]
     known = set(order)
     homeless = [place for place, entry in saved.items() if entry and place not in known]

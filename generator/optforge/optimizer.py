@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn

@@ -111,7 +111,9 @@ def phase(
 
         after = []
         for i, p, g in zip(taking_part, transformed, seen, strict=True):
-            new_params[i], new_states[i] = oracle_module.step(p, g, states[i], t if isinstance(t, int) else t[i], **hyper)
+            new_params[i], new_states[i] = oracle_module.step(
+                p, g, states[i], t if isinstance(t, int) else t[i], **hyper
+            )
             after.append(new_params[i])
 
         with np.errstate(all="ignore"):

@@ -47,7 +47,7 @@ SKIPPED = -1
 
 
 class Table:
-    """What plans take of all tensors: their rows as the runtime has them, without gradients, their groups and dtypes."""
+    """What plans take of all tensors: rows as the runtime has them, without gradients; groups and dtypes."""
 
     def __init__(self, kernel: Kernel, tensors: Sequence[Tensor]):
         names = ["p", *(state.name for state in kernel.state)]
@@ -88,7 +88,9 @@ class Plan:
         self.own = [self.lists[k] for k in range(self.number)]
         self.parts: list[Array] = []
         self.kept: list[Any] = []
-        self.steps: list[tuple[Array, Array]] = []  # where tensors count differently: theirs, and how far behind each is
+        self.steps: list[
+            tuple[Array, Array]
+        ] = []  # where tensors count differently: theirs, and how far behind each is
         alike = not len(behind) or bool((behind == behind[0]).all())
         self.late = int(behind[0]) if alike and len(behind) else 0  # how far behind all are
         for own, numbers, members in zip(self.own, self.places, self.tensors, strict=True):
@@ -212,8 +214,9 @@ def load(path: Path, prefix: str) -> Library:
     ffi.cdef("\n".join(declarations))
     try:
         loaded = opened(ffi, path)
-        # cffi completes types and functions when they are first used, and what is interrupted then is broken for good.
-        for kind in ("optforge_options *", "optforge_list[]", "optforge_stats *"):
+        # cffi completes types and functions when they are first used, under a lock, and what is interrupted then is
+        # broken for good, or waits for ever.
+        for kind in (*KINDS, "optforge_options *", "optforge_list[]", "optforge_stats *"):
             ffi.typeof(kind)
         ffi.new("optforge_options *"), ffi.new("optforge_list[]", 1)
         return Library(
@@ -230,6 +233,7 @@ def load(path: Path, prefix: str) -> Library:
         raise EnvironmentProblem(f"the compiled kernel {path} cannot be loaded: {problem}") from None
 
 
+KINDS = ("char *", "void *", "unsigned char *", "size_t *", "uint64_t *")  # of pointers that plans have
 FLUSHING: set[Path] = set()  # libraries that were refused; opened again they do no harm, and would seem harmless
 
 
