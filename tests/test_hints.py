@@ -120,7 +120,7 @@ def test_named_parameters_as_the_hint_says() -> None:
 
 def test_hints_about_tensors_of_pytorch() -> None:
     torch = require_torch()
-    with pytest.raises(TypeError, match="int32; it must be float32, float64, bfloat16 or float16$"):
+    with pytest.raises(TypeError, match=r"int32; it must be float32, float64, bfloat16 or float16$"):
         of.Optimizer([torch.ones(2, dtype=torch.int32)], "adam")
     p = torch.nn.Parameter(torch.ones(2, 3, 4, 4).to(memory_format=torch.channels_last))
     with pytest.raises(ValueError, match=r"^params\[0\] is not C-contiguous .*p\.data = p\.data\.contiguous\(\)"):

@@ -1,4 +1,16 @@
-"""Checkpoints: everything of a training run that an optimizer has, in one file."""
+"""Checkpoints: everything of a training run that an optimizer has, in one file.
+
+The arrays are `params` and a path, such as params['w'], with the shape of the parameter; `state['m']` and the path; and
+for scalar state `state['mu']`, one double for each parameter. The header has
+
+    format           2; format 1 has no "steps"
+    rule, origin, hash, options
+    t                the optimizer's steps
+    grouped          whether there are groups; `branches` has the structure of each: list, tuple or dict, and the keys
+    tensors          of each parameter in order: "path", "shape", "dtype", whether it has "started", its own "steps"
+    hyperparameters  of each group; `schedules`, where there are any, too
+    companions       what was saved with it
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The arrays of a step: parameters, which may have been given other memory, and gradients, which may be new each time."""
+"""The arrays of a step: parameters, which may be elsewhere than they were, and gradients, which may be new ones."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ class Inputs:
         return bool(moved)
 
     def can_move(self, owner: Any) -> bool:
-        """Whether a parameter's owner can be given other memory, or another form; others cannot while there are views."""
+        """Whether a parameter's owner can be given other memory or another form, although there is a view of it."""
         return isinstance(owner, np.ndarray) or self.space.pointer(owner) is not None
 
     def release(self) -> None:

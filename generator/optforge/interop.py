@@ -120,8 +120,9 @@ def to_torch(opt: Optimizer) -> dict[str, Any]:
 def from_torch(opt: Optimizer, state_dict: Mapping[str, Any]) -> None:
     """Take over the state dict of the PyTorch optimizer with the same formula: hyperparameters, state and steps.
 
-    Each tensor has its own count of steps there and here; `opt.t` is the largest. The parameters are not in it. Schedules end: hyperparameters are the numbers of the state dict. A tensor without
-    state there has that of a new optimizer.
+    Each tensor has its own count of steps there and here; `opt.t` is the largest. The parameters are not in it.
+    Schedules end: hyperparameters are the numbers of the state dict. A tensor without state there has that of a new
+    optimizer.
 
     Raises
     ------

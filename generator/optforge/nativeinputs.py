@@ -13,6 +13,7 @@ import numpy as np
 from .arrays import Ranges, address
 from .compiler import library
 from .formats import FORMAT_OF
+from .functions import Array
 from .inputs import Inputs
 from .render import TEMPLATES
 from .tensor import Tensor
@@ -101,7 +102,7 @@ def known_of_numpy() -> dict[str, int]:
     functions = {own: ctypes.cast(getattr(ctypes.pythonapi, name), ctypes.c_void_p) for own, name in names.items()}
     found = {name: pointer.value or 0 for name, pointer in functions.items()} | {"none": id(None)}
     numpy = {"ndarray": id(np.ndarray), "float32": id(np.dtype(np.float32)), "float64": id(np.dtype(np.float64))}
-    probes = [np.zeros((2, 3), np.float32), np.zeros(4)]
+    probes: list[Array] = [np.zeros((2, 3), np.float32), np.zeros(4)]
     forms = [(probe.shape, probe.dtype) for probe in probes]
     return found | numpy if proven(found | numpy, forms, probes, list(map(address, probes))) else found
 

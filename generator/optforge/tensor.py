@@ -62,7 +62,7 @@ class Tensor:
         return f"grads{self.path}"
 
     def scalars_at(self, kernel: Kernel, hyperparameters: Array, t: int, unscale: float = 1.0) -> Scalars:
-        """The scalars of a kernel before the first phase of the tensor's step t, from the hyperparameters of all groups.
+        """The scalars of a kernel before the first phase of the tensor's step t; the hyperparameters are of all groups.
 
         Raises
         ------

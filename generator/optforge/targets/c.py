@@ -256,10 +256,12 @@ def load(path: Path, prefix: str) -> Library:
     ffi.cdef("\n".join(declarations))
     try:
         loaded = opened(ffi, path)
-        # cffi completes types and functions when they are first used, and what is interrupted then is broken for good.
-        for kind in ("optforge_options *", "optforge_list[]", "optforge_stats *", "optforge_kernel *"):
+        # cffi completes types and functions when they are first used, under a lock, and what is interrupted then is
+        # broken for good, or waits for ever.
+        for kind in (*POINTERS, "optforge_options *", "optforge_list[]", "optforge_stats *", "optforge_kernel *"):
             ffi.typeof(kind)
-        ffi.new("optforge_options *"), ffi.new("optforge_list[]", 1)
+        ffi.new("optforge_options *"), ffi.new("optforge_list[]", 1), ffi.new("optforge_kernel *")
+        ffi.new("unsigned char[]", 1)
         return Library(
             ffi,
             Calls(loaded.optforge_options_init, loaded.optforge_step_lists, loaded.optforge_workspace_size),
@@ -274,6 +276,7 @@ def load(path: Path, prefix: str) -> Library:
         raise EnvironmentProblem(f"the compiled kernel {path} cannot be loaded: {problem}") from None
 
 
+POINTERS = ("char *", "void *", "unsigned char *", "size_t *", "uint64_t *")  # of pointers that plans have
 FLUSHING: set[Path] = set()  # libraries that were refused; opened again they do no harm, and would seem harmless
 
 
