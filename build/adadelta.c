@@ -129,9 +129,9 @@ const optforge_kernel adadelta_kernel_f32 = {
     OPTFORGE_TYPES, "adadelta", "08332d1902854f779b6ae510e6099b12cabd47aeac1f90abde0a923461bf3470",
     adadelta_hypers, adadelta_states, adadelta_asserts, adadelta_defaults, adadelta_initial,
     sizeof(adadelta_hyper) / sizeof(double), sizeof adadelta_forms_f32, adadelta_forms_f32,
-    sizeof(adadelta_scalars), 1, adadelta_passes_f32, {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM,
-           OPTFORGE_UPDATE},
-    adadelta_begin, NULL, NULL, NULL, NULL
+    sizeof(adadelta_scalars), 1, adadelta_passes_f32,
+    {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
+    adadelta_begin, NULL, NULL, NULL, NULL, 28, 0x6dae14779279ef12u
 };
 
 void adadelta_state_init_f32(const adadelta_tensor_f32 *tensor)
@@ -171,9 +171,9 @@ const optforge_kernel adadelta_kernel_f64 = {
     OPTFORGE_TYPES, "adadelta", "08332d1902854f779b6ae510e6099b12cabd47aeac1f90abde0a923461bf3470",
     adadelta_hypers, adadelta_states, adadelta_asserts, adadelta_defaults, adadelta_initial,
     sizeof(adadelta_hyper) / sizeof(double), sizeof adadelta_forms_f64, adadelta_forms_f64,
-    sizeof(adadelta_scalars), 1, adadelta_passes_f64, {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM,
-           OPTFORGE_UPDATE},
-    adadelta_begin, NULL, NULL, NULL, NULL
+    sizeof(adadelta_scalars), 1, adadelta_passes_f64,
+    {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
+    adadelta_begin, NULL, NULL, NULL, NULL, 56, 0x200d402a42d65bd1u
 };
 
 void adadelta_state_init_f64(const adadelta_tensor_f64 *tensor)
@@ -192,21 +192,20 @@ int adadelta_step_f64(const adadelta_hyper *h, uint64_t t, const adadelta_tensor
     return optforge_plain_step(&adadelta_kernel_f64, h, t, tensors, count, NULL);
 }
 
+int adadelta_selftest(void)
+{
+    int status = optforge_selftest(&adadelta_kernel_f32);
+
+    return status != OPTFORGE_OK ? status : optforge_selftest(&adadelta_kernel_f64);
+}
+
 const char *adadelta_strerror(int status)
 {
     return optforge_kernel_strerror(&adadelta_kernel_f32, status);
 }
 
-void adadelta_hyper_init(adadelta_hyper *h)
-{
-    memcpy(h, adadelta_defaults, sizeof *h);
-}
-
-void adadelta_options_init(adadelta_options *o)
-{
-    optforge_options_init(o);
-}
-
+void adadelta_hyper_init(adadelta_hyper *h) { memcpy(h, adadelta_defaults, sizeof *h); }
+void adadelta_options_init(adadelta_options *o) { optforge_options_init(o); }
 size_t adadelta_workspace_size(uint64_t elements, size_t count)
 {
     return optforge_kernel_workspace(&adadelta_kernel_f32, elements, count);

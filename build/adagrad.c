@@ -108,9 +108,9 @@ const optforge_kernel adagrad_kernel_f32 = {
     OPTFORGE_TYPES, "adagrad", "2644fff9f38814a94bb006a4b583400ee5ffce6809fff29bf8ceb073dcb8a9fe",
     adagrad_hypers, adagrad_states, adagrad_asserts, adagrad_defaults, adagrad_initial,
     sizeof(adagrad_hyper) / sizeof(double), sizeof adagrad_forms_f32, adagrad_forms_f32,
-    sizeof(adagrad_scalars), 1, adagrad_passes_f32, {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM,
-           OPTFORGE_UPDATE},
-    adagrad_begin, NULL, NULL, NULL, NULL
+    sizeof(adagrad_scalars), 1, adagrad_passes_f32,
+    {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
+    adagrad_begin, NULL, NULL, NULL, NULL, 20, 0xc0c50b0e7d53adbcu
 };
 
 void adagrad_state_init_f32(const adagrad_tensor_f32 *tensor)
@@ -150,9 +150,9 @@ const optforge_kernel adagrad_kernel_f64 = {
     OPTFORGE_TYPES, "adagrad", "2644fff9f38814a94bb006a4b583400ee5ffce6809fff29bf8ceb073dcb8a9fe",
     adagrad_hypers, adagrad_states, adagrad_asserts, adagrad_defaults, adagrad_initial,
     sizeof(adagrad_hyper) / sizeof(double), sizeof adagrad_forms_f64, adagrad_forms_f64,
-    sizeof(adagrad_scalars), 1, adagrad_passes_f64, {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM,
-           OPTFORGE_UPDATE},
-    adagrad_begin, NULL, NULL, NULL, NULL
+    sizeof(adagrad_scalars), 1, adagrad_passes_f64,
+    {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
+    adagrad_begin, NULL, NULL, NULL, NULL, 40, 0x7ca4fc0f5107cfffu
 };
 
 void adagrad_state_init_f64(const adagrad_tensor_f64 *tensor)
@@ -171,21 +171,20 @@ int adagrad_step_f64(const adagrad_hyper *h, uint64_t t, const adagrad_tensor_f6
     return optforge_plain_step(&adagrad_kernel_f64, h, t, tensors, count, NULL);
 }
 
+int adagrad_selftest(void)
+{
+    int status = optforge_selftest(&adagrad_kernel_f32);
+
+    return status != OPTFORGE_OK ? status : optforge_selftest(&adagrad_kernel_f64);
+}
+
 const char *adagrad_strerror(int status)
 {
     return optforge_kernel_strerror(&adagrad_kernel_f32, status);
 }
 
-void adagrad_hyper_init(adagrad_hyper *h)
-{
-    memcpy(h, adagrad_defaults, sizeof *h);
-}
-
-void adagrad_options_init(adagrad_options *o)
-{
-    optforge_options_init(o);
-}
-
+void adagrad_hyper_init(adagrad_hyper *h) { memcpy(h, adagrad_defaults, sizeof *h); }
+void adagrad_options_init(adagrad_options *o) { optforge_options_init(o); }
 size_t adagrad_workspace_size(uint64_t elements, size_t count)
 {
     return optforge_kernel_workspace(&adagrad_kernel_f32, elements, count);

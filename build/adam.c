@@ -162,8 +162,9 @@ const optforge_kernel adam_kernel_f32 = {
     OPTFORGE_TYPES, "adam", "931479691cee2b271e9243d7fbad001c9f49394bb272733f5e601fae32528618",
     adam_hypers, adam_states, adam_asserts, adam_defaults, adam_initial,
     sizeof(adam_hyper) / sizeof(double), sizeof adam_forms_f32, adam_forms_f32,
-    sizeof(adam_scalars), 1, adam_passes_f32, {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
-    adam_begin, NULL, NULL, NULL, NULL
+    sizeof(adam_scalars), 1, adam_passes_f32,
+    {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
+    adam_begin, NULL, NULL, NULL, NULL, 28, 0xc0f88454f611ef80u
 };
 
 void adam_state_init_f32(const adam_tensor_f32 *tensor)
@@ -203,8 +204,9 @@ const optforge_kernel adam_kernel_f64 = {
     OPTFORGE_TYPES, "adam", "931479691cee2b271e9243d7fbad001c9f49394bb272733f5e601fae32528618",
     adam_hypers, adam_states, adam_asserts, adam_defaults, adam_initial,
     sizeof(adam_hyper) / sizeof(double), sizeof adam_forms_f64, adam_forms_f64,
-    sizeof(adam_scalars), 1, adam_passes_f64, {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
-    adam_begin, NULL, NULL, NULL, NULL
+    sizeof(adam_scalars), 1, adam_passes_f64,
+    {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
+    adam_begin, NULL, NULL, NULL, NULL, 56, 0x1dc0f31e21067f68u
 };
 
 void adam_state_init_f64(const adam_tensor_f64 *tensor)
@@ -223,21 +225,20 @@ int adam_step_f64(const adam_hyper *h, uint64_t t, const adam_tensor_f64 *tensor
     return optforge_plain_step(&adam_kernel_f64, h, t, tensors, count, NULL);
 }
 
+int adam_selftest(void)
+{
+    int status = optforge_selftest(&adam_kernel_f32);
+
+    return status != OPTFORGE_OK ? status : optforge_selftest(&adam_kernel_f64);
+}
+
 const char *adam_strerror(int status)
 {
     return optforge_kernel_strerror(&adam_kernel_f32, status);
 }
 
-void adam_hyper_init(adam_hyper *h)
-{
-    memcpy(h, adam_defaults, sizeof *h);
-}
-
-void adam_options_init(adam_options *o)
-{
-    optforge_options_init(o);
-}
-
+void adam_hyper_init(adam_hyper *h) { memcpy(h, adam_defaults, sizeof *h); }
+void adam_options_init(adam_options *o) { optforge_options_init(o); }
 size_t adam_workspace_size(uint64_t elements, size_t count)
 {
     return optforge_kernel_workspace(&adam_kernel_f32, elements, count);

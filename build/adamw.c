@@ -173,9 +173,9 @@ const optforge_kernel adamw_kernel_f32 = {
     OPTFORGE_TYPES, "adamw", "a5cd34588acfe84c1b3840e499decc51f38a1b2e3f4da913567354c690ce6084",
     adamw_hypers, adamw_states, adamw_asserts, adamw_defaults, adamw_initial,
     sizeof(adamw_hyper) / sizeof(double), sizeof adamw_forms_f32, adamw_forms_f32,
-    sizeof(adamw_scalars), 1, adamw_passes_f32, {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM,
-           OPTFORGE_UPDATE},
-    adamw_begin, NULL, NULL, NULL, NULL
+    sizeof(adamw_scalars), 1, adamw_passes_f32,
+    {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
+    adamw_begin, NULL, NULL, NULL, NULL, 28, 0x98590d413910d107u
 };
 
 void adamw_state_init_f32(const adamw_tensor_f32 *tensor)
@@ -215,9 +215,9 @@ const optforge_kernel adamw_kernel_f64 = {
     OPTFORGE_TYPES, "adamw", "a5cd34588acfe84c1b3840e499decc51f38a1b2e3f4da913567354c690ce6084",
     adamw_hypers, adamw_states, adamw_asserts, adamw_defaults, adamw_initial,
     sizeof(adamw_hyper) / sizeof(double), sizeof adamw_forms_f64, adamw_forms_f64,
-    sizeof(adamw_scalars), 1, adamw_passes_f64, {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM,
-           OPTFORGE_UPDATE},
-    adamw_begin, NULL, NULL, NULL, NULL
+    sizeof(adamw_scalars), 1, adamw_passes_f64,
+    {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
+    adamw_begin, NULL, NULL, NULL, NULL, 56, 0x4522cd3b440566e5u
 };
 
 void adamw_state_init_f64(const adamw_tensor_f64 *tensor)
@@ -236,21 +236,20 @@ int adamw_step_f64(const adamw_hyper *h, uint64_t t, const adamw_tensor_f64 *ten
     return optforge_plain_step(&adamw_kernel_f64, h, t, tensors, count, NULL);
 }
 
+int adamw_selftest(void)
+{
+    int status = optforge_selftest(&adamw_kernel_f32);
+
+    return status != OPTFORGE_OK ? status : optforge_selftest(&adamw_kernel_f64);
+}
+
 const char *adamw_strerror(int status)
 {
     return optforge_kernel_strerror(&adamw_kernel_f32, status);
 }
 
-void adamw_hyper_init(adamw_hyper *h)
-{
-    memcpy(h, adamw_defaults, sizeof *h);
-}
-
-void adamw_options_init(adamw_options *o)
-{
-    optforge_options_init(o);
-}
-
+void adamw_hyper_init(adamw_hyper *h) { memcpy(h, adamw_defaults, sizeof *h); }
+void adamw_options_init(adamw_options *o) { optforge_options_init(o); }
 size_t adamw_workspace_size(uint64_t elements, size_t count)
 {
     return optforge_kernel_workspace(&adamw_kernel_f32, elements, count);

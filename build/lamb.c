@@ -254,8 +254,9 @@ const optforge_kernel lamb_kernel_f32 = {
     OPTFORGE_TYPES, "lamb", "00d364f0175b6fb41cd3f3578bf1ff56b413199d2d4cae0bc21ce67fa0769f4c",
     lamb_hypers, lamb_states, lamb_asserts, lamb_defaults, lamb_initial,
     sizeof(lamb_hyper) / sizeof(double), sizeof lamb_forms_f32, lamb_forms_f32,
-    sizeof(lamb_scalars), 2, lamb_passes_f32, {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
-    lamb_begin, NULL, NULL, lamb_behind_tensor, NULL
+    sizeof(lamb_scalars), 2, lamb_passes_f32,
+    {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
+    lamb_begin, NULL, NULL, lamb_behind_tensor, NULL, 40, 0x419af5d63632dd51u
 };
 
 void lamb_state_init_f32(const lamb_tensor_f32 *tensor)
@@ -309,8 +310,9 @@ const optforge_kernel lamb_kernel_f64 = {
     OPTFORGE_TYPES, "lamb", "00d364f0175b6fb41cd3f3578bf1ff56b413199d2d4cae0bc21ce67fa0769f4c",
     lamb_hypers, lamb_states, lamb_asserts, lamb_defaults, lamb_initial,
     sizeof(lamb_hyper) / sizeof(double), sizeof lamb_forms_f64, lamb_forms_f64,
-    sizeof(lamb_scalars), 2, lamb_passes_f64, {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
-    lamb_begin, NULL, NULL, lamb_behind_tensor, NULL
+    sizeof(lamb_scalars), 2, lamb_passes_f64,
+    {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
+    lamb_begin, NULL, NULL, lamb_behind_tensor, NULL, 80, 0x0302980fc134665cu
 };
 
 void lamb_state_init_f64(const lamb_tensor_f64 *tensor)
@@ -330,21 +332,20 @@ int lamb_step_f64(const lamb_hyper *h, uint64_t t, const lamb_tensor_f64 *tensor
     return optforge_plain_step(&lamb_kernel_f64, h, t, tensors, count, workspace);
 }
 
+int lamb_selftest(void)
+{
+    int status = optforge_selftest(&lamb_kernel_f32);
+
+    return status != OPTFORGE_OK ? status : optforge_selftest(&lamb_kernel_f64);
+}
+
 const char *lamb_strerror(int status)
 {
     return optforge_kernel_strerror(&lamb_kernel_f32, status);
 }
 
-void lamb_hyper_init(lamb_hyper *h)
-{
-    memcpy(h, lamb_defaults, sizeof *h);
-}
-
-void lamb_options_init(lamb_options *o)
-{
-    optforge_options_init(o);
-}
-
+void lamb_hyper_init(lamb_hyper *h) { memcpy(h, lamb_defaults, sizeof *h); }
+void lamb_options_init(lamb_options *o) { optforge_options_init(o); }
 size_t lamb_workspace_size(uint64_t elements, size_t count)
 {
     return optforge_kernel_workspace(&lamb_kernel_f32, elements, count);

@@ -149,8 +149,9 @@ const optforge_kernel lars_kernel_f32 = {
     OPTFORGE_TYPES, "lars", "10b0b33d6ea7a4bc28cb6a669fe5facf4075ffd299c3d2c9d3b8e35fe3ee5845",
     lars_hypers, lars_states, lars_asserts, lars_defaults, lars_initial,
     sizeof(lars_hyper) / sizeof(double), sizeof lars_forms_f32, lars_forms_f32,
-    sizeof(lars_scalars), 2, lars_passes_f32, {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
-    lars_begin, NULL, NULL, lars_behind_tensor, NULL
+    sizeof(lars_scalars), 2, lars_passes_f32,
+    {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
+    lars_begin, NULL, NULL, lars_behind_tensor, NULL, 28, 0xf9854f75815ebc18u
 };
 
 void lars_state_init_f32(const lars_tensor_f32 *tensor)
@@ -192,8 +193,9 @@ const optforge_kernel lars_kernel_f64 = {
     OPTFORGE_TYPES, "lars", "10b0b33d6ea7a4bc28cb6a669fe5facf4075ffd299c3d2c9d3b8e35fe3ee5845",
     lars_hypers, lars_states, lars_asserts, lars_defaults, lars_initial,
     sizeof(lars_hyper) / sizeof(double), sizeof lars_forms_f64, lars_forms_f64,
-    sizeof(lars_scalars), 2, lars_passes_f64, {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
-    lars_begin, NULL, NULL, lars_behind_tensor, NULL
+    sizeof(lars_scalars), 2, lars_passes_f64,
+    {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
+    lars_begin, NULL, NULL, lars_behind_tensor, NULL, 56, 0x755e7d316c7b93ebu
 };
 
 void lars_state_init_f64(const lars_tensor_f64 *tensor)
@@ -213,21 +215,20 @@ int lars_step_f64(const lars_hyper *h, uint64_t t, const lars_tensor_f64 *tensor
     return optforge_plain_step(&lars_kernel_f64, h, t, tensors, count, workspace);
 }
 
+int lars_selftest(void)
+{
+    int status = optforge_selftest(&lars_kernel_f32);
+
+    return status != OPTFORGE_OK ? status : optforge_selftest(&lars_kernel_f64);
+}
+
 const char *lars_strerror(int status)
 {
     return optforge_kernel_strerror(&lars_kernel_f32, status);
 }
 
-void lars_hyper_init(lars_hyper *h)
-{
-    memcpy(h, lars_defaults, sizeof *h);
-}
-
-void lars_options_init(lars_options *o)
-{
-    optforge_options_init(o);
-}
-
+void lars_hyper_init(lars_hyper *h) { memcpy(h, lars_defaults, sizeof *h); }
+void lars_options_init(lars_options *o) { optforge_options_init(o); }
 size_t lars_workspace_size(uint64_t elements, size_t count)
 {
     return optforge_kernel_workspace(&lars_kernel_f32, elements, count);

@@ -110,9 +110,9 @@ const optforge_kernel momentum_kernel_f32 = {
     OPTFORGE_TYPES, "momentum", "07377a922d269c58e7959804a47b0d78fae7a31013075f12bf55db083c254769",
     momentum_hypers, momentum_states, momentum_asserts, momentum_defaults, momentum_initial,
     sizeof(momentum_hyper) / sizeof(double), sizeof momentum_forms_f32, momentum_forms_f32,
-    sizeof(momentum_scalars), 1, momentum_passes_f32, {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM,
-           OPTFORGE_UPDATE},
-    momentum_begin, NULL, NULL, NULL, NULL
+    sizeof(momentum_scalars), 1, momentum_passes_f32,
+    {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
+    momentum_begin, NULL, NULL, NULL, NULL, 20, 0x47f07c41b2d339b8u
 };
 
 void momentum_state_init_f32(const momentum_tensor_f32 *tensor)
@@ -152,9 +152,9 @@ const optforge_kernel momentum_kernel_f64 = {
     OPTFORGE_TYPES, "momentum", "07377a922d269c58e7959804a47b0d78fae7a31013075f12bf55db083c254769",
     momentum_hypers, momentum_states, momentum_asserts, momentum_defaults, momentum_initial,
     sizeof(momentum_hyper) / sizeof(double), sizeof momentum_forms_f64, momentum_forms_f64,
-    sizeof(momentum_scalars), 1, momentum_passes_f64, {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM,
-           OPTFORGE_UPDATE},
-    momentum_begin, NULL, NULL, NULL, NULL
+    sizeof(momentum_scalars), 1, momentum_passes_f64,
+    {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
+    momentum_begin, NULL, NULL, NULL, NULL, 40, 0x664b5983b1886c4cu
 };
 
 void momentum_state_init_f64(const momentum_tensor_f64 *tensor)
@@ -173,21 +173,20 @@ int momentum_step_f64(const momentum_hyper *h, uint64_t t, const momentum_tensor
     return optforge_plain_step(&momentum_kernel_f64, h, t, tensors, count, NULL);
 }
 
+int momentum_selftest(void)
+{
+    int status = optforge_selftest(&momentum_kernel_f32);
+
+    return status != OPTFORGE_OK ? status : optforge_selftest(&momentum_kernel_f64);
+}
+
 const char *momentum_strerror(int status)
 {
     return optforge_kernel_strerror(&momentum_kernel_f32, status);
 }
 
-void momentum_hyper_init(momentum_hyper *h)
-{
-    memcpy(h, momentum_defaults, sizeof *h);
-}
-
-void momentum_options_init(momentum_options *o)
-{
-    optforge_options_init(o);
-}
-
+void momentum_hyper_init(momentum_hyper *h) { memcpy(h, momentum_defaults, sizeof *h); }
+void momentum_options_init(momentum_options *o) { optforge_options_init(o); }
 size_t momentum_workspace_size(uint64_t elements, size_t count)
 {
     return optforge_kernel_workspace(&momentum_kernel_f32, elements, count);

@@ -110,9 +110,9 @@ const optforge_kernel nesterov_kernel_f32 = {
     OPTFORGE_TYPES, "nesterov", "964d769e6780712820496607b28498b13dcc7ab152ae3d79ee74e10b176533ca",
     nesterov_hypers, nesterov_states, nesterov_asserts, nesterov_defaults, nesterov_initial,
     sizeof(nesterov_hyper) / sizeof(double), sizeof nesterov_forms_f32, nesterov_forms_f32,
-    sizeof(nesterov_scalars), 1, nesterov_passes_f32, {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM,
-           OPTFORGE_UPDATE},
-    nesterov_begin, NULL, NULL, NULL, NULL
+    sizeof(nesterov_scalars), 1, nesterov_passes_f32,
+    {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
+    nesterov_begin, NULL, NULL, NULL, NULL, 20, 0x4e0ddd48818d975cu
 };
 
 void nesterov_state_init_f32(const nesterov_tensor_f32 *tensor)
@@ -152,9 +152,9 @@ const optforge_kernel nesterov_kernel_f64 = {
     OPTFORGE_TYPES, "nesterov", "964d769e6780712820496607b28498b13dcc7ab152ae3d79ee74e10b176533ca",
     nesterov_hypers, nesterov_states, nesterov_asserts, nesterov_defaults, nesterov_initial,
     sizeof(nesterov_hyper) / sizeof(double), sizeof nesterov_forms_f64, nesterov_forms_f64,
-    sizeof(nesterov_scalars), 1, nesterov_passes_f64, {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM,
-           OPTFORGE_UPDATE},
-    nesterov_begin, NULL, NULL, NULL, NULL
+    sizeof(nesterov_scalars), 1, nesterov_passes_f64,
+    {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
+    nesterov_begin, NULL, NULL, NULL, NULL, 40, 0x89c49348bf76bd9bu
 };
 
 void nesterov_state_init_f64(const nesterov_tensor_f64 *tensor)
@@ -173,21 +173,20 @@ int nesterov_step_f64(const nesterov_hyper *h, uint64_t t, const nesterov_tensor
     return optforge_plain_step(&nesterov_kernel_f64, h, t, tensors, count, NULL);
 }
 
+int nesterov_selftest(void)
+{
+    int status = optforge_selftest(&nesterov_kernel_f32);
+
+    return status != OPTFORGE_OK ? status : optforge_selftest(&nesterov_kernel_f64);
+}
+
 const char *nesterov_strerror(int status)
 {
     return optforge_kernel_strerror(&nesterov_kernel_f32, status);
 }
 
-void nesterov_hyper_init(nesterov_hyper *h)
-{
-    memcpy(h, nesterov_defaults, sizeof *h);
-}
-
-void nesterov_options_init(nesterov_options *o)
-{
-    optforge_options_init(o);
-}
-
+void nesterov_hyper_init(nesterov_hyper *h) { memcpy(h, nesterov_defaults, sizeof *h); }
+void nesterov_options_init(nesterov_options *o) { optforge_options_init(o); }
 size_t nesterov_workspace_size(uint64_t elements, size_t count)
 {
     return optforge_kernel_workspace(&nesterov_kernel_f32, elements, count);

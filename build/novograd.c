@@ -169,9 +169,10 @@ const optforge_kernel novograd_kernel_f32 = {
     OPTFORGE_TYPES, "novograd", "570878dbbed4f523d7be59659b17623428e012908b4ac82b93aca790451b3c19",
     novograd_hypers, novograd_states, novograd_asserts, novograd_defaults, novograd_initial,
     sizeof(novograd_hyper) / sizeof(double), sizeof novograd_forms_f32, novograd_forms_f32,
-    sizeof(novograd_scalars), 2, novograd_passes_f32, {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM,
-           OPTFORGE_UPDATE},
-    novograd_begin, novograd_begin_tensor, NULL, novograd_behind_tensor, novograd_finish
+    sizeof(novograd_scalars), 2, novograd_passes_f32,
+    {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
+    novograd_begin, novograd_begin_tensor, NULL, novograd_behind_tensor, novograd_finish, 24,
+            0x8acf15d0b843f351u
 };
 
 void novograd_state_init_f32(const novograd_tensor_f32 *tensor)
@@ -213,9 +214,10 @@ const optforge_kernel novograd_kernel_f64 = {
     OPTFORGE_TYPES, "novograd", "570878dbbed4f523d7be59659b17623428e012908b4ac82b93aca790451b3c19",
     novograd_hypers, novograd_states, novograd_asserts, novograd_defaults, novograd_initial,
     sizeof(novograd_hyper) / sizeof(double), sizeof novograd_forms_f64, novograd_forms_f64,
-    sizeof(novograd_scalars), 2, novograd_passes_f64, {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM,
-           OPTFORGE_UPDATE},
-    novograd_begin, novograd_begin_tensor, NULL, novograd_behind_tensor, novograd_finish
+    sizeof(novograd_scalars), 2, novograd_passes_f64,
+    {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
+    novograd_begin, novograd_begin_tensor, NULL, novograd_behind_tensor, novograd_finish, 48,
+            0xb0bd117e6e3700fbu
 };
 
 void novograd_state_init_f64(const novograd_tensor_f64 *tensor)
@@ -235,21 +237,20 @@ int novograd_step_f64(const novograd_hyper *h, uint64_t t, const novograd_tensor
     return optforge_plain_step(&novograd_kernel_f64, h, t, tensors, count, workspace);
 }
 
+int novograd_selftest(void)
+{
+    int status = optforge_selftest(&novograd_kernel_f32);
+
+    return status != OPTFORGE_OK ? status : optforge_selftest(&novograd_kernel_f64);
+}
+
 const char *novograd_strerror(int status)
 {
     return optforge_kernel_strerror(&novograd_kernel_f32, status);
 }
 
-void novograd_hyper_init(novograd_hyper *h)
-{
-    memcpy(h, novograd_defaults, sizeof *h);
-}
-
-void novograd_options_init(novograd_options *o)
-{
-    optforge_options_init(o);
-}
-
+void novograd_hyper_init(novograd_hyper *h) { memcpy(h, novograd_defaults, sizeof *h); }
+void novograd_options_init(novograd_options *o) { optforge_options_init(o); }
 size_t novograd_workspace_size(uint64_t elements, size_t count)
 {
     return optforge_kernel_workspace(&novograd_kernel_f32, elements, count);

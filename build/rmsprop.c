@@ -119,9 +119,9 @@ const optforge_kernel rmsprop_kernel_f32 = {
     OPTFORGE_TYPES, "rmsprop", "21b8a5767c1b3000b12de3cf2e23df97acd401c8803eea87ad3f96ce767e8c32",
     rmsprop_hypers, rmsprop_states, rmsprop_asserts, rmsprop_defaults, rmsprop_initial,
     sizeof(rmsprop_hyper) / sizeof(double), sizeof rmsprop_forms_f32, rmsprop_forms_f32,
-    sizeof(rmsprop_scalars), 1, rmsprop_passes_f32, {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM,
-           OPTFORGE_UPDATE},
-    rmsprop_begin, NULL, NULL, NULL, NULL
+    sizeof(rmsprop_scalars), 1, rmsprop_passes_f32,
+    {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
+    rmsprop_begin, NULL, NULL, NULL, NULL, 20, 0xda0dcf48fd42f975u
 };
 
 void rmsprop_state_init_f32(const rmsprop_tensor_f32 *tensor)
@@ -161,9 +161,9 @@ const optforge_kernel rmsprop_kernel_f64 = {
     OPTFORGE_TYPES, "rmsprop", "21b8a5767c1b3000b12de3cf2e23df97acd401c8803eea87ad3f96ce767e8c32",
     rmsprop_hypers, rmsprop_states, rmsprop_asserts, rmsprop_defaults, rmsprop_initial,
     sizeof(rmsprop_hyper) / sizeof(double), sizeof rmsprop_forms_f64, rmsprop_forms_f64,
-    sizeof(rmsprop_scalars), 1, rmsprop_passes_f64, {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM,
-           OPTFORGE_UPDATE},
-    rmsprop_begin, NULL, NULL, NULL, NULL
+    sizeof(rmsprop_scalars), 1, rmsprop_passes_f64,
+    {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
+    rmsprop_begin, NULL, NULL, NULL, NULL, 40, 0xdc324380b4288134u
 };
 
 void rmsprop_state_init_f64(const rmsprop_tensor_f64 *tensor)
@@ -182,21 +182,20 @@ int rmsprop_step_f64(const rmsprop_hyper *h, uint64_t t, const rmsprop_tensor_f6
     return optforge_plain_step(&rmsprop_kernel_f64, h, t, tensors, count, NULL);
 }
 
+int rmsprop_selftest(void)
+{
+    int status = optforge_selftest(&rmsprop_kernel_f32);
+
+    return status != OPTFORGE_OK ? status : optforge_selftest(&rmsprop_kernel_f64);
+}
+
 const char *rmsprop_strerror(int status)
 {
     return optforge_kernel_strerror(&rmsprop_kernel_f32, status);
 }
 
-void rmsprop_hyper_init(rmsprop_hyper *h)
-{
-    memcpy(h, rmsprop_defaults, sizeof *h);
-}
-
-void rmsprop_options_init(rmsprop_options *o)
-{
-    optforge_options_init(o);
-}
-
+void rmsprop_hyper_init(rmsprop_hyper *h) { memcpy(h, rmsprop_defaults, sizeof *h); }
+void rmsprop_options_init(rmsprop_options *o) { optforge_options_init(o); }
 size_t rmsprop_workspace_size(uint64_t elements, size_t count)
 {
     return optforge_kernel_workspace(&rmsprop_kernel_f32, elements, count);

@@ -93,8 +93,9 @@ const optforge_kernel sgd_kernel_f32 = {
     OPTFORGE_TYPES, "sgd", "3534317b40a21539a6dd7cdc9fa396a2b5394a162afa7028d16d415ac075ed9d",
     sgd_hypers, sgd_states, sgd_asserts, sgd_defaults, NULL,
     sizeof(sgd_hyper) / sizeof(double), sizeof sgd_forms_f32, sgd_forms_f32,
-    sizeof(sgd_scalars), 1, sgd_passes_f32, {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
-    sgd_begin, NULL, NULL, NULL, NULL
+    sizeof(sgd_scalars), 1, sgd_passes_f32,
+    {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
+    sgd_begin, NULL, NULL, NULL, NULL, 12, 0x6c60dd3fd0a5cbaau
 };
 
 void sgd_state_init_f32(const sgd_tensor_f32 *tensor)
@@ -134,8 +135,9 @@ const optforge_kernel sgd_kernel_f64 = {
     OPTFORGE_TYPES, "sgd", "3534317b40a21539a6dd7cdc9fa396a2b5394a162afa7028d16d415ac075ed9d",
     sgd_hypers, sgd_states, sgd_asserts, sgd_defaults, NULL,
     sizeof(sgd_hyper) / sizeof(double), sizeof sgd_forms_f64, sgd_forms_f64,
-    sizeof(sgd_scalars), 1, sgd_passes_f64, {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
-    sgd_begin, NULL, NULL, NULL, NULL
+    sizeof(sgd_scalars), 1, sgd_passes_f64,
+    {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
+    sgd_begin, NULL, NULL, NULL, NULL, 24, 0xbfb48c8189b0ce97u
 };
 
 void sgd_state_init_f64(const sgd_tensor_f64 *tensor)
@@ -154,21 +156,20 @@ int sgd_step_f64(const sgd_hyper *h, uint64_t t, const sgd_tensor_f64 *tensors, 
     return optforge_plain_step(&sgd_kernel_f64, h, t, tensors, count, NULL);
 }
 
+int sgd_selftest(void)
+{
+    int status = optforge_selftest(&sgd_kernel_f32);
+
+    return status != OPTFORGE_OK ? status : optforge_selftest(&sgd_kernel_f64);
+}
+
 const char *sgd_strerror(int status)
 {
     return optforge_kernel_strerror(&sgd_kernel_f32, status);
 }
 
-void sgd_hyper_init(sgd_hyper *h)
-{
-    memcpy(h, sgd_defaults, sizeof *h);
-}
-
-void sgd_options_init(sgd_options *o)
-{
-    optforge_options_init(o);
-}
-
+void sgd_hyper_init(sgd_hyper *h) { memcpy(h, sgd_defaults, sizeof *h); }
+void sgd_options_init(sgd_options *o) { optforge_options_init(o); }
 size_t sgd_workspace_size(uint64_t elements, size_t count)
 {
     return optforge_kernel_workspace(&sgd_kernel_f32, elements, count);

@@ -15,6 +15,7 @@ from .celements import Elements, phase_title
 from .cscalars import Scalars, c_type, leaves, sum_names
 from .csource import Source, chosen_dtypes
 from .dtypes import F64, DType
+from .golden import golden
 from .ir import Expr, Kernel, Let, Phase, Reduction, ScalarGroup, State
 from .names import CALLED, Names, check_prefix, file_of
 from .render import c_string, comment, comment_text, fold, render_template
@@ -72,6 +73,8 @@ class DTypeView:
     format: str
     fields: tuple[str, ...]
     formats: str
+    bytes: int
+    golden: str
     passes: tuple[PassView, ...]
 
 
@@ -407,7 +410,17 @@ class RuleSource(Source):
         scalar = {state.name for state in self.kernel.scalar_state}
         formats = [form, form, *("OPTFORGE_SCALAR" if s.name in scalar else form for s in self.kernel.state)]
         passes = tuple(elements.view(k, k - self.first) for k in range(self.first, len(self.kernel.phases)))
-        return DTypeView(dtype.suffix, dtype.c, form, tuple(self.tensor_fields(dtype)), ", ".join(formats), passes)
+        found = golden(self.kernel, dtype)
+        return DTypeView(
+            dtype.suffix,
+            dtype.c,
+            form,
+            tuple(self.tensor_fields(dtype)),
+            ", ".join(formats),
+            dtype.bytes * sum(self.kernel.moved),
+            f"{found:#018x}u" if found else "0",
+            passes,
+        )
 
     def begin_view(self, scalars: Scalars, group: ScalarGroup, asserts: list[tuple[str, str]]) -> FunctionView:
         """The function that computes what depends on hyperparameters and t alone."""
