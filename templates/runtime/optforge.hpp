@@ -8,8 +8,8 @@
  *     optimizer.hyper().lr = 3e-4;
  *     optimizer.step();
  *
- * A mistake is an optforge::Error, thrown before anything is written. Without exceptions (-fno-exceptions) every
- * call returns the same as an optforge::Result, and a constructor leaves it in `status()`.
+ * A mistake is an optforge::Error, thrown before anything is written. Without exceptions (-fno-exceptions)
+ * every call returns the same as an optforge::Result, and a constructor leaves it in `status()`.
  *
  * This file may be used, changed and distributed without restriction.
  */
@@ -129,7 +129,7 @@ inline Result checked(const Result &result)
 
 inline Result result_of(const optforge_kernel *kernel, int status) noexcept
 {
-    return Result{status, kernel != nullptr ? optforge_kernel_strerror(kernel, status) : optforge_strerror(status)};
+    return Result{status, optforge_kernel_strerror(kernel, status)};
 }
 
 /* ---- options ------------------------------------------------------------------------------------------- */
@@ -140,8 +140,8 @@ typedef optforge_stats Stats;
 struct Options : optforge_options {
     Options() noexcept { optforge_options_init(this); }
 
-    /* Steps run on your threads: for_each(shares, f) calls f(k) for k from 0 to shares - 1, in any order, at the
-     * same time or not, and returns when all are done. It must live as long as the options. */
+    /* Steps run on your threads: for_each(shares, f) calls f(k) for k from 0 to shares - 1, in any order, at
+     * the same time or not, and returns when all are done. It must live as long as the options. */
     template <class ForEach> Options &run_on(ForEach &for_each) noexcept
     {
         pool = &for_each;
@@ -341,7 +341,7 @@ private:
     size_t width() const noexcept { return sizeof(size_t) + kernel_->arrays * sizeof(void *); }
     char *row(size_t k) const noexcept { return reinterpret_cast<char *>(table_.get()) + k * width(); }
 
-    /* State begins with the first step that is applied, as the rule says, from p and g where it reads them. */
+    /* State begins with the first step that is applied, from p and g where the rule says so. */
     void begin_state() noexcept
     {
         for (size_t k = 0; k < size() && !started_; k++)
@@ -364,8 +364,8 @@ private:
     }
 
     /* Fills in the lists of a step, and gives it memory. */
-    static int prepare(AnyOptimizer *const *all, size_t number, optforge_list *lists, optforge_options *options,
-                       Memory *workspace) noexcept
+    static int prepare(AnyOptimizer *const *all, size_t number, optforge_list *lists,
+                       optforge_options *options, Memory *workspace) noexcept
     {
         bool every = true;
 
@@ -478,7 +478,8 @@ public:
         const unsigned char format = sizeof(Real) == sizeof(float) ? OPTFORGE_F32 : OPTFORGE_F64;
 
         for (size_t k = 0; k < tensors.size(); k++)
-            place_tensor(k, tensors[k].p.size(), tensors[k].p.data(), tensors[k].g.size(), tensors[k].g.data());
+            place_tensor(k, tensors[k].p.size(), tensors[k].p.data(), tensors[k].g.size(),
+                         tensors[k].g.data());
         (void)checked(kernel.formats[0] == format ? place_state() : result_of(&kernel, OPTFORGE_ERROR_ABI));
     }
 
@@ -539,8 +540,8 @@ public:
 
 /* ---- steps on threads that are running already --------------------------------------------------------- */
 
-/* One thread calls begin; then for each phase all call share, each with its own `ith` of `nth`, and when all are
- * back one calls fold. The last fold ends the step. It and the options stay where they are until then. */
+/* One thread calls begin; then for each phase all call share, each with its own `ith` of `nth`, and when all
+ * are back one calls fold. The last fold ends the step. */
 class Shares {
 public:
     Shares() noexcept : work_(), number_(0) {}
@@ -581,7 +582,7 @@ public:
         return checked(AnyOptimizer::result(all, number_, status));
     }
 
-    /* The sums of a phase, between share and fold: to be added up over ranks that have parts of the tensors. */
+    /* The sums of a phase, between share and fold, which ranks that have parts of tensors add up. */
     span<double> sums(int phase) const noexcept
     {
         size_t number;
@@ -600,7 +601,8 @@ private:
 /* ---- rules by name ------------------------------------------------------------------------------------- */
 
 /* The kernel of this name for arrays of Real; null where there is none. */
-template <class Real> const optforge_kernel *find_kernel(span<const optforge_kernel *const> kernels, const char *name)
+template <class Real>
+const optforge_kernel *find_kernel(span<const optforge_kernel *const> kernels, const char *name)
 {
     for (size_t k = 0; k < kernels.size(); k++)
         if (std::strcmp(kernels[k]->name, name) == 0 &&
