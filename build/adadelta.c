@@ -131,7 +131,7 @@ const optforge_kernel adadelta_kernel_f32 = {
     sizeof(adadelta_hyper) / sizeof(double), sizeof adadelta_forms_f32, adadelta_forms_f32,
     sizeof(adadelta_scalars), 1, adadelta_passes_f32,
     {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
-    adadelta_begin, NULL, NULL, NULL, NULL, 28, 0x6dae14779279ef12u
+    adadelta_begin, NULL, NULL, NULL, NULL, 28, 0xadf4a5b64964a9fau
 };
 
 void adadelta_state_init_f32(const adadelta_tensor_f32 *tensor)
@@ -173,7 +173,7 @@ const optforge_kernel adadelta_kernel_f64 = {
     sizeof(adadelta_hyper) / sizeof(double), sizeof adadelta_forms_f64, adadelta_forms_f64,
     sizeof(adadelta_scalars), 1, adadelta_passes_f64,
     {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
-    adadelta_begin, NULL, NULL, NULL, NULL, 56, 0x200d402a42d65bd1u
+    adadelta_begin, NULL, NULL, NULL, NULL, 56, 0x7413e65b2e5f7b52u
 };
 
 void adadelta_state_init_f64(const adadelta_tensor_f64 *tensor)

@@ -110,7 +110,7 @@ const optforge_kernel adagrad_kernel_f32 = {
     sizeof(adagrad_hyper) / sizeof(double), sizeof adagrad_forms_f32, adagrad_forms_f32,
     sizeof(adagrad_scalars), 1, adagrad_passes_f32,
     {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
-    adagrad_begin, NULL, NULL, NULL, NULL, 20, 0xc0c50b0e7d53adbcu
+    adagrad_begin, NULL, NULL, NULL, NULL, 20, 0xc40bf845acc05637u
 };
 
 void adagrad_state_init_f32(const adagrad_tensor_f32 *tensor)
@@ -152,7 +152,7 @@ const optforge_kernel adagrad_kernel_f64 = {
     sizeof(adagrad_hyper) / sizeof(double), sizeof adagrad_forms_f64, adagrad_forms_f64,
     sizeof(adagrad_scalars), 1, adagrad_passes_f64,
     {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
-    adagrad_begin, NULL, NULL, NULL, NULL, 40, 0x7ca4fc0f5107cfffu
+    adagrad_begin, NULL, NULL, NULL, NULL, 40, 0xf36d52d41e111883u
 };
 
 void adagrad_state_init_f64(const adagrad_tensor_f64 *tensor)

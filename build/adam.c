@@ -164,7 +164,7 @@ const optforge_kernel adam_kernel_f32 = {
     sizeof(adam_hyper) / sizeof(double), sizeof adam_forms_f32, adam_forms_f32,
     sizeof(adam_scalars), 1, adam_passes_f32,
     {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
-    adam_begin, NULL, NULL, NULL, NULL, 28, 0xc0f88454f611ef80u
+    adam_begin, NULL, NULL, NULL, NULL, 28, 0x2ff3f702bffb7c5eu
 };
 
 void adam_state_init_f32(const adam_tensor_f32 *tensor)
@@ -206,7 +206,7 @@ const optforge_kernel adam_kernel_f64 = {
     sizeof(adam_hyper) / sizeof(double), sizeof adam_forms_f64, adam_forms_f64,
     sizeof(adam_scalars), 1, adam_passes_f64,
     {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
-    adam_begin, NULL, NULL, NULL, NULL, 56, 0x1dc0f31e21067f68u
+    adam_begin, NULL, NULL, NULL, NULL, 56, 0x242ebf7c1e8ccabau
 };
 
 void adam_state_init_f64(const adam_tensor_f64 *tensor)

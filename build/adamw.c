@@ -175,7 +175,7 @@ const optforge_kernel adamw_kernel_f32 = {
     sizeof(adamw_hyper) / sizeof(double), sizeof adamw_forms_f32, adamw_forms_f32,
     sizeof(adamw_scalars), 1, adamw_passes_f32,
     {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
-    adamw_begin, NULL, NULL, NULL, NULL, 28, 0x98590d413910d107u
+    adamw_begin, NULL, NULL, NULL, NULL, 28, 0x619f934ed051fb15u
 };
 
 void adamw_state_init_f32(const adamw_tensor_f32 *tensor)
@@ -217,7 +217,7 @@ const optforge_kernel adamw_kernel_f64 = {
     sizeof(adamw_hyper) / sizeof(double), sizeof adamw_forms_f64, adamw_forms_f64,
     sizeof(adamw_scalars), 1, adamw_passes_f64,
     {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
-    adamw_begin, NULL, NULL, NULL, NULL, 56, 0x4522cd3b440566e5u
+    adamw_begin, NULL, NULL, NULL, NULL, 56, 0xecb06205a448c355u
 };
 
 void adamw_state_init_f64(const adamw_tensor_f64 *tensor)

@@ -256,7 +256,7 @@ const optforge_kernel lamb_kernel_f32 = {
     sizeof(lamb_hyper) / sizeof(double), sizeof lamb_forms_f32, lamb_forms_f32,
     sizeof(lamb_scalars), 2, lamb_passes_f32,
     {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
-    lamb_begin, NULL, NULL, lamb_behind_tensor, NULL, 40, 0x419af5d63632dd51u
+    lamb_begin, NULL, NULL, lamb_behind_tensor, NULL, 40, 0xf7136ed53a286aa4u
 };
 
 void lamb_state_init_f32(const lamb_tensor_f32 *tensor)
@@ -312,7 +312,7 @@ const optforge_kernel lamb_kernel_f64 = {
     sizeof(lamb_hyper) / sizeof(double), sizeof lamb_forms_f64, lamb_forms_f64,
     sizeof(lamb_scalars), 2, lamb_passes_f64,
     {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
-    lamb_begin, NULL, NULL, lamb_behind_tensor, NULL, 80, 0x0302980fc134665cu
+    lamb_begin, NULL, NULL, lamb_behind_tensor, NULL, 80, 0x8e95b784f2078c60u
 };
 
 void lamb_state_init_f64(const lamb_tensor_f64 *tensor)

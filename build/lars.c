@@ -151,7 +151,7 @@ const optforge_kernel lars_kernel_f32 = {
     sizeof(lars_hyper) / sizeof(double), sizeof lars_forms_f32, lars_forms_f32,
     sizeof(lars_scalars), 2, lars_passes_f32,
     {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
-    lars_begin, NULL, NULL, lars_behind_tensor, NULL, 28, 0xf9854f75815ebc18u
+    lars_begin, NULL, NULL, lars_behind_tensor, NULL, 28, 0x799dd4abf16f1ddbu
 };
 
 void lars_state_init_f32(const lars_tensor_f32 *tensor)
@@ -195,7 +195,7 @@ const optforge_kernel lars_kernel_f64 = {
     sizeof(lars_hyper) / sizeof(double), sizeof lars_forms_f64, lars_forms_f64,
     sizeof(lars_scalars), 2, lars_passes_f64,
     {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
-    lars_begin, NULL, NULL, lars_behind_tensor, NULL, 56, 0x755e7d316c7b93ebu
+    lars_begin, NULL, NULL, lars_behind_tensor, NULL, 56, 0x47043189d3885b25u
 };
 
 void lars_state_init_f64(const lars_tensor_f64 *tensor)

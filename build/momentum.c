@@ -112,7 +112,7 @@ const optforge_kernel momentum_kernel_f32 = {
     sizeof(momentum_hyper) / sizeof(double), sizeof momentum_forms_f32, momentum_forms_f32,
     sizeof(momentum_scalars), 1, momentum_passes_f32,
     {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
-    momentum_begin, NULL, NULL, NULL, NULL, 20, 0x47f07c41b2d339b8u
+    momentum_begin, NULL, NULL, NULL, NULL, 20, 0x8fab25ea04fed56cu
 };
 
 void momentum_state_init_f32(const momentum_tensor_f32 *tensor)
@@ -154,7 +154,7 @@ const optforge_kernel momentum_kernel_f64 = {
     sizeof(momentum_hyper) / sizeof(double), sizeof momentum_forms_f64, momentum_forms_f64,
     sizeof(momentum_scalars), 1, momentum_passes_f64,
     {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
-    momentum_begin, NULL, NULL, NULL, NULL, 40, 0x664b5983b1886c4cu
+    momentum_begin, NULL, NULL, NULL, NULL, 40, 0x00f586015f4f5404u
 };
 
 void momentum_state_init_f64(const momentum_tensor_f64 *tensor)

@@ -112,7 +112,7 @@ const optforge_kernel nesterov_kernel_f32 = {
     sizeof(nesterov_hyper) / sizeof(double), sizeof nesterov_forms_f32, nesterov_forms_f32,
     sizeof(nesterov_scalars), 1, nesterov_passes_f32,
     {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
-    nesterov_begin, NULL, NULL, NULL, NULL, 20, 0x4e0ddd48818d975cu
+    nesterov_begin, NULL, NULL, NULL, NULL, 20, 0xd90f006896269d8bu
 };
 
 void nesterov_state_init_f32(const nesterov_tensor_f32 *tensor)
@@ -154,7 +154,7 @@ const optforge_kernel nesterov_kernel_f64 = {
     sizeof(nesterov_hyper) / sizeof(double), sizeof nesterov_forms_f64, nesterov_forms_f64,
     sizeof(nesterov_scalars), 1, nesterov_passes_f64,
     {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
-    nesterov_begin, NULL, NULL, NULL, NULL, 40, 0x89c49348bf76bd9bu
+    nesterov_begin, NULL, NULL, NULL, NULL, 40, 0x703c7185d111d9ddu
 };
 
 void nesterov_state_init_f64(const nesterov_tensor_f64 *tensor)

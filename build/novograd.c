@@ -172,7 +172,7 @@ const optforge_kernel novograd_kernel_f32 = {
     sizeof(novograd_scalars), 2, novograd_passes_f32,
     {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
     novograd_begin, novograd_begin_tensor, NULL, novograd_behind_tensor, novograd_finish, 24,
-            0x8acf15d0b843f351u
+            0xcbe202faa8c6ffe0u
 };
 
 void novograd_state_init_f32(const novograd_tensor_f32 *tensor)
@@ -217,7 +217,7 @@ const optforge_kernel novograd_kernel_f64 = {
     sizeof(novograd_scalars), 2, novograd_passes_f64,
     {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
     novograd_begin, novograd_begin_tensor, NULL, novograd_behind_tensor, novograd_finish, 48,
-            0xb0bd117e6e3700fbu
+            0x4133000ff8918187u
 };
 
 void novograd_state_init_f64(const novograd_tensor_f64 *tensor)

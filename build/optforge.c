@@ -26,6 +26,7 @@ enum {
     OPTFORGE_LANES = 32,
     OPTFORGE_CHUNK = 32768,       /* elements, or sums, of one node of the summation tree */
     OPTFORGE_THREAD_SIZE = 65536, /* elements per thread below which waking another one does not pay */
+    OPTFORGE_MOST_SHARES = 1024,  /* of a step, whatever is asked for */
     OPTFORGE_MOST_SCALARS = 512,  /* doubles of the scalars of a kernel */
     OPTFORGE_MOST_ARRAYS = 128,   /* of a tensor */
     OPTFORGE_TOLD = 6             /* sums that statistics are of: OPTFORGE_GRAD to OPTFORGE_INF */
@@ -804,6 +805,8 @@ static int optforge_prepare(optforge_work *w)
     w->unscale = 1.0 / o->grad_scale;
     if (!(o->grad_scale > 0.0 && w->unscale > 0.0 && w->unscale - w->unscale == 0.0))
         return OPTFORGE_ERROR_GRAD_SCALE;
+    if (o->threads < 0)
+        return OPTFORGE_ERROR_THREADS;
     w->set = optforge_set();
     if (w->set < 0)
         return OPTFORGE_ERROR_ISA;
@@ -1328,7 +1331,7 @@ static size_t optforge_shares(const optforge_work *w)
     else if (w->options->parallel == NULL && worth > 1)
         most = (size_t)omp_get_max_threads();
 #endif
-    return optforge_least(most, worth);
+    return optforge_least(optforge_least(most, OPTFORGE_MOST_SHARES), worth);
 }
 
 static void optforge_run_due(void *work, size_t k, size_t shares)
@@ -1432,13 +1435,13 @@ static void optforge_put(void *array, unsigned char format, size_t i, double val
         ((double *)array)[i] = value;
 }
 
-/* Numbers from -1 to 1, of 24 bits; where `tiny` is not 0, each sixteenth is a small multiple of it. */
+/* Numbers from -1 to 1, of 24 bits; each sixteenth is a small multiple of the least one that there is. */
 static uint32_t optforge_fill(void *array, unsigned char format, size_t n, uint32_t x, double tiny)
 {
     for (size_t i = 0; i < n; i++) {
         x = x * 1664525u + 1013904223u;
         optforge_put(array, format, i,
-                     tiny != 0.0 && i % 16 == 5 ? (x >> 24) * tiny : (x >> 8) / 8388608.0 - 1.0);
+                     i % 16 == 5 ? (x >> 24) * tiny : (x >> 8) / 8388608.0 - 1.0);
     }
     return x;
 }
@@ -1493,7 +1496,7 @@ static int optforge_replay(const optforge_kernel *kernel, int set, uint64_t *has
     for (size_t k = 0; k < kernel->hypers; k++)
         hyper[k] = optforge_coarse(kernel->hyper_defaults[k]);
     memset(memory, 0, sizeof memory);
-    x = optforge_fill(memory, kernel->formats[0], n, x, 0.0);
+    x = optforge_fill(memory, kernel->formats[0], n, x, tiny);
     x = optforge_fill(memory + n, kernel->formats[1], n, x, tiny);
     optforge_state_init(kernel, tensor, hyper);
     status = optforge_begin(&w, &list, 1, &o);
@@ -1637,7 +1640,8 @@ OPTFORGE_API const char *optforge_strerror(int status)
         "this program flushes subnormal numbers to zero, which changes the results",
         "optforge_begin was not called, or this phase is not the one that is due",
         "this build computes other bits than it should: compile without flags that change arithmetic",
-        "there is no memory for the state, or for the workspace"
+        "there is no memory for the state, or for the workspace",
+        "options.threads is negative"
     };
 
     if (status == OPTFORGE_SKIPPED)

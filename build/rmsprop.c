@@ -121,7 +121,7 @@ const optforge_kernel rmsprop_kernel_f32 = {
     sizeof(rmsprop_hyper) / sizeof(double), sizeof rmsprop_forms_f32, rmsprop_forms_f32,
     sizeof(rmsprop_scalars), 1, rmsprop_passes_f32,
     {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
-    rmsprop_begin, NULL, NULL, NULL, NULL, 20, 0xda0dcf48fd42f975u
+    rmsprop_begin, NULL, NULL, NULL, NULL, 20, 0x2683d7b46b92edf6u
 };
 
 void rmsprop_state_init_f32(const rmsprop_tensor_f32 *tensor)
@@ -163,7 +163,7 @@ const optforge_kernel rmsprop_kernel_f64 = {
     sizeof(rmsprop_hyper) / sizeof(double), sizeof rmsprop_forms_f64, rmsprop_forms_f64,
     sizeof(rmsprop_scalars), 1, rmsprop_passes_f64,
     {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
-    rmsprop_begin, NULL, NULL, NULL, NULL, 40, 0xdc324380b4288134u
+    rmsprop_begin, NULL, NULL, NULL, NULL, 40, 0x39a9023ac21d19f8u
 };
 
 void rmsprop_state_init_f64(const rmsprop_tensor_f64 *tensor)

@@ -95,7 +95,7 @@ const optforge_kernel sgd_kernel_f32 = {
     sizeof(sgd_hyper) / sizeof(double), sizeof sgd_forms_f32, sgd_forms_f32,
     sizeof(sgd_scalars), 1, sgd_passes_f32,
     {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
-    sgd_begin, NULL, NULL, NULL, NULL, 12, 0x6c60dd3fd0a5cbaau
+    sgd_begin, NULL, NULL, NULL, NULL, 12, 0x7020a78c93873463u
 };
 
 void sgd_state_init_f32(const sgd_tensor_f32 *tensor)
@@ -137,7 +137,7 @@ const optforge_kernel sgd_kernel_f64 = {
     sizeof(sgd_hyper) / sizeof(double), sizeof sgd_forms_f64, sgd_forms_f64,
     sizeof(sgd_scalars), 1, sgd_passes_f64,
     {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
-    sgd_begin, NULL, NULL, NULL, NULL, 24, 0xbfb48c8189b0ce97u
+    sgd_begin, NULL, NULL, NULL, NULL, 24, 0x3d4bb74e78ce426au
 };
 
 void sgd_state_init_f64(const sgd_tensor_f64 *tensor)

@@ -94,8 +94,8 @@ class Training:
         self.size = min(SIZE, ARRAYS // (2 + len(kernel.state)))
         self.x = 1
         info: Any = np.finfo(self.dtype)
-        self.p, self.g = self.fill(0.0), self.fill(float(info.smallest_subnormal))
         self.tiny = float(info.smallest_subnormal)
+        self.p, self.g = self.fill(), self.fill()
         begun = {**hyperparameters, "p": self.p, "g": self.g}
         initial = {s.name: begun[s.initial] if isinstance(s.initial, str) else s.initial for s in kernel.state}
         self.state = {s.name: float(initial[s.name]) for s in kernel.scalar_state}  # type: ignore[arg-type]
@@ -104,12 +104,12 @@ class Training:
             for s in kernel.array_state
         }
 
-    def fill(self, tiny: float) -> Any:
+    def fill(self) -> Any:
         """Values of an array."""
         values = []
         for i in range(self.size):
             self.x = (self.x * 1664525 + 1013904223) % 2**32
-            values.append((self.x >> 24) * tiny if tiny and i % 16 == 5 else (self.x >> 8) / 8388608 - 1)
+            values.append((self.x >> 24) * self.tiny if i % 16 == 5 else (self.x >> 8) / 8388608 - 1)
         return np.array(values).astype(self.dtype)
 
     def scalars(self, t: int) -> Scalars:
@@ -157,7 +157,7 @@ class Training:
         for t in range(1, STEPS + 1):
             for value in self.step(t):
                 found = hashed(found, value)
-            self.g = self.fill(self.tiny)
+            self.g = self.fill()
         arrays = [self.p]
         arrays += [np.array([self.state[s.name]]) if s.scalar else self.arrays[s.name] for s in self.kernel.state]
         for array in arrays:

@@ -50,6 +50,7 @@ enum {
     OPTFORGE_ERROR_ORDER = 17,     /* begin was not called, or a phase is not the one that is due */
     OPTFORGE_ERROR_SELFTEST = 18,  /* what was compiled computes other bits than it should */
     OPTFORGE_ERROR_MEMORY = 19,    /* optforge.hpp: there is no memory for state, or for the workspace */
+    OPTFORGE_ERROR_THREADS = 20,   /* options.threads is negative */
     OPTFORGE_ERROR_ASSERT = 100    /* the hyperparameters break the rule's first assert; 101: the second */
 };
 
