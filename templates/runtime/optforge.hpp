@@ -193,8 +193,9 @@ public:
     /* What the constructor has to say. */
     Result status() const noexcept
     {
-        return uneven_ ? Result{status_, "a parameter and its gradient have different numbers of elements"}
-                       : result_of(kernel_, status_);
+        if (status_ == OPTFORGE_ERROR_SIZE)
+            return Result{status_, "a parameter and its gradient have different numbers of elements"};
+        return result_of(kernel_, status_);
     }
 
     /* How many steps were applied; to set it, as after state was loaded, makes the next step n + 1. */
@@ -260,11 +261,13 @@ protected:
         set_array(k, 1, g);
     }
 
-    /* Lays out the state, which is aligned to cache lines among itself, and not to pages. */
-    Result place_state() noexcept
+    /* Lays out the state for arrays of this format, aligned to cache lines among itself, and not to pages. */
+    Result place_state(unsigned char format) noexcept
     {
         size_t used = 0;
 
+        if (status_ == OPTFORGE_OK && kernel_->formats[0] != format)
+            status_ = OPTFORGE_ERROR_ABI;
         for (int twice = 0; twice < 2 && status_ == OPTFORGE_OK; twice++, used = 0) {
             for (size_t k = 0; k < size(); k++)
                 for (size_t a = 2; a < kernel_->arrays; a++) {
@@ -399,22 +402,23 @@ private:
         }
     }
 
-    /* The result of a step of all. */
-    static Result result(AnyOptimizer *const *all, size_t number, int status) noexcept
+    /* The result of a step of all; an assert is of the first rule whose hyperparameters break one. */
+    static Result result(AnyOptimizer *const *all, size_t number, int status,
+                         const optforge_options &options) noexcept
     {
-        const optforge_kernel *kernel = number > 0 ? all[0]->kernel_ : nullptr;
+        size_t i = 0;
 
-        for (size_t i = 1; i < number && status >= OPTFORGE_ERROR_ASSERT; i++) {
+        for (size_t k = 0; k < number; k++)
+            if (all[k]->status_ != OPTFORGE_OK)
+                return all[k]->status();
+        while (status >= OPTFORGE_ERROR_ASSERT && i + 1 < number) {
             const optforge_list own = all[i]->list();
-            optforge_options o;
 
-            optforge_options_init(&o);
-            o.workspace = all[i]->workspace_.get();
-            o.workspace_size = all[i]->workspace_.bytes();
-            if (all[i]->kernel_ != kernel && optforge_check(&own, 1, &o) == status)
-                kernel = all[i]->kernel_;
+            if (optforge_check(&own, 1, &options) == status)
+                break;
+            i++;
         }
-        return result_of(kernel, status);
+        return result_of(number > 0 ? all[i]->kernel_ : nullptr, status);
     }
 
     /* A number of tensors, which is 0 in what was moved from. */
@@ -456,7 +460,7 @@ inline Result AnyOptimizer::step_all(AnyOptimizer *const *all, size_t number, co
         status = optforge_step_lists(lists, number, &own);
     if (status == OPTFORGE_OK)
         count(all, number);
-    return checked(result(all, number, status));
+    return checked(result(all, number, status, own));
 }
 
 /* One step of several optimizers: step_together(options, matrices, biases). */
@@ -480,7 +484,7 @@ public:
         for (size_t k = 0; k < tensors.size(); k++)
             place_tensor(k, tensors[k].p.size(), tensors[k].p.data(), tensors[k].g.size(),
                          tensors[k].g.data());
-        (void)checked(kernel.formats[0] == format ? place_state() : result_of(&kernel, OPTFORGE_ERROR_ABI));
+        (void)checked(place_state(format));
     }
 
     span<Real> parameter(size_t k) const noexcept
@@ -518,20 +522,17 @@ public:
 template <class Rule> class Optimizer : public BasicOptimizer<typename Rule::real> {
 public:
     typedef typename Rule::real real;
-    typedef typename Rule::hyper hyper_type;
+    typedef typename Rule::hyper_struct hyper_struct;
 
-    explicit Optimizer(span<const Tensor<real>> tensors, const hyper_type &hyper = hyper_type())
+    explicit Optimizer(span<const Tensor<real>> tensors, const hyper_struct &hyper = typename Rule::hyper())
         : BasicOptimizer<real>(Rule::kernel(), tensors)
     {
         set_hyper(hyper);
     }
 
     /* The hyperparameters, which hold from the next step on. */
-    typename Rule::hyper_struct &hyper() const noexcept
-    {
-        return *reinterpret_cast<typename Rule::hyper_struct *>(this->hyper_memory());
-    }
-    void set_hyper(const hyper_type &hyper) noexcept
+    hyper_struct &hyper() const noexcept { return *reinterpret_cast<hyper_struct *>(this->hyper_memory()); }
+    void set_hyper(const hyper_struct &hyper) noexcept
     {
         if (this->hyper_memory() != nullptr)
             this->hyper() = hyper;
@@ -566,7 +567,7 @@ public:
             if (status == OPTFORGE_OK)
                 status = optforge_begin(&work_, lists, number, &options_);
         }
-        return checked(AnyOptimizer::result(all, number, status));
+        return checked(AnyOptimizer::result(all, number, status, options_));
     }
 
     int phases() const noexcept { return work_.begun != nullptr ? work_.phases : 0; }
@@ -579,7 +580,7 @@ public:
 
         if (status == OPTFORGE_OK && work_.due == work_.phases)
             AnyOptimizer::count(all, number_);
-        return checked(AnyOptimizer::result(all, number_, status));
+        return checked(AnyOptimizer::result(all, number_, status, options_));
     }
 
     /* The sums of a phase, between share and fold, which ranks that have parts of tensors add up. */
