@@ -97,3 +97,22 @@ def test_units_with_exceptions_and_without_are_one_program(built: Path, tmp_path
     objects = [f"{name}.o" for name in ("one", "two", "main")]
     run(["g++", *objects, built / "plain.o", built / "optforge.o", "-o", "program", "-lm"], tmp_path)
     run([tmp_path / "program"], tmp_path)
+
+
+@pytest.mark.parametrize("sanitized", [False, pytest.param(True, marks=pytest.mark.skipif(not FULL, reason="long"))])
+def test_wrong_calls_at_random(sanitized: bool, built: Path, tmp_path: Path) -> None:
+    """Each is one exception with a text, and nothing is written before it."""
+    flags = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g"] if sanitized else []
+    sources = [built / f"{name}.c" for name in [*RULES, "optforge"]]
+    for source in sources:
+        run(["gcc", "-std=c99", "-O1", *flags, "-c", source], tmp_path)
+    objects = [f"{name}.o" for name in [*RULES, "optforge"]]
+    command = ["g++", "-std=c++11", "-O1", *WARNINGS, *flags, f"-I{built}", SOURCES / "wrong.cpp", *objects]
+    run([*command, "-o", "wrong", "-lm"], tmp_path)
+    number = "1000000" if sanitized else "20000"
+    lines = run(
+        [tmp_path / "wrong", number, "1"], tmp_path, {"ASAN_OPTIONS": "allocator_may_return_null=1"}
+    ).splitlines()
+    counts = {int(line.split()[0]): int(line.split()[1]) for line in lines}
+    assert sum(counts.values()) == int(number) and counts[0] > int(number) // 10
+    assert set(counts) >= {0, 1, 2, 3, 4, 6, 8, 9, 13, 14, 17, 19, 20, 100}

@@ -37,11 +37,8 @@ def built(directory: Path, out: Path) -> Path:
     """The wheel of a package, built with the tools that are here."""
     require("gcc")
     pytest.importorskip("setuptools", minversion="70.1")
-    run(
-        [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-build-isolation", "--no-deps", "--no-index"]
-        + ["--disable-pip-version-check", "-w", out, "."],
-        directory,
-    )
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-build-isolation", "--no-deps", "--no-index"]
+    run([*command, "--disable-pip-version-check", "-w", out, "."], directory)
     [wheel] = out.glob("*.whl")
     return wheel
 
@@ -49,7 +46,9 @@ def built(directory: Path, out: Path) -> Path:
 @pytest.fixture(scope="module")
 def emitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = write(tmp_path_factory.mktemp("emitted"), {"my_rule.py": RULE})
-    optforge("generate", "my_rule.py:mine", "--layout", "python", "--set", "lr=0.125", "--out", "package", cwd=directory)
+    optforge(
+        "generate", "my_rule.py:mine", "--layout", "python", "--set", "lr=0.125", "--out", "package", cwd=directory
+    )
     return directory / "package"
 
 
@@ -65,7 +64,10 @@ def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     venv.create(directory, symlinks=True)
     site = directory / f"lib/python{sys.version_info.major}.{sys.version_info.minor}/site-packages"
     own = directory / "bin/python"
-    run([sys.executable, "-m", "pip", "--python", own, "install", "--quiet", "--no-deps", "--no-index", wheel], directory)
+    run(
+        [sys.executable, "-m", "pip", "--python", own, "install", "--quiet", "--no-deps", "--no-index", wheel],
+        directory,
+    )
     for name in ("numpy", "numpy.libs"):
         source = Path(sysconfig.get_path("purelib")) / name
         if source.exists():
@@ -135,7 +137,7 @@ def test_training_without_a_compiler(threads: int, python: Path, tmp_path: Path)
 
 
 def test_the_rest_of_its_optimizer(python: Path, tmp_path: Path) -> None:
-    code = '''
+    code = """
 import copy, pickle
 import numpy as np
 import mine
@@ -193,7 +195,7 @@ refused("another rule", lambda: opt.load_state_dict({**opt.state_dict(), "hash":
 refused("other parameters", lambda: mine.Optimizer(weights[:1]).load_state_dict(opt.state_dict()))
 mine.Optimizer([]).step([])
 print("good")
-'''
+"""
     assert trained(python, code, tmp_path) == "good\n"
 
 
@@ -214,7 +216,9 @@ def test_names_that_are_none_for_a_wheel(tmp_path: Path) -> None:
 
 def test_a_rule_without_anything(tmp_path: Path) -> None:
     """No state, no hyperparameters."""
-    write(tmp_path, {"my_rule.py": "from optforge import rule\n\n\n@rule\ndef bare(p, g):\n    p = p - g\n    return p\n"})
+    write(
+        tmp_path, {"my_rule.py": "from optforge import rule\n\n\n@rule\ndef bare(p, g):\n    p = p - g\n    return p\n"}
+    )
     optforge("generate", "my_rule.py:bare", "--layout", "python", "--dtype", "f64", "--out", "own", cwd=tmp_path)
     compile((tmp_path / "own/src/bare/__init__.py").read_text(), "bare", "exec")
     run(["gcc", "-std=c99", "-O0", "-Wall", "-Wextra", "-Werror", "-Icsrc", "-c", "csrc/calls.c"], tmp_path / "own")

@@ -118,7 +118,7 @@ def test_wrong_memory_for_what_a_step_adds(library: Library, wrong: str, name: s
         "m": tensors[1][2],
         "odd": room[1:],
     }[wrong]
-    lists, kept = lists_of(library, [Part(kernel, tensors)])
+    lists, _kept = lists_of(library, [Part(kernel, tensors)])
     places = np.array([own.ctypes.data for own in delta], np.uintp)
     places[1] *= wrong != "none"
     lists[0].delta = library.pointer(places, "void **")
@@ -136,7 +136,8 @@ def ranges(library: Library, kernel: Any, tensor: list[np.ndarray], cuts: Sequen
     made = []
     for begin, end in zip((0, *cuts), (*cuts, tensor[0].size), strict=True):
         row = np.zeros_like(table)
-        assert library.calls.optforge_range(kernel, library.pointer(table), begin, end - begin, library.pointer(row)) == 0
+        given = (kernel, library.pointer(table), begin, end - begin, library.pointer(row))
+        assert library.calls.optforge_range(*given) == 0
         assert row[0, 0] == end - begin
         own = []
         for a, array in enumerate(tensor):

@@ -88,7 +88,9 @@ def built(
     # Linked plainly: start-up code of fast mathematics would change this process.
     for source in sources:
         run([require(compiler), "-std=c99", *flags, "-fPIC", "-c", source, "-o", f"{source}.o"], directory)
-    run([compiler, *(flag for flag in flags if flag == "-fopenmp"), "-shared", *(f"{source}.o" for source in sources), "-o", "library.so", "-lm"], directory)
+    linking = [flag for flag in flags if flag == "-fopenmp"]
+    objects = [f"{source}.o" for source in sources]
+    run([compiler, *linking, "-shared", *objects, "-o", "library.so", "-lm"], directory)
     library = ctypes.CDLL(str(directory / "library.so"))
     return {prefix: getattr(library, f"{prefix}_selftest")() for prefix in rules}
 

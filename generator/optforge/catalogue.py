@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import cast
 
 from . import rules, targets, transforms
-from .dtypes import DTYPES
 from .companions import COMPANIONS, Companion
 from .compose import Composition, compose
 from .diagnostics import RuleError, UsageError, nearest
+from .dtypes import DTYPES
 from .finding import parse_file
 from .language import Rule, Transform, rule_of
 from .names import check_prefix

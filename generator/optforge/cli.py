@@ -190,7 +190,9 @@ def generate(
     from .write import differences, write_all
 
     targets = target or ["c"]
-    files = emit(select(rule or [], every), targets, dtype or ["f32", "f64"], setting or [], prefix, single, bundle, layout)
+    files = emit(
+        select(rule or [], every), targets, dtype or ["f32", "f64"], setting or [], prefix, single, bundle, layout
+    )
     if check:
         found = differences(out, files, set(targets) if every else set())
         for text in found:

@@ -38,7 +38,7 @@ class ExactScalars(Scalars):
             Its value is a library's.
         """
         result = super().compute(op, values)
-        if op == "pow" and not exact(*values, result):
+        if op == "pow" and not exact(values[0], values[1], result):
             raise Inexact
         return result
 
@@ -97,8 +97,10 @@ class Training:
         self.tiny = float(info.smallest_subnormal)
         self.p, self.g = self.fill(), self.fill()
         begun = {**hyperparameters, "p": self.p, "g": self.g}
-        initial = {s.name: begun[s.initial] if isinstance(s.initial, str) else s.initial for s in kernel.state}
-        self.state = {s.name: float(initial[s.name]) for s in kernel.scalar_state}  # type: ignore[arg-type]
+        initial: dict[str, Any] = {
+            s.name: begun[s.initial] if isinstance(s.initial, str) else s.initial for s in kernel.state
+        }
+        self.state = {s.name: float(initial[s.name]) for s in kernel.scalar_state}
         self.arrays = {
             s.name: np.array(np.broadcast_to(np.asarray(initial[s.name], self.dtype), self.size))
             for s in kernel.array_state
@@ -134,7 +136,8 @@ class Training:
         from .targets.numpy import Walk
         from .tree import total
 
-        walk = Walk(self, self.g, self.scalars(t))  # type: ignore[arg-type] - it has what a step reads
+        tensor: Any = self  # it has what a step reads
+        walk = Walk(tensor, self.g, self.scalars(t))
         for k, phase in enumerate(self.kernel.phases):
             if not phase.optional:
                 walk.run(phase)

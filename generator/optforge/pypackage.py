@@ -64,7 +64,7 @@ def package(rule: Rule, view: RuleView, kernel: Kernel, command: str) -> dict[st
 
 def docstring(text: str) -> str:
     """A text as a docstring."""
-    plain = not any(mark in text for mark in ("\"\"\"", "\\"))
+    plain = not any(mark in text for mark in ('"""', "\\"))
     return f'"""{textwrap.dedent(text)}\n"""' if plain else repr(text)
 
 
