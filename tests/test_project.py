@@ -269,6 +269,11 @@ def test_what_is_refused(tmp_path: Path) -> None:
     assert "a project is of rules" in told("plateau", "--layout", "project")
     assert "a package of one rule" in told("adamw", "lamb", "--layout", "python")
     assert not [*tmp_path.iterdir()]
+    for name in ("example", "bench"):
+        said = told("adamw", "--prefix", name, "--layout", "project")
+        assert f"a rule would write {name}.c, which a project has already: give it another name" in said
+    assert "csrc/calls.c is a file of the package" in told("adamw", "--prefix", "calls", "--layout", "python")
+    assert not [*tmp_path.iterdir()]
 
 
 def test_all_rules_and_check(tmp_path: Path) -> None:

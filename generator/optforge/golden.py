@@ -45,7 +45,7 @@ class ExactScalars(Scalars):
 
 def exact(base: Value, power: Value, result: Value) -> bool:
     """Whether a power is a number that every library gives."""
-    whole = math.isfinite(base) and float(power).is_integer() and abs(power) <= HIGHEST
+    whole = math.isfinite(base) and math.isfinite(result) and float(power).is_integer() and abs(power) <= HIGHEST
     return whole and (base != 0 or power > 0) and Fraction(base) ** int(power) == Fraction(result)
 
 
@@ -54,19 +54,16 @@ def golden(kernel: Kernel, dtype: DType) -> int:
     if any(op in FUNCTIONS and FUNCTIONS[op].folds for op in operations(kernel)):
         return 0
     defaults = dict(kernel.hyperparameters)
-    coarse = {name: leading(value) for name, value in defaults.items()}
-    for hyperparameters in (coarse, defaults):
+    taken = {name: leading(value) for name, value in defaults.items()}
+    with np.errstate(all="ignore"):
         try:
-            Training(kernel, dtype, hyperparameters).scalars(1)
-        except Inexact:
-            return 0
-        except ValueError:
-            continue
-        try:
-            return Training(kernel, dtype, hyperparameters).run()
+            try:
+                Training(kernel, dtype, taken).scalars(1)
+            except ValueError:
+                taken = defaults
+            return Training(kernel, dtype, taken).run()
         except (Inexact, ValueError):
             return 0
-    return 0
 
 
 def operations(kernel: Kernel) -> Iterator[str]:
@@ -101,10 +98,11 @@ class Training:
             s.name: begun[s.initial] if isinstance(s.initial, str) else s.initial for s in kernel.state
         }
         self.state = {s.name: float(initial[s.name]) for s in kernel.scalar_state}
-        self.arrays = {
-            s.name: np.array(np.broadcast_to(np.asarray(initial[s.name], self.dtype), self.size))
-            for s in kernel.array_state
-        }
+        self.arrays = {s.name: self.array(initial[s.name]) for s in kernel.array_state}
+
+    def array(self, values: Any) -> Any:
+        """A copy of values, of which there may be one for all elements."""
+        return np.array(np.broadcast_to(np.asarray(values, self.dtype), self.size))
 
     def fill(self) -> Any:
         """Values of an array."""
@@ -149,8 +147,8 @@ class Training:
                     walk.scalars.run(group)
         sums = {what: walk.scalars.sums[id] for what, id in self.kernel.statistics}
         state = {name: float(walk.scalars(expr)) for name, expr in self.kernel.state_stores}
-        self.p = np.array(walk.memory["p"])
-        self.arrays = {name: np.array(walk.memory[name]) for name in self.arrays}
+        self.p = self.array(walk.memory["p"])
+        self.arrays = {name: self.array(walk.memory[name]) for name in self.arrays}
         self.state |= state
         return [math.sqrt(sums.get(what, 0.0)) for what in ("grad", "clipped", "param", "update")]
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import __version__, layout
 from .crule import RuleView, view_text
+from .diagnostics import UsageError
 from .names import claimed
 from .render import TEMPLATES, WIDTH, comment_text, fold, render_template
 
@@ -23,6 +24,11 @@ def project(
     """The files of a project of some rules, with other headers that are emitted.
 
     What ends with .j2 under `templates/project` is filled in, what else is there is taken as it is.
+
+    Raises
+    ------
+    UsageError
+        A rule is called like one of the files.
     """
     files = {**layout.runtime(), **others} | {"optforge.hpp": layout.runtime_file("optforge.hpp")}
     for view in views:
@@ -30,12 +36,12 @@ def project(
         files[f"{view.prefix}.hpp"] = wrapper(view)
     context = {**shown(views, kernels[0]), "headers": [*others], "command": command}
     for path in sorted((TEMPLATES / ROOM).iterdir()):
-        if path.suffix == ".j2":
-            text = render_template(f"{ROOM}/{path.name}", context)
-            code = path.stem.endswith((".c", ".cpp", ".hpp"))
-            files[path.stem] = fold(text, everywhere=True) if code else text
-        else:
-            files[path.name] = path.read_text(encoding="utf-8")
+        name = path.name.removesuffix(".j2")
+        filled = path.suffix == ".j2"
+        text = render_template(f"{ROOM}/{path.name}", context) if filled else path.read_text(encoding="utf-8")
+        if name in files:
+            raise UsageError(f"a rule would write {name}, which a project has already: give it another name")
+        files[name] = fold(text, everywhere=True) if name.endswith((".c", ".cpp", ".hpp")) else text
     return files
 
 

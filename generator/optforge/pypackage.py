@@ -35,6 +35,8 @@ def package(rule: Rule, view: RuleView, kernel: Kernel, command: str) -> dict[st
         The name of the rule is none for a wheel.
     """
     name = view.prefix
+    if name == "calls":
+        raise UsageError("csrc/calls.c is a file of the package: give the rule another name with --prefix")
     if not name.isascii():
         raise UsageError(f"a wheel has a name of ASCII letters, and {name!r} is none: give one with --prefix")
     files = {f"csrc/{file}": text for file, text in {**layout.runtime(), **layout.split(view_text(view))}.items()}
