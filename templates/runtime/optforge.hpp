@@ -214,6 +214,14 @@ public:
         return kernel_->hyper_names[k] != nullptr ? hyper_.get() + k : nullptr;
     }
 
+    /* Says that the tensors are parts of larger ones, others of which may be on other ranks: the element that
+     * each begins at, and the number of the whole among all, whose sizes Options has. The arrays stay yours. */
+    void set_parts(const size_t *part, const size_t *number) noexcept
+    {
+        part_ = part;
+        number_ = number;
+    }
+
     /* Bytes of state. */
     size_t state_size() const noexcept
     {
@@ -363,6 +371,8 @@ private:
         own.count = size();
         own.starting = reinterpret_cast<unsigned char *>(flags_.get());
         own.delta = delta_.get();
+        own.part = part_;
+        own.number = number_;
         return own;
     }
 
@@ -439,6 +449,7 @@ private:
     int status_ = OPTFORGE_OK;
     bool uneven_ = false, started_ = false, checked_ = false;
     uint64_t t_ = 0;
+    const size_t *part_ = nullptr, *number_ = nullptr;
     Memory table_, hyper_, flags_, state_, workspace_, lists_;
     std::unique_ptr<void *[]> delta_;
 };

@@ -277,6 +277,46 @@ static void threads()
     expect_error(__LINE__, OPTFORGE_ERROR_ORDER, "not the one that is due", [&] { return shares.fold(0); });
 }
 
+/* ---- ranks ---- */
+
+static void ranks()
+{
+    static const size_t whole = 5000, part[] = {0, 2048}, number[] = {0, 0};
+    Data<float> a({whole}), b({whole});
+    Optimizer<rules::lamb<float>> one(a.tensors());
+    const Tensor<float> halves[] = {
+        {optforge::span<float>(b.p[0].data(), 2048), optforge::span<const float>(b.g[0].data(), 2048)},
+        {optforge::span<float>(b.p[0].data() + 2048, 2952), optforge::span<const float>(b.g[0].data() + 2048, 2952)}};
+    Optimizer<rules::lamb<float>> first(optforge::span<const Tensor<float>>(halves, 1));
+    Optimizer<rules::lamb<float>> second(optforge::span<const Tensor<float>>(halves + 1, 1));
+    Options options;
+    optforge::Shares of_first, of_second;
+
+    options.sizes = &whole;
+    options.tensors = 1;
+    first.set_parts(part, number);
+    second.set_parts(part + 1, number);
+    for (int t = 0; t < 3; t++) {
+        one.step();
+        of_first.begin(options, first);
+        of_second.begin(options, second);
+        for (int phase = 0; phase < of_first.phases(); phase++) {
+            of_first.share(phase, 0, 1);
+            of_second.share(phase, 0, 1);
+            for (size_t k = 0; k < of_first.sums(phase).size(); k++) {
+                const double sum = of_first.sums(phase)[k] + of_second.sums(phase)[k];
+
+                of_first.sums(phase)[k] = of_second.sums(phase)[k] = sum;
+            }
+            EXPECT(of_first.fold(phase).applied() && of_second.fold(phase).applied());
+        }
+    }
+    EXPECT(a.p == b.p);
+    static const size_t inside[] = {100}; /* a leaf */
+    first.set_parts(inside, number);
+    expect_error(__LINE__, OPTFORGE_ERROR_PART, "inside a leaf", [&] { return of_first.begin(options, first); });
+}
+
 /* ---- what a step adds ---- */
 
 static void deltas()
@@ -373,6 +413,7 @@ int main()
     together();
     by_name();
     threads();
+    ranks();
     deltas();
     mistakes();
     if (failures == 0)
