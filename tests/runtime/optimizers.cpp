@@ -365,6 +365,7 @@ static void mistakes()
     });
     expect_error(__LINE__, OPTFORGE_ERROR_ABI, "another version", [&] {
         BasicOptimizer<float> own(adamw_kernel_f64, tensors);
+        EXPECT(own.size() == 0 && own.state(0, "m").empty() && own.state_size() == 0);
         return own.status();
     });
     optforge_kernel future = adamw_kernel_f32;
@@ -397,6 +398,20 @@ static void mistakes()
     EXPECT(data.p == before && optimizer.t() == 0);
     optimizer.hyper().eps = 1e-6;
     EXPECT(optimizer.step().applied() && data.p != before);
+
+    /* Tensors and names that are not there. */
+    float *const null = nullptr;
+    optforge::AnyOptimizer *const none[] = {&optimizer, nullptr};
+    expect_error(__LINE__, OPTFORGE_ERROR_NUMBER, "number", [&] { return optimizer.set_gradient(2, null); });
+    expect_error(__LINE__, OPTFORGE_ERROR_NUMBER, "number", [&] { return optimizer.set_parameter(2, null); });
+    expect_error(__LINE__, OPTFORGE_ERROR_NUMBER, "number", [&] { return optimizer.set_delta(SIZE_MAX, null); });
+    expect_error(__LINE__, OPTFORGE_ERROR_NULL, "NULL",
+                 [&] { return optforge::AnyOptimizer::step_all(none, 2, Options()); });
+    expect_error(__LINE__, OPTFORGE_ERROR_NULL, "NULL",
+                 [&] { return optforge::AnyOptimizer::step_all(none + 1, 1, Options()); });
+    EXPECT(optimizer.parameter(2).empty() && optimizer.state(2, "m").empty() && optimizer.state(0, nullptr).empty());
+    EXPECT(optimizer.find(nullptr) == nullptr && optimizer.scalar_state(0, nullptr) == nullptr);
+    EXPECT(optforge::find_kernel<float>(optforge::kernels(), nullptr) == nullptr);
 
     /* None at all. */
     Optimizer<rules::adamw<float>> empty((optforge::span<const Tensor<float>>()));
