@@ -190,7 +190,7 @@ public:
     const optforge_kernel &kernel() const noexcept { return *kernel_; }
     size_t size() const noexcept { return count_.n; } /* tensors */
 
-    /* What the constructor has to say. */
+    /* What the constructor has to say; behind an error there are no tensors. */
     Result status() const noexcept
     {
         if (status_ == OPTFORGE_ERROR_SIZE)
@@ -211,7 +211,15 @@ public:
     {
         const size_t k = place(kernel_->hyper_names, name);
 
-        return kernel_->hyper_names[k] != nullptr ? hyper_.get() + k : nullptr;
+        return hyper_.get() != nullptr && kernel_->hyper_names[k] != nullptr ? hyper_.get() + k : nullptr;
+    }
+
+    /* Says that the tensors are parts of larger ones, others of which may be on other ranks: the element that
+     * each begins at, and the number of the whole among all, whose sizes Options has. The arrays stay yours. */
+    void set_parts(const size_t *part, const size_t *number) noexcept
+    {
+        part_ = part;
+        number_ = number;
     }
 
     /* Bytes of state. */
@@ -242,10 +250,10 @@ protected:
         const size_t most = SIZE_MAX / 2 / (width() + 1);
 
         if (kernel.abi != OPTFORGE_TYPES)
-            status_ = OPTFORGE_ERROR_ABI;
+            fail(OPTFORGE_ERROR_ABI);
         else if (count > most || !hyper_.grow(hypers * sizeof(double)) || !table_.grow(count * width() + 1) ||
                  !flags_.grow(count + 1))
-            status_ = OPTFORGE_ERROR_MEMORY;
+            fail(OPTFORGE_ERROR_MEMORY);
         else if (kernel.hypers > 0)
             std::memcpy(hyper_.get(), kernel.hyper_defaults, kernel.hypers * sizeof(double));
     }
@@ -267,7 +275,7 @@ protected:
         size_t used = 0;
 
         if (status_ == OPTFORGE_OK && kernel_->formats[0] != format)
-            status_ = OPTFORGE_ERROR_ABI;
+            fail(OPTFORGE_ERROR_ABI);
         for (int twice = 0; twice < 2 && status_ == OPTFORGE_OK; twice++, used = 0) {
             for (size_t k = 0; k < size(); k++)
                 for (size_t a = 2; a < kernel_->arrays; a++) {
@@ -276,7 +284,7 @@ protected:
                     const size_t n = scalar ? 1 : elements(k);
 
                     if (n > SIZE_MAX / 4 / sizeof(double) || used > SIZE_MAX / 4) {
-                        status_ = OPTFORGE_ERROR_MEMORY;
+                        fail(OPTFORGE_ERROR_MEMORY);
                         return status();
                     }
                     if (twice == 1)
@@ -284,10 +292,10 @@ protected:
                     used += (n * each + 63) / 64 * 64 + (n * each >= 16384 ? 192 : 0);
                 }
             if (twice == 0 && !state_.grow(used))
-                status_ = OPTFORGE_ERROR_MEMORY;
+                fail(OPTFORGE_ERROR_MEMORY);
         }
         if (status_ == OPTFORGE_OK && uneven_)
-            status_ = OPTFORGE_ERROR_SIZE;
+            fail(OPTFORGE_ERROR_SIZE);
         return status();
     }
 
@@ -316,6 +324,8 @@ protected:
     /* Sends what is added to p of tensor k to other memory; p then stays as it is. */
     Result place_delta(size_t k, void *own) noexcept
     {
+        if (k >= size())
+            return result_of(kernel_, OPTFORGE_ERROR_NUMBER);
         if (!delta_) {
             delta_.reset(new (std::nothrow) void *[count_.n]());
             if (!delta_)
@@ -326,12 +336,35 @@ protected:
         return result_of(kernel_, OPTFORGE_OK);
     }
 
+    void fail(int status) noexcept
+    {
+        status_ = status;
+        count_.n = 0;
+    }
+
+    /* Takes another array for tensor k. */
+    Result change(size_t k, size_t a, const void *own) noexcept
+    {
+        if (k >= size())
+            return result_of(kernel_, OPTFORGE_ERROR_NUMBER);
+        set_array(k, a, own);
+        return result_of(kernel_, OPTFORGE_OK);
+    }
+
+    /* The number of an array of state, of this kind; 0 where there is none. */
+    size_t find_state(size_t k, const char *name, bool scalar) const noexcept
+    {
+        const size_t a = 2 + place(kernel_->state_names, name);
+
+        return k < size() && a < kernel_->arrays && (kernel_->formats[a] == OPTFORGE_SCALAR) == scalar ? a : 0;
+    }
+
     /* The place of a name in a list that ends with null. */
     static size_t place(const char *const *names, const char *name) noexcept
     {
         size_t k = 0;
 
-        while (names[k] != nullptr && std::strcmp(names[k], name) != 0)
+        while (names[k] != nullptr && (name == nullptr || std::strcmp(names[k], name) != 0))
             k++;
         return k;
     }
@@ -363,6 +396,8 @@ private:
         own.count = size();
         own.starting = reinterpret_cast<unsigned char *>(flags_.get());
         own.delta = delta_.get();
+        own.part = part_;
+        own.number = number_;
         return own;
     }
 
@@ -373,6 +408,8 @@ private:
         bool every = true;
 
         for (size_t i = 0; i < number; i++) {
+            if (all[i] == nullptr)
+                return OPTFORGE_ERROR_NULL;
             if (all[i]->status_ != OPTFORGE_OK)
                 return all[i]->status_;
             if (all[i]->size() > 0)
@@ -409,7 +446,9 @@ private:
         size_t i = 0;
 
         for (size_t k = 0; k < number; k++)
-            if (all[k]->status_ != OPTFORGE_OK)
+            if (all[k] == nullptr)
+                return result_of(nullptr, status);
+            else if (all[k]->status_ != OPTFORGE_OK)
                 return all[k]->status();
         while (status >= OPTFORGE_ERROR_ASSERT && i + 1 < number) {
             const optforge_list own = all[i]->list();
@@ -439,6 +478,7 @@ private:
     int status_ = OPTFORGE_OK;
     bool uneven_ = false, started_ = false, checked_ = false;
     uint64_t t_ = 0;
+    const size_t *part_ = nullptr, *number_ = nullptr;
     Memory table_, hyper_, flags_, state_, workspace_, lists_;
     std::unique_ptr<void *[]> delta_;
 };
@@ -449,6 +489,8 @@ inline Result AnyOptimizer::step_all(AnyOptimizer *const *all, size_t number, co
     optforge_list one = optforge_list(), *lists = &one;
     int status = OPTFORGE_OK;
 
+    if (number > 0 && (all == nullptr || all[0] == nullptr))
+        return checked(result_of(nullptr, OPTFORGE_ERROR_NULL));
     if (number > 1) {
         if (!all[0]->lists_.grow(number * sizeof one))
             return checked(result_of(nullptr, OPTFORGE_ERROR_MEMORY));
@@ -489,12 +531,12 @@ public:
 
     span<Real> parameter(size_t k) const noexcept
     {
-        return span<Real>(static_cast<Real *>(array(k, 0)), elements(k));
+        return k < size() ? span<Real>(static_cast<Real *>(array(k, 0)), elements(k)) : span<Real>();
     }
 
     /* Other memory with the parameter, or the gradient, of tensor k. */
-    void set_parameter(size_t k, Real *p) noexcept { set_array(k, 0, p); }
-    void set_gradient(size_t k, const Real *g) noexcept { set_array(k, 1, g); }
+    Result set_parameter(size_t k, Real *p) { return checked(change(k, 0, p)); }
+    Result set_gradient(size_t k, const Real *g) { return checked(change(k, 1, g)); }
 
     /* What a step adds to the parameter of tensor k goes to `delta`, and the parameter stays as it is. All
      * tensors of an optimizer need one. */
@@ -503,18 +545,15 @@ public:
     /* State of tensor k by its name, empty where the rule has none of it. A scalar is one double. */
     span<Real> state(size_t k, const char *name) const noexcept
     {
-        const size_t a = 2 + place(kernel().state_names, name);
+        const size_t a = find_state(k, name, false);
 
-        if (a >= kernel().arrays || kernel().formats[a] == OPTFORGE_SCALAR)
-            return span<Real>();
-        return span<Real>(static_cast<Real *>(array(k, a)), elements(k));
+        return a > 0 ? span<Real>(static_cast<Real *>(array(k, a)), elements(k)) : span<Real>();
     }
     double *scalar_state(size_t k, const char *name) const noexcept
     {
-        const size_t a = 2 + place(kernel().state_names, name);
+        const size_t a = find_state(k, name, true);
 
-        return a < kernel().arrays && kernel().formats[a] == OPTFORGE_SCALAR
-                   ? static_cast<double *>(array(k, a)) : nullptr;
+        return a > 0 ? static_cast<double *>(array(k, a)) : nullptr;
     }
 };
 
@@ -605,7 +644,7 @@ private:
 template <class Real>
 const optforge_kernel *find_kernel(span<const optforge_kernel *const> kernels, const char *name)
 {
-    for (size_t k = 0; k < kernels.size(); k++)
+    for (size_t k = 0; name != nullptr && k < kernels.size(); k++)
         if (std::strcmp(kernels[k]->name, name) == 0 &&
             kernels[k]->formats[0] == (sizeof(Real) == sizeof(float) ? OPTFORGE_F32 : OPTFORGE_F64))
             return kernels[k];

@@ -277,6 +277,46 @@ static void threads()
     expect_error(__LINE__, OPTFORGE_ERROR_ORDER, "not the one that is due", [&] { return shares.fold(0); });
 }
 
+/* ---- ranks ---- */
+
+static void ranks()
+{
+    static const size_t whole = 5000, part[] = {0, 2048}, number[] = {0, 0};
+    Data<float> a({whole}), b({whole});
+    Optimizer<rules::lamb<float>> one(a.tensors());
+    const Tensor<float> halves[] = {
+        {optforge::span<float>(b.p[0].data(), 2048), optforge::span<const float>(b.g[0].data(), 2048)},
+        {optforge::span<float>(b.p[0].data() + 2048, 2952), optforge::span<const float>(b.g[0].data() + 2048, 2952)}};
+    Optimizer<rules::lamb<float>> first(optforge::span<const Tensor<float>>(halves, 1));
+    Optimizer<rules::lamb<float>> second(optforge::span<const Tensor<float>>(halves + 1, 1));
+    Options options;
+    optforge::Shares of_first, of_second;
+
+    options.sizes = &whole;
+    options.tensors = 1;
+    first.set_parts(part, number);
+    second.set_parts(part + 1, number);
+    for (int t = 0; t < 3; t++) {
+        one.step();
+        of_first.begin(options, first);
+        of_second.begin(options, second);
+        for (int phase = 0; phase < of_first.phases(); phase++) {
+            of_first.share(phase, 0, 1);
+            of_second.share(phase, 0, 1);
+            for (size_t k = 0; k < of_first.sums(phase).size(); k++) {
+                const double sum = of_first.sums(phase)[k] + of_second.sums(phase)[k];
+
+                of_first.sums(phase)[k] = of_second.sums(phase)[k] = sum;
+            }
+            EXPECT(of_first.fold(phase).applied() && of_second.fold(phase).applied());
+        }
+    }
+    EXPECT(a.p == b.p);
+    static const size_t inside[] = {100}; /* a leaf */
+    first.set_parts(inside, number);
+    expect_error(__LINE__, OPTFORGE_ERROR_PART, "inside a leaf", [&] { return of_first.begin(options, first); });
+}
+
 /* ---- what a step adds ---- */
 
 static void deltas()
@@ -325,6 +365,7 @@ static void mistakes()
     });
     expect_error(__LINE__, OPTFORGE_ERROR_ABI, "another version", [&] {
         BasicOptimizer<float> own(adamw_kernel_f64, tensors);
+        EXPECT(own.size() == 0 && own.state(0, "m").empty() && own.state_size() == 0);
         return own.status();
     });
     optforge_kernel future = adamw_kernel_f32;
@@ -358,6 +399,20 @@ static void mistakes()
     optimizer.hyper().eps = 1e-6;
     EXPECT(optimizer.step().applied() && data.p != before);
 
+    /* Tensors and names that are not there. */
+    float *const null = nullptr;
+    optforge::AnyOptimizer *const none[] = {&optimizer, nullptr};
+    expect_error(__LINE__, OPTFORGE_ERROR_NUMBER, "number", [&] { return optimizer.set_gradient(2, null); });
+    expect_error(__LINE__, OPTFORGE_ERROR_NUMBER, "number", [&] { return optimizer.set_parameter(2, null); });
+    expect_error(__LINE__, OPTFORGE_ERROR_NUMBER, "number", [&] { return optimizer.set_delta(SIZE_MAX, null); });
+    expect_error(__LINE__, OPTFORGE_ERROR_NULL, "NULL",
+                 [&] { return optforge::AnyOptimizer::step_all(none, 2, Options()); });
+    expect_error(__LINE__, OPTFORGE_ERROR_NULL, "NULL",
+                 [&] { return optforge::AnyOptimizer::step_all(none + 1, 1, Options()); });
+    EXPECT(optimizer.parameter(2).empty() && optimizer.state(2, "m").empty() && optimizer.state(0, nullptr).empty());
+    EXPECT(optimizer.find(nullptr) == nullptr && optimizer.scalar_state(0, nullptr) == nullptr);
+    EXPECT(optforge::find_kernel<float>(optforge::kernels(), nullptr) == nullptr);
+
     /* None at all. */
     Optimizer<rules::adamw<float>> empty((optforge::span<const Tensor<float>>()));
     EXPECT(empty.step().applied() && empty.t() == 1);
@@ -373,6 +428,7 @@ int main()
     together();
     by_name();
     threads();
+    ranks();
     deltas();
     mistakes();
     if (failures == 0)
