@@ -100,10 +100,12 @@ OPTFORGE_INLINE float optforge_float(uint32_t bits) {
     return x;
 }
 
-/* What the random bits of stochastic rounding are made of: two words, and the number of the first element. */
+/* What the random bits of stochastic rounding are made of. Element i adds OPTFORGE_TURN * i to the first word:
+ * neighbours that differed in few bits would have draws that depend on each other. */
 typedef struct optforge_draw {
-    uint32_t first, second, index;
+    uint32_t first, second;
 } optforge_draw;
+#define OPTFORGE_TURN UINT32_C(0x9e3779b9) /* 2^32 over the golden ratio */
 
 static uint64_t optforge_stir(uint64_t x, uint64_t more) {
     x = (x ^ more) + UINT64_C(0x9e3779b97f4a7c15);
@@ -112,22 +114,20 @@ static uint64_t optforge_stir(uint64_t x, uint64_t more) {
     return x ^ x >> 31;
 }
 
-/* Of an array from element `index` on. Every 2^32 elements, which are whole leaves, have words of their
- * own. */
+/* Of an array from element `index` on. Every 2^32 elements have words of their own. */
 static optforge_draw optforge_drawing(uint64_t seed, uint64_t t, uint64_t stream, size_t array,
                                       uint64_t index) {
     uint64_t key = optforge_stir(optforge_stir(optforge_stir(optforge_stir(0, seed), t), stream), array);
     optforge_draw draw;
     key = optforge_stir(key, index >> 32);
-    draw.first = (uint32_t)key;
+    draw.first = (uint32_t)key + OPTFORGE_TURN * (uint32_t)index;
     draw.second = (uint32_t)(key >> 32);
-    draw.index = (uint32_t)index;
     return draw;
 }
 
-/* 32 random bits for an element. */
-OPTFORGE_INLINE uint32_t optforge_random(const optforge_draw *draw, uint32_t i) {
-    uint32_t x = (draw->index + i) ^ draw->first;
+/* 32 random bits for element i, which turns by OPTFORGE_TURN * i. */
+OPTFORGE_INLINE uint32_t optforge_random(const optforge_draw *draw, uint32_t turn) {
+    uint32_t x = draw->first + turn;
     x = (x ^ x >> 16) * UINT32_C(0x7feb352d) ^ draw->second;
     x = (x ^ x >> 15) * UINT32_C(0x846ca68b);
     return x ^ x >> 16;
@@ -184,8 +184,9 @@ typedef void (*optforge_convert)(void *stored, uint16_t *low, float *wide, size_
     OPTFORGE_INLINE void name##_some(uint16_t *OPTFORGE_RESTRICT stored, uint16_t *OPTFORGE_RESTRICT low,   \
                                      float *OPTFORGE_RESTRICT wide, uint32_t from, uint32_t n,              \
                                      const optforge_draw *draw) {                                           \
-        (void)low, (void)draw;                                                                              \
-        for (uint32_t k = 0; k < n; k++) {                                                                  \
+        uint32_t turn = OPTFORGE_TURN * from;                                                               \
+        (void)low, (void)draw, (void)turn;                                                                  \
+        for (uint32_t k = 0; k < n; k++, turn += OPTFORGE_TURN) {                                           \
             const uint32_t i = from + k;                                                                    \
             each;                                                                                           \
         }                                                                                                   \
@@ -210,8 +211,8 @@ OPTFORGE_CONVERT(optforge_store_f16, stored[i] = optforge_to_f16(wide[i], 0, 0))
 OPTFORGE_CONVERT(optforge_store_split, const uint32_t bits = optforge_whole_bits(wide[i]);
                  stored[i] = (uint16_t)((bits + 0x8000u) >> 16);
                  low[i] = (uint16_t)bits)
-OPTFORGE_CONVERT(optforge_draw_bf16, stored[i] = optforge_to_bf16(wide[i], 1, optforge_random(draw, i)))
-OPTFORGE_CONVERT(optforge_draw_f16, stored[i] = optforge_to_f16(wide[i], 1, optforge_random(draw, i)))
+OPTFORGE_CONVERT(optforge_draw_bf16, stored[i] = optforge_to_bf16(wide[i], 1, optforge_random(draw, turn)))
+OPTFORGE_CONVERT(optforge_draw_f16, stored[i] = optforge_to_f16(wide[i], 1, optforge_random(draw, turn)))
 
 /* Loading, storing to nearest, storing at random; by format from bfloat16 on, the third is a split p. */
 static const optforge_convert optforge_converts[3][3][OPTFORGE_SETS] = {

@@ -56,7 +56,7 @@ def draw(seed: int, t: int, stream: int, array: int, begin: int, n: int) -> Arra
         key = 0
         for word in (seed, t, stream, array, high):
             key = stir(key, word)
-        x = index[own].astype(np.uint32) ^ np.uint32(key & 0xFFFFFFFF)
+        x = index[own].astype(np.uint32) * np.uint32(0x9E3779B9) + np.uint32(key & 0xFFFFFFFF)
         x = (x ^ x >> np.uint32(16)) * np.uint32(0x7FEB352D) ^ np.uint32(key >> 32)
         x = (x ^ x >> np.uint32(15)) * np.uint32(0x846CA68B)
         bits[own] = x ^ x >> np.uint32(16)
