@@ -111,7 +111,8 @@ def declarations() -> str:
     sets = 3 if os.uname().machine == "x86_64" else 1
     text = re.sub(r"/\*.*?\*/", "", f"{parts.types}\n{parts.calls}", flags=re.S)
     text = re.sub(r"^#ifdef __cplusplus\n.*?^#endif\n", "", text + "\n", flags=re.S | re.M)
-    text = re.sub(r"^ *#.*\n", "", text, flags=re.M).replace("OPTFORGE_API", "")
+    text = re.sub(r"^ *#.*\n", "", text, flags=re.M)
+    text = re.sub(r"\bOPTFORGE_(API|BEGIN_C|END_C)\b", "", text)
     return re.sub(r"\[OPTFORGE_SETS\]", f"[{sets}]", text)
 
 

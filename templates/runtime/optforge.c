@@ -981,6 +981,8 @@ static void optforge_plan_uses(const optforge_kernel *kernel, const optforge_pas
     }
     while (span->piece * (size_t)span->narrow > OPTFORGE_WIDE)
         span->piece /= 2;
+    if (span->changes && span->use[0] == 'w')
+        span->use[0] = 'b'; /* what p was is asked for */
     for (size_t s = 0; s < span->lanes; s++) {
         const int source = span->sum[s]->source;
         const size_t array = source == OPTFORGE_UNSCALED ? 1 : source > 0 ? (size_t)source : 0;
@@ -1089,12 +1091,11 @@ static void optforge_store(const optforge_work *w, const optforge_span *span, co
     const optforge_list *l = place->list;
     const uint64_t t = l->steps != NULL ? l->steps[place->k] : l->t;
     const uint64_t stream = l->stream != NULL ? l->stream[place->k] : place->number;
-    const size_t index = (l->part != NULL ? l->part[place->k] : 0) + begin;
+    const uint64_t index = (l->part != NULL ? l->part[place->k] : 0) + (uint64_t)begin;
     for (size_t a = 0; a < kernel->arrays; a++) {
         const int master = a == 0 && kernel->master > 0, row = optforge_conversion(kernel, a);
         uint16_t *stored = (uint16_t *)optforge_array(place->tensor, a) + begin;
         float *floats = (float *)wide->array[a];
-        optforge_draw draw;
         if (!optforge_narrow(kernel, a) || span->use[a] == '.' || span->use[a] == 'r')
             continue;
         if (master) {
@@ -1102,9 +1103,14 @@ static void optforge_store(const optforge_work *w, const optforge_span *span, co
             optforge_converts[1][row][w->set](stored, low, floats, wide->n, NULL);
             continue;
         }
-        if (kernel->stochastic)
-            draw = optforge_drawing(w->options->seed, t, stream, a, index);
-        optforge_converts[kernel->stochastic ? 2 : 1][row][w->set](stored, NULL, floats, wide->n, &draw);
+        if (!kernel->stochastic)
+            optforge_converts[1][row][w->set](stored, NULL, floats, wide->n, NULL);
+        for (size_t i = 0, n; kernel->stochastic && i < wide->n; i += n) {
+            const optforge_draw draw = optforge_drawing(w->options->seed, t, stream, a, index + i);
+            const uint64_t same = UINT64_C(0x100000000) - (uint32_t)(index + i); /* have the same words */
+            n = same < wide->n - i ? (size_t)same : wide->n - i;
+            optforge_converts[2][row][w->set](stored + i, NULL, floats + i, n, &draw);
+        }
         if (span->lanes > 0)
             optforge_converts[0][row][w->set](stored, NULL, floats, wide->n, NULL);
     }

@@ -52,17 +52,16 @@ def load(name: str, stored: Array) -> Array:
     return values(name)[stored] if name in EXPONENT_BITS else stored.copy()
 
 
-def gaps(name: str, x: Array) -> tuple[Array, Array, Array]:
-    """Return the codes of the numbers at or below |x|, where |x| is above them as a share of the gap, and the gap.
+def between(name: str, x: Array) -> tuple[Array, Array]:
+    """Return the codes of the numbers at or below |x|, and how far along the gap to the next numbers |x| is, from 0 on.
 
     Above the largest finite number is a gap like the one below it.
     """
     table = magnitudes(name)
     size = np.abs(np.where(np.isfinite(x), x, 0)).astype(np.float64)
     code = np.searchsorted(table, size, side="right") - 1
-    gap = np.where(code + 1 < table.size, table[np.minimum(code + 1, table.size - 1)] - table[code], 0.0)
-    gap[code + 1 == table.size] = table[-1] - table[-2]
-    return code, (size - table[code]) / gap, gap
+    above = np.append(table, 2 * table[-1] - table[-2])[code + 1]
+    return code, (size - table[code]) / (above - table[code])
 
 
 def coded(name: str, x: Array, code: Array) -> Array:
@@ -75,14 +74,14 @@ def coded(name: str, x: Array, code: Array) -> Array:
 
 def nearest(name: str, x: Array) -> Array:
     """Round to nearest, ties to the even code."""
-    code, share, _ = gaps(name, x)
+    code, share = between(name, x)
     up = (share > 0.5) | ((share == 0.5) & (code % 2 == 1))
     return coded(name, x, code + up)
 
 
 def away(name: str, x: Array) -> Array:
     """Round to nearest, ties away from zero."""
-    code, share, _ = gaps(name, x)
+    code, share = between(name, x)
     return coded(name, x, code + (share >= 0.5))
 
 
@@ -93,7 +92,7 @@ def stochastic(name: str, x: Array, draws: Array) -> Array:
     The upper bits of a draw, as many as are dropped of the float, are added to those; where they carry it is up. The
     numbers below the least normal f16 drop more than that, and compare all 32 bits.
     """
-    code, share, gap = gaps(name, x)
+    code, share = between(name, x)
     dropped = {"bf16": 16, "f16": 13}[name]
     up = (draws >> np.uint64(32 - dropped)).astype(np.float64) + share * 2**dropped >= 2**dropped
     if name == "f16":
