@@ -88,16 +88,22 @@ static const optforge_add optforge_adds[2][4][OPTFORGE_SETS] = {
 
 /* ---- numbers of 16 bits, for each instruction set ------------------------------------------------------ */
 
-OPTFORGE_INLINE uint32_t optforge_bits(float x) {
+/* A float and its bits, as a union, through which gcc makes vectors as it does not through memcpy. */
+typedef union optforge_word {
+    float x;
     uint32_t bits;
-    memcpy(&bits, &x, sizeof bits);
-    return bits;
+} optforge_word;
+
+OPTFORGE_INLINE uint32_t optforge_bits(float x) {
+    optforge_word word;
+    word.x = x;
+    return word.bits;
 }
 
 OPTFORGE_INLINE float optforge_float(uint32_t bits) {
-    float x;
-    memcpy(&x, &bits, sizeof x);
-    return x;
+    optforge_word word;
+    word.bits = bits;
+    return word.x;
 }
 
 /* What the random bits of stochastic rounding are made of. Element i adds OPTFORGE_TURN * i to the first word:
@@ -159,10 +165,10 @@ OPTFORGE_INLINE uint16_t optforge_to_f16(float x, int draws, uint32_t random) {
     const uint32_t normal = (magnitude + add - (112u << 23)) >> 13;
     uint32_t small = optforge_bits(optforge_float(magnitude) + 0.5f) - 0x3f000000u;
     if (draws) {
-        const double units = (double)optforge_float(magnitude < 0x38800000u ? magnitude : 0u) * 16777216.0;
+        const float units = optforge_float(magnitude < 0x38800000u ? magnitude : 0u) * 16777216.0f;
         const int32_t whole = (int32_t)units;
-        const double above = (double)(int32_t)(random ^ 0x80000000u) + 2147483649.0; /* random + 1 */
-        small = (uint32_t)whole + (above <= (units - (double)whole) * 4294967296.0 ? 1u : 0u);
+        const float share = (units - (float)whole) * 4294967296.0f;
+        small = (uint32_t)whole + (random < (uint32_t)share ? 1u : 0u);
     }
     small = magnitude < 0x38800000u ? small : normal;
     small = magnitude < 0x477ff000u ? small : 0x7c00u;
@@ -182,22 +188,21 @@ typedef void (*optforge_convert)(void *stored, uint16_t *low, float *wide, size_
 /* In blocks, whose number of elements a compiler knows, and what is left. */
 #define OPTFORGE_CONVERT(name, each)                                                                        \
     OPTFORGE_INLINE void name##_some(uint16_t *OPTFORGE_RESTRICT stored, uint16_t *OPTFORGE_RESTRICT low,   \
-                                     float *OPTFORGE_RESTRICT wide, uint32_t from, uint32_t n,              \
+                                     float *OPTFORGE_RESTRICT wide, size_t from, size_t n,                  \
                                      const optforge_draw *draw) {                                           \
-        uint32_t turn = OPTFORGE_TURN * from;                                                               \
+        uint32_t turn = OPTFORGE_TURN * (uint32_t)from;                                                     \
         (void)low, (void)draw, (void)turn;                                                                  \
-        for (uint32_t k = 0; k < n; k++, turn += OPTFORGE_TURN) {                                           \
-            const uint32_t i = from + k;                                                                    \
+        for (size_t k = 0; k < n; k++, turn += OPTFORGE_TURN) {                                             \
+            const size_t i = from + k;                                                                      \
             each;                                                                                           \
         }                                                                                                   \
     }                                                                                                       \
     OPTFORGE_INLINE void name(uint16_t *stored, uint16_t *low, float *wide, size_t n,                       \
                               const optforge_draw *draw) {                                                  \
-        const uint32_t all = (uint32_t)n;                                                                   \
-        uint32_t i = 0;                                                                                     \
-        for (; all - i >= 32; i += 32)                                                                      \
+        size_t i = 0;                                                                                       \
+        for (; n - i >= 32; i += 32)                                                                        \
             name##_some(stored, low, wide, i, 32, draw);                                                    \
-        name##_some(stored, low, wide, i, all - i, draw);                                                   \
+        name##_some(stored, low, wide, i, n - i, draw);                                                     \
     }                                                                                                       \
     OPTFORGE_EACH_SET(name, (void *stored, uint16_t *low, float *wide, size_t n, const optforge_draw *d),   \
                       name((uint16_t *)stored, low, wide, n, d))
