@@ -88,16 +88,22 @@ static const optforge_add optforge_adds[2][4][OPTFORGE_SETS] = {
 
 /* ---- numbers of 16 bits, for each instruction set ------------------------------------------------------ */
 
-OPTFORGE_INLINE uint32_t optforge_bits(float x) {
+/* A float and its bits, as a union, through which gcc makes vectors as it does not through memcpy. */
+typedef union optforge_word {
+    float x;
     uint32_t bits;
-    memcpy(&bits, &x, sizeof bits);
-    return bits;
+} optforge_word;
+
+OPTFORGE_INLINE uint32_t optforge_bits(float x) {
+    optforge_word word;
+    word.x = x;
+    return word.bits;
 }
 
 OPTFORGE_INLINE float optforge_float(uint32_t bits) {
-    float x;
-    memcpy(&x, &bits, sizeof x);
-    return x;
+    optforge_word word;
+    word.bits = bits;
+    return word.x;
 }
 
 /* What the random bits of stochastic rounding are made of. Element i adds OPTFORGE_TURN * i to the first word:
@@ -143,36 +149,45 @@ OPTFORGE_INLINE float optforge_from_f16(uint16_t x) {
     return optforge_float(sign | (magnitude < 0x400u ? small : normal));
 }
 
-/* Adds `half` or so to what is dropped; NaN is quiet, and infinite is what is beyond the largest number to
- * nearest, never by chance. */
+/* Rounds by adding to what is dropped, up to the number that carries. NaN is quiet; what is beyond the
+ * largest number goes to the nearer of that and infinity, never by chance. Comparisons are of signed numbers,
+ * for which all processors have vectors. */
 OPTFORGE_INLINE uint16_t optforge_to_bf16(float x, int draws, uint32_t random) {
-    const uint32_t bits = optforge_bits(x), magnitude = bits & 0x7fffffffu;
+    const uint32_t bits = optforge_bits(x);
+    const int32_t magnitude = (int32_t)(bits & 0x7fffffffu);
     const uint32_t nearest = 0x7fffu + (bits >> 16 & 1u);
-    const uint32_t add = draws && magnitude <= 0x7f7f0000u ? random >> 16 : nearest;
-    return (uint16_t)(magnitude > 0x7f800000u ? (bits >> 16 & 0x8000u) | 0x7fc0u : (bits + add) >> 16);
+    const uint32_t drawn = magnitude <= 0x7f7f0000 ? random >> 16 : 0x8000u;
+    const uint32_t rounded = (bits + (draws ? drawn : nearest)) >> 16;
+    return (uint16_t)(magnitude > 0x7f800000 ? (bits >> 16 & 0x8000u) | 0x7fc0u : rounded);
 }
 
+/* Below the least normal number are multiples of 2^-24, and the fraction between two has 32 bits. All steps
+ * to it are exact. Masks choose where a compiler would make a branch, which becomes no vector. */
 OPTFORGE_INLINE uint16_t optforge_to_f16(float x, int draws, uint32_t random) {
-    const uint32_t bits = optforge_bits(x), sign = bits >> 16 & 0x8000u, magnitude = bits & 0x7fffffffu;
+    const uint32_t bits = optforge_bits(x), magnitude = bits & 0x7fffffffu;
+    const uint32_t is_small = 0u - ((magnitude - 0x38800000u) >> 31);
+    const uint32_t nan = (0x7f800000u - magnitude) >> 31 << 9;
     const uint32_t nearest = 0xfffu + (magnitude >> 13 & 1u);
-    const uint32_t add = draws && magnitude <= 0x477fe000u ? random >> 19 : nearest;
-    const uint32_t normal = (magnitude + add - (112u << 23)) >> 13;
-    uint32_t small = optforge_bits(optforge_float(magnitude) + 0.5f) - 0x3f000000u;
+    const uint32_t drawn = (int32_t)magnitude <= 0x477fe000 ? random >> 19 : 0x1000u;
+    const int32_t rounded = (int32_t)((magnitude + (draws ? drawn : nearest) - (112u << 23)) >> 13);
+    const uint32_t normal = (uint32_t)(rounded < 0x7c00 ? rounded : 0x7c00);
+    uint32_t small;
     if (draws) {
-        const double units = (double)optforge_float(magnitude < 0x38800000u ? magnitude : 0u) * 16777216.0;
+        const float units = optforge_float(magnitude & is_small) * 16777216.0f;
         const int32_t whole = (int32_t)units;
-        const double above = (double)(int32_t)(random ^ 0x80000000u) + 2147483649.0; /* random + 1 */
-        small = (uint32_t)whole + (above <= (units - (double)whole) * 4294967296.0 ? 1u : 0u);
+        const float share = (units - (float)whole) * 65536.0f;
+        const int32_t upper = (int32_t)share, lower = (int32_t)((share - (float)upper) * 65536.0f);
+        small = (uint32_t)whole + (random < ((uint32_t)upper << 16 | (uint32_t)lower) ? 1u : 0u);
+    } else {
+        small = optforge_bits(optforge_float(magnitude) + 0.5f) - 0x3f000000u;
     }
-    small = magnitude < 0x38800000u ? small : normal;
-    small = magnitude < 0x477ff000u ? small : 0x7c00u;
-    return (uint16_t)(sign | (magnitude > 0x7f800000u ? 0x7e00u : small));
+    return (uint16_t)((bits >> 16 & 0x8000u) | nan | (normal ^ ((normal ^ small) & is_small)));
 }
 
 /* The bits of what is split. A NaN becomes one that rounding cannot make a number of. */
 OPTFORGE_INLINE uint32_t optforge_whole_bits(float x) {
     const uint32_t bits = optforge_bits(x);
-    return (bits & 0x7fffffffu) > 0x7f800000u ? (bits & 0x80000000u) | 0x7fc00000u : bits;
+    return (int32_t)(bits & 0x7fffffffu) > 0x7f800000 ? (bits & 0x80000000u) | 0x7fc00000u : bits;
 }
 
 /* Reads or writes n numbers: `low` is what a split p leaves, `draw` is for stochastic rounding. */
@@ -182,22 +197,21 @@ typedef void (*optforge_convert)(void *stored, uint16_t *low, float *wide, size_
 /* In blocks, whose number of elements a compiler knows, and what is left. */
 #define OPTFORGE_CONVERT(name, each)                                                                        \
     OPTFORGE_INLINE void name##_some(uint16_t *OPTFORGE_RESTRICT stored, uint16_t *OPTFORGE_RESTRICT low,   \
-                                     float *OPTFORGE_RESTRICT wide, uint32_t from, uint32_t n,              \
+                                     float *OPTFORGE_RESTRICT wide, size_t from, size_t n,                  \
                                      const optforge_draw *draw) {                                           \
-        uint32_t turn = OPTFORGE_TURN * from;                                                               \
+        uint32_t turn = OPTFORGE_TURN * (uint32_t)from;                                                     \
         (void)low, (void)draw, (void)turn;                                                                  \
-        for (uint32_t k = 0; k < n; k++, turn += OPTFORGE_TURN) {                                           \
-            const uint32_t i = from + k;                                                                    \
+        for (size_t k = 0; k < n; k++, turn += OPTFORGE_TURN) {                                             \
+            const size_t i = from + k;                                                                      \
             each;                                                                                           \
         }                                                                                                   \
     }                                                                                                       \
     OPTFORGE_INLINE void name(uint16_t *stored, uint16_t *low, float *wide, size_t n,                       \
                               const optforge_draw *draw) {                                                  \
-        const uint32_t all = (uint32_t)n;                                                                   \
-        uint32_t i = 0;                                                                                     \
-        for (; all - i >= 32; i += 32)                                                                      \
+        size_t i = 0;                                                                                       \
+        for (; n - i >= 32; i += 32)                                                                        \
             name##_some(stored, low, wide, i, 32, draw);                                                    \
-        name##_some(stored, low, wide, i, all - i, draw);                                                   \
+        name##_some(stored, low, wide, i, n - i, draw);                                                     \
     }                                                                                                       \
     OPTFORGE_EACH_SET(name, (void *stored, uint16_t *low, float *wide, size_t n, const optforge_draw *d),   \
                       name((uint16_t *)stored, low, wide, n, d))
