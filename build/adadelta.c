@@ -15,8 +15,11 @@ typedef struct adadelta_scalars {
 OPTFORGE_INLINE void adadelta_elements_f32(const adadelta_scalars *s, size_t n, float *OPTFORGE_RESTRICT p_,
                                            const float *OPTFORGE_RESTRICT g_, float *OPTFORGE_RESTRICT acc_,
                                            float *OPTFORGE_RESTRICT acc_delta_) {
-    const float unscale = (float)s->unscale, rho = (float)s->rho, one_minus_rho = (float)s->one_minus_rho,
-            eps = (float)s->eps, lr = (float)s->lr;
+    const float unscale = (float)s->unscale;
+    const float rho = (float)s->rho;
+    const float one_minus_rho = (float)s->one_minus_rho;
+    const float eps = (float)s->eps;
+    const float lr = (float)s->lr;
 
     for (size_t i = 0; i < n; i++) {
         float p = p_[i];
@@ -40,8 +43,11 @@ OPTFORGE_INLINE void adadelta_elements_f32(const adadelta_scalars *s, size_t n, 
 OPTFORGE_INLINE void adadelta_elements_f64(const adadelta_scalars *s, size_t n, double *OPTFORGE_RESTRICT p_,
                                            const double *OPTFORGE_RESTRICT g_, double *OPTFORGE_RESTRICT acc_,
                                            double *OPTFORGE_RESTRICT acc_delta_) {
-    const double unscale = s->unscale, rho = s->rho, one_minus_rho = s->one_minus_rho, eps = s->eps,
-            lr = s->lr;
+    const double unscale = s->unscale;
+    const double rho = s->rho;
+    const double one_minus_rho = s->one_minus_rho;
+    const double eps = s->eps;
+    const double lr = s->lr;
 
     for (size_t i = 0; i < n; i++) {
         double p = p_[i];

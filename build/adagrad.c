@@ -14,7 +14,9 @@ typedef struct adagrad_scalars {
 /* The rule, for n neighbouring elements. */
 OPTFORGE_INLINE void adagrad_elements_f32(const adagrad_scalars *s, size_t n, float *OPTFORGE_RESTRICT p_,
                                           const float *OPTFORGE_RESTRICT g_, float *OPTFORGE_RESTRICT acc_) {
-    const float unscale = (float)s->unscale, lr = (float)s->lr, eps = (float)s->eps;
+    const float unscale = (float)s->unscale;
+    const float lr = (float)s->lr;
+    const float eps = (float)s->eps;
 
     for (size_t i = 0; i < n; i++) {
         float p = p_[i];
@@ -34,7 +36,9 @@ OPTFORGE_INLINE void adagrad_elements_f32(const adagrad_scalars *s, size_t n, fl
 OPTFORGE_INLINE void adagrad_elements_f64(const adagrad_scalars *s, size_t n, double *OPTFORGE_RESTRICT p_,
                                           const double *OPTFORGE_RESTRICT g_,
                                           double *OPTFORGE_RESTRICT acc_) {
-    const double unscale = s->unscale, lr = s->lr, eps = s->eps;
+    const double unscale = s->unscale;
+    const double lr = s->lr;
+    const double eps = s->eps;
 
     for (size_t i = 0; i < n; i++) {
         double p = p_[i];

@@ -26,11 +26,15 @@ static double adam_power(double a, double b, int *failed) {
 OPTFORGE_INLINE void adam_elements_f32(const adam_scalars *s, size_t n, float *OPTFORGE_RESTRICT p_,
                                        const float *OPTFORGE_RESTRICT g_, float *OPTFORGE_RESTRICT m_,
                                        float *OPTFORGE_RESTRICT v_) {
-    const float unscale = (float)s->unscale, beta1_t = (float)s->beta1_t,
-            one_minus_beta1_t = (float)s->one_minus_beta1_t, beta2 = (float)s->beta2,
-            one_minus_beta2 = (float)s->one_minus_beta2, lr = (float)s->lr,
-            one_minus_beta1_pow_t = (float)s->one_minus_beta1_pow_t,
-            one_minus_beta2_pow_t = (float)s->one_minus_beta2_pow_t, eps = (float)s->eps;
+    const float unscale = (float)s->unscale;
+    const float beta1_t = (float)s->beta1_t;
+    const float one_minus_beta1_t = (float)s->one_minus_beta1_t;
+    const float beta2 = (float)s->beta2;
+    const float one_minus_beta2 = (float)s->one_minus_beta2;
+    const float lr = (float)s->lr;
+    const float one_minus_beta1_pow_t = (float)s->one_minus_beta1_pow_t;
+    const float one_minus_beta2_pow_t = (float)s->one_minus_beta2_pow_t;
+    const float eps = (float)s->eps;
 
     for (size_t i = 0; i < n; i++) {
         float p = p_[i];
@@ -53,10 +57,15 @@ OPTFORGE_INLINE void adam_elements_f32(const adam_scalars *s, size_t n, float *O
 OPTFORGE_INLINE void adam_elements_f64(const adam_scalars *s, size_t n, double *OPTFORGE_RESTRICT p_,
                                        const double *OPTFORGE_RESTRICT g_, double *OPTFORGE_RESTRICT m_,
                                        double *OPTFORGE_RESTRICT v_) {
-    const double unscale = s->unscale, beta1_t = s->beta1_t, one_minus_beta1_t = s->one_minus_beta1_t,
-            beta2 = s->beta2, one_minus_beta2 = s->one_minus_beta2, lr = s->lr,
-            one_minus_beta1_pow_t = s->one_minus_beta1_pow_t,
-            one_minus_beta2_pow_t = s->one_minus_beta2_pow_t, eps = s->eps;
+    const double unscale = s->unscale;
+    const double beta1_t = s->beta1_t;
+    const double one_minus_beta1_t = s->one_minus_beta1_t;
+    const double beta2 = s->beta2;
+    const double one_minus_beta2 = s->one_minus_beta2;
+    const double lr = s->lr;
+    const double one_minus_beta1_pow_t = s->one_minus_beta1_pow_t;
+    const double one_minus_beta2_pow_t = s->one_minus_beta2_pow_t;
+    const double eps = s->eps;
 
     for (size_t i = 0; i < n; i++) {
         double p = p_[i];

@@ -14,8 +14,10 @@ typedef struct lars_scalars {
 /* Pass 2 of 2, for n neighbouring elements. */
 OPTFORGE_INLINE void lars_pass_2_f32(const lars_scalars *s, size_t n, float *OPTFORGE_RESTRICT p_,
                                      const float *OPTFORGE_RESTRICT g_, float *OPTFORGE_RESTRICT m_) {
-    const float unscale = (float)s->unscale, momentum = (float)s->momentum,
-            lr_times_local_rate = (float)s->lr_times_local_rate, weight_decay = (float)s->weight_decay;
+    const float unscale = (float)s->unscale;
+    const float momentum = (float)s->momentum;
+    const float lr_times_local_rate = (float)s->lr_times_local_rate;
+    const float weight_decay = (float)s->weight_decay;
 
     for (size_t i = 0; i < n; i++) {
         float p = p_[i];
@@ -34,8 +36,10 @@ OPTFORGE_INLINE void lars_pass_2_f32(const lars_scalars *s, size_t n, float *OPT
 /* Pass 2 of 2, for n neighbouring elements. */
 OPTFORGE_INLINE void lars_pass_2_f64(const lars_scalars *s, size_t n, double *OPTFORGE_RESTRICT p_,
                                      const double *OPTFORGE_RESTRICT g_, double *OPTFORGE_RESTRICT m_) {
-    const double unscale = s->unscale, momentum = s->momentum, lr_times_local_rate = s->lr_times_local_rate,
-            weight_decay = s->weight_decay;
+    const double unscale = s->unscale;
+    const double momentum = s->momentum;
+    const double lr_times_local_rate = s->lr_times_local_rate;
+    const double weight_decay = s->weight_decay;
 
     for (size_t i = 0; i < n; i++) {
         double p = p_[i];

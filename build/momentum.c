@@ -14,7 +14,9 @@ typedef struct momentum_scalars {
 /* The rule, for n neighbouring elements. */
 OPTFORGE_INLINE void momentum_elements_f32(const momentum_scalars *s, size_t n, float *OPTFORGE_RESTRICT p_,
                                            const float *OPTFORGE_RESTRICT g_, float *OPTFORGE_RESTRICT m_) {
-    const float unscale = (float)s->unscale, momentum = (float)s->momentum, lr = (float)s->lr;
+    const float unscale = (float)s->unscale;
+    const float momentum = (float)s->momentum;
+    const float lr = (float)s->lr;
 
     for (size_t i = 0; i < n; i++) {
         float p = p_[i];
@@ -34,7 +36,9 @@ OPTFORGE_INLINE void momentum_elements_f32(const momentum_scalars *s, size_t n, 
 /* The rule, for n neighbouring elements. */
 OPTFORGE_INLINE void momentum_elements_f64(const momentum_scalars *s, size_t n, double *OPTFORGE_RESTRICT p_,
                                            const double *OPTFORGE_RESTRICT g_, double *OPTFORGE_RESTRICT m_) {
-    const double unscale = s->unscale, momentum = s->momentum, lr = s->lr;
+    const double unscale = s->unscale;
+    const double momentum = s->momentum;
+    const double lr = s->lr;
 
     for (size_t i = 0; i < n; i++) {
         double p = p_[i];

@@ -14,9 +14,11 @@ typedef struct novograd_scalars {
 /* Pass 2 of 2, for n neighbouring elements. */
 OPTFORGE_INLINE void novograd_pass_2_f32(const novograd_scalars *s, size_t n, float *OPTFORGE_RESTRICT p_,
                                          const float *OPTFORGE_RESTRICT g_, float *OPTFORGE_RESTRICT m_) {
-    const float unscale = (float)s->unscale, beta1 = (float)s->beta1,
-            sqrt_v_plus_eps = (float)s->sqrt_v_plus_eps, weight_decay = (float)s->weight_decay,
-            lr = (float)s->lr;
+    const float unscale = (float)s->unscale;
+    const float beta1 = (float)s->beta1;
+    const float sqrt_v_plus_eps = (float)s->sqrt_v_plus_eps;
+    const float weight_decay = (float)s->weight_decay;
+    const float lr = (float)s->lr;
 
     for (size_t i = 0; i < n; i++) {
         float p = p_[i];
@@ -35,8 +37,11 @@ OPTFORGE_INLINE void novograd_pass_2_f32(const novograd_scalars *s, size_t n, fl
 /* Pass 2 of 2, for n neighbouring elements. */
 OPTFORGE_INLINE void novograd_pass_2_f64(const novograd_scalars *s, size_t n, double *OPTFORGE_RESTRICT p_,
                                          const double *OPTFORGE_RESTRICT g_, double *OPTFORGE_RESTRICT m_) {
-    const double unscale = s->unscale, beta1 = s->beta1, sqrt_v_plus_eps = s->sqrt_v_plus_eps,
-            weight_decay = s->weight_decay, lr = s->lr;
+    const double unscale = s->unscale;
+    const double beta1 = s->beta1;
+    const double sqrt_v_plus_eps = s->sqrt_v_plus_eps;
+    const double weight_decay = s->weight_decay;
+    const double lr = s->lr;
 
     for (size_t i = 0; i < n; i++) {
         double p = p_[i];

@@ -14,8 +14,11 @@ typedef struct rmsprop_scalars {
 /* The rule, for n neighbouring elements. */
 OPTFORGE_INLINE void rmsprop_elements_f32(const rmsprop_scalars *s, size_t n, float *OPTFORGE_RESTRICT p_,
                                           const float *OPTFORGE_RESTRICT g_, float *OPTFORGE_RESTRICT acc_) {
-    const float unscale = (float)s->unscale, rho = (float)s->rho, one_minus_rho = (float)s->one_minus_rho,
-            lr = (float)s->lr, eps = (float)s->eps;
+    const float unscale = (float)s->unscale;
+    const float rho = (float)s->rho;
+    const float one_minus_rho = (float)s->one_minus_rho;
+    const float lr = (float)s->lr;
+    const float eps = (float)s->eps;
 
     for (size_t i = 0; i < n; i++) {
         float p = p_[i];
@@ -35,8 +38,11 @@ OPTFORGE_INLINE void rmsprop_elements_f32(const rmsprop_scalars *s, size_t n, fl
 OPTFORGE_INLINE void rmsprop_elements_f64(const rmsprop_scalars *s, size_t n, double *OPTFORGE_RESTRICT p_,
                                           const double *OPTFORGE_RESTRICT g_,
                                           double *OPTFORGE_RESTRICT acc_) {
-    const double unscale = s->unscale, rho = s->rho, one_minus_rho = s->one_minus_rho, lr = s->lr,
-            eps = s->eps;
+    const double unscale = s->unscale;
+    const double rho = s->rho;
+    const double one_minus_rho = s->one_minus_rho;
+    const double lr = s->lr;
+    const double eps = s->eps;
 
     for (size_t i = 0; i < n; i++) {
         double p = p_[i];

@@ -14,7 +14,8 @@ typedef struct sgd_scalars {
 /* The rule, for n neighbouring elements. */
 OPTFORGE_INLINE void sgd_elements_f32(const sgd_scalars *s, size_t n, float *OPTFORGE_RESTRICT p_,
                                       const float *OPTFORGE_RESTRICT g_) {
-    const float unscale = (float)s->unscale, lr = (float)s->lr;
+    const float unscale = (float)s->unscale;
+    const float lr = (float)s->lr;
 
     for (size_t i = 0; i < n; i++) {
         float p = p_[i];
@@ -30,7 +31,8 @@ OPTFORGE_INLINE void sgd_elements_f32(const sgd_scalars *s, size_t n, float *OPT
 /* The rule, for n neighbouring elements. */
 OPTFORGE_INLINE void sgd_elements_f64(const sgd_scalars *s, size_t n, double *OPTFORGE_RESTRICT p_,
                                       const double *OPTFORGE_RESTRICT g_) {
-    const double unscale = s->unscale, lr = s->lr;
+    const double unscale = s->unscale;
+    const double lr = s->lr;
 
     for (size_t i = 0; i < n; i++) {
         double p = p_[i];

@@ -34,8 +34,9 @@ RULES = {
 
 def emitted(way: str, rules: Mapping[str, Any] = RULES, bundle: str = "engine") -> dict[str, str]:
     """The files of some rules, whose names are their prefixes, taken in one of the ways."""
-    kernels = {prefix: rule.kernel(**rule.definition.settings) for prefix, rule in rules.items()}
-    texts = [rule_text(rules[prefix], own, Wanted().storages(own), prefix) for prefix, own in kernels.items()]
+    texts = [
+        rule_text(rule, *rule.stored(Wanted(), rule.definition.settings), prefix) for prefix, rule in rules.items()
+    ]
     if way == "bundle":
         return layout.bundle(bundle, texts)
     files: dict[str, str] = layout.runtime() if way == "split" else {}

@@ -65,8 +65,8 @@ def read_only() -> Any:
 
 
 BAD_ARRAYS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
-    "int": (lambda: np.ones(3, int), TypeError, "is int64; it must be float32 or float64"),
-    "float16": (lambda: np.ones(3, np.float16), TypeError, "is float16"),
+    "int": (lambda: np.ones(3, int), TypeError, "is int64; it must be float32, float64, bfloat16 or float16"),
+    "bits": (lambda: np.ones(3, np.uint16), TypeError, "is uint16"),
     "other byte order": (lambda: np.ones(3, np.dtype("f8").newbyteorder()), TypeError, "is [<>]f8"),
     "complex": (lambda: np.ones(3, complex), TypeError, "is complex128"),
     "object": (lambda: np.ones(3, object), TypeError, "is object"),

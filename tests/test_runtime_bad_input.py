@@ -230,7 +230,9 @@ def test_a_pass_with_too_many_sums(call: Call) -> None:
     call.fails("ABI")
 
 
-@pytest.mark.parametrize("values", [(3, 1, 1, 1), (0, 1, 1, 1), (1, 2, 1, 1), (1, 1, 9, 1), (4, 4, 4, 4)])
+@pytest.mark.parametrize(
+    "values", [(3, 1, 1, 1), (0, 1, 1, 1), (1, 2, 1, 1), (1, 1, 9, 1), (7, 7, 7, 7), (1, 1, 6, 1), (2, 4, 2, 2)]
+)
 def test_formats_that_the_runtime_has_not(call: Call, values: tuple[int, ...]) -> None:
     formats = call.ffi.new("unsigned char[]", list(values))
     call.kernel.formats = formats

@@ -286,20 +286,12 @@ class RuleElements(Elements):
             shown["index"],
             count,
             ", ".join(parameters),
-            tuple(self.taken_all(read, scope) or [f"(void){s};"]),
+            tuple([self.taken(e, scope) for e in read] or [f"(void){s};"]),
             tuple(shown["loads"]),
             tuple(shown["lines"]),
             tuple(shown["stores"]),
             ", ".join(passed),
         )
-
-    def taken_all(self, scalars: Sequence[Expr], scope: Names) -> list[str]:
-        """The lines that take scalars out of their struct: one for each type."""
-        lines: dict[str, list[str]] = {}
-        for e in scalars:
-            kind, name, equals, value = self.taken(e, scope).removeprefix("const ").removesuffix(";").split(" ", 3)
-            lines.setdefault(kind, []).append(f"{name} {equals} {value}")
-        return [f"const {kind} {', '.join(taken)};" for kind, taken in lines.items()]
 
     def adding(self, reduction: Reduction, variables: Variables, scope: Names) -> str:
         """The name of the scratch memory for the values of a total."""

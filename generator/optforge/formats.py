@@ -7,16 +7,19 @@ the tensor, the array and the element alone, so that they are the same everywher
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
 from .diagnostics import UsageError, nearest
 from .dtypes import DTYPES, F32, F64, DType
 from .functions import Array
-from .ir import Kernel
+from .ir import Kernel, State
 
 # ── random bits ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -110,7 +113,7 @@ def store_f16(values: Array, random: Array | None = None) -> Array:
         small = whole.astype(np.uint32) + (random < np.floor((units - whole) * 2.0**32))
         drawn = np.where(magnitude < 0x38800000, small, normal).astype(np.uint16) | sign
         to_nearest = np.where(magnitude <= 0x477FE000, drawn, to_nearest)
-    return np.where(magnitude > 0x7F800000, sign | np.uint16(0x7E00), to_nearest).astype(np.uint16)
+    return np.where(magnitude > 0x7F800000, sign | np.uint16(0x7E00), to_nearest).astype(np.uint16).view(np.float16)
 
 
 @dataclass(frozen=True)
@@ -149,6 +152,8 @@ FORMATS: dict[str, Format] = {
     )
 }
 
+FORMAT_OF: dict[np.dtype[np.generic], Format] = {np.dtype(own.numpy): own for own in FORMATS.values()}
+
 MASTERS = ("f32", "split")
 ROUNDINGS = ("nearest", "stochastic")
 
@@ -167,6 +172,36 @@ def split(values: Array) -> tuple[Array, Array]:
     bits = np.where(nan, bits & np.uint32(0x80000000) | np.uint32(0x7FC00000), bits)
     with np.errstate(over="ignore"):
         return (bits + np.uint32(0x8000) >> np.uint32(16)).astype(np.uint16), bits.astype(np.uint16)
+
+
+def raw(array: Array) -> Array:
+    """An array of whatever NumPy knows as bfloat16 as the bits of it; others as they are."""
+    return array.view(np.uint16) if array.dtype.name == "bfloat16" else array
+
+
+def spelled(dtype: np.dtype[Any]) -> str:
+    """The dtype of an array as users know it."""
+    return "bfloat16" if dtype == np.uint16 else str(dtype)
+
+
+def shown(array: Array) -> Array:
+    """The bits of bfloat16 numbers as NumPy shows them where the package ml_dtypes is there; others as they are."""
+    if array.dtype == np.uint16:
+        with contextlib.suppress(ImportError):
+            ml_dtypes = importlib.import_module("ml_dtypes")
+
+            return array.view(ml_dtypes.bfloat16)
+    return array
+
+
+def whole(stored: Array, beside: Array) -> Array:
+    """What p is in full, from p and the array beside it: a master of floats, or what it leaves."""
+    return beside if beside.dtype == np.float32 else join(stored, beside)
+
+
+def parted(values: Array, dtype: np.dtype[np.generic], p: Format) -> tuple[Array, Array]:
+    """New values of p, as p and the array beside it of this dtype hold them."""
+    return (p.store(values), values) if dtype == np.float32 else split(values)
 
 
 # ── which arrays have which ─────────────────────────────────────────────────────────────────────────────────────────
@@ -354,6 +389,22 @@ def telling(made: Storage) -> str:
     words += [f"master_{made.master}"] if made.master == "f32" else [made.master] if made.master else []
     words += ["stochastic"] if made.stochastic else []
     return "_".join(words)
+
+
+def with_master(kernel: Kernel, master: str | None) -> Kernel:
+    """A kernel whose state has what is beside p as well.
+
+    Raises
+    ------
+    UsageError
+        The rule has a state of that name.
+    """
+    if master is None:
+        return kernel
+    own = State("p_master", "p") if master == "f32" else State("p_low", 0.0)
+    if own.name in (state.name for state in kernel.state):
+        raise UsageError(f"the master is called {own.name!r}, and so is a state of the rule: rename that")
+    return replace(kernel, state=(*kernel.state, own))
 
 
 @dataclass(frozen=True)

@@ -23,13 +23,8 @@
 #define OPTFORGE_TYPES 1
 
 #ifdef __cplusplus
-#define OPTFORGE_BEGIN_C extern "C" {
-#define OPTFORGE_END_C }
-#else
-#define OPTFORGE_BEGIN_C
-#define OPTFORGE_END_C
+extern "C" {
 #endif
-OPTFORGE_BEGIN_C
 
 /* What a call returns. Anything but OPTFORGE_OK and OPTFORGE_SKIPPED was found before the first write. */
 enum {
@@ -142,7 +137,7 @@ typedef struct optforge_pass {
     unsigned char sum_count;
     unsigned char writes;                 /* whether it changes anything */
     unsigned char zeroes;                 /* the gradient is not read any more */
-    const char *uses;                     /* of p, g and the state: 'r' read, 'w' written, 'b' both, '.' none */
+    const char *uses;                     /* of p, g, state: 'r' read, 'w' written, 'b' both, '.' none */
 } optforge_pass;
 
 /* How an array is stored. What has 16 bits is computed with as float, and rounded where it is stored. */
@@ -225,7 +220,9 @@ typedef struct optforge_work {
     double few[128];                /* scalars, where they fit in here */
 } optforge_work;
 
-OPTFORGE_END_C
+#ifdef __cplusplus
+}
+#endif
 #endif /* OPTFORGE_TYPES */
 
 /* ---- calls --------------------------------------------------------------------------------------------- */
@@ -234,7 +231,9 @@ OPTFORGE_END_C
 #define OPTFORGE_API /* define it to export the functions: __declspec(dllexport), visibility("default") */
 #endif
 
-OPTFORGE_BEGIN_C
+#ifdef __cplusplus
+extern "C" {
+#endif
 
 /* The text of a status, that of a kernel's own asserts too; never NULL. */
 OPTFORGE_API const char *optforge_strerror(int status);
@@ -286,7 +285,9 @@ OPTFORGE_API void optforge_state_init(const optforge_kernel *kernel, const void 
 OPTFORGE_API const char *optforge_isa(void);
 OPTFORGE_API int optforge_use(const char *name);
 
-OPTFORGE_END_C
+#ifdef __cplusplus
+}
+#endif
 #endif /* OPTFORGE_H */
 
 /* ---- for the files that compute: arithmetic as it is written, and code for several instruction sets ---- */

@@ -464,7 +464,7 @@ class Plain:
                     for name in self.rule.state
                     if name not in given
                 }
-            time = {"t": oracle.t} if self.rule.definition.time else {}
+            time = {"t": tensor.t} if self.rule.definition.time else {}
             try:
                 returned = self.rule.function(p, g, **given, **hyper, **self.options, **time)
             except (ArithmeticError, ValueError, TypeError) as problem:
