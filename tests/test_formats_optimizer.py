@@ -163,7 +163,7 @@ def test_the_draw_as_it_is_documented() -> None:
         key = x ^ (x >> 31)
     expected = []
     for index in range(40, 50):
-        y = (index ^ key) & 0xFFFFFFFF
+        y = (index * 0x9E3779B9 + key) & 0xFFFFFFFF
         y = (((y ^ (y >> 16)) * 0x7FEB352D) & 0xFFFFFFFF) ^ (key >> 32)
         y = ((y ^ (y >> 15)) * 0x846CA68B) & 0xFFFFFFFF
         expected.append(y ^ (y >> 16))

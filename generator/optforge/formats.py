@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -59,7 +60,7 @@ def draw(seed: int, t: int, stream: int, array: int, begin: int, n: int) -> Arra
         key = 0
         for word in (seed, t, stream, array, high):
             key = stir(key, word)
-        x = index[own].astype(np.uint32) ^ np.uint32(key & 0xFFFFFFFF)
+        x = index[own].astype(np.uint32) * np.uint32(0x9E3779B9) + np.uint32(key & 0xFFFFFFFF)
         x = (x ^ x >> np.uint32(16)) * np.uint32(0x7FEB352D) ^ np.uint32(key >> 32)
         x = (x ^ x >> np.uint32(15)) * np.uint32(0x846CA68B)
         bits[own] = x ^ x >> np.uint32(16)
@@ -362,7 +363,20 @@ def storage(
         raise UsageError(f"a split master is beside p where p is bf16, and p is {p}; master='f32' is for f16 too")
     if master == "split" and made.stochastic:
         raise UsageError("a split master has p to nearest: choose rounding='nearest', or master='f32'")
-    return made if suffix else Storage(telling(made), formats, made.master, made.stochastic)
+    if suffix is None:
+        return Storage(telling(made), formats, made.master, made.stochastic)
+    check_suffix(made)
+    return made
+
+
+def check_suffix(made: Storage) -> None:
+    """Raise UsageError where emitted names cannot end with a suffix that was given."""
+    if not re.fullmatch(r"\w+", made.suffix, re.ASCII):
+        raise UsageError(f"the suffix {made.suffix!r} cannot end a C identifier: letters, digits and _ can")
+    if made.suffix in DTYPES and made.comment():
+        raise UsageError(f"the suffix {made.suffix!r} is that of arrays that are all {made.suffix}: give another suffix")
+    if made.suffix.startswith("with_"):
+        raise UsageError(f"the suffix {made.suffix!r} would end names like those of step_with: give another suffix")
 
 
 def telling(made: Storage) -> str:

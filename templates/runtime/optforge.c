@@ -89,22 +89,30 @@ static const optforge_add optforge_adds[2][4][OPTFORGE_SETS] = {
 
 /* ---- numbers of 16 bits, for each instruction set ------------------------------------------------------ */
 
-OPTFORGE_INLINE uint32_t optforge_bits(float x) {
+/* A float and its bits, as a union, through which gcc makes vectors as it does not through memcpy. */
+typedef union optforge_word {
+    float x;
     uint32_t bits;
-    memcpy(&bits, &x, sizeof bits);
-    return bits;
+} optforge_word;
+
+OPTFORGE_INLINE uint32_t optforge_bits(float x) {
+    optforge_word word;
+    word.x = x;
+    return word.bits;
 }
 
 OPTFORGE_INLINE float optforge_float(uint32_t bits) {
-    float x;
-    memcpy(&x, &bits, sizeof x);
-    return x;
+    optforge_word word;
+    word.bits = bits;
+    return word.x;
 }
 
-/* What the random bits of stochastic rounding are made of: two words, and the number of the first element. */
+/* What the random bits of stochastic rounding are made of. Element i adds OPTFORGE_TURN * i to the first word:
+ * neighbours that differed in few bits would have draws that depend on each other. */
 typedef struct optforge_draw {
-    uint32_t first, second, index;
+    uint32_t first, second;
 } optforge_draw;
+#define OPTFORGE_TURN UINT32_C(0x9e3779b9) /* 2^32 over the golden ratio */
 
 static uint64_t optforge_stir(uint64_t x, uint64_t more) {
     x = (x ^ more) + UINT64_C(0x9e3779b97f4a7c15);
@@ -113,22 +121,20 @@ static uint64_t optforge_stir(uint64_t x, uint64_t more) {
     return x ^ x >> 31;
 }
 
-/* Of an array from element `index` on. Every 2^32 elements, which are whole leaves, have words of their
- * own. */
+/* Of an array from element `index` on. Every 2^32 elements have words of their own. */
 static optforge_draw optforge_drawing(uint64_t seed, uint64_t t, uint64_t stream, size_t array,
                                       uint64_t index) {
     uint64_t key = optforge_stir(optforge_stir(optforge_stir(optforge_stir(0, seed), t), stream), array);
     optforge_draw draw;
     key = optforge_stir(key, index >> 32);
-    draw.first = (uint32_t)key;
+    draw.first = (uint32_t)key + OPTFORGE_TURN * (uint32_t)index;
     draw.second = (uint32_t)(key >> 32);
-    draw.index = (uint32_t)index;
     return draw;
 }
 
-/* 32 random bits for an element. */
-OPTFORGE_INLINE uint32_t optforge_random(const optforge_draw *draw, uint32_t i) {
-    uint32_t x = (draw->index + i) ^ draw->first;
+/* 32 random bits for element i, which turns by OPTFORGE_TURN * i. */
+OPTFORGE_INLINE uint32_t optforge_random(const optforge_draw *draw, uint32_t turn) {
+    uint32_t x = draw->first + turn;
     x = (x ^ x >> 16) * UINT32_C(0x7feb352d) ^ draw->second;
     x = (x ^ x >> 15) * UINT32_C(0x846ca68b);
     return x ^ x >> 16;
@@ -144,36 +150,45 @@ OPTFORGE_INLINE float optforge_from_f16(uint16_t x) {
     return optforge_float(sign | (magnitude < 0x400u ? small : normal));
 }
 
-/* Adds `half` or so to what is dropped; NaN is quiet, and infinite is what is beyond the largest number to
- * nearest, never by chance. */
+/* Rounds by adding to what is dropped, up to the number that carries. NaN is quiet; what is beyond the
+ * largest number goes to the nearer of that and infinity, never by chance. Comparisons are of signed numbers,
+ * for which all processors have vectors. */
 OPTFORGE_INLINE uint16_t optforge_to_bf16(float x, int draws, uint32_t random) {
-    const uint32_t bits = optforge_bits(x), magnitude = bits & 0x7fffffffu;
+    const uint32_t bits = optforge_bits(x);
+    const int32_t magnitude = (int32_t)(bits & 0x7fffffffu);
     const uint32_t nearest = 0x7fffu + (bits >> 16 & 1u);
-    const uint32_t add = draws && magnitude <= 0x7f7f0000u ? random >> 16 : nearest;
-    return (uint16_t)(magnitude > 0x7f800000u ? (bits >> 16 & 0x8000u) | 0x7fc0u : (bits + add) >> 16);
+    const uint32_t drawn = magnitude <= 0x7f7f0000 ? random >> 16 : 0x8000u;
+    const uint32_t rounded = (bits + (draws ? drawn : nearest)) >> 16;
+    return (uint16_t)(magnitude > 0x7f800000 ? (bits >> 16 & 0x8000u) | 0x7fc0u : rounded);
 }
 
+/* Below the least normal number are multiples of 2^-24, and the fraction between two has 32 bits. All steps
+ * to it are exact. Masks choose where a compiler would make a branch, which becomes no vector. */
 OPTFORGE_INLINE uint16_t optforge_to_f16(float x, int draws, uint32_t random) {
-    const uint32_t bits = optforge_bits(x), sign = bits >> 16 & 0x8000u, magnitude = bits & 0x7fffffffu;
+    const uint32_t bits = optforge_bits(x), magnitude = bits & 0x7fffffffu;
+    const uint32_t is_small = 0u - ((magnitude - 0x38800000u) >> 31);
+    const uint32_t nan = (0x7f800000u - magnitude) >> 31 << 9;
     const uint32_t nearest = 0xfffu + (magnitude >> 13 & 1u);
-    const uint32_t add = draws && magnitude <= 0x477fe000u ? random >> 19 : nearest;
-    const uint32_t normal = (magnitude + add - (112u << 23)) >> 13;
-    uint32_t small = optforge_bits(optforge_float(magnitude) + 0.5f) - 0x3f000000u;
+    const uint32_t drawn = (int32_t)magnitude <= 0x477fe000 ? random >> 19 : 0x1000u;
+    const int32_t rounded = (int32_t)((magnitude + (draws ? drawn : nearest) - (112u << 23)) >> 13);
+    const uint32_t normal = (uint32_t)(rounded < 0x7c00 ? rounded : 0x7c00);
+    uint32_t small;
     if (draws) {
-        const double units = (double)optforge_float(magnitude < 0x38800000u ? magnitude : 0u) * 16777216.0;
+        const float units = optforge_float(magnitude & is_small) * 16777216.0f;
         const int32_t whole = (int32_t)units;
-        const double above = (double)(int32_t)(random ^ 0x80000000u) + 2147483649.0; /* random + 1 */
-        small = (uint32_t)whole + (above <= (units - (double)whole) * 4294967296.0 ? 1u : 0u);
+        const float share = (units - (float)whole) * 65536.0f;
+        const int32_t upper = (int32_t)share, lower = (int32_t)((share - (float)upper) * 65536.0f);
+        small = (uint32_t)whole + (random < ((uint32_t)upper << 16 | (uint32_t)lower) ? 1u : 0u);
+    } else {
+        small = optforge_bits(optforge_float(magnitude) + 0.5f) - 0x3f000000u;
     }
-    small = magnitude < 0x38800000u ? small : normal;
-    small = magnitude < 0x477ff000u ? small : 0x7c00u;
-    return (uint16_t)(sign | (magnitude > 0x7f800000u ? 0x7e00u : small));
+    return (uint16_t)((bits >> 16 & 0x8000u) | nan | (normal ^ ((normal ^ small) & is_small)));
 }
 
 /* The bits of what is split. A NaN becomes one that rounding cannot make a number of. */
 OPTFORGE_INLINE uint32_t optforge_whole_bits(float x) {
     const uint32_t bits = optforge_bits(x);
-    return (bits & 0x7fffffffu) > 0x7f800000u ? (bits & 0x80000000u) | 0x7fc00000u : bits;
+    return (int32_t)(bits & 0x7fffffffu) > 0x7f800000 ? (bits & 0x80000000u) | 0x7fc00000u : bits;
 }
 
 /* Reads or writes n numbers: `low` is what a split p leaves, `draw` is for stochastic rounding. */
@@ -183,21 +198,21 @@ typedef void (*optforge_convert)(void *stored, uint16_t *low, float *wide, size_
 /* In blocks, whose number of elements a compiler knows, and what is left. */
 #define OPTFORGE_CONVERT(name, each)                                                                        \
     OPTFORGE_INLINE void name##_some(uint16_t *OPTFORGE_RESTRICT stored, uint16_t *OPTFORGE_RESTRICT low,   \
-                                     float *OPTFORGE_RESTRICT wide, uint32_t from, uint32_t n,              \
+                                     float *OPTFORGE_RESTRICT wide, size_t from, size_t n,                  \
                                      const optforge_draw *draw) {                                           \
-        (void)low, (void)draw;                                                                              \
-        for (uint32_t k = 0; k < n; k++) {                                                                  \
-            const uint32_t i = from + k;                                                                    \
+        uint32_t turn = OPTFORGE_TURN * (uint32_t)from;                                                     \
+        (void)low, (void)draw, (void)turn;                                                                  \
+        for (size_t k = 0; k < n; k++, turn += OPTFORGE_TURN) {                                             \
+            const size_t i = from + k;                                                                      \
             each;                                                                                           \
         }                                                                                                   \
     }                                                                                                       \
     OPTFORGE_INLINE void name(uint16_t *stored, uint16_t *low, float *wide, size_t n,                       \
                               const optforge_draw *draw) {                                                  \
-        const uint32_t all = (uint32_t)n;                                                                   \
-        uint32_t i = 0;                                                                                     \
-        for (; all - i >= 32; i += 32)                                                                      \
+        size_t i = 0;                                                                                       \
+        for (; n - i >= 32; i += 32)                                                                        \
             name##_some(stored, low, wide, i, 32, draw);                                                    \
-        name##_some(stored, low, wide, i, all - i, draw);                                                   \
+        name##_some(stored, low, wide, i, n - i, draw);                                                     \
     }                                                                                                       \
     OPTFORGE_EACH_SET(name, (void *stored, uint16_t *low, float *wide, size_t n, const optforge_draw *d),   \
                       name((uint16_t *)stored, low, wide, n, d))
@@ -211,8 +226,8 @@ OPTFORGE_CONVERT(optforge_store_f16, stored[i] = optforge_to_f16(wide[i], 0, 0))
 OPTFORGE_CONVERT(optforge_store_split, const uint32_t bits = optforge_whole_bits(wide[i]);
                  stored[i] = (uint16_t)((bits + 0x8000u) >> 16);
                  low[i] = (uint16_t)bits)
-OPTFORGE_CONVERT(optforge_draw_bf16, stored[i] = optforge_to_bf16(wide[i], 1, optforge_random(draw, i)))
-OPTFORGE_CONVERT(optforge_draw_f16, stored[i] = optforge_to_f16(wide[i], 1, optforge_random(draw, i)))
+OPTFORGE_CONVERT(optforge_draw_bf16, stored[i] = optforge_to_bf16(wide[i], 1, optforge_random(draw, turn)))
+OPTFORGE_CONVERT(optforge_draw_f16, stored[i] = optforge_to_f16(wide[i], 1, optforge_random(draw, turn)))
 
 /* Loading, storing to nearest, storing at random; by format from bfloat16 on, the third is a split p. */
 static const optforge_convert optforge_converts[3][3][OPTFORGE_SETS] = {
@@ -1008,6 +1023,8 @@ static void optforge_plan_uses(const optforge_kernel *kernel, const optforge_pas
     }
     while (span->piece * (size_t)span->narrow > OPTFORGE_WIDE)
         span->piece /= 2;
+    if (span->changes && span->use[0] == 'w')
+        span->use[0] = 'b'; /* what p was is asked for */
     for (size_t s = 0; s < span->lanes; s++) {
         const int source = span->sum[s]->source;
         const size_t array = source == OPTFORGE_UNSCALED ? 1 : source > 0 ? (size_t)source : 0;
@@ -1118,12 +1135,11 @@ static void optforge_store(const optforge_work *w, const optforge_span *span, co
     const optforge_list *l = place->list;
     const uint64_t t = l->steps != NULL ? l->steps[place->k] : l->t;
     const uint64_t stream = l->stream != NULL ? l->stream[place->k] : place->number;
-    const size_t index = (l->part != NULL ? l->part[place->k] : 0) + begin;
+    const uint64_t index = (l->part != NULL ? l->part[place->k] : 0) + (uint64_t)begin;
     for (size_t a = 0; a < kernel->arrays; a++) {
         const int master = a == 0 && kernel->master > 0, row = optforge_conversion(kernel, a);
         uint16_t *stored = (uint16_t *)optforge_array(place->tensor, a) + begin;
         float *floats = (float *)wide->array[a];
-        optforge_draw draw;
         if (!optforge_narrow(kernel, a) || span->use[a] == '.' || span->use[a] == 'r')
             continue;
         if (master) {
@@ -1131,9 +1147,14 @@ static void optforge_store(const optforge_work *w, const optforge_span *span, co
             optforge_converts[1][row][w->set](stored, low, floats, wide->n, NULL);
             continue;
         }
-        if (kernel->stochastic)
-            draw = optforge_drawing(w->options->seed, t, stream, a, index);
-        optforge_converts[kernel->stochastic ? 2 : 1][row][w->set](stored, NULL, floats, wide->n, &draw);
+        if (!kernel->stochastic)
+            optforge_converts[1][row][w->set](stored, NULL, floats, wide->n, NULL);
+        for (size_t i = 0, n; kernel->stochastic && i < wide->n; i += n) {
+            const optforge_draw draw = optforge_drawing(w->options->seed, t, stream, a, index + i);
+            const uint64_t same = UINT64_C(0x100000000) - (uint32_t)(index + i); /* have the same words */
+            n = same < wide->n - i ? (size_t)same : wide->n - i;
+            optforge_converts[2][row][w->set](stored + i, NULL, floats + i, n, &draw);
+        }
         if (span->lanes > 0)
             optforge_converts[0][row][w->set](stored, NULL, floats, wide->n, NULL);
     }
