@@ -23,6 +23,7 @@ import numpy as np
 from . import formats, xla
 from .catalogue import BUILT_IN
 from .diagnostics import UsageError
+from .dtypes import DTYPES
 from .formats import FORMATS, Format, Storage
 from .ir import Kernel, State
 from .language import Rule
@@ -40,7 +41,6 @@ DTYPE = {own.name: dtype for dtype, own in STORED.items()}
 WORD = jnp.dtype(jnp.uint32)
 GRAD_SCALE = -1
 
-Number = float | jax.Array
 Leaves = list[tuple[str, Any]]
 
 
@@ -256,7 +256,7 @@ def check_number(what: str, value: Any) -> None:
         raise TypeError(f"{what} is a number, or an array of shape (), not {value.dtype} of shape {value.shape}")
 
 
-def at(name: str, value: Any, count: Any) -> Number:
+def at(name: str, value: Any, count: Any) -> Any:
     """The value of a hyperparameter behind so many steps: a double, or an array.
 
     Raises
@@ -265,11 +265,11 @@ def at(name: str, value: Any, count: Any) -> Number:
         A schedule cannot be traced, or gives no number.
     """
     if not callable(value):
-        return value  # type: ignore[no-any-return]
+        return value
     of = f"the schedule of hyperparameter {name!r}"
     try:
         made = value(count)
-    except jax.errors.ConcretizationTypeError as problem:
+    except (jax.errors.ConcretizationTypeError, TypeError) as problem:
         raise TypeError(
             f"{of} cannot be traced: under jit the count is an array, so write it with jax.numpy, or take a schedule "
             "of optax (those of optforge.schedules are for optforge.Optimizer)"
@@ -372,9 +372,7 @@ def fitting(tree: Any, what: str, params: Leaves, structure: Any) -> Leaves:
     )
     said = [f"there is {more[0]} and no params{more[0].removeprefix(what)}"] if more else []
     said += [f"there is {lacking[0]} and no {what}{lacking[0].removeprefix('params')}"] if lacking else []
-    raise ValueError(
-        f"{what} and params are different pytrees: {', and '.join(said) or f'{own} and {structure}'}"
-    )
+    raise ValueError(f"{what} and params are different pytrees: {', and '.join(said) or f'{own} and {structure}'}")
 
 
 def check_shape(path: str, leaf: Any, shape: Sequence[int], dtype: Any, why: str) -> None:
@@ -424,7 +422,8 @@ class Steps:
         if callable(value):
             value = at(str(initial), value, jnp.zeros((), jnp.int32))
         if state.scalar:  # an array is known in full at the first step, and read then
-            return jnp.asarray(np.array(0.0 if isinstance(value, jax.Array) else value, np.float64).view(np.uint32))
+            number = 0.0 if isinstance(value, jax.Array) else value
+            return jnp.asarray(np.array([number], np.float64).view(np.uint32))
         dtype = DTYPE[storage[state.name].name]
         return jnp.array(p, dtype) if isinstance(value, str) else jnp.full(p.shape, value, dtype)
 
@@ -452,13 +451,11 @@ class Steps:
         for (path, g), (of, p) in zip(given, found, strict=True):
             format_of(path, g)
             check_shape(path, g, p.shape, jnp.dtype(g.dtype), of)
-        storages = [
-            self.storage(path, p, format_of(path, g)) for p, (path, g) in zip(formats_of_p, given, strict=True)
-        ]
+        storages = [self.storage(path, p, format_of(path, g)) for p, (path, g) in zip(formats_of_p, given, strict=True)]
         kernel = self.kernel
         columns = self.columns(state, storages, found, structure)
         # The order of storages is that of their names, so that equal trees have one library.
-        kinds = {own.suffix: own for own in storages}
+        kinds = {own.suffix: own for own in storages or [formats.plain(DTYPES["f32"], kernel.arrays)]}
         order = sorted(kinds)
         name = xla.target(self.rule, tuple(sorted(self.options.items())), tuple(kinds[suffix] for suffix in order))
         numbers, traced, hyper = [], [], []
@@ -503,9 +500,7 @@ class Steps:
         except UsageError as problem:
             raise UsageError(f"{path}: {problem}") from None
 
-    def columns(
-        self, state: Any, storages: Sequence[Storage], params: Leaves, structure: Any
-    ) -> dict[str, list[Any]]:
+    def columns(self, state: Any, storages: Sequence[Storage], params: Leaves, structure: Any) -> dict[str, list[Any]]:
         """The state by name in the order of the kernel: an array for each tensor, None where it has none.
 
         Raises
@@ -561,7 +556,7 @@ def told(norms: jax.Array, counts: jax.Array) -> Stats:
     """Statistics from their rows."""
 
     def row(k: Any) -> Stats:
-        return Stats(*(norms[k, j] for j in range(5)), counts[k, 0], counts[k, 1], counts[k, 2] != 0)
+        return Stats(*(norms[k, j] for j in range(5)), nan=counts[k, 0], inf=counts[k, 1], skipped=counts[k, 2] != 0)
 
     return row(0)._replace(per_tensor=row(slice(1, None)))
 

@@ -1,4 +1,4 @@
-"""Kernels as calls of XLA's foreign function interface, on the CPU: compiled, registered, and bound to arrays of JAX."""
+"""Kernels as calls of XLA's foreign function interface, on the CPU: compiled, registered, bound to arrays of JAX."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def place(context: Any, x: Any) -> Any:
             "give it arrays that are on jax.devices('cpu')[0]"
         )
     axes = context.module_context.axis_context
-    devices = getattr(axes, "num_devices", None) or getattr(getattr(axes, "mesh", None), "size", 1)
+    devices = int(getattr(axes, "num_devices", None) or getattr(getattr(axes, "mesh", None), "size", 1))
     if devices > 1:
         raise UsageError(
             f"optforge.jax steps on one device, and this computation is compiled for {devices}: an array in it is "
@@ -173,9 +173,7 @@ class Call:
             hyper=padded(self.hyper, np.float64),
             traced=padded(self.traced, np.int32),
             grad_scale=np.float64(self.grad_scale),
-            **{
-                name: np.uint64(getattr(self, name)) for name in ("skip_nonfinite", "threads", "seed", "stats")
-            },
+            **{name: np.uint64(getattr(self, name)) for name in ("skip_nonfinite", "threads", "seed", "stats")},
         )
         return made
 

@@ -8,15 +8,24 @@
  * tensor all arrays but g, each in the memory of its operand; and, where `stats` is set, norms and counts, a row
  * of all tensors together and one of each.
  */
+#define _POSIX_C_SOURCE 200809L /* sched_yield */
 #include "optforge.h"
 #include "xla-c-api.h"
 #include "xla-kernels.h"
 
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum { NORMS = 5, COUNTS = 3, MESSAGE = 512 };
+enum {
+    NORMS = 5,
+    COUNTS = 3,
+    MESSAGE = 512,
+    FINER = 4 /* shares for each thread: one that starts late takes fewer */
+};
+
+/* ---- what XLA passes ----------------------------------------------------------------------------------- */
 
 static XLA_FFI_Error *failure(const XLA_FFI_Api *api, XLA_FFI_Error_Code code, const char *text) {
     XLA_FFI_Error_Create_Args args = {XLA_FFI_Error_Create_Args_STRUCT_SIZE, NULL, text, code};
@@ -67,6 +76,96 @@ static void tell(const optforge_stats *stats, size_t rows, const XLA_FFI_Buffer 
     }
 }
 
+/* ---- XLA's threads ------------------------------------------------------------------------------------- */
+
+/* The threads of a call: the one that it comes on, and `helpers` more. */
+typedef struct team {
+    const XLA_FFI_Api *api;
+    XLA_FFI_ExecutionContext *context;
+    size_t helpers;
+} team;
+
+/* Work in shares, which whoever comes takes. Who comes late finds none, when the call may be over. */
+typedef struct crowd {
+    void (*run)(void *work, size_t k, size_t shares);
+    void *work;
+    size_t shares, next, done, users;
+} crowd;
+
+static void take_shares(crowd *c) {
+    size_t k;
+    while ((k = __atomic_fetch_add(&c->next, 1, __ATOMIC_RELAXED)) < c->shares) {
+        c->run(c->work, k, c->shares);
+        __atomic_fetch_add(&c->done, 1, __ATOMIC_RELEASE);
+    }
+}
+
+static void leave(crowd *c) {
+    if (__atomic_sub_fetch(&c->users, 1, __ATOMIC_ACQ_REL) == 0)
+        free(c);
+}
+
+static void help(void *data) {
+    take_shares((crowd *)data);
+    leave((crowd *)data);
+}
+
+/* Whether an answer of XLA is no error. */
+static int good(const XLA_FFI_Api *api, XLA_FFI_Error *error) {
+    XLA_FFI_Error_Destroy_Args args = {XLA_FFI_Error_Destroy_Args_STRUCT_SIZE, NULL, error};
+    if (error != NULL)
+        api->XLA_FFI_Error_Destroy(&args);
+    return error == NULL;
+}
+
+/* Nothing waits for a share that nobody has taken, so this ends on a pool whose threads are all busy, too. */
+static void run_shares(void *pool, size_t shares, void (*run)(void *work, size_t k, size_t shares), void *work) {
+    const team *const t = (const team *)pool;
+    crowd *const c = (crowd *)calloc(1, sizeof *c);
+    if (c == NULL) {
+        for (size_t k = 0; k < shares; k++)
+            run(work, k, shares);
+        return;
+    }
+    c->run = run;
+    c->work = work;
+    c->shares = shares;
+    c->users = 1;
+    for (size_t k = 0; k < t->helpers && k + 1 < shares; k++) {
+        XLA_FFI_ThreadPool_Schedule_Args args = {XLA_FFI_ThreadPool_Schedule_Args_STRUCT_SIZE, NULL, t->context,
+                                                 help, c};
+        __atomic_add_fetch(&c->users, 1, __ATOMIC_RELAXED);
+        if (!good(t->api, t->api->XLA_FFI_ThreadPool_Schedule(&args)))
+            leave(c);
+    }
+    take_shares(c);
+    while (__atomic_load_n(&c->done, __ATOMIC_ACQUIRE) < shares)
+        sched_yield();
+    leave(c);
+}
+
+/* Let a step run on XLA's threads, at most so many; 0: all. */
+static void choose_threads(optforge_options *o, team *t, const XLA_FFI_CallFrame *call, size_t most) {
+    int64_t threads = 1;
+    XLA_FFI_ThreadPool_NumThreads_Args args = {XLA_FFI_ThreadPool_NumThreads_Args_STRUCT_SIZE, NULL, call->ctx,
+                                               &threads};
+    o->threads = 1;
+    if (!good(call->api, call->api->XLA_FFI_ThreadPool_NumThreads(&args)))
+        return;
+    if (most == 0 || (int64_t)most > threads)
+        most = threads > 1 ? (size_t)threads : 1;
+    t->api = call->api;
+    t->context = call->ctx;
+    t->helpers = most - 1;
+    if (t->helpers > 0) {
+        o->threads = (int)(FINER * most);
+        o->parallel = run_shares;
+        o->pool = t;
+    }
+}
+
+/* ---- a step -------------------------------------------------------------------------------------------- */
+
 /* All that a step needs, in one block of memory. */
 typedef struct step {
     optforge_list *lists;     /* one for each kernel */
@@ -114,6 +213,7 @@ static XLA_FFI_Error *take_step(XLA_FFI_CallFrame *call) {
     size_t words = 0, operand = first, result = 1, row = 0, lists = 0, size;
     char message[MESSAGE];
     optforge_options o;
+    team threads;
     step s;
     void *block;
     int status;
@@ -159,7 +259,7 @@ static XLA_FFI_Error *take_step(XLA_FFI_CallFrame *call) {
         result += kernels[kind[k]]->arrays - 1;
 
     o.skip_nonfinite = (int)number(attrs, "skip_nonfinite");
-    o.threads = (int)number(attrs, "threads");
+    choose_threads(&o, &threads, call, (size_t)number(attrs, "threads"));
     o.seed = number(attrs, "seed");
     o.applied = &t;
     if (stats) {
