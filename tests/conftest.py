@@ -77,4 +77,4 @@ def missing(what: str) -> NoReturn:
     """Skip the test that needs what is not here, or fail where OPTFORGE_TEST_REQUIRE lists it."""
     if what in REQUIRED:
         pytest.fail(f"{what} is required here and is not installed")
-    pytest.skip(f"{what} is not installed")
+    pytest.skip(f"{what} is not installed", allow_module_level=True)

@@ -18,6 +18,15 @@ SHAPES = ((), (1,), (33,), (3, 5), (0, 4), (1025,))
 TINY = np.array([1e-39, -3e-45, 5e-41])  # subnormal in float32: XLA flushes them on its threads
 
 
+def x64(wanted: bool) -> Any:
+    """A context in which arrays are, or are not, float64."""
+    if hasattr(jax, "enable_x64"):
+        return jax.enable_x64(wanted)
+    from jax import experimental
+
+    return experimental.enable_x64(wanted)
+
+
 def tree(leaves: Sequence[Any]) -> Any:
     """Arrays as a pytree of several kinds of nodes."""
     a, b, c, d, e, f = leaves

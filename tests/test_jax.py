@@ -19,7 +19,7 @@ jax = require_jax()
 jnp = jax.numpy
 
 import optforge.jax as ofj  # noqa: E402
-from jaxing import STEPS, begin, every_gradient, flat, reference, stepped  # noqa: E402
+from jaxing import STEPS, begin, every_gradient, flat, reference, stepped, x64  # noqa: E402
 from optforge import rule, scalar, transform  # noqa: E402
 
 
@@ -64,7 +64,7 @@ def test_bits_of_the_reference(name: str, dtype: Any, how: str) -> None:
     rng = np.random.default_rng(1)
     params, grads = begin(rng, dtype), every_gradient(rng, dtype)
     expected = reference(own, params, grads, **settings)
-    with jax.enable_x64(dtype == np.float64):
+    with x64(dtype == np.float64):
         p, state = stepped(ofj.Optimizer(own, **settings), params, grads, how)
     assert int(state.count) == STEPS
     for k, array in enumerate(p):

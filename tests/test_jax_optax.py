@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import runpy
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +20,7 @@ jnp = jax.numpy
 import optax  # noqa: E402
 
 import optforge.jax as ofj  # noqa: E402
-from jaxing import STEPS, begin, every_gradient, flat, stepped, tree  # noqa: E402
+from jaxing import STEPS, begin, every_gradient, flat, stepped, tree, x64  # noqa: E402
 from optforge import rule, sign  # noqa: E402
 
 
@@ -33,6 +36,20 @@ def lion(p, g, m=0.0, *, lr=1e-4, b1=0.9, b2=0.99, weight_decay=1e-3):
 # What a user writes in place of optax, as the docs have it.
 SWITCHED: dict[str, tuple[Any, Any]] = {
     "sgd": (lambda: optax.sgd(0.01), lambda: ofj.sgd(lr=0.01)),
+    "momentum": (lambda: optax.sgd(0.01, momentum=0.8), lambda: ofj.momentum(lr=0.01, momentum=0.8)),
+    "nesterov": (
+        lambda: optax.sgd(0.01, momentum=0.8, nesterov=True),
+        lambda: ofj.nesterov(lr=0.01, momentum=0.8),
+    ),
+    "adagrad": (
+        lambda: optax.adagrad(0.01, initial_accumulator_value=0.0, eps=1e-7),
+        lambda: ofj.adagrad(lr=0.01, eps=1e-7),
+    ),
+    "adadelta": (lambda: optax.adadelta(0.5), lambda: ofj.adadelta(lr=0.5, rho=0.9)),
+    "novograd": (
+        lambda: optax.novograd(0.01, b1=0.9, b2=0.8, weight_decay=0.1),
+        lambda: ofj.novograd(lr=0.01, beta1=0.9, beta2=0.8, eps=1e-6, weight_decay=0.1),
+    ),
     "adam": (lambda: optax.adam(1e-3, b1=0.8), lambda: ofj.adam(lr=1e-3, beta1=0.8, eps=1e-8, lam=1.0)),
     "adamw": (lambda: optax.adamw(1e-3, weight_decay=0.1), lambda: ofj.adamw(lr=1e-3, weight_decay=0.1)),
     "rmsprop": (lambda: optax.rmsprop(1e-3, decay=0.8), lambda: ofj.rmsprop(lr=1e-3, rho=0.8, eps=1e-8)),
@@ -53,7 +70,7 @@ def test_trajectories_of_optax(name: str, dtype: Any) -> None:
     params = begin(rng, dtype)
     # Of sizes that float32 takes as normal numbers: optax's own steps flush the others.
     grads = [np.where(np.abs(g) < 1e-12, dtype(1e-6), g) for g in every_gradient(rng, dtype)]
-    with jax.enable_x64(dtype == np.float64):
+    with x64(dtype == np.float64):
         opt = theirs()
 
         def step(carried: Any, g: Any) -> Any:
@@ -143,3 +160,14 @@ def test_schedules_of_optax_count_from_0() -> None:
         jax.jit(constant.step)([jnp.ones(1)], g, constant.init(p))[0][0],
         ofj.sgd(lr=0.1).step([jnp.ones(1)], g, constant.init(p))[0][0],
     )
+
+
+def test_the_examples_of_the_docs_run(tmp_path: Path) -> None:
+    text = (Path(__file__).resolve().parent.parent / "docs" / "jax.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", text, re.S)
+    assert len(blocks) == 4
+    path = tmp_path / "example.py"  # a rule is read from a file
+    path.write_text("".join(blocks), encoding="utf-8")
+    names = runpy.run_path(str(path))
+    assert float(names["loss"](names["params"], names["x"], names["y"])) < 1
+    assert names["lion"].name == "lion"

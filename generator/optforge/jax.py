@@ -556,7 +556,7 @@ def told(norms: jax.Array, counts: jax.Array) -> Stats:
     """Statistics from their rows."""
 
     def row(k: Any) -> Stats:
-        return Stats(*(norms[k, j] for j in range(5)), nan=counts[k, 0], inf=counts[k, 1], skipped=counts[k, 2] != 0)
+        return Stats._make([*(norms[k, j] for j in range(5)), counts[k, 0], counts[k, 1], counts[k, 2] != 0, None])
 
     return row(0)._replace(per_tensor=row(slice(1, None)))
 

@@ -114,7 +114,7 @@ def place(context: Any, x: Any) -> Any:
             "give it arrays that are on jax.devices('cpu')[0]"
         )
     axes = context.module_context.axis_context
-    devices = int(getattr(axes, "num_devices", None) or getattr(getattr(axes, "mesh", None), "size", 1))
+    devices: Any = getattr(axes, "num_devices", None) or getattr(getattr(axes, "mesh", None), "size", 1)
     if devices > 1:
         raise UsageError(
             f"optforge.jax steps on one device, and this computation is compiled for {devices}: an array in it is "

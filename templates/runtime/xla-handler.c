@@ -3,10 +3,10 @@
  * xla-c-api.h is XLA's own header; xla-kernels.h lists the kernels of one rule, one for each way in which its
  * arrays are stored.
  *
- * Operands: the count of steps, an int32; the numbers of the attribute `traced`, floats or doubles; then of each
- * tensor its arrays, in the order of the kernel: p, g, the state, maybe a master. Results: the count; of each
- * tensor all arrays but g, each in the memory of its operand; and, where `stats` is set, norms and counts, a row
- * of all tensors together and one of each.
+ * Operands: the count of steps, an int32; the numbers of the attribute `traced`, floats or doubles; then of
+ * each tensor its arrays, in the order of the kernel: p, g, the state, maybe a master. Results: the count; of
+ * each tensor all arrays but g, each in the memory of its operand; and, where `stats` is set, norms and
+ * counts, a row of all tensors together and one of each.
  */
 #define _POSIX_C_SOURCE 200809L /* sched_yield */
 #include "optforge.h"
@@ -119,7 +119,8 @@ static int good(const XLA_FFI_Api *api, XLA_FFI_Error *error) {
 }
 
 /* Nothing waits for a share that nobody has taken, so this ends on a pool whose threads are all busy, too. */
-static void run_shares(void *pool, size_t shares, void (*run)(void *work, size_t k, size_t shares), void *work) {
+static void run_shares(void *pool, size_t shares, void (*run)(void *work, size_t k, size_t shares),
+                       void *work) {
     const team *const t = (const team *)pool;
     crowd *const c = (crowd *)calloc(1, sizeof *c);
     if (c == NULL) {
@@ -132,8 +133,8 @@ static void run_shares(void *pool, size_t shares, void (*run)(void *work, size_t
     c->shares = shares;
     c->users = 1;
     for (size_t k = 0; k < t->helpers && k + 1 < shares; k++) {
-        XLA_FFI_ThreadPool_Schedule_Args args = {XLA_FFI_ThreadPool_Schedule_Args_STRUCT_SIZE, NULL, t->context,
-                                                 help, c};
+        XLA_FFI_ThreadPool_Schedule_Args args = {XLA_FFI_ThreadPool_Schedule_Args_STRUCT_SIZE, NULL,
+                                                 t->context, help, c};
         __atomic_add_fetch(&c->users, 1, __ATOMIC_RELAXED);
         if (!good(t->api, t->api->XLA_FFI_ThreadPool_Schedule(&args)))
             leave(c);
@@ -147,8 +148,8 @@ static void run_shares(void *pool, size_t shares, void (*run)(void *work, size_t
 /* Let a step run on XLA's threads, at most so many; 0: all. */
 static void choose_threads(optforge_options *o, team *t, const XLA_FFI_CallFrame *call, size_t most) {
     int64_t threads = 1;
-    XLA_FFI_ThreadPool_NumThreads_Args args = {XLA_FFI_ThreadPool_NumThreads_Args_STRUCT_SIZE, NULL, call->ctx,
-                                               &threads};
+    XLA_FFI_ThreadPool_NumThreads_Args args = {XLA_FFI_ThreadPool_NumThreads_Args_STRUCT_SIZE, NULL,
+                                               call->ctx, &threads};
     o->threads = 1;
     if (!good(call->api, call->api->XLA_FFI_ThreadPool_NumThreads(&args)))
         return;
