@@ -128,9 +128,10 @@ def test_committed_files_are_current() -> None:
     assert {path.name for path in (ROOT / "build").iterdir()} == set(files)
 
 
-@pytest.mark.parametrize(
-    "template", sorted(str(path.relative_to(render.TEMPLATES)) for path in render.TEMPLATES.rglob("*.*"))
-)
+EMITTED = {path for path in render.TEMPLATES.rglob("*.*") if path.name != "xla-handler.c"}  # which JAX alone compiles
+
+
+@pytest.mark.parametrize("template", sorted(str(path.relative_to(render.TEMPLATES)) for path in EMITTED))
 def test_a_changed_template_is_noticed(template: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     changed = tmp_path / "templates"
     shutil.copytree(render.TEMPLATES, changed)
