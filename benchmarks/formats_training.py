@@ -95,11 +95,8 @@ def main() -> int:
     last = max(1, asked.steps // 10)
     for way, (_, _, size) in WAYS.items():
         curves[way] = train(way, asked.steps, data, len(known), asked.threads)
-        mean = float(np.mean(curves[way][-last:]))
-        print(
-            f"{way:28} {size:3} bytes   loss {mean:.4f}   against float32 {mean - np.mean(curves['float32'][-last:]):+.4f}",
-            flush=True,
-        )
+        mean, plain = (float(np.mean(curves[own][-last:])) for own in (way, "float32"))
+        print(f"{way:28} {size:3} bytes   loss {mean:.4f}   against float32 {mean - plain:+.4f}", flush=True)
     if asked.json:
         asked.json.write_text(json.dumps({"steps": asked.steps, "curves": curves}))
     if asked.png:
