@@ -8,18 +8,13 @@
 
 /* What is the same for every element, in double. */
 typedef struct adadelta_scalars {
-    double unscale;
-    double rho;
-    double one_minus_rho;
-    double eps;
-    double lr;
+    double unscale, rho, one_minus_rho, eps, lr;
 } adadelta_scalars;
 
 /* The rule, for n neighbouring elements. */
 OPTFORGE_INLINE void adadelta_elements_f32(const adadelta_scalars *s, size_t n, float *OPTFORGE_RESTRICT p_,
                                            const float *OPTFORGE_RESTRICT g_, float *OPTFORGE_RESTRICT acc_,
-                                           float *OPTFORGE_RESTRICT acc_delta_)
-{
+                                           float *OPTFORGE_RESTRICT acc_delta_) {
     const float unscale = (float)s->unscale;
     const float rho = (float)s->rho;
     const float one_minus_rho = (float)s->one_minus_rho;
@@ -47,8 +42,7 @@ OPTFORGE_INLINE void adadelta_elements_f32(const adadelta_scalars *s, size_t n, 
 /* The rule, for n neighbouring elements. */
 OPTFORGE_INLINE void adadelta_elements_f64(const adadelta_scalars *s, size_t n, double *OPTFORGE_RESTRICT p_,
                                            const double *OPTFORGE_RESTRICT g_, double *OPTFORGE_RESTRICT acc_,
-                                           double *OPTFORGE_RESTRICT acc_delta_)
-{
+                                           double *OPTFORGE_RESTRICT acc_delta_) {
     const double unscale = s->unscale;
     const double rho = s->rho;
     const double one_minus_rho = s->one_minus_rho;
@@ -74,23 +68,18 @@ OPTFORGE_INLINE void adadelta_elements_f64(const adadelta_scalars *s, size_t n, 
 }
 
 /* What depends on hyperparameters and t alone. */
-static int adadelta_begin(void *scalars, const void *hyper_, uint64_t step, double unscale)
-{
+static int adadelta_begin(void *scalars, const void *hyper_, uint64_t step, double unscale) {
     adadelta_scalars *s = (adadelta_scalars *)scalars;
     const adadelta_hyper *h = (const adadelta_hyper *)hyper_;
-    const double lr = h->lr;
-    const double rho = h->rho;
-    const double eps = h->eps;
+    const double lr = h->lr, rho = h->rho, eps = h->eps;
     (void)step;
 
     if (!(0.0 <= rho && rho < 1.0 && eps > 0.0))
         return OPTFORGE_ERROR_ASSERT;
 
-    const double one_minus_rho = 1.0 - rho;
-
+    s->one_minus_rho = 1.0 - rho;
     s->unscale = unscale;
     s->rho = rho;
-    s->one_minus_rho = one_minus_rho;
     s->eps = eps;
     s->lr = lr;
     return OPTFORGE_OK;
@@ -109,106 +98,67 @@ static const optforge_sum adadelta_sums_0[] = {
 };
 
 /* ---- float ---- */
-OPTFORGE_INLINE void adadelta_run_elements_f32(const optforge_piece *x)
-{
-    const adadelta_tensor_f32 *t = (const adadelta_tensor_f32 *)x->tensor;
-    const adadelta_scalars *s = (const adadelta_scalars *)x->scalars;
-    size_t i = x->begin, stop = i + x->n;
-
-    for (; stop - i >= 32; i += 32)
-        adadelta_elements_f32(s, 32, t->p + i, t->g + i, t->acc + i, t->acc_delta + i);
-    adadelta_elements_f32(s, stop - i, t->p + i, t->g + i, t->acc + i, t->acc_delta + i);
-}
-OPTFORGE_EACH_SET(adadelta_plain_0_f32, (const optforge_piece *x), adadelta_run_elements_f32(x))
-
-static const unsigned char adadelta_forms_f32[] = {OPTFORGE_F32, OPTFORGE_F32, OPTFORGE_F32, OPTFORGE_F32};
+OPTFORGE_PASS(adadelta_plain_0_f32, adadelta, f32, float,
+              adadelta_elements_f32(s, n, t->p + i, t->g + i, t->acc + i, t->acc_delta + i))
 static const optforge_pass adadelta_passes_f32[] = {
-    {OPTFORGE_OF_SETS(adadelta_plain_0_f32), OPTFORGE_OF_SETS(adadelta_plain_0_f32), adadelta_sums_0, 3, 1, 1}
+    {OPTFORGE_OF_SETS(adadelta_plain_0_f32), OPTFORGE_NO_SETS, adadelta_sums_0, 3, 1, 1, "brbb"}
 };
+static const unsigned char adadelta_forms_f32[] = {OPTFORGE_F32, OPTFORGE_F32, OPTFORGE_F32, OPTFORGE_F32};
 const optforge_kernel adadelta_kernel_f32 = {
     OPTFORGE_TYPES, "adadelta", "08332d1902854f779b6ae510e6099b12cabd47aeac1f90abde0a923461bf3470",
     adadelta_hypers, adadelta_states, adadelta_asserts, adadelta_defaults, adadelta_initial,
     sizeof(adadelta_hyper) / sizeof(double), sizeof adadelta_forms_f32, adadelta_forms_f32,
-    sizeof(adadelta_scalars), 1, adadelta_passes_f32, {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM,
-           OPTFORGE_UPDATE},
-    adadelta_begin, NULL, NULL, NULL, NULL
+    sizeof(adadelta_scalars), 1, adadelta_passes_f32,
+    {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
+    adadelta_begin, NULL, NULL, NULL, NULL, 0, 0, 28, 0xadf4a5b64964a9fau
 };
 
-void adadelta_state_init_f32(const adadelta_tensor_f32 *tensor)
-{
-    optforge_state_init(&adadelta_kernel_f32, tensor, NULL);
+void adadelta_state_init_f32(const adadelta_tensor_f32 *x) {
+    optforge_state_init(&adadelta_kernel_f32, x, NULL);
 }
-
 int adadelta_step_with_f32(const adadelta_hyper *h, uint64_t t, const adadelta_tensor_f32 *tensors,
-                           size_t count, const optforge_options *options)
-{
+                           size_t count, const optforge_options *options) {
     return optforge_step(&adadelta_kernel_f32, h, t, tensors, count, options);
 }
-
-int adadelta_step_f32(const adadelta_hyper *h, uint64_t t, const adadelta_tensor_f32 *tensors, size_t count)
-{
+int adadelta_step_f32(const adadelta_hyper *h, uint64_t t, const adadelta_tensor_f32 *tensors, size_t count) {
     return optforge_plain_step(&adadelta_kernel_f32, h, t, tensors, count, NULL);
 }
 
 /* ---- double ---- */
-OPTFORGE_INLINE void adadelta_run_elements_f64(const optforge_piece *x)
-{
-    const adadelta_tensor_f64 *t = (const adadelta_tensor_f64 *)x->tensor;
-    const adadelta_scalars *s = (const adadelta_scalars *)x->scalars;
-    size_t i = x->begin, stop = i + x->n;
-
-    for (; stop - i >= 32; i += 32)
-        adadelta_elements_f64(s, 32, t->p + i, t->g + i, t->acc + i, t->acc_delta + i);
-    adadelta_elements_f64(s, stop - i, t->p + i, t->g + i, t->acc + i, t->acc_delta + i);
-}
-OPTFORGE_EACH_SET(adadelta_plain_0_f64, (const optforge_piece *x), adadelta_run_elements_f64(x))
-
-static const unsigned char adadelta_forms_f64[] = {OPTFORGE_F64, OPTFORGE_F64, OPTFORGE_F64, OPTFORGE_F64};
+OPTFORGE_PASS(adadelta_plain_0_f64, adadelta, f64, double,
+              adadelta_elements_f64(s, n, t->p + i, t->g + i, t->acc + i, t->acc_delta + i))
 static const optforge_pass adadelta_passes_f64[] = {
-    {OPTFORGE_OF_SETS(adadelta_plain_0_f64), OPTFORGE_OF_SETS(adadelta_plain_0_f64), adadelta_sums_0, 3, 1, 1}
+    {OPTFORGE_OF_SETS(adadelta_plain_0_f64), OPTFORGE_NO_SETS, adadelta_sums_0, 3, 1, 1, "brbb"}
 };
+static const unsigned char adadelta_forms_f64[] = {OPTFORGE_F64, OPTFORGE_F64, OPTFORGE_F64, OPTFORGE_F64};
 const optforge_kernel adadelta_kernel_f64 = {
     OPTFORGE_TYPES, "adadelta", "08332d1902854f779b6ae510e6099b12cabd47aeac1f90abde0a923461bf3470",
     adadelta_hypers, adadelta_states, adadelta_asserts, adadelta_defaults, adadelta_initial,
     sizeof(adadelta_hyper) / sizeof(double), sizeof adadelta_forms_f64, adadelta_forms_f64,
-    sizeof(adadelta_scalars), 1, adadelta_passes_f64, {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM,
-           OPTFORGE_UPDATE},
-    adadelta_begin, NULL, NULL, NULL, NULL
+    sizeof(adadelta_scalars), 1, adadelta_passes_f64,
+    {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
+    adadelta_begin, NULL, NULL, NULL, NULL, 0, 0, 56, 0x7413e65b2e5f7b52u
 };
 
-void adadelta_state_init_f64(const adadelta_tensor_f64 *tensor)
-{
-    optforge_state_init(&adadelta_kernel_f64, tensor, NULL);
+void adadelta_state_init_f64(const adadelta_tensor_f64 *x) {
+    optforge_state_init(&adadelta_kernel_f64, x, NULL);
 }
-
 int adadelta_step_with_f64(const adadelta_hyper *h, uint64_t t, const adadelta_tensor_f64 *tensors,
-                           size_t count, const optforge_options *options)
-{
+                           size_t count, const optforge_options *options) {
     return optforge_step(&adadelta_kernel_f64, h, t, tensors, count, options);
 }
-
-int adadelta_step_f64(const adadelta_hyper *h, uint64_t t, const adadelta_tensor_f64 *tensors, size_t count)
-{
+int adadelta_step_f64(const adadelta_hyper *h, uint64_t t, const adadelta_tensor_f64 *tensors, size_t count) {
     return optforge_plain_step(&adadelta_kernel_f64, h, t, tensors, count, NULL);
 }
 
-const char *adadelta_strerror(int status)
-{
-    return optforge_kernel_strerror(&adadelta_kernel_f32, status);
+int adadelta_selftest(void) {
+    int status = optforge_selftest(&adadelta_kernel_f32);
+    return status != OPTFORGE_OK ? status : optforge_selftest(&adadelta_kernel_f64);
 }
-
-void adadelta_hyper_init(adadelta_hyper *h)
-{
-    memcpy(h, adadelta_defaults, sizeof *h);
-}
-
-void adadelta_options_init(adadelta_options *o)
-{
-    optforge_options_init(o);
-}
-
-size_t adadelta_workspace_size(uint64_t elements, size_t count)
-{
+const char *adadelta_strerror(int status) { return optforge_kernel_strerror(&adadelta_kernel_f32, status); }
+void adadelta_hyper_init(adadelta_hyper *h) { memcpy(h, adadelta_defaults, sizeof *h); }
+void adadelta_options_init(adadelta_options *o) { optforge_options_init(o); }
+size_t adadelta_workspace_size(uint64_t elements, size_t count) {
     return optforge_kernel_workspace(&adadelta_kernel_f32, elements, count);
 }
 

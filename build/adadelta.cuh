@@ -49,9 +49,7 @@ adadelta_cuda_API const char *adadelta_cuda_strerror(int status);
  *     0 <= rho < 1 and eps > 0
  */
 typedef struct adadelta_cuda_hyper {
-    double lr;
-    double rho;
-    double eps;
+    double lr, rho, eps;
 } adadelta_cuda_hyper;
 
 /* Fills in the defaults. */

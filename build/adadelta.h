@@ -37,30 +37,25 @@ extern "C" {
 #endif
 
 /* What a call returns: one of these, or of optforge's errors, each found before the first write. */
-enum {
-    adadelta_OK = OPTFORGE_OK,
-    adadelta_ERROR_ASSERT = OPTFORGE_ERROR_ASSERT,
-    adadelta_SKIPPED = OPTFORGE_SKIPPED
-};
+enum {adadelta_OK = OPTFORGE_OK, adadelta_SKIPPED = OPTFORGE_SKIPPED,
+        adadelta_ERROR_ASSERT = OPTFORGE_ERROR_ASSERT};
 adadelta_API const char *adadelta_strerror(int status);
 
 /* Hyperparameters; none may be NaN, and a step checks that
  *     0 <= rho < 1 and eps > 0
  */
 typedef struct adadelta_hyper {
-    double lr;
-    double rho;
-    double eps;
+    double lr, rho, eps;
 } adadelta_hyper;
-
-/* Fills in the defaults. */
-adadelta_API void adadelta_hyper_init(adadelta_hyper *h);
 
 typedef optforge_options adadelta_options;
 typedef optforge_stats adadelta_stats;
+
+/* Fill in the defaults. */
+adadelta_API void adadelta_hyper_init(adadelta_hyper *h);
 adadelta_API void adadelta_options_init(adadelta_options *o);
 
-/* Bytes of workspace, aligned to doubles, for so many elements in so many tensors (or groups, if they are more). */
+/* Bytes of workspace, aligned to doubles, for so many elements in so many tensors (or groups, if more). */
 adadelta_API size_t adadelta_workspace_size(uint64_t elements, size_t count);
 
 /* A tensor: n elements in each array. Its arrays must not overlap. */
@@ -97,6 +92,9 @@ adadelta_API int adadelta_step_with_f64(const adadelta_hyper *h, uint64_t t,
                                         const adadelta_tensor_f64 *tensors, size_t count,
                                         const adadelta_options *options);
 extern adadelta_API const optforge_kernel adadelta_kernel_f64;
+
+/* Whether this build computes the bits that it should, on this machine with each of its instruction sets. */
+adadelta_API int adadelta_selftest(void);
 
 #ifdef __cplusplus
 }

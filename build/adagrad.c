@@ -8,15 +8,12 @@
 
 /* What is the same for every element, in double. */
 typedef struct adagrad_scalars {
-    double unscale;
-    double lr;
-    double eps;
+    double unscale, lr, eps;
 } adagrad_scalars;
 
 /* The rule, for n neighbouring elements. */
 OPTFORGE_INLINE void adagrad_elements_f32(const adagrad_scalars *s, size_t n, float *OPTFORGE_RESTRICT p_,
-                                          const float *OPTFORGE_RESTRICT g_, float *OPTFORGE_RESTRICT acc_)
-{
+                                          const float *OPTFORGE_RESTRICT g_, float *OPTFORGE_RESTRICT acc_) {
     const float unscale = (float)s->unscale;
     const float lr = (float)s->lr;
     const float eps = (float)s->eps;
@@ -37,8 +34,8 @@ OPTFORGE_INLINE void adagrad_elements_f32(const adagrad_scalars *s, size_t n, fl
 
 /* The rule, for n neighbouring elements. */
 OPTFORGE_INLINE void adagrad_elements_f64(const adagrad_scalars *s, size_t n, double *OPTFORGE_RESTRICT p_,
-                                          const double *OPTFORGE_RESTRICT g_, double *OPTFORGE_RESTRICT acc_)
-{
+                                          const double *OPTFORGE_RESTRICT g_,
+                                          double *OPTFORGE_RESTRICT acc_) {
     const double unscale = s->unscale;
     const double lr = s->lr;
     const double eps = s->eps;
@@ -58,12 +55,10 @@ OPTFORGE_INLINE void adagrad_elements_f64(const adagrad_scalars *s, size_t n, do
 }
 
 /* What depends on hyperparameters and t alone. */
-static int adagrad_begin(void *scalars, const void *hyper_, uint64_t step, double unscale)
-{
+static int adagrad_begin(void *scalars, const void *hyper_, uint64_t step, double unscale) {
     adagrad_scalars *s = (adagrad_scalars *)scalars;
     const adagrad_hyper *h = (const adagrad_hyper *)hyper_;
-    const double lr = h->lr;
-    const double eps = h->eps;
+    const double lr = h->lr, eps = h->eps;
     (void)step;
 
     if (!(eps > 0.0))
@@ -88,106 +83,67 @@ static const optforge_sum adagrad_sums_0[] = {
 };
 
 /* ---- float ---- */
-OPTFORGE_INLINE void adagrad_run_elements_f32(const optforge_piece *x)
-{
-    const adagrad_tensor_f32 *t = (const adagrad_tensor_f32 *)x->tensor;
-    const adagrad_scalars *s = (const adagrad_scalars *)x->scalars;
-    size_t i = x->begin, stop = i + x->n;
-
-    for (; stop - i >= 32; i += 32)
-        adagrad_elements_f32(s, 32, t->p + i, t->g + i, t->acc + i);
-    adagrad_elements_f32(s, stop - i, t->p + i, t->g + i, t->acc + i);
-}
-OPTFORGE_EACH_SET(adagrad_plain_0_f32, (const optforge_piece *x), adagrad_run_elements_f32(x))
-
-static const unsigned char adagrad_forms_f32[] = {OPTFORGE_F32, OPTFORGE_F32, OPTFORGE_F32};
+OPTFORGE_PASS(adagrad_plain_0_f32, adagrad, f32, float,
+              adagrad_elements_f32(s, n, t->p + i, t->g + i, t->acc + i))
 static const optforge_pass adagrad_passes_f32[] = {
-    {OPTFORGE_OF_SETS(adagrad_plain_0_f32), OPTFORGE_OF_SETS(adagrad_plain_0_f32), adagrad_sums_0, 3, 1, 1}
+    {OPTFORGE_OF_SETS(adagrad_plain_0_f32), OPTFORGE_NO_SETS, adagrad_sums_0, 3, 1, 1, "brb"}
 };
+static const unsigned char adagrad_forms_f32[] = {OPTFORGE_F32, OPTFORGE_F32, OPTFORGE_F32};
 const optforge_kernel adagrad_kernel_f32 = {
     OPTFORGE_TYPES, "adagrad", "2644fff9f38814a94bb006a4b583400ee5ffce6809fff29bf8ceb073dcb8a9fe",
     adagrad_hypers, adagrad_states, adagrad_asserts, adagrad_defaults, adagrad_initial,
     sizeof(adagrad_hyper) / sizeof(double), sizeof adagrad_forms_f32, adagrad_forms_f32,
-    sizeof(adagrad_scalars), 1, adagrad_passes_f32, {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM,
-           OPTFORGE_UPDATE},
-    adagrad_begin, NULL, NULL, NULL, NULL
+    sizeof(adagrad_scalars), 1, adagrad_passes_f32,
+    {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
+    adagrad_begin, NULL, NULL, NULL, NULL, 0, 0, 20, 0xc40bf845acc05637u
 };
 
-void adagrad_state_init_f32(const adagrad_tensor_f32 *tensor)
-{
-    optforge_state_init(&adagrad_kernel_f32, tensor, NULL);
+void adagrad_state_init_f32(const adagrad_tensor_f32 *x) {
+    optforge_state_init(&adagrad_kernel_f32, x, NULL);
 }
-
 int adagrad_step_with_f32(const adagrad_hyper *h, uint64_t t, const adagrad_tensor_f32 *tensors, size_t count,
-                          const optforge_options *options)
-{
+                          const optforge_options *options) {
     return optforge_step(&adagrad_kernel_f32, h, t, tensors, count, options);
 }
-
-int adagrad_step_f32(const adagrad_hyper *h, uint64_t t, const adagrad_tensor_f32 *tensors, size_t count)
-{
+int adagrad_step_f32(const adagrad_hyper *h, uint64_t t, const adagrad_tensor_f32 *tensors, size_t count) {
     return optforge_plain_step(&adagrad_kernel_f32, h, t, tensors, count, NULL);
 }
 
 /* ---- double ---- */
-OPTFORGE_INLINE void adagrad_run_elements_f64(const optforge_piece *x)
-{
-    const adagrad_tensor_f64 *t = (const adagrad_tensor_f64 *)x->tensor;
-    const adagrad_scalars *s = (const adagrad_scalars *)x->scalars;
-    size_t i = x->begin, stop = i + x->n;
-
-    for (; stop - i >= 32; i += 32)
-        adagrad_elements_f64(s, 32, t->p + i, t->g + i, t->acc + i);
-    adagrad_elements_f64(s, stop - i, t->p + i, t->g + i, t->acc + i);
-}
-OPTFORGE_EACH_SET(adagrad_plain_0_f64, (const optforge_piece *x), adagrad_run_elements_f64(x))
-
-static const unsigned char adagrad_forms_f64[] = {OPTFORGE_F64, OPTFORGE_F64, OPTFORGE_F64};
+OPTFORGE_PASS(adagrad_plain_0_f64, adagrad, f64, double,
+              adagrad_elements_f64(s, n, t->p + i, t->g + i, t->acc + i))
 static const optforge_pass adagrad_passes_f64[] = {
-    {OPTFORGE_OF_SETS(adagrad_plain_0_f64), OPTFORGE_OF_SETS(adagrad_plain_0_f64), adagrad_sums_0, 3, 1, 1}
+    {OPTFORGE_OF_SETS(adagrad_plain_0_f64), OPTFORGE_NO_SETS, adagrad_sums_0, 3, 1, 1, "brb"}
 };
+static const unsigned char adagrad_forms_f64[] = {OPTFORGE_F64, OPTFORGE_F64, OPTFORGE_F64};
 const optforge_kernel adagrad_kernel_f64 = {
     OPTFORGE_TYPES, "adagrad", "2644fff9f38814a94bb006a4b583400ee5ffce6809fff29bf8ceb073dcb8a9fe",
     adagrad_hypers, adagrad_states, adagrad_asserts, adagrad_defaults, adagrad_initial,
     sizeof(adagrad_hyper) / sizeof(double), sizeof adagrad_forms_f64, adagrad_forms_f64,
-    sizeof(adagrad_scalars), 1, adagrad_passes_f64, {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM,
-           OPTFORGE_UPDATE},
-    adagrad_begin, NULL, NULL, NULL, NULL
+    sizeof(adagrad_scalars), 1, adagrad_passes_f64,
+    {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
+    adagrad_begin, NULL, NULL, NULL, NULL, 0, 0, 40, 0xf36d52d41e111883u
 };
 
-void adagrad_state_init_f64(const adagrad_tensor_f64 *tensor)
-{
-    optforge_state_init(&adagrad_kernel_f64, tensor, NULL);
+void adagrad_state_init_f64(const adagrad_tensor_f64 *x) {
+    optforge_state_init(&adagrad_kernel_f64, x, NULL);
 }
-
 int adagrad_step_with_f64(const adagrad_hyper *h, uint64_t t, const adagrad_tensor_f64 *tensors, size_t count,
-                          const optforge_options *options)
-{
+                          const optforge_options *options) {
     return optforge_step(&adagrad_kernel_f64, h, t, tensors, count, options);
 }
-
-int adagrad_step_f64(const adagrad_hyper *h, uint64_t t, const adagrad_tensor_f64 *tensors, size_t count)
-{
+int adagrad_step_f64(const adagrad_hyper *h, uint64_t t, const adagrad_tensor_f64 *tensors, size_t count) {
     return optforge_plain_step(&adagrad_kernel_f64, h, t, tensors, count, NULL);
 }
 
-const char *adagrad_strerror(int status)
-{
-    return optforge_kernel_strerror(&adagrad_kernel_f32, status);
+int adagrad_selftest(void) {
+    int status = optforge_selftest(&adagrad_kernel_f32);
+    return status != OPTFORGE_OK ? status : optforge_selftest(&adagrad_kernel_f64);
 }
-
-void adagrad_hyper_init(adagrad_hyper *h)
-{
-    memcpy(h, adagrad_defaults, sizeof *h);
-}
-
-void adagrad_options_init(adagrad_options *o)
-{
-    optforge_options_init(o);
-}
-
-size_t adagrad_workspace_size(uint64_t elements, size_t count)
-{
+const char *adagrad_strerror(int status) { return optforge_kernel_strerror(&adagrad_kernel_f32, status); }
+void adagrad_hyper_init(adagrad_hyper *h) { memcpy(h, adagrad_defaults, sizeof *h); }
+void adagrad_options_init(adagrad_options *o) { optforge_options_init(o); }
+size_t adagrad_workspace_size(uint64_t elements, size_t count) {
     return optforge_kernel_workspace(&adagrad_kernel_f32, elements, count);
 }
 

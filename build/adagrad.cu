@@ -7,9 +7,7 @@
 
 /* What is the same for every element, in double. */
 struct adagrad_cuda_scalars {
-    optforge_f64 unscale;
-    optforge_f64 lr;
-    optforge_f64 eps;
+    optforge_f64 unscale, lr, eps;
 };
 
 /* What the passes add up. */
@@ -86,8 +84,7 @@ static int adagrad_cuda_begin_step(void *scalars, const void *hyper_, uint64_t s
 {
     adagrad_cuda_scalars *s = (adagrad_cuda_scalars *)scalars;
     const adagrad_cuda_hyper *h = (const adagrad_cuda_hyper *)hyper_;
-    const double lr = h->lr;
-    const double eps = h->eps;
+    const double lr = h->lr, eps = h->eps;
     (void)step;
 
     if (!(eps > 0.0))

@@ -4,8 +4,8 @@
  *
  * lr: learning rate. eps: keeps the root away from 0.
  *
- * Duchi, Hazan and Singer, "Adaptive Subgradient Methods for Online Learning and Stochastic Optimization", JMLR 12,
- * 2011.
+ * Duchi, Hazan and Singer, "Adaptive Subgradient Methods for Online Learning and Stochastic
+ * Optimization", JMLR 12, 2011.
  *
  *     assert eps > 0
  *     acc = acc + g**2
@@ -47,8 +47,7 @@ adagrad_cuda_API const char *adagrad_cuda_strerror(int status);
  *     eps > 0
  */
 typedef struct adagrad_cuda_hyper {
-    double lr;
-    double eps;
+    double lr, eps;
 } adagrad_cuda_hyper;
 
 /* Fills in the defaults. */

@@ -4,8 +4,8 @@
  *
  * lr: learning rate. eps: keeps the root away from 0.
  *
- * Duchi, Hazan and Singer, "Adaptive Subgradient Methods for Online Learning and Stochastic Optimization", JMLR 12,
- * 2011.
+ * Duchi, Hazan and Singer, "Adaptive Subgradient Methods for Online Learning and Stochastic
+ * Optimization", JMLR 12, 2011.
  *
  *     assert eps > 0
  *     acc = acc + g**2
@@ -35,29 +35,25 @@ extern "C" {
 #endif
 
 /* What a call returns: one of these, or of optforge's errors, each found before the first write. */
-enum {
-    adagrad_OK = OPTFORGE_OK,
-    adagrad_ERROR_ASSERT = OPTFORGE_ERROR_ASSERT,
-    adagrad_SKIPPED = OPTFORGE_SKIPPED
-};
+enum {adagrad_OK = OPTFORGE_OK, adagrad_SKIPPED = OPTFORGE_SKIPPED,
+        adagrad_ERROR_ASSERT = OPTFORGE_ERROR_ASSERT};
 adagrad_API const char *adagrad_strerror(int status);
 
 /* Hyperparameters; none may be NaN, and a step checks that
  *     eps > 0
  */
 typedef struct adagrad_hyper {
-    double lr;
-    double eps;
+    double lr, eps;
 } adagrad_hyper;
-
-/* Fills in the defaults. */
-adagrad_API void adagrad_hyper_init(adagrad_hyper *h);
 
 typedef optforge_options adagrad_options;
 typedef optforge_stats adagrad_stats;
+
+/* Fill in the defaults. */
+adagrad_API void adagrad_hyper_init(adagrad_hyper *h);
 adagrad_API void adagrad_options_init(adagrad_options *o);
 
-/* Bytes of workspace, aligned to doubles, for so many elements in so many tensors (or groups, if they are more). */
+/* Bytes of workspace, aligned to doubles, for so many elements in so many tensors (or groups, if more). */
 adagrad_API size_t adagrad_workspace_size(uint64_t elements, size_t count);
 
 /* A tensor: n elements in each array. Its arrays must not overlap. */
@@ -90,6 +86,9 @@ adagrad_API int adagrad_step_f64(const adagrad_hyper *h, uint64_t t, const adagr
 adagrad_API int adagrad_step_with_f64(const adagrad_hyper *h, uint64_t t, const adagrad_tensor_f64 *tensors,
                                       size_t count, const adagrad_options *options);
 extern adagrad_API const optforge_kernel adagrad_kernel_f64;
+
+/* Whether this build computes the bits that it should, on this machine with each of its instruction sets. */
+adagrad_API int adagrad_selftest(void);
 
 #ifdef __cplusplus
 }

@@ -8,20 +8,12 @@
 
 /* What is the same for every element, in double. */
 typedef struct adam_scalars {
-    double unscale;
-    double beta1_t;
-    double one_minus_beta1_t;
-    double beta2;
-    double one_minus_beta2;
-    double lr;
-    double one_minus_beta1_pow_t;
-    double one_minus_beta2_pow_t;
-    double eps;
+    double unscale, beta1_t, one_minus_beta1_t, beta2, one_minus_beta2, lr, one_minus_beta1_pow_t,
+            one_minus_beta2_pow_t, eps;
 } adam_scalars;
 
 /* The library's pow, which no compiler may fold or rewrite; failed where Python raises or turns complex. */
-static double adam_power(double a, double b, int *failed)
-{
+static double adam_power(double a, double b, int *failed) {
     volatile double base = a, exponent = b;
     const double y = pow(base, exponent);
 
@@ -33,8 +25,7 @@ static double adam_power(double a, double b, int *failed)
 /* The rule, for n neighbouring elements. */
 OPTFORGE_INLINE void adam_elements_f32(const adam_scalars *s, size_t n, float *OPTFORGE_RESTRICT p_,
                                        const float *OPTFORGE_RESTRICT g_, float *OPTFORGE_RESTRICT m_,
-                                       float *OPTFORGE_RESTRICT v_)
-{
+                                       float *OPTFORGE_RESTRICT v_) {
     const float unscale = (float)s->unscale;
     const float beta1_t = (float)s->beta1_t;
     const float one_minus_beta1_t = (float)s->one_minus_beta1_t;
@@ -65,8 +56,7 @@ OPTFORGE_INLINE void adam_elements_f32(const adam_scalars *s, size_t n, float *O
 /* The rule, for n neighbouring elements. */
 OPTFORGE_INLINE void adam_elements_f64(const adam_scalars *s, size_t n, double *OPTFORGE_RESTRICT p_,
                                        const double *OPTFORGE_RESTRICT g_, double *OPTFORGE_RESTRICT m_,
-                                       double *OPTFORGE_RESTRICT v_)
-{
+                                       double *OPTFORGE_RESTRICT v_) {
     const double unscale = s->unscale;
     const double beta1_t = s->beta1_t;
     const double one_minus_beta1_t = s->one_minus_beta1_t;
@@ -95,15 +85,10 @@ OPTFORGE_INLINE void adam_elements_f64(const adam_scalars *s, size_t n, double *
 }
 
 /* What depends on hyperparameters and t alone. */
-static int adam_begin(void *scalars, const void *hyper_, uint64_t step, double unscale)
-{
+static int adam_begin(void *scalars, const void *hyper_, uint64_t step, double unscale) {
     adam_scalars *s = (adam_scalars *)scalars;
     const adam_hyper *h = (const adam_hyper *)hyper_;
-    const double lr = h->lr;
-    const double beta1 = h->beta1;
-    const double beta2 = h->beta2;
-    const double eps = h->eps;
-    const double lam = h->lam;
+    const double lr = h->lr, beta1 = h->beta1, beta2 = h->beta2, eps = h->eps, lam = h->lam;
     const double t = (double)step;
     int failed = 0;
 
@@ -111,19 +96,14 @@ static int adam_begin(void *scalars, const void *hyper_, uint64_t step, double u
         return OPTFORGE_ERROR_ASSERT;
 
     const double beta1_t = beta1 * adam_power(lam, t - 1.0, &failed);
-    const double one_minus_beta1_t = 1.0 - beta1_t;
-    const double one_minus_beta2 = 1.0 - beta2;
-    const double one_minus_beta1_pow_t = 1.0 - adam_power(beta1, t, &failed);
-    const double one_minus_beta2_pow_t = 1.0 - adam_power(beta2, t, &failed);
-
+    s->one_minus_beta1_t = 1.0 - beta1_t;
+    s->one_minus_beta2 = 1.0 - beta2;
+    s->one_minus_beta1_pow_t = 1.0 - adam_power(beta1, t, &failed);
+    s->one_minus_beta2_pow_t = 1.0 - adam_power(beta2, t, &failed);
     s->unscale = unscale;
     s->beta1_t = beta1_t;
-    s->one_minus_beta1_t = one_minus_beta1_t;
     s->beta2 = beta2;
-    s->one_minus_beta2 = one_minus_beta2;
     s->lr = lr;
-    s->one_minus_beta1_pow_t = one_minus_beta1_pow_t;
-    s->one_minus_beta2_pow_t = one_minus_beta2_pow_t;
     s->eps = eps;
     return failed ? OPTFORGE_ERROR_SCALAR : OPTFORGE_OK;
 }
@@ -142,104 +122,61 @@ static const optforge_sum adam_sums_0[] = {
 };
 
 /* ---- float ---- */
-OPTFORGE_INLINE void adam_run_elements_f32(const optforge_piece *x)
-{
-    const adam_tensor_f32 *t = (const adam_tensor_f32 *)x->tensor;
-    const adam_scalars *s = (const adam_scalars *)x->scalars;
-    size_t i = x->begin, stop = i + x->n;
-
-    for (; stop - i >= 32; i += 32)
-        adam_elements_f32(s, 32, t->p + i, t->g + i, t->m + i, t->v + i);
-    adam_elements_f32(s, stop - i, t->p + i, t->g + i, t->m + i, t->v + i);
-}
-OPTFORGE_EACH_SET(adam_plain_0_f32, (const optforge_piece *x), adam_run_elements_f32(x))
-
-static const unsigned char adam_forms_f32[] = {OPTFORGE_F32, OPTFORGE_F32, OPTFORGE_F32, OPTFORGE_F32};
+OPTFORGE_PASS(adam_plain_0_f32, adam, f32, float,
+              adam_elements_f32(s, n, t->p + i, t->g + i, t->m + i, t->v + i))
 static const optforge_pass adam_passes_f32[] = {
-    {OPTFORGE_OF_SETS(adam_plain_0_f32), OPTFORGE_OF_SETS(adam_plain_0_f32), adam_sums_0, 3, 1, 1}
+    {OPTFORGE_OF_SETS(adam_plain_0_f32), OPTFORGE_NO_SETS, adam_sums_0, 3, 1, 1, "brbb"}
 };
+static const unsigned char adam_forms_f32[] = {OPTFORGE_F32, OPTFORGE_F32, OPTFORGE_F32, OPTFORGE_F32};
 const optforge_kernel adam_kernel_f32 = {
     OPTFORGE_TYPES, "adam", "931479691cee2b271e9243d7fbad001c9f49394bb272733f5e601fae32528618",
     adam_hypers, adam_states, adam_asserts, adam_defaults, adam_initial,
     sizeof(adam_hyper) / sizeof(double), sizeof adam_forms_f32, adam_forms_f32,
     sizeof(adam_scalars), 1, adam_passes_f32, {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
-    adam_begin, NULL, NULL, NULL, NULL
+    adam_begin, NULL, NULL, NULL, NULL, 0, 0, 28, 0x2ff3f702bffb7c5eu
 };
 
-void adam_state_init_f32(const adam_tensor_f32 *tensor)
-{
-    optforge_state_init(&adam_kernel_f32, tensor, NULL);
-}
-
+void adam_state_init_f32(const adam_tensor_f32 *x) { optforge_state_init(&adam_kernel_f32, x, NULL); }
 int adam_step_with_f32(const adam_hyper *h, uint64_t t, const adam_tensor_f32 *tensors, size_t count,
-                       const optforge_options *options)
-{
+                       const optforge_options *options) {
     return optforge_step(&adam_kernel_f32, h, t, tensors, count, options);
 }
-
-int adam_step_f32(const adam_hyper *h, uint64_t t, const adam_tensor_f32 *tensors, size_t count)
-{
+int adam_step_f32(const adam_hyper *h, uint64_t t, const adam_tensor_f32 *tensors, size_t count) {
     return optforge_plain_step(&adam_kernel_f32, h, t, tensors, count, NULL);
 }
 
 /* ---- double ---- */
-OPTFORGE_INLINE void adam_run_elements_f64(const optforge_piece *x)
-{
-    const adam_tensor_f64 *t = (const adam_tensor_f64 *)x->tensor;
-    const adam_scalars *s = (const adam_scalars *)x->scalars;
-    size_t i = x->begin, stop = i + x->n;
-
-    for (; stop - i >= 32; i += 32)
-        adam_elements_f64(s, 32, t->p + i, t->g + i, t->m + i, t->v + i);
-    adam_elements_f64(s, stop - i, t->p + i, t->g + i, t->m + i, t->v + i);
-}
-OPTFORGE_EACH_SET(adam_plain_0_f64, (const optforge_piece *x), adam_run_elements_f64(x))
-
-static const unsigned char adam_forms_f64[] = {OPTFORGE_F64, OPTFORGE_F64, OPTFORGE_F64, OPTFORGE_F64};
+OPTFORGE_PASS(adam_plain_0_f64, adam, f64, double,
+              adam_elements_f64(s, n, t->p + i, t->g + i, t->m + i, t->v + i))
 static const optforge_pass adam_passes_f64[] = {
-    {OPTFORGE_OF_SETS(adam_plain_0_f64), OPTFORGE_OF_SETS(adam_plain_0_f64), adam_sums_0, 3, 1, 1}
+    {OPTFORGE_OF_SETS(adam_plain_0_f64), OPTFORGE_NO_SETS, adam_sums_0, 3, 1, 1, "brbb"}
 };
+static const unsigned char adam_forms_f64[] = {OPTFORGE_F64, OPTFORGE_F64, OPTFORGE_F64, OPTFORGE_F64};
 const optforge_kernel adam_kernel_f64 = {
     OPTFORGE_TYPES, "adam", "931479691cee2b271e9243d7fbad001c9f49394bb272733f5e601fae32528618",
     adam_hypers, adam_states, adam_asserts, adam_defaults, adam_initial,
     sizeof(adam_hyper) / sizeof(double), sizeof adam_forms_f64, adam_forms_f64,
     sizeof(adam_scalars), 1, adam_passes_f64, {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
-    adam_begin, NULL, NULL, NULL, NULL
+    adam_begin, NULL, NULL, NULL, NULL, 0, 0, 56, 0x242ebf7c1e8ccabau
 };
 
-void adam_state_init_f64(const adam_tensor_f64 *tensor)
-{
-    optforge_state_init(&adam_kernel_f64, tensor, NULL);
-}
-
+void adam_state_init_f64(const adam_tensor_f64 *x) { optforge_state_init(&adam_kernel_f64, x, NULL); }
 int adam_step_with_f64(const adam_hyper *h, uint64_t t, const adam_tensor_f64 *tensors, size_t count,
-                       const optforge_options *options)
-{
+                       const optforge_options *options) {
     return optforge_step(&adam_kernel_f64, h, t, tensors, count, options);
 }
-
-int adam_step_f64(const adam_hyper *h, uint64_t t, const adam_tensor_f64 *tensors, size_t count)
-{
+int adam_step_f64(const adam_hyper *h, uint64_t t, const adam_tensor_f64 *tensors, size_t count) {
     return optforge_plain_step(&adam_kernel_f64, h, t, tensors, count, NULL);
 }
 
-const char *adam_strerror(int status)
-{
-    return optforge_kernel_strerror(&adam_kernel_f32, status);
+int adam_selftest(void) {
+    int status = optforge_selftest(&adam_kernel_f32);
+    return status != OPTFORGE_OK ? status : optforge_selftest(&adam_kernel_f64);
 }
-
-void adam_hyper_init(adam_hyper *h)
-{
-    memcpy(h, adam_defaults, sizeof *h);
-}
-
-void adam_options_init(adam_options *o)
-{
-    optforge_options_init(o);
-}
-
-size_t adam_workspace_size(uint64_t elements, size_t count)
-{
+const char *adam_strerror(int status) { return optforge_kernel_strerror(&adam_kernel_f32, status); }
+void adam_hyper_init(adam_hyper *h) { memcpy(h, adam_defaults, sizeof *h); }
+void adam_options_init(adam_options *o) { optforge_options_init(o); }
+size_t adam_workspace_size(uint64_t elements, size_t count) {
     return optforge_kernel_workspace(&adam_kernel_f32, elements, count);
 }
 

@@ -7,15 +7,8 @@
 
 /* What is the same for every element, in double. */
 struct adam_cuda_scalars {
-    optforge_f64 unscale;
-    optforge_f64 beta1_t;
-    optforge_f64 one_minus_beta1_t;
-    optforge_f64 beta2;
-    optforge_f64 one_minus_beta2;
-    optforge_f64 lr;
-    optforge_f64 one_minus_beta1_pow_t;
-    optforge_f64 one_minus_beta2_pow_t;
-    optforge_f64 eps;
+    optforge_f64 unscale, beta1_t, one_minus_beta1_t, beta2, one_minus_beta2, lr, one_minus_beta1_pow_t,
+            one_minus_beta2_pow_t, eps;
 };
 
 /* What the passes add up. */
@@ -32,8 +25,7 @@ enum {
 };
 
 /* The library's pow, which no compiler may fold or rewrite; failed where Python raises or turns complex. */
-static double adam_cuda_power(double a, double b, int *failed)
-{
+static double adam_cuda_power(double a, double b, int *failed) {
     volatile double base = a, exponent = b;
     const double y = pow(base, exponent);
 
@@ -112,11 +104,7 @@ static int adam_cuda_begin_step(void *scalars, const void *hyper_, uint64_t step
 {
     adam_cuda_scalars *s = (adam_cuda_scalars *)scalars;
     const adam_cuda_hyper *h = (const adam_cuda_hyper *)hyper_;
-    const double lr = h->lr;
-    const double beta1 = h->beta1;
-    const double beta2 = h->beta2;
-    const double eps = h->eps;
-    const double lam = h->lam;
+    const double lr = h->lr, beta1 = h->beta1, beta2 = h->beta2, eps = h->eps, lam = h->lam;
     const double t = (double)step;
     int failed = 0;
 
@@ -124,19 +112,15 @@ static int adam_cuda_begin_step(void *scalars, const void *hyper_, uint64_t step
         return OPTFORGE_ERROR_ASSERT;
 
     const double beta1_t = beta1 * adam_cuda_power(lam, t - 1.0, &failed);
-    const double one_minus_beta1_t = 1.0 - beta1_t;
-    const double one_minus_beta2 = 1.0 - beta2;
-    const double one_minus_beta1_pow_t = 1.0 - adam_cuda_power(beta1, t, &failed);
-    const double one_minus_beta2_pow_t = 1.0 - adam_cuda_power(beta2, t, &failed);
+    s->one_minus_beta1_t = 1.0 - beta1_t;
+    s->one_minus_beta2 = 1.0 - beta2;
+    s->one_minus_beta1_pow_t = 1.0 - adam_cuda_power(beta1, t, &failed);
+    s->one_minus_beta2_pow_t = 1.0 - adam_cuda_power(beta2, t, &failed);
 
     s->unscale = unscale;
     s->beta1_t = beta1_t;
-    s->one_minus_beta1_t = one_minus_beta1_t;
     s->beta2 = beta2;
-    s->one_minus_beta2 = one_minus_beta2;
     s->lr = lr;
-    s->one_minus_beta1_pow_t = one_minus_beta1_pow_t;
-    s->one_minus_beta2_pow_t = one_minus_beta2_pow_t;
     s->eps = eps;
     return failed ? OPTFORGE_ERROR_SCALAR : OPTFORGE_OK;
 }

@@ -3,8 +3,8 @@
  * beta1_t = beta1·lam^(t−1);  m ← beta1_t·m + (1 − beta1_t)·g;  v ← beta2·v + (1 − beta2)·g²;
  * p ← p − (lr·m / (1 − beta1^t)) / (√(v / (1 − beta2^t)) + eps)
  *
- * lr: learning rate. beta1, beta2: decay of the first and second moment. eps: added to the root of the corrected
- * second moment. lam: decay of beta1.
+ * lr: learning rate. beta1, beta2: decay of the first and second moment. eps: added to the root of the
+ * corrected second moment. lam: decay of beta1.
  *
  * Kingma and Ba, "Adam: A Method for Stochastic Optimization", ICLR 2015.
  *
@@ -50,11 +50,7 @@ adam_cuda_API const char *adam_cuda_strerror(int status);
  *     0 <= beta1 < 1 and 0 <= beta2 < 1 and eps > 0
  */
 typedef struct adam_cuda_hyper {
-    double lr;
-    double beta1;
-    double beta2;
-    double eps;
-    double lam;
+    double lr, beta1, beta2, eps, lam;
 } adam_cuda_hyper;
 
 /* Fills in the defaults. */

@@ -3,8 +3,8 @@
  * beta1_t = beta1·lam^(t−1);  m ← beta1_t·m + (1 − beta1_t)·g;  v ← beta2·v + (1 − beta2)·g²;
  * p ← p − (lr·m / (1 − beta1^t)) / (√(v / (1 − beta2^t)) + eps)
  *
- * lr: learning rate. beta1, beta2: decay of the first and second moment. eps: added to the root of the corrected
- * second moment. lam: decay of beta1.
+ * lr: learning rate. beta1, beta2: decay of the first and second moment. eps: added to the root of the
+ * corrected second moment. lam: decay of beta1.
  *
  * Kingma and Ba, "Adam: A Method for Stochastic Optimization", ICLR 2015.
  *
@@ -38,32 +38,24 @@ extern "C" {
 #endif
 
 /* What a call returns: one of these, or of optforge's errors, each found before the first write. */
-enum {
-    adam_OK = OPTFORGE_OK,
-    adam_ERROR_ASSERT = OPTFORGE_ERROR_ASSERT,
-    adam_SKIPPED = OPTFORGE_SKIPPED
-};
+enum {adam_OK = OPTFORGE_OK, adam_SKIPPED = OPTFORGE_SKIPPED, adam_ERROR_ASSERT = OPTFORGE_ERROR_ASSERT};
 adam_API const char *adam_strerror(int status);
 
 /* Hyperparameters; none may be NaN, and a step checks that
  *     0 <= beta1 < 1 and 0 <= beta2 < 1 and eps > 0
  */
 typedef struct adam_hyper {
-    double lr;
-    double beta1;
-    double beta2;
-    double eps;
-    double lam;
+    double lr, beta1, beta2, eps, lam;
 } adam_hyper;
-
-/* Fills in the defaults. */
-adam_API void adam_hyper_init(adam_hyper *h);
 
 typedef optforge_options adam_options;
 typedef optforge_stats adam_stats;
+
+/* Fill in the defaults. */
+adam_API void adam_hyper_init(adam_hyper *h);
 adam_API void adam_options_init(adam_options *o);
 
-/* Bytes of workspace, aligned to doubles, for so many elements in so many tensors (or groups, if they are more). */
+/* Bytes of workspace, aligned to doubles, for so many elements in so many tensors (or groups, if more). */
 adam_API size_t adam_workspace_size(uint64_t elements, size_t count);
 
 /* A tensor: n elements in each array. Its arrays must not overlap. */
@@ -96,6 +88,9 @@ adam_API int adam_step_f64(const adam_hyper *h, uint64_t t, const adam_tensor_f6
 adam_API int adam_step_with_f64(const adam_hyper *h, uint64_t t, const adam_tensor_f64 *tensors, size_t count,
                                 const adam_options *options);
 extern adam_API const optforge_kernel adam_kernel_f64;
+
+/* Whether this build computes the bits that it should, on this machine with each of its instruction sets. */
+adam_API int adam_selftest(void);
 
 #ifdef __cplusplus
 }

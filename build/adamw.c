@@ -8,20 +8,12 @@
 
 /* What is the same for every element, in double. */
 typedef struct adamw_scalars {
-    double unscale;
-    double one_minus_lr_times_weight_decay;
-    double beta1;
-    double one_minus_beta1;
-    double beta2;
-    double one_minus_beta2;
-    double step_size;
-    double one_minus_beta2_pow_t;
-    double eps;
+    double unscale, one_minus_lr_times_weight_decay, beta1, one_minus_beta1, beta2, one_minus_beta2,
+            step_size, one_minus_beta2_pow_t, eps;
 } adamw_scalars;
 
 /* The library's pow, which no compiler may fold or rewrite; failed where Python raises or turns complex. */
-static double adamw_power(double a, double b, int *failed)
-{
+static double adamw_power(double a, double b, int *failed) {
     volatile double base = a, exponent = b;
     const double y = pow(base, exponent);
 
@@ -31,8 +23,7 @@ static double adamw_power(double a, double b, int *failed)
 }
 
 /* a / b; failed where Python raises. */
-static double adamw_divide(double a, double b, int *failed)
-{
+static double adamw_divide(double a, double b, int *failed) {
     if (b == 0.0)
         *failed = 1;
     return a / b;
@@ -41,8 +32,7 @@ static double adamw_divide(double a, double b, int *failed)
 /* The rule, for n neighbouring elements. */
 OPTFORGE_INLINE void adamw_elements_f32(const adamw_scalars *s, size_t n, float *OPTFORGE_RESTRICT p_,
                                         const float *OPTFORGE_RESTRICT g_, float *OPTFORGE_RESTRICT m_,
-                                        float *OPTFORGE_RESTRICT v_)
-{
+                                        float *OPTFORGE_RESTRICT v_) {
     const float unscale = (float)s->unscale;
     const float one_minus_lr_times_weight_decay = (float)s->one_minus_lr_times_weight_decay;
     const float beta1 = (float)s->beta1;
@@ -74,8 +64,7 @@ OPTFORGE_INLINE void adamw_elements_f32(const adamw_scalars *s, size_t n, float 
 /* The rule, for n neighbouring elements. */
 OPTFORGE_INLINE void adamw_elements_f64(const adamw_scalars *s, size_t n, double *OPTFORGE_RESTRICT p_,
                                         const double *OPTFORGE_RESTRICT g_, double *OPTFORGE_RESTRICT m_,
-                                        double *OPTFORGE_RESTRICT v_)
-{
+                                        double *OPTFORGE_RESTRICT v_) {
     const double unscale = s->unscale;
     const double one_minus_lr_times_weight_decay = s->one_minus_lr_times_weight_decay;
     const double beta1 = s->beta1;
@@ -105,35 +94,24 @@ OPTFORGE_INLINE void adamw_elements_f64(const adamw_scalars *s, size_t n, double
 }
 
 /* What depends on hyperparameters and t alone. */
-static int adamw_begin(void *scalars, const void *hyper_, uint64_t step, double unscale)
-{
+static int adamw_begin(void *scalars, const void *hyper_, uint64_t step, double unscale) {
     adamw_scalars *s = (adamw_scalars *)scalars;
     const adamw_hyper *h = (const adamw_hyper *)hyper_;
-    const double lr = h->lr;
-    const double beta1 = h->beta1;
-    const double beta2 = h->beta2;
-    const double eps = h->eps;
-    const double weight_decay = h->weight_decay;
+    const double lr = h->lr, beta1 = h->beta1, beta2 = h->beta2, eps = h->eps, weight_decay = h->weight_decay;
     const double t = (double)step;
     int failed = 0;
 
     if (!(0.0 <= beta1 && beta1 < 1.0 && 0.0 <= beta2 && beta2 < 1.0 && eps >= 0.0 && weight_decay >= 0.0))
         return OPTFORGE_ERROR_ASSERT;
 
-    const double one_minus_lr_times_weight_decay = 1.0 - lr * weight_decay;
-    const double one_minus_beta1 = 1.0 - beta1;
-    const double one_minus_beta2 = 1.0 - beta2;
-    const double step_size = adamw_divide(lr, 1.0 - adamw_power(beta1, t, &failed), &failed);
-    const double one_minus_beta2_pow_t = 1.0 - adamw_power(beta2, t, &failed);
-
+    s->one_minus_lr_times_weight_decay = 1.0 - lr * weight_decay;
+    s->one_minus_beta1 = 1.0 - beta1;
+    s->one_minus_beta2 = 1.0 - beta2;
+    s->step_size = adamw_divide(lr, 1.0 - adamw_power(beta1, t, &failed), &failed);
+    s->one_minus_beta2_pow_t = 1.0 - adamw_power(beta2, t, &failed);
     s->unscale = unscale;
-    s->one_minus_lr_times_weight_decay = one_minus_lr_times_weight_decay;
     s->beta1 = beta1;
-    s->one_minus_beta1 = one_minus_beta1;
     s->beta2 = beta2;
-    s->one_minus_beta2 = one_minus_beta2;
-    s->step_size = step_size;
-    s->one_minus_beta2_pow_t = one_minus_beta2_pow_t;
     s->eps = eps;
     return failed ? OPTFORGE_ERROR_SCALAR : OPTFORGE_OK;
 }
@@ -153,106 +131,63 @@ static const optforge_sum adamw_sums_0[] = {
 };
 
 /* ---- float ---- */
-OPTFORGE_INLINE void adamw_run_elements_f32(const optforge_piece *x)
-{
-    const adamw_tensor_f32 *t = (const adamw_tensor_f32 *)x->tensor;
-    const adamw_scalars *s = (const adamw_scalars *)x->scalars;
-    size_t i = x->begin, stop = i + x->n;
-
-    for (; stop - i >= 32; i += 32)
-        adamw_elements_f32(s, 32, t->p + i, t->g + i, t->m + i, t->v + i);
-    adamw_elements_f32(s, stop - i, t->p + i, t->g + i, t->m + i, t->v + i);
-}
-OPTFORGE_EACH_SET(adamw_plain_0_f32, (const optforge_piece *x), adamw_run_elements_f32(x))
-
-static const unsigned char adamw_forms_f32[] = {OPTFORGE_F32, OPTFORGE_F32, OPTFORGE_F32, OPTFORGE_F32};
+OPTFORGE_PASS(adamw_plain_0_f32, adamw, f32, float,
+              adamw_elements_f32(s, n, t->p + i, t->g + i, t->m + i, t->v + i))
 static const optforge_pass adamw_passes_f32[] = {
-    {OPTFORGE_OF_SETS(adamw_plain_0_f32), OPTFORGE_OF_SETS(adamw_plain_0_f32), adamw_sums_0, 3, 1, 1}
+    {OPTFORGE_OF_SETS(adamw_plain_0_f32), OPTFORGE_NO_SETS, adamw_sums_0, 3, 1, 1, "brbb"}
 };
+static const unsigned char adamw_forms_f32[] = {OPTFORGE_F32, OPTFORGE_F32, OPTFORGE_F32, OPTFORGE_F32};
 const optforge_kernel adamw_kernel_f32 = {
     OPTFORGE_TYPES, "adamw", "a5cd34588acfe84c1b3840e499decc51f38a1b2e3f4da913567354c690ce6084",
     adamw_hypers, adamw_states, adamw_asserts, adamw_defaults, adamw_initial,
     sizeof(adamw_hyper) / sizeof(double), sizeof adamw_forms_f32, adamw_forms_f32,
-    sizeof(adamw_scalars), 1, adamw_passes_f32, {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM,
-           OPTFORGE_UPDATE},
-    adamw_begin, NULL, NULL, NULL, NULL
+    sizeof(adamw_scalars), 1, adamw_passes_f32,
+    {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
+    adamw_begin, NULL, NULL, NULL, NULL, 0, 0, 28, 0x619f934ed051fb15u
 };
 
-void adamw_state_init_f32(const adamw_tensor_f32 *tensor)
-{
-    optforge_state_init(&adamw_kernel_f32, tensor, NULL);
-}
-
+void adamw_state_init_f32(const adamw_tensor_f32 *x) { optforge_state_init(&adamw_kernel_f32, x, NULL); }
 int adamw_step_with_f32(const adamw_hyper *h, uint64_t t, const adamw_tensor_f32 *tensors, size_t count,
-                        const optforge_options *options)
-{
+                        const optforge_options *options) {
     return optforge_step(&adamw_kernel_f32, h, t, tensors, count, options);
 }
-
-int adamw_step_f32(const adamw_hyper *h, uint64_t t, const adamw_tensor_f32 *tensors, size_t count)
-{
+int adamw_step_f32(const adamw_hyper *h, uint64_t t, const adamw_tensor_f32 *tensors, size_t count) {
     return optforge_plain_step(&adamw_kernel_f32, h, t, tensors, count, NULL);
 }
 
 /* ---- double ---- */
-OPTFORGE_INLINE void adamw_run_elements_f64(const optforge_piece *x)
-{
-    const adamw_tensor_f64 *t = (const adamw_tensor_f64 *)x->tensor;
-    const adamw_scalars *s = (const adamw_scalars *)x->scalars;
-    size_t i = x->begin, stop = i + x->n;
-
-    for (; stop - i >= 32; i += 32)
-        adamw_elements_f64(s, 32, t->p + i, t->g + i, t->m + i, t->v + i);
-    adamw_elements_f64(s, stop - i, t->p + i, t->g + i, t->m + i, t->v + i);
-}
-OPTFORGE_EACH_SET(adamw_plain_0_f64, (const optforge_piece *x), adamw_run_elements_f64(x))
-
-static const unsigned char adamw_forms_f64[] = {OPTFORGE_F64, OPTFORGE_F64, OPTFORGE_F64, OPTFORGE_F64};
+OPTFORGE_PASS(adamw_plain_0_f64, adamw, f64, double,
+              adamw_elements_f64(s, n, t->p + i, t->g + i, t->m + i, t->v + i))
 static const optforge_pass adamw_passes_f64[] = {
-    {OPTFORGE_OF_SETS(adamw_plain_0_f64), OPTFORGE_OF_SETS(adamw_plain_0_f64), adamw_sums_0, 3, 1, 1}
+    {OPTFORGE_OF_SETS(adamw_plain_0_f64), OPTFORGE_NO_SETS, adamw_sums_0, 3, 1, 1, "brbb"}
 };
+static const unsigned char adamw_forms_f64[] = {OPTFORGE_F64, OPTFORGE_F64, OPTFORGE_F64, OPTFORGE_F64};
 const optforge_kernel adamw_kernel_f64 = {
     OPTFORGE_TYPES, "adamw", "a5cd34588acfe84c1b3840e499decc51f38a1b2e3f4da913567354c690ce6084",
     adamw_hypers, adamw_states, adamw_asserts, adamw_defaults, adamw_initial,
     sizeof(adamw_hyper) / sizeof(double), sizeof adamw_forms_f64, adamw_forms_f64,
-    sizeof(adamw_scalars), 1, adamw_passes_f64, {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM,
-           OPTFORGE_UPDATE},
-    adamw_begin, NULL, NULL, NULL, NULL
+    sizeof(adamw_scalars), 1, adamw_passes_f64,
+    {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
+    adamw_begin, NULL, NULL, NULL, NULL, 0, 0, 56, 0xecb06205a448c355u
 };
 
-void adamw_state_init_f64(const adamw_tensor_f64 *tensor)
-{
-    optforge_state_init(&adamw_kernel_f64, tensor, NULL);
-}
-
+void adamw_state_init_f64(const adamw_tensor_f64 *x) { optforge_state_init(&adamw_kernel_f64, x, NULL); }
 int adamw_step_with_f64(const adamw_hyper *h, uint64_t t, const adamw_tensor_f64 *tensors, size_t count,
-                        const optforge_options *options)
-{
+                        const optforge_options *options) {
     return optforge_step(&adamw_kernel_f64, h, t, tensors, count, options);
 }
-
-int adamw_step_f64(const adamw_hyper *h, uint64_t t, const adamw_tensor_f64 *tensors, size_t count)
-{
+int adamw_step_f64(const adamw_hyper *h, uint64_t t, const adamw_tensor_f64 *tensors, size_t count) {
     return optforge_plain_step(&adamw_kernel_f64, h, t, tensors, count, NULL);
 }
 
-const char *adamw_strerror(int status)
-{
-    return optforge_kernel_strerror(&adamw_kernel_f32, status);
+int adamw_selftest(void) {
+    int status = optforge_selftest(&adamw_kernel_f32);
+    return status != OPTFORGE_OK ? status : optforge_selftest(&adamw_kernel_f64);
 }
-
-void adamw_hyper_init(adamw_hyper *h)
-{
-    memcpy(h, adamw_defaults, sizeof *h);
-}
-
-void adamw_options_init(adamw_options *o)
-{
-    optforge_options_init(o);
-}
-
-size_t adamw_workspace_size(uint64_t elements, size_t count)
-{
+const char *adamw_strerror(int status) { return optforge_kernel_strerror(&adamw_kernel_f32, status); }
+void adamw_hyper_init(adamw_hyper *h) { memcpy(h, adamw_defaults, sizeof *h); }
+void adamw_options_init(adamw_options *o) { optforge_options_init(o); }
+size_t adamw_workspace_size(uint64_t elements, size_t count) {
     return optforge_kernel_workspace(&adamw_kernel_f32, elements, count);
 }
 

@@ -7,15 +7,8 @@
 
 /* What is the same for every element, in double. */
 struct adamw_cuda_scalars {
-    optforge_f64 unscale;
-    optforge_f64 one_minus_lr_times_weight_decay;
-    optforge_f64 beta1;
-    optforge_f64 one_minus_beta1;
-    optforge_f64 beta2;
-    optforge_f64 one_minus_beta2;
-    optforge_f64 step_size;
-    optforge_f64 one_minus_beta2_pow_t;
-    optforge_f64 eps;
+    optforge_f64 unscale, one_minus_lr_times_weight_decay, beta1, one_minus_beta1, beta2, one_minus_beta2,
+            step_size, one_minus_beta2_pow_t, eps;
 };
 
 /* What the passes add up. */
@@ -32,8 +25,7 @@ enum {
 };
 
 /* The library's pow, which no compiler may fold or rewrite; failed where Python raises or turns complex. */
-static double adamw_cuda_power(double a, double b, int *failed)
-{
+static double adamw_cuda_power(double a, double b, int *failed) {
     volatile double base = a, exponent = b;
     const double y = pow(base, exponent);
 
@@ -43,8 +35,7 @@ static double adamw_cuda_power(double a, double b, int *failed)
 }
 
 /* a / b; failed where Python raises. */
-static double adamw_cuda_divide(double a, double b, int *failed)
-{
+static double adamw_cuda_divide(double a, double b, int *failed) {
     if (b == 0.0)
         *failed = 1;
     return a / b;
@@ -121,31 +112,22 @@ static int adamw_cuda_begin_step(void *scalars, const void *hyper_, uint64_t ste
 {
     adamw_cuda_scalars *s = (adamw_cuda_scalars *)scalars;
     const adamw_cuda_hyper *h = (const adamw_cuda_hyper *)hyper_;
-    const double lr = h->lr;
-    const double beta1 = h->beta1;
-    const double beta2 = h->beta2;
-    const double eps = h->eps;
-    const double weight_decay = h->weight_decay;
+    const double lr = h->lr, beta1 = h->beta1, beta2 = h->beta2, eps = h->eps, weight_decay = h->weight_decay;
     const double t = (double)step;
     int failed = 0;
 
     if (!(0.0 <= beta1 && beta1 < 1.0 && 0.0 <= beta2 && beta2 < 1.0 && eps >= 0.0 && weight_decay >= 0.0))
         return OPTFORGE_ERROR_ASSERT;
 
-    const double one_minus_lr_times_weight_decay = 1.0 - lr * weight_decay;
-    const double one_minus_beta1 = 1.0 - beta1;
-    const double one_minus_beta2 = 1.0 - beta2;
-    const double step_size = adamw_cuda_divide(lr, 1.0 - adamw_cuda_power(beta1, t, &failed), &failed);
-    const double one_minus_beta2_pow_t = 1.0 - adamw_cuda_power(beta2, t, &failed);
+    s->one_minus_lr_times_weight_decay = 1.0 - lr * weight_decay;
+    s->one_minus_beta1 = 1.0 - beta1;
+    s->one_minus_beta2 = 1.0 - beta2;
+    s->step_size = adamw_cuda_divide(lr, 1.0 - adamw_cuda_power(beta1, t, &failed), &failed);
+    s->one_minus_beta2_pow_t = 1.0 - adamw_cuda_power(beta2, t, &failed);
 
     s->unscale = unscale;
-    s->one_minus_lr_times_weight_decay = one_minus_lr_times_weight_decay;
     s->beta1 = beta1;
-    s->one_minus_beta1 = one_minus_beta1;
     s->beta2 = beta2;
-    s->one_minus_beta2 = one_minus_beta2;
-    s->step_size = step_size;
-    s->one_minus_beta2_pow_t = one_minus_beta2_pow_t;
     s->eps = eps;
     return failed ? OPTFORGE_ERROR_SCALAR : OPTFORGE_OK;
 }

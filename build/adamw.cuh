@@ -3,8 +3,8 @@
  * p ← p·(1 − lr·weight_decay);  m ← beta1·m + (1 − beta1)·g;  v ← beta2·v + (1 − beta2)·g²;
  * p ← p − (lr / (1 − beta1^t))·m / (√(v / (1 − beta2^t)) + eps)
  *
- * lr: learning rate. beta1, beta2: decay of the first and second moment. eps: added to the root of the corrected
- * second moment. weight_decay: share of the parameter, times lr, that is taken away.
+ * lr: learning rate. beta1, beta2: decay of the first and second moment. eps: added to the root of the
+ * corrected second moment. weight_decay: share of the parameter, times lr, that is taken away.
  *
  * Loshchilov and Hutter, "Decoupled Weight Decay Regularization", ICLR 2019.
  *
@@ -51,11 +51,7 @@ adamw_cuda_API const char *adamw_cuda_strerror(int status);
  *     0 <= beta1 < 1 and 0 <= beta2 < 1 and eps >= 0 and weight_decay >= 0
  */
 typedef struct adamw_cuda_hyper {
-    double lr;
-    double beta1;
-    double beta2;
-    double eps;
-    double weight_decay;
+    double lr, beta1, beta2, eps, weight_decay;
 } adamw_cuda_hyper;
 
 /* Fills in the defaults. */

@@ -3,8 +3,8 @@
  * p ← p·(1 − lr·weight_decay);  m ← beta1·m + (1 − beta1)·g;  v ← beta2·v + (1 − beta2)·g²;
  * p ← p − (lr / (1 − beta1^t))·m / (√(v / (1 − beta2^t)) + eps)
  *
- * lr: learning rate. beta1, beta2: decay of the first and second moment. eps: added to the root of the corrected
- * second moment. weight_decay: share of the parameter, times lr, that is taken away.
+ * lr: learning rate. beta1, beta2: decay of the first and second moment. eps: added to the root of the
+ * corrected second moment. weight_decay: share of the parameter, times lr, that is taken away.
  *
  * Loshchilov and Hutter, "Decoupled Weight Decay Regularization", ICLR 2019.
  *
@@ -39,32 +39,24 @@ extern "C" {
 #endif
 
 /* What a call returns: one of these, or of optforge's errors, each found before the first write. */
-enum {
-    adamw_OK = OPTFORGE_OK,
-    adamw_ERROR_ASSERT = OPTFORGE_ERROR_ASSERT,
-    adamw_SKIPPED = OPTFORGE_SKIPPED
-};
+enum {adamw_OK = OPTFORGE_OK, adamw_SKIPPED = OPTFORGE_SKIPPED, adamw_ERROR_ASSERT = OPTFORGE_ERROR_ASSERT};
 adamw_API const char *adamw_strerror(int status);
 
 /* Hyperparameters; none may be NaN, and a step checks that
  *     0 <= beta1 < 1 and 0 <= beta2 < 1 and eps >= 0 and weight_decay >= 0
  */
 typedef struct adamw_hyper {
-    double lr;
-    double beta1;
-    double beta2;
-    double eps;
-    double weight_decay;
+    double lr, beta1, beta2, eps, weight_decay;
 } adamw_hyper;
-
-/* Fills in the defaults. */
-adamw_API void adamw_hyper_init(adamw_hyper *h);
 
 typedef optforge_options adamw_options;
 typedef optforge_stats adamw_stats;
+
+/* Fill in the defaults. */
+adamw_API void adamw_hyper_init(adamw_hyper *h);
 adamw_API void adamw_options_init(adamw_options *o);
 
-/* Bytes of workspace, aligned to doubles, for so many elements in so many tensors (or groups, if they are more). */
+/* Bytes of workspace, aligned to doubles, for so many elements in so many tensors (or groups, if more). */
 adamw_API size_t adamw_workspace_size(uint64_t elements, size_t count);
 
 /* A tensor: n elements in each array. Its arrays must not overlap. */
@@ -97,6 +89,9 @@ adamw_API int adamw_step_f64(const adamw_hyper *h, uint64_t t, const adamw_tenso
 adamw_API int adamw_step_with_f64(const adamw_hyper *h, uint64_t t, const adamw_tensor_f64 *tensors,
                                   size_t count, const adamw_options *options);
 extern adamw_API const optforge_kernel adamw_kernel_f64;
+
+/* Whether this build computes the bits that it should, on this machine with each of its instruction sets. */
+adamw_API int adamw_selftest(void);
 
 #ifdef __cplusplus
 }

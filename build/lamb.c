@@ -8,22 +8,12 @@
 
 /* What is the same for every element, in double. */
 typedef struct lamb_scalars {
-    double unscale;
-    double beta1;
-    double one_minus_beta1;
-    double beta2;
-    double one_minus_beta2;
-    double one_minus_beta1_pow_t;
-    double one_minus_beta2_pow_t;
-    double eps;
-    double weight_decay;
-    double lr;
-    double lr_times_trust;
+    double unscale, beta1, one_minus_beta1, beta2, one_minus_beta2, one_minus_beta1_pow_t,
+            one_minus_beta2_pow_t, eps, weight_decay, lr, lr_times_trust;
 } lamb_scalars;
 
 /* The library's pow, which no compiler may fold or rewrite; failed where Python raises or turns complex. */
-static double lamb_power(double a, double b, int *failed)
-{
+static double lamb_power(double a, double b, int *failed) {
     volatile double base = a, exponent = b;
     const double y = pow(base, exponent);
 
@@ -35,8 +25,7 @@ static double lamb_power(double a, double b, int *failed)
 /* Pass 1 of 2, for n neighbouring elements. */
 OPTFORGE_INLINE void lamb_pass_1_f32(const lamb_scalars *s, size_t n, const float *OPTFORGE_RESTRICT p_,
                                      const float *OPTFORGE_RESTRICT g_, float *OPTFORGE_RESTRICT m_,
-                                     float *OPTFORGE_RESTRICT v_, float *OPTFORGE_RESTRICT added_update)
-{
+                                     float *OPTFORGE_RESTRICT v_, float *OPTFORGE_RESTRICT added_update) {
     const float unscale = (float)s->unscale;
     const float beta1 = (float)s->beta1;
     const float one_minus_beta1 = (float)s->one_minus_beta1;
@@ -67,8 +56,7 @@ OPTFORGE_INLINE void lamb_pass_1_f32(const lamb_scalars *s, size_t n, const floa
 
 /* Pass 2 of 2, for n neighbouring elements. */
 OPTFORGE_INLINE void lamb_pass_2_f32(const lamb_scalars *s, size_t n, float *OPTFORGE_RESTRICT p_,
-                                     const float *OPTFORGE_RESTRICT m_, const float *OPTFORGE_RESTRICT v_)
-{
+                                     const float *OPTFORGE_RESTRICT m_, const float *OPTFORGE_RESTRICT v_) {
     const float one_minus_beta1_pow_t = (float)s->one_minus_beta1_pow_t;
     const float one_minus_beta2_pow_t = (float)s->one_minus_beta2_pow_t;
     const float eps = (float)s->eps;
@@ -91,8 +79,7 @@ OPTFORGE_INLINE void lamb_pass_2_f32(const lamb_scalars *s, size_t n, float *OPT
 /* Pass 1 of 2, for n neighbouring elements. */
 OPTFORGE_INLINE void lamb_pass_1_f64(const lamb_scalars *s, size_t n, const double *OPTFORGE_RESTRICT p_,
                                      const double *OPTFORGE_RESTRICT g_, double *OPTFORGE_RESTRICT m_,
-                                     double *OPTFORGE_RESTRICT v_, double *OPTFORGE_RESTRICT added_update)
-{
+                                     double *OPTFORGE_RESTRICT v_, double *OPTFORGE_RESTRICT added_update) {
     const double unscale = s->unscale;
     const double beta1 = s->beta1;
     const double one_minus_beta1 = s->one_minus_beta1;
@@ -123,8 +110,7 @@ OPTFORGE_INLINE void lamb_pass_1_f64(const lamb_scalars *s, size_t n, const doub
 
 /* Pass 2 of 2, for n neighbouring elements. */
 OPTFORGE_INLINE void lamb_pass_2_f64(const lamb_scalars *s, size_t n, double *OPTFORGE_RESTRICT p_,
-                                     const double *OPTFORGE_RESTRICT m_, const double *OPTFORGE_RESTRICT v_)
-{
+                                     const double *OPTFORGE_RESTRICT m_, const double *OPTFORGE_RESTRICT v_) {
     const double one_minus_beta1_pow_t = s->one_minus_beta1_pow_t;
     const double one_minus_beta2_pow_t = s->one_minus_beta2_pow_t;
     const double eps = s->eps;
@@ -145,33 +131,23 @@ OPTFORGE_INLINE void lamb_pass_2_f64(const lamb_scalars *s, size_t n, double *OP
 }
 
 /* What depends on hyperparameters and t alone. */
-static int lamb_begin(void *scalars, const void *hyper_, uint64_t step, double unscale)
-{
+static int lamb_begin(void *scalars, const void *hyper_, uint64_t step, double unscale) {
     lamb_scalars *s = (lamb_scalars *)scalars;
     const lamb_hyper *h = (const lamb_hyper *)hyper_;
-    const double lr = h->lr;
-    const double beta1 = h->beta1;
-    const double beta2 = h->beta2;
-    const double eps = h->eps;
-    const double weight_decay = h->weight_decay;
+    const double lr = h->lr, beta1 = h->beta1, beta2 = h->beta2, eps = h->eps, weight_decay = h->weight_decay;
     const double t = (double)step;
     int failed = 0;
 
     if (!(0.0 <= beta1 && beta1 < 1.0 && 0.0 <= beta2 && beta2 < 1.0 && eps >= 0.0 && weight_decay >= 0.0))
         return OPTFORGE_ERROR_ASSERT;
 
-    const double one_minus_beta1 = 1.0 - beta1;
-    const double one_minus_beta2 = 1.0 - beta2;
-    const double one_minus_beta1_pow_t = 1.0 - lamb_power(beta1, t, &failed);
-    const double one_minus_beta2_pow_t = 1.0 - lamb_power(beta2, t, &failed);
-
+    s->one_minus_beta1 = 1.0 - beta1;
+    s->one_minus_beta2 = 1.0 - beta2;
+    s->one_minus_beta1_pow_t = 1.0 - lamb_power(beta1, t, &failed);
+    s->one_minus_beta2_pow_t = 1.0 - lamb_power(beta2, t, &failed);
     s->unscale = unscale;
     s->beta1 = beta1;
-    s->one_minus_beta1 = one_minus_beta1;
     s->beta2 = beta2;
-    s->one_minus_beta2 = one_minus_beta2;
-    s->one_minus_beta1_pow_t = one_minus_beta1_pow_t;
-    s->one_minus_beta2_pow_t = one_minus_beta2_pow_t;
     s->eps = eps;
     s->weight_decay = weight_decay;
     s->lr = lr;
@@ -182,20 +158,16 @@ static int lamb_begin(void *scalars, const void *hyper_, uint64_t step, double u
 enum {lamb_SUM_p_squares = OPTFORGE_OWN, lamb_SUM_update_squares};
 
 /* What depends on totals over a tensor. */
-static void lamb_tensor_behind_1(lamb_scalars *s, double p_squares, double update_squares)
-{
+static void lamb_tensor_behind_1(lamb_scalars *s, double p_squares, double update_squares) {
     const double lr = s->lr;
 
     const double p_norm = sqrt(p_squares);
     const double update_norm = sqrt(update_squares);
     const double trust = p_norm > 0.0 && update_norm > 0.0 ? p_norm / update_norm : 1.0;
-    const double lr_times_trust = lr * trust;
-
-    s->lr_times_trust = lr_times_trust;
+    s->lr_times_trust = lr * trust;
 }
 
-static void lamb_behind_tensor(void *scalars, unsigned pass, const double *sums, const double *totals)
-{
+static void lamb_behind_tensor(void *scalars, unsigned pass, const double *sums, const double *totals) {
     (void)totals;
     if (pass == 0)
         lamb_tensor_behind_1((lamb_scalars *)scalars, sums[lamb_SUM_p_squares],
@@ -221,132 +193,69 @@ static const optforge_sum lamb_sums_1[] = {
 };
 
 /* ---- float ---- */
-OPTFORGE_INLINE void lamb_run_pass_1_f32(const optforge_piece *x)
-{
-    const lamb_tensor_f32 *t = (const lamb_tensor_f32 *)x->tensor;
-    const lamb_scalars *s = (const lamb_scalars *)x->scalars;
-    float *scratch = (float *)x->scratch;
-    size_t i = x->begin, stop = i + x->n;
-
-    for (; stop - i >= 32; i += 32, scratch += 32)
-        lamb_pass_1_f32(s, 32, t->p + i, t->g + i, t->m + i, t->v + i, scratch);
-    lamb_pass_1_f32(s, stop - i, t->p + i, t->g + i, t->m + i, t->v + i, scratch);
-}
-OPTFORGE_EACH_SET(lamb_plain_0_f32, (const optforge_piece *x), lamb_run_pass_1_f32(x))
-OPTFORGE_INLINE void lamb_run_pass_2_f32(const optforge_piece *x)
-{
-    const lamb_tensor_f32 *t = (const lamb_tensor_f32 *)x->tensor;
-    const lamb_scalars *s = (const lamb_scalars *)x->scalars;
-    size_t i = x->begin, stop = i + x->n;
-
-    for (; stop - i >= 32; i += 32)
-        lamb_pass_2_f32(s, 32, t->p + i, t->m + i, t->v + i);
-    lamb_pass_2_f32(s, stop - i, t->p + i, t->m + i, t->v + i);
-}
-OPTFORGE_EACH_SET(lamb_plain_1_f32, (const optforge_piece *x), lamb_run_pass_2_f32(x))
-
-static const unsigned char lamb_forms_f32[] = {OPTFORGE_F32, OPTFORGE_F32, OPTFORGE_F32, OPTFORGE_F32};
+OPTFORGE_PASS(lamb_plain_0_f32, lamb, f32, float,
+              lamb_pass_1_f32(s, n, t->p + i, t->g + i, t->m + i, t->v + i, scratch))
+OPTFORGE_PASS(lamb_plain_1_f32, lamb, f32, float,
+              lamb_pass_2_f32(s, n, t->p + i, t->m + i, t->v + i))
 static const optforge_pass lamb_passes_f32[] = {
-    {OPTFORGE_OF_SETS(lamb_plain_0_f32), OPTFORGE_OF_SETS(lamb_plain_0_f32), lamb_sums_0, 3, 1, 1},
-    {OPTFORGE_OF_SETS(lamb_plain_1_f32), OPTFORGE_OF_SETS(lamb_plain_1_f32), lamb_sums_1, 2, 1, 0}
+    {OPTFORGE_OF_SETS(lamb_plain_0_f32), OPTFORGE_NO_SETS, lamb_sums_0, 3, 1, 1, "rrbb"},
+    {OPTFORGE_OF_SETS(lamb_plain_1_f32), OPTFORGE_NO_SETS, lamb_sums_1, 2, 1, 0, "b.rr"}
 };
+static const unsigned char lamb_forms_f32[] = {OPTFORGE_F32, OPTFORGE_F32, OPTFORGE_F32, OPTFORGE_F32};
 const optforge_kernel lamb_kernel_f32 = {
     OPTFORGE_TYPES, "lamb", "00d364f0175b6fb41cd3f3578bf1ff56b413199d2d4cae0bc21ce67fa0769f4c",
     lamb_hypers, lamb_states, lamb_asserts, lamb_defaults, lamb_initial,
     sizeof(lamb_hyper) / sizeof(double), sizeof lamb_forms_f32, lamb_forms_f32,
     sizeof(lamb_scalars), 2, lamb_passes_f32, {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
-    lamb_begin, NULL, NULL, lamb_behind_tensor, NULL
+    lamb_begin, NULL, NULL, lamb_behind_tensor, NULL, 0, 0, 40, 0xf7136ed53a286aa4u
 };
 
-void lamb_state_init_f32(const lamb_tensor_f32 *tensor)
-{
-    optforge_state_init(&lamb_kernel_f32, tensor, NULL);
-}
-
+void lamb_state_init_f32(const lamb_tensor_f32 *x) { optforge_state_init(&lamb_kernel_f32, x, NULL); }
 int lamb_step_with_f32(const lamb_hyper *h, uint64_t t, const lamb_tensor_f32 *tensors, size_t count,
-                       const optforge_options *options)
-{
+                       const optforge_options *options) {
     return optforge_step(&lamb_kernel_f32, h, t, tensors, count, options);
 }
-
 int lamb_step_f32(const lamb_hyper *h, uint64_t t, const lamb_tensor_f32 *tensors, size_t count,
-                  void *workspace)
-{
+                  void *workspace) {
     return optforge_plain_step(&lamb_kernel_f32, h, t, tensors, count, workspace);
 }
 
 /* ---- double ---- */
-OPTFORGE_INLINE void lamb_run_pass_1_f64(const optforge_piece *x)
-{
-    const lamb_tensor_f64 *t = (const lamb_tensor_f64 *)x->tensor;
-    const lamb_scalars *s = (const lamb_scalars *)x->scalars;
-    double *scratch = (double *)x->scratch;
-    size_t i = x->begin, stop = i + x->n;
-
-    for (; stop - i >= 32; i += 32, scratch += 32)
-        lamb_pass_1_f64(s, 32, t->p + i, t->g + i, t->m + i, t->v + i, scratch);
-    lamb_pass_1_f64(s, stop - i, t->p + i, t->g + i, t->m + i, t->v + i, scratch);
-}
-OPTFORGE_EACH_SET(lamb_plain_0_f64, (const optforge_piece *x), lamb_run_pass_1_f64(x))
-OPTFORGE_INLINE void lamb_run_pass_2_f64(const optforge_piece *x)
-{
-    const lamb_tensor_f64 *t = (const lamb_tensor_f64 *)x->tensor;
-    const lamb_scalars *s = (const lamb_scalars *)x->scalars;
-    size_t i = x->begin, stop = i + x->n;
-
-    for (; stop - i >= 32; i += 32)
-        lamb_pass_2_f64(s, 32, t->p + i, t->m + i, t->v + i);
-    lamb_pass_2_f64(s, stop - i, t->p + i, t->m + i, t->v + i);
-}
-OPTFORGE_EACH_SET(lamb_plain_1_f64, (const optforge_piece *x), lamb_run_pass_2_f64(x))
-
-static const unsigned char lamb_forms_f64[] = {OPTFORGE_F64, OPTFORGE_F64, OPTFORGE_F64, OPTFORGE_F64};
+OPTFORGE_PASS(lamb_plain_0_f64, lamb, f64, double,
+              lamb_pass_1_f64(s, n, t->p + i, t->g + i, t->m + i, t->v + i, scratch))
+OPTFORGE_PASS(lamb_plain_1_f64, lamb, f64, double,
+              lamb_pass_2_f64(s, n, t->p + i, t->m + i, t->v + i))
 static const optforge_pass lamb_passes_f64[] = {
-    {OPTFORGE_OF_SETS(lamb_plain_0_f64), OPTFORGE_OF_SETS(lamb_plain_0_f64), lamb_sums_0, 3, 1, 1},
-    {OPTFORGE_OF_SETS(lamb_plain_1_f64), OPTFORGE_OF_SETS(lamb_plain_1_f64), lamb_sums_1, 2, 1, 0}
+    {OPTFORGE_OF_SETS(lamb_plain_0_f64), OPTFORGE_NO_SETS, lamb_sums_0, 3, 1, 1, "rrbb"},
+    {OPTFORGE_OF_SETS(lamb_plain_1_f64), OPTFORGE_NO_SETS, lamb_sums_1, 2, 1, 0, "b.rr"}
 };
+static const unsigned char lamb_forms_f64[] = {OPTFORGE_F64, OPTFORGE_F64, OPTFORGE_F64, OPTFORGE_F64};
 const optforge_kernel lamb_kernel_f64 = {
     OPTFORGE_TYPES, "lamb", "00d364f0175b6fb41cd3f3578bf1ff56b413199d2d4cae0bc21ce67fa0769f4c",
     lamb_hypers, lamb_states, lamb_asserts, lamb_defaults, lamb_initial,
     sizeof(lamb_hyper) / sizeof(double), sizeof lamb_forms_f64, lamb_forms_f64,
     sizeof(lamb_scalars), 2, lamb_passes_f64, {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
-    lamb_begin, NULL, NULL, lamb_behind_tensor, NULL
+    lamb_begin, NULL, NULL, lamb_behind_tensor, NULL, 0, 0, 80, 0x8e95b784f2078c60u
 };
 
-void lamb_state_init_f64(const lamb_tensor_f64 *tensor)
-{
-    optforge_state_init(&lamb_kernel_f64, tensor, NULL);
-}
-
+void lamb_state_init_f64(const lamb_tensor_f64 *x) { optforge_state_init(&lamb_kernel_f64, x, NULL); }
 int lamb_step_with_f64(const lamb_hyper *h, uint64_t t, const lamb_tensor_f64 *tensors, size_t count,
-                       const optforge_options *options)
-{
+                       const optforge_options *options) {
     return optforge_step(&lamb_kernel_f64, h, t, tensors, count, options);
 }
-
 int lamb_step_f64(const lamb_hyper *h, uint64_t t, const lamb_tensor_f64 *tensors, size_t count,
-                  void *workspace)
-{
+                  void *workspace) {
     return optforge_plain_step(&lamb_kernel_f64, h, t, tensors, count, workspace);
 }
 
-const char *lamb_strerror(int status)
-{
-    return optforge_kernel_strerror(&lamb_kernel_f32, status);
+int lamb_selftest(void) {
+    int status = optforge_selftest(&lamb_kernel_f32);
+    return status != OPTFORGE_OK ? status : optforge_selftest(&lamb_kernel_f64);
 }
-
-void lamb_hyper_init(lamb_hyper *h)
-{
-    memcpy(h, lamb_defaults, sizeof *h);
-}
-
-void lamb_options_init(lamb_options *o)
-{
-    optforge_options_init(o);
-}
-
-size_t lamb_workspace_size(uint64_t elements, size_t count)
-{
+const char *lamb_strerror(int status) { return optforge_kernel_strerror(&lamb_kernel_f32, status); }
+void lamb_hyper_init(lamb_hyper *h) { memcpy(h, lamb_defaults, sizeof *h); }
+void lamb_options_init(lamb_options *o) { optforge_options_init(o); }
+size_t lamb_workspace_size(uint64_t elements, size_t count) {
     return optforge_kernel_workspace(&lamb_kernel_f32, elements, count);
 }
 

@@ -7,17 +7,8 @@
 
 /* What is the same for every element, in double. */
 struct lamb_cuda_scalars {
-    optforge_f64 unscale;
-    optforge_f64 beta1;
-    optforge_f64 one_minus_beta1;
-    optforge_f64 beta2;
-    optforge_f64 one_minus_beta2;
-    optforge_f64 one_minus_beta1_pow_t;
-    optforge_f64 one_minus_beta2_pow_t;
-    optforge_f64 eps;
-    optforge_f64 weight_decay;
-    optforge_f64 lr;
-    optforge_f64 lr_times_trust;
+    optforge_f64 unscale, beta1, one_minus_beta1, beta2, one_minus_beta2, one_minus_beta1_pow_t,
+            one_minus_beta2_pow_t, eps, weight_decay, lr, lr_times_trust;
 };
 
 /* What the passes add up. */
@@ -36,8 +27,7 @@ enum {
 };
 
 /* The library's pow, which no compiler may fold or rewrite; failed where Python raises or turns complex. */
-static double lamb_cuda_power(double a, double b, int *failed)
-{
+static double lamb_cuda_power(double a, double b, int *failed) {
     volatile double base = a, exponent = b;
     const double y = pow(base, exponent);
 
@@ -55,9 +45,7 @@ static __device__ void lamb_cuda_tensor_behind_2(lamb_cuda_scalars *s, optforge_
     const optforge_f64 p_norm = sqrt(p_squares);
     const optforge_f64 update_norm = sqrt(update_squares);
     const optforge_f64 trust = p_norm > 0.0 && update_norm > 0.0 ? p_norm / update_norm : 1.0;
-    const optforge_f64 lr_times_trust = lr * trust;
-
-    s->lr_times_trust = lr_times_trust;
+    s->lr_times_trust = lr * trust;
 }
 
 /* What the runtime asks of the rule. */
@@ -174,29 +162,21 @@ static int lamb_cuda_begin_step(void *scalars, const void *hyper_, uint64_t step
 {
     lamb_cuda_scalars *s = (lamb_cuda_scalars *)scalars;
     const lamb_cuda_hyper *h = (const lamb_cuda_hyper *)hyper_;
-    const double lr = h->lr;
-    const double beta1 = h->beta1;
-    const double beta2 = h->beta2;
-    const double eps = h->eps;
-    const double weight_decay = h->weight_decay;
+    const double lr = h->lr, beta1 = h->beta1, beta2 = h->beta2, eps = h->eps, weight_decay = h->weight_decay;
     const double t = (double)step;
     int failed = 0;
 
     if (!(0.0 <= beta1 && beta1 < 1.0 && 0.0 <= beta2 && beta2 < 1.0 && eps >= 0.0 && weight_decay >= 0.0))
         return OPTFORGE_ERROR_ASSERT;
 
-    const double one_minus_beta1 = 1.0 - beta1;
-    const double one_minus_beta2 = 1.0 - beta2;
-    const double one_minus_beta1_pow_t = 1.0 - lamb_cuda_power(beta1, t, &failed);
-    const double one_minus_beta2_pow_t = 1.0 - lamb_cuda_power(beta2, t, &failed);
+    s->one_minus_beta1 = 1.0 - beta1;
+    s->one_minus_beta2 = 1.0 - beta2;
+    s->one_minus_beta1_pow_t = 1.0 - lamb_cuda_power(beta1, t, &failed);
+    s->one_minus_beta2_pow_t = 1.0 - lamb_cuda_power(beta2, t, &failed);
 
     s->unscale = unscale;
     s->beta1 = beta1;
-    s->one_minus_beta1 = one_minus_beta1;
     s->beta2 = beta2;
-    s->one_minus_beta2 = one_minus_beta2;
-    s->one_minus_beta1_pow_t = one_minus_beta1_pow_t;
-    s->one_minus_beta2_pow_t = one_minus_beta2_pow_t;
     s->eps = eps;
     s->weight_decay = weight_decay;
     s->lr = lr;

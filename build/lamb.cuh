@@ -4,8 +4,8 @@
  * u = (m / (1 − beta1^t)) / (√(v / (1 − beta2^t)) + eps) + weight_decay·p;  p ← p − lr·(‖p‖ / ‖u‖)·u,
  * where the ratio is 1 if either norm is 0
  *
- * lr: learning rate. beta1, beta2: decay of the first and second moment. eps: added to the root of the corrected
- * second moment. weight_decay: share of the parameter in the step.
+ * lr: learning rate. beta1, beta2: decay of the first and second moment. eps: added to the root of the
+ * corrected second moment. weight_decay: share of the parameter in the step.
  *
  * You et al., "Large Batch Optimization for Deep Learning: Training BERT in 76 minutes", ICLR 2020.
  *
@@ -56,11 +56,7 @@ lamb_cuda_API const char *lamb_cuda_strerror(int status);
  *     0 <= beta1 < 1 and 0 <= beta2 < 1 and eps >= 0 and weight_decay >= 0
  */
 typedef struct lamb_cuda_hyper {
-    double lr;
-    double beta1;
-    double beta2;
-    double eps;
-    double weight_decay;
+    double lr, beta1, beta2, eps, weight_decay;
 } lamb_cuda_hyper;
 
 /* Fills in the defaults. */

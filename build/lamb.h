@@ -4,8 +4,8 @@
  * u = (m / (1 − beta1^t)) / (√(v / (1 − beta2^t)) + eps) + weight_decay·p;  p ← p − lr·(‖p‖ / ‖u‖)·u,
  * where the ratio is 1 if either norm is 0
  *
- * lr: learning rate. beta1, beta2: decay of the first and second moment. eps: added to the root of the corrected
- * second moment. weight_decay: share of the parameter in the step.
+ * lr: learning rate. beta1, beta2: decay of the first and second moment. eps: added to the root of the
+ * corrected second moment. weight_decay: share of the parameter in the step.
  *
  * You et al., "Large Batch Optimization for Deep Learning: Training BERT in 76 minutes", ICLR 2020.
  *
@@ -44,32 +44,24 @@ extern "C" {
 #endif
 
 /* What a call returns: one of these, or of optforge's errors, each found before the first write. */
-enum {
-    lamb_OK = OPTFORGE_OK,
-    lamb_ERROR_ASSERT = OPTFORGE_ERROR_ASSERT,
-    lamb_SKIPPED = OPTFORGE_SKIPPED
-};
+enum {lamb_OK = OPTFORGE_OK, lamb_SKIPPED = OPTFORGE_SKIPPED, lamb_ERROR_ASSERT = OPTFORGE_ERROR_ASSERT};
 lamb_API const char *lamb_strerror(int status);
 
 /* Hyperparameters; none may be NaN, and a step checks that
  *     0 <= beta1 < 1 and 0 <= beta2 < 1 and eps >= 0 and weight_decay >= 0
  */
 typedef struct lamb_hyper {
-    double lr;
-    double beta1;
-    double beta2;
-    double eps;
-    double weight_decay;
+    double lr, beta1, beta2, eps, weight_decay;
 } lamb_hyper;
-
-/* Fills in the defaults. */
-lamb_API void lamb_hyper_init(lamb_hyper *h);
 
 typedef optforge_options lamb_options;
 typedef optforge_stats lamb_stats;
+
+/* Fill in the defaults. */
+lamb_API void lamb_hyper_init(lamb_hyper *h);
 lamb_API void lamb_options_init(lamb_options *o);
 
-/* Bytes of workspace, aligned to doubles, for so many elements in so many tensors (or groups, if they are more). */
+/* Bytes of workspace, aligned to doubles, for so many elements in so many tensors (or groups, if more). */
 lamb_API size_t lamb_workspace_size(uint64_t elements, size_t count);
 
 /* A tensor: n elements in each array. Its arrays must not overlap. */
@@ -104,6 +96,9 @@ lamb_API int lamb_step_f64(const lamb_hyper *h, uint64_t t, const lamb_tensor_f6
 lamb_API int lamb_step_with_f64(const lamb_hyper *h, uint64_t t, const lamb_tensor_f64 *tensors, size_t count,
                                 const lamb_options *options);
 extern lamb_API const optforge_kernel lamb_kernel_f64;
+
+/* Whether this build computes the bits that it should, on this machine with each of its instruction sets. */
+lamb_API int lamb_selftest(void);
 
 #ifdef __cplusplus
 }

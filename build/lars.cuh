@@ -1,10 +1,10 @@
-/* lars: LARS: momentum with a learning rate for each tensor, from the norms of its parameter and its gradient.
+/* lars: LARS: momentum with a learning rate for each tensor, from the norms of parameter and gradient.
  *
  * r = trust_coefficient·‖p‖ / (‖g‖ + weight_decay·‖p‖), or 1 if either norm is 0;
  * m ← momentum·m + lr·r·(g + weight_decay·p);  p ← p − m
  *
- * lr: global learning rate. momentum: decay of the velocity. weight_decay: share of the parameter in the gradient.
- * trust_coefficient: how far a tensor may move, as a share of its norm.
+ * lr: global learning rate. momentum: decay of the velocity. weight_decay: share of the parameter in the
+ * gradient. trust_coefficient: how far a tensor may move, as a share of its norm.
  *
  * You, Gitman and Ginsburg, "Large Batch Training of Convolutional Networks", 2017.
  *
@@ -54,10 +54,7 @@ lars_cuda_API const char *lars_cuda_strerror(int status);
  *     0 <= momentum < 1 and weight_decay >= 0 and trust_coefficient > 0
  */
 typedef struct lars_cuda_hyper {
-    double lr;
-    double momentum;
-    double weight_decay;
-    double trust_coefficient;
+    double lr, momentum, weight_decay, trust_coefficient;
 } lars_cuda_hyper;
 
 /* Fills in the defaults. */

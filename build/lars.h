@@ -1,10 +1,10 @@
-/* lars: LARS: momentum with a learning rate for each tensor, from the norms of its parameter and its gradient.
+/* lars: LARS: momentum with a learning rate for each tensor, from the norms of parameter and gradient.
  *
  * r = trust_coefficient·‖p‖ / (‖g‖ + weight_decay·‖p‖), or 1 if either norm is 0;
  * m ← momentum·m + lr·r·(g + weight_decay·p);  p ← p − m
  *
- * lr: global learning rate. momentum: decay of the velocity. weight_decay: share of the parameter in the gradient.
- * trust_coefficient: how far a tensor may move, as a share of its norm.
+ * lr: global learning rate. momentum: decay of the velocity. weight_decay: share of the parameter in the
+ * gradient. trust_coefficient: how far a tensor may move, as a share of its norm.
  *
  * You, Gitman and Ginsburg, "Large Batch Training of Convolutional Networks", 2017.
  *
@@ -42,31 +42,24 @@ extern "C" {
 #endif
 
 /* What a call returns: one of these, or of optforge's errors, each found before the first write. */
-enum {
-    lars_OK = OPTFORGE_OK,
-    lars_ERROR_ASSERT = OPTFORGE_ERROR_ASSERT,
-    lars_SKIPPED = OPTFORGE_SKIPPED
-};
+enum {lars_OK = OPTFORGE_OK, lars_SKIPPED = OPTFORGE_SKIPPED, lars_ERROR_ASSERT = OPTFORGE_ERROR_ASSERT};
 lars_API const char *lars_strerror(int status);
 
 /* Hyperparameters; none may be NaN, and a step checks that
  *     0 <= momentum < 1 and weight_decay >= 0 and trust_coefficient > 0
  */
 typedef struct lars_hyper {
-    double lr;
-    double momentum;
-    double weight_decay;
-    double trust_coefficient;
+    double lr, momentum, weight_decay, trust_coefficient;
 } lars_hyper;
-
-/* Fills in the defaults. */
-lars_API void lars_hyper_init(lars_hyper *h);
 
 typedef optforge_options lars_options;
 typedef optforge_stats lars_stats;
+
+/* Fill in the defaults. */
+lars_API void lars_hyper_init(lars_hyper *h);
 lars_API void lars_options_init(lars_options *o);
 
-/* Bytes of workspace, aligned to doubles, for so many elements in so many tensors (or groups, if they are more). */
+/* Bytes of workspace, aligned to doubles, for so many elements in so many tensors (or groups, if more). */
 lars_API size_t lars_workspace_size(uint64_t elements, size_t count);
 
 /* A tensor: n elements in each array. Its arrays must not overlap. */
@@ -99,6 +92,9 @@ lars_API int lars_step_f64(const lars_hyper *h, uint64_t t, const lars_tensor_f6
 lars_API int lars_step_with_f64(const lars_hyper *h, uint64_t t, const lars_tensor_f64 *tensors, size_t count,
                                 const lars_options *options);
 extern lars_API const optforge_kernel lars_kernel_f64;
+
+/* Whether this build computes the bits that it should, on this machine with each of its instruction sets. */
+lars_API int lars_selftest(void);
 
 #ifdef __cplusplus
 }

@@ -8,15 +8,12 @@
 
 /* What is the same for every element, in double. */
 typedef struct momentum_scalars {
-    double unscale;
-    double momentum;
-    double lr;
+    double unscale, momentum, lr;
 } momentum_scalars;
 
 /* The rule, for n neighbouring elements. */
 OPTFORGE_INLINE void momentum_elements_f32(const momentum_scalars *s, size_t n, float *OPTFORGE_RESTRICT p_,
-                                           const float *OPTFORGE_RESTRICT g_, float *OPTFORGE_RESTRICT m_)
-{
+                                           const float *OPTFORGE_RESTRICT g_, float *OPTFORGE_RESTRICT m_) {
     const float unscale = (float)s->unscale;
     const float momentum = (float)s->momentum;
     const float lr = (float)s->lr;
@@ -38,8 +35,7 @@ OPTFORGE_INLINE void momentum_elements_f32(const momentum_scalars *s, size_t n, 
 
 /* The rule, for n neighbouring elements. */
 OPTFORGE_INLINE void momentum_elements_f64(const momentum_scalars *s, size_t n, double *OPTFORGE_RESTRICT p_,
-                                           const double *OPTFORGE_RESTRICT g_, double *OPTFORGE_RESTRICT m_)
-{
+                                           const double *OPTFORGE_RESTRICT g_, double *OPTFORGE_RESTRICT m_) {
     const double unscale = s->unscale;
     const double momentum = s->momentum;
     const double lr = s->lr;
@@ -60,12 +56,10 @@ OPTFORGE_INLINE void momentum_elements_f64(const momentum_scalars *s, size_t n, 
 }
 
 /* What depends on hyperparameters and t alone. */
-static int momentum_begin(void *scalars, const void *hyper_, uint64_t step, double unscale)
-{
+static int momentum_begin(void *scalars, const void *hyper_, uint64_t step, double unscale) {
     momentum_scalars *s = (momentum_scalars *)scalars;
     const momentum_hyper *h = (const momentum_hyper *)hyper_;
-    const double lr = h->lr;
-    const double momentum = h->momentum;
+    const double lr = h->lr, momentum = h->momentum;
     (void)step;
 
     if (!(0.0 <= momentum && momentum < 1.0))
@@ -90,106 +84,67 @@ static const optforge_sum momentum_sums_0[] = {
 };
 
 /* ---- float ---- */
-OPTFORGE_INLINE void momentum_run_elements_f32(const optforge_piece *x)
-{
-    const momentum_tensor_f32 *t = (const momentum_tensor_f32 *)x->tensor;
-    const momentum_scalars *s = (const momentum_scalars *)x->scalars;
-    size_t i = x->begin, stop = i + x->n;
-
-    for (; stop - i >= 32; i += 32)
-        momentum_elements_f32(s, 32, t->p + i, t->g + i, t->m + i);
-    momentum_elements_f32(s, stop - i, t->p + i, t->g + i, t->m + i);
-}
-OPTFORGE_EACH_SET(momentum_plain_0_f32, (const optforge_piece *x), momentum_run_elements_f32(x))
-
-static const unsigned char momentum_forms_f32[] = {OPTFORGE_F32, OPTFORGE_F32, OPTFORGE_F32};
+OPTFORGE_PASS(momentum_plain_0_f32, momentum, f32, float,
+              momentum_elements_f32(s, n, t->p + i, t->g + i, t->m + i))
 static const optforge_pass momentum_passes_f32[] = {
-    {OPTFORGE_OF_SETS(momentum_plain_0_f32), OPTFORGE_OF_SETS(momentum_plain_0_f32), momentum_sums_0, 3, 1, 1}
+    {OPTFORGE_OF_SETS(momentum_plain_0_f32), OPTFORGE_NO_SETS, momentum_sums_0, 3, 1, 1, "brb"}
 };
+static const unsigned char momentum_forms_f32[] = {OPTFORGE_F32, OPTFORGE_F32, OPTFORGE_F32};
 const optforge_kernel momentum_kernel_f32 = {
     OPTFORGE_TYPES, "momentum", "07377a922d269c58e7959804a47b0d78fae7a31013075f12bf55db083c254769",
     momentum_hypers, momentum_states, momentum_asserts, momentum_defaults, momentum_initial,
     sizeof(momentum_hyper) / sizeof(double), sizeof momentum_forms_f32, momentum_forms_f32,
-    sizeof(momentum_scalars), 1, momentum_passes_f32, {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM,
-           OPTFORGE_UPDATE},
-    momentum_begin, NULL, NULL, NULL, NULL
+    sizeof(momentum_scalars), 1, momentum_passes_f32,
+    {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
+    momentum_begin, NULL, NULL, NULL, NULL, 0, 0, 20, 0x8fab25ea04fed56cu
 };
 
-void momentum_state_init_f32(const momentum_tensor_f32 *tensor)
-{
-    optforge_state_init(&momentum_kernel_f32, tensor, NULL);
+void momentum_state_init_f32(const momentum_tensor_f32 *x) {
+    optforge_state_init(&momentum_kernel_f32, x, NULL);
 }
-
 int momentum_step_with_f32(const momentum_hyper *h, uint64_t t, const momentum_tensor_f32 *tensors,
-                           size_t count, const optforge_options *options)
-{
+                           size_t count, const optforge_options *options) {
     return optforge_step(&momentum_kernel_f32, h, t, tensors, count, options);
 }
-
-int momentum_step_f32(const momentum_hyper *h, uint64_t t, const momentum_tensor_f32 *tensors, size_t count)
-{
+int momentum_step_f32(const momentum_hyper *h, uint64_t t, const momentum_tensor_f32 *tensors, size_t count) {
     return optforge_plain_step(&momentum_kernel_f32, h, t, tensors, count, NULL);
 }
 
 /* ---- double ---- */
-OPTFORGE_INLINE void momentum_run_elements_f64(const optforge_piece *x)
-{
-    const momentum_tensor_f64 *t = (const momentum_tensor_f64 *)x->tensor;
-    const momentum_scalars *s = (const momentum_scalars *)x->scalars;
-    size_t i = x->begin, stop = i + x->n;
-
-    for (; stop - i >= 32; i += 32)
-        momentum_elements_f64(s, 32, t->p + i, t->g + i, t->m + i);
-    momentum_elements_f64(s, stop - i, t->p + i, t->g + i, t->m + i);
-}
-OPTFORGE_EACH_SET(momentum_plain_0_f64, (const optforge_piece *x), momentum_run_elements_f64(x))
-
-static const unsigned char momentum_forms_f64[] = {OPTFORGE_F64, OPTFORGE_F64, OPTFORGE_F64};
+OPTFORGE_PASS(momentum_plain_0_f64, momentum, f64, double,
+              momentum_elements_f64(s, n, t->p + i, t->g + i, t->m + i))
 static const optforge_pass momentum_passes_f64[] = {
-    {OPTFORGE_OF_SETS(momentum_plain_0_f64), OPTFORGE_OF_SETS(momentum_plain_0_f64), momentum_sums_0, 3, 1, 1}
+    {OPTFORGE_OF_SETS(momentum_plain_0_f64), OPTFORGE_NO_SETS, momentum_sums_0, 3, 1, 1, "brb"}
 };
+static const unsigned char momentum_forms_f64[] = {OPTFORGE_F64, OPTFORGE_F64, OPTFORGE_F64};
 const optforge_kernel momentum_kernel_f64 = {
     OPTFORGE_TYPES, "momentum", "07377a922d269c58e7959804a47b0d78fae7a31013075f12bf55db083c254769",
     momentum_hypers, momentum_states, momentum_asserts, momentum_defaults, momentum_initial,
     sizeof(momentum_hyper) / sizeof(double), sizeof momentum_forms_f64, momentum_forms_f64,
-    sizeof(momentum_scalars), 1, momentum_passes_f64, {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM,
-           OPTFORGE_UPDATE},
-    momentum_begin, NULL, NULL, NULL, NULL
+    sizeof(momentum_scalars), 1, momentum_passes_f64,
+    {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
+    momentum_begin, NULL, NULL, NULL, NULL, 0, 0, 40, 0x00f586015f4f5404u
 };
 
-void momentum_state_init_f64(const momentum_tensor_f64 *tensor)
-{
-    optforge_state_init(&momentum_kernel_f64, tensor, NULL);
+void momentum_state_init_f64(const momentum_tensor_f64 *x) {
+    optforge_state_init(&momentum_kernel_f64, x, NULL);
 }
-
 int momentum_step_with_f64(const momentum_hyper *h, uint64_t t, const momentum_tensor_f64 *tensors,
-                           size_t count, const optforge_options *options)
-{
+                           size_t count, const optforge_options *options) {
     return optforge_step(&momentum_kernel_f64, h, t, tensors, count, options);
 }
-
-int momentum_step_f64(const momentum_hyper *h, uint64_t t, const momentum_tensor_f64 *tensors, size_t count)
-{
+int momentum_step_f64(const momentum_hyper *h, uint64_t t, const momentum_tensor_f64 *tensors, size_t count) {
     return optforge_plain_step(&momentum_kernel_f64, h, t, tensors, count, NULL);
 }
 
-const char *momentum_strerror(int status)
-{
-    return optforge_kernel_strerror(&momentum_kernel_f32, status);
+int momentum_selftest(void) {
+    int status = optforge_selftest(&momentum_kernel_f32);
+    return status != OPTFORGE_OK ? status : optforge_selftest(&momentum_kernel_f64);
 }
-
-void momentum_hyper_init(momentum_hyper *h)
-{
-    memcpy(h, momentum_defaults, sizeof *h);
-}
-
-void momentum_options_init(momentum_options *o)
-{
-    optforge_options_init(o);
-}
-
-size_t momentum_workspace_size(uint64_t elements, size_t count)
-{
+const char *momentum_strerror(int status) { return optforge_kernel_strerror(&momentum_kernel_f32, status); }
+void momentum_hyper_init(momentum_hyper *h) { memcpy(h, momentum_defaults, sizeof *h); }
+void momentum_options_init(momentum_options *o) { optforge_options_init(o); }
+size_t momentum_workspace_size(uint64_t elements, size_t count) {
     return optforge_kernel_workspace(&momentum_kernel_f32, elements, count);
 }
 

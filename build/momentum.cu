@@ -7,9 +7,7 @@
 
 /* What is the same for every element, in double. */
 struct momentum_cuda_scalars {
-    optforge_f64 unscale;
-    optforge_f64 momentum;
-    optforge_f64 lr;
+    optforge_f64 unscale, momentum, lr;
 };
 
 /* What the passes add up. */
@@ -87,8 +85,7 @@ static int momentum_cuda_begin_step(void *scalars, const void *hyper_, uint64_t 
 {
     momentum_cuda_scalars *s = (momentum_cuda_scalars *)scalars;
     const momentum_cuda_hyper *h = (const momentum_cuda_hyper *)hyper_;
-    const double lr = h->lr;
-    const double momentum = h->momentum;
+    const double lr = h->lr, momentum = h->momentum;
     (void)step;
 
     if (!(0.0 <= momentum && momentum < 1.0))

@@ -4,8 +4,9 @@
  *
  * lr: learning rate. momentum: share of the velocity that is kept, usually 0.5 to 0.9.
  *
- * Polyak, "Some methods of speeding up the convergence of iteration methods", USSR Computational Mathematics and
- * Mathematical Physics 4, 1964.
+ * Polyak, "Some methods of speeding up the convergence of iteration methods", USSR Computational
+ * Mathematics
+ * and Mathematical Physics 4, 1964.
  *
  *     assert 0 <= momentum < 1
  *     v = momentum * m - lr * g
@@ -48,8 +49,7 @@ momentum_cuda_API const char *momentum_cuda_strerror(int status);
  *     0 <= momentum < 1
  */
 typedef struct momentum_cuda_hyper {
-    double lr;
-    double momentum;
+    double lr, momentum;
 } momentum_cuda_hyper;
 
 /* Fills in the defaults. */

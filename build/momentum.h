@@ -4,8 +4,9 @@
  *
  * lr: learning rate. momentum: share of the velocity that is kept, usually 0.5 to 0.9.
  *
- * Polyak, "Some methods of speeding up the convergence of iteration methods", USSR Computational Mathematics and
- * Mathematical Physics 4, 1964.
+ * Polyak, "Some methods of speeding up the convergence of iteration methods", USSR Computational
+ * Mathematics
+ * and Mathematical Physics 4, 1964.
  *
  *     assert 0 <= momentum < 1
  *     v = momentum * m - lr * g
@@ -36,29 +37,25 @@ extern "C" {
 #endif
 
 /* What a call returns: one of these, or of optforge's errors, each found before the first write. */
-enum {
-    momentum_OK = OPTFORGE_OK,
-    momentum_ERROR_ASSERT = OPTFORGE_ERROR_ASSERT,
-    momentum_SKIPPED = OPTFORGE_SKIPPED
-};
+enum {momentum_OK = OPTFORGE_OK, momentum_SKIPPED = OPTFORGE_SKIPPED,
+        momentum_ERROR_ASSERT = OPTFORGE_ERROR_ASSERT};
 momentum_API const char *momentum_strerror(int status);
 
 /* Hyperparameters; none may be NaN, and a step checks that
  *     0 <= momentum < 1
  */
 typedef struct momentum_hyper {
-    double lr;
-    double momentum;
+    double lr, momentum;
 } momentum_hyper;
-
-/* Fills in the defaults. */
-momentum_API void momentum_hyper_init(momentum_hyper *h);
 
 typedef optforge_options momentum_options;
 typedef optforge_stats momentum_stats;
+
+/* Fill in the defaults. */
+momentum_API void momentum_hyper_init(momentum_hyper *h);
 momentum_API void momentum_options_init(momentum_options *o);
 
-/* Bytes of workspace, aligned to doubles, for so many elements in so many tensors (or groups, if they are more). */
+/* Bytes of workspace, aligned to doubles, for so many elements in so many tensors (or groups, if more). */
 momentum_API size_t momentum_workspace_size(uint64_t elements, size_t count);
 
 /* A tensor: n elements in each array. Its arrays must not overlap. */
@@ -93,6 +90,9 @@ momentum_API int momentum_step_with_f64(const momentum_hyper *h, uint64_t t,
                                         const momentum_tensor_f64 *tensors, size_t count,
                                         const momentum_options *options);
 extern momentum_API const optforge_kernel momentum_kernel_f64;
+
+/* Whether this build computes the bits that it should, on this machine with each of its instruction sets. */
+momentum_API int momentum_selftest(void);
 
 #ifdef __cplusplus
 }

@@ -8,15 +8,12 @@
 
 /* What is the same for every element, in double. */
 typedef struct nesterov_scalars {
-    double unscale;
-    double momentum;
-    double lr;
+    double unscale, momentum, lr;
 } nesterov_scalars;
 
 /* The rule, for n neighbouring elements. */
 OPTFORGE_INLINE void nesterov_elements_f32(const nesterov_scalars *s, size_t n, float *OPTFORGE_RESTRICT p_,
-                                           const float *OPTFORGE_RESTRICT g_, float *OPTFORGE_RESTRICT m_)
-{
+                                           const float *OPTFORGE_RESTRICT g_, float *OPTFORGE_RESTRICT m_) {
     const float unscale = (float)s->unscale;
     const float momentum = (float)s->momentum;
     const float lr = (float)s->lr;
@@ -38,8 +35,7 @@ OPTFORGE_INLINE void nesterov_elements_f32(const nesterov_scalars *s, size_t n, 
 
 /* The rule, for n neighbouring elements. */
 OPTFORGE_INLINE void nesterov_elements_f64(const nesterov_scalars *s, size_t n, double *OPTFORGE_RESTRICT p_,
-                                           const double *OPTFORGE_RESTRICT g_, double *OPTFORGE_RESTRICT m_)
-{
+                                           const double *OPTFORGE_RESTRICT g_, double *OPTFORGE_RESTRICT m_) {
     const double unscale = s->unscale;
     const double momentum = s->momentum;
     const double lr = s->lr;
@@ -60,12 +56,10 @@ OPTFORGE_INLINE void nesterov_elements_f64(const nesterov_scalars *s, size_t n, 
 }
 
 /* What depends on hyperparameters and t alone. */
-static int nesterov_begin(void *scalars, const void *hyper_, uint64_t step, double unscale)
-{
+static int nesterov_begin(void *scalars, const void *hyper_, uint64_t step, double unscale) {
     nesterov_scalars *s = (nesterov_scalars *)scalars;
     const nesterov_hyper *h = (const nesterov_hyper *)hyper_;
-    const double lr = h->lr;
-    const double momentum = h->momentum;
+    const double lr = h->lr, momentum = h->momentum;
     (void)step;
 
     if (!(0.0 <= momentum && momentum < 1.0))
@@ -90,106 +84,67 @@ static const optforge_sum nesterov_sums_0[] = {
 };
 
 /* ---- float ---- */
-OPTFORGE_INLINE void nesterov_run_elements_f32(const optforge_piece *x)
-{
-    const nesterov_tensor_f32 *t = (const nesterov_tensor_f32 *)x->tensor;
-    const nesterov_scalars *s = (const nesterov_scalars *)x->scalars;
-    size_t i = x->begin, stop = i + x->n;
-
-    for (; stop - i >= 32; i += 32)
-        nesterov_elements_f32(s, 32, t->p + i, t->g + i, t->m + i);
-    nesterov_elements_f32(s, stop - i, t->p + i, t->g + i, t->m + i);
-}
-OPTFORGE_EACH_SET(nesterov_plain_0_f32, (const optforge_piece *x), nesterov_run_elements_f32(x))
-
-static const unsigned char nesterov_forms_f32[] = {OPTFORGE_F32, OPTFORGE_F32, OPTFORGE_F32};
+OPTFORGE_PASS(nesterov_plain_0_f32, nesterov, f32, float,
+              nesterov_elements_f32(s, n, t->p + i, t->g + i, t->m + i))
 static const optforge_pass nesterov_passes_f32[] = {
-    {OPTFORGE_OF_SETS(nesterov_plain_0_f32), OPTFORGE_OF_SETS(nesterov_plain_0_f32), nesterov_sums_0, 3, 1, 1}
+    {OPTFORGE_OF_SETS(nesterov_plain_0_f32), OPTFORGE_NO_SETS, nesterov_sums_0, 3, 1, 1, "brb"}
 };
+static const unsigned char nesterov_forms_f32[] = {OPTFORGE_F32, OPTFORGE_F32, OPTFORGE_F32};
 const optforge_kernel nesterov_kernel_f32 = {
     OPTFORGE_TYPES, "nesterov", "964d769e6780712820496607b28498b13dcc7ab152ae3d79ee74e10b176533ca",
     nesterov_hypers, nesterov_states, nesterov_asserts, nesterov_defaults, nesterov_initial,
     sizeof(nesterov_hyper) / sizeof(double), sizeof nesterov_forms_f32, nesterov_forms_f32,
-    sizeof(nesterov_scalars), 1, nesterov_passes_f32, {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM,
-           OPTFORGE_UPDATE},
-    nesterov_begin, NULL, NULL, NULL, NULL
+    sizeof(nesterov_scalars), 1, nesterov_passes_f32,
+    {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
+    nesterov_begin, NULL, NULL, NULL, NULL, 0, 0, 20, 0xd90f006896269d8bu
 };
 
-void nesterov_state_init_f32(const nesterov_tensor_f32 *tensor)
-{
-    optforge_state_init(&nesterov_kernel_f32, tensor, NULL);
+void nesterov_state_init_f32(const nesterov_tensor_f32 *x) {
+    optforge_state_init(&nesterov_kernel_f32, x, NULL);
 }
-
 int nesterov_step_with_f32(const nesterov_hyper *h, uint64_t t, const nesterov_tensor_f32 *tensors,
-                           size_t count, const optforge_options *options)
-{
+                           size_t count, const optforge_options *options) {
     return optforge_step(&nesterov_kernel_f32, h, t, tensors, count, options);
 }
-
-int nesterov_step_f32(const nesterov_hyper *h, uint64_t t, const nesterov_tensor_f32 *tensors, size_t count)
-{
+int nesterov_step_f32(const nesterov_hyper *h, uint64_t t, const nesterov_tensor_f32 *tensors, size_t count) {
     return optforge_plain_step(&nesterov_kernel_f32, h, t, tensors, count, NULL);
 }
 
 /* ---- double ---- */
-OPTFORGE_INLINE void nesterov_run_elements_f64(const optforge_piece *x)
-{
-    const nesterov_tensor_f64 *t = (const nesterov_tensor_f64 *)x->tensor;
-    const nesterov_scalars *s = (const nesterov_scalars *)x->scalars;
-    size_t i = x->begin, stop = i + x->n;
-
-    for (; stop - i >= 32; i += 32)
-        nesterov_elements_f64(s, 32, t->p + i, t->g + i, t->m + i);
-    nesterov_elements_f64(s, stop - i, t->p + i, t->g + i, t->m + i);
-}
-OPTFORGE_EACH_SET(nesterov_plain_0_f64, (const optforge_piece *x), nesterov_run_elements_f64(x))
-
-static const unsigned char nesterov_forms_f64[] = {OPTFORGE_F64, OPTFORGE_F64, OPTFORGE_F64};
+OPTFORGE_PASS(nesterov_plain_0_f64, nesterov, f64, double,
+              nesterov_elements_f64(s, n, t->p + i, t->g + i, t->m + i))
 static const optforge_pass nesterov_passes_f64[] = {
-    {OPTFORGE_OF_SETS(nesterov_plain_0_f64), OPTFORGE_OF_SETS(nesterov_plain_0_f64), nesterov_sums_0, 3, 1, 1}
+    {OPTFORGE_OF_SETS(nesterov_plain_0_f64), OPTFORGE_NO_SETS, nesterov_sums_0, 3, 1, 1, "brb"}
 };
+static const unsigned char nesterov_forms_f64[] = {OPTFORGE_F64, OPTFORGE_F64, OPTFORGE_F64};
 const optforge_kernel nesterov_kernel_f64 = {
     OPTFORGE_TYPES, "nesterov", "964d769e6780712820496607b28498b13dcc7ab152ae3d79ee74e10b176533ca",
     nesterov_hypers, nesterov_states, nesterov_asserts, nesterov_defaults, nesterov_initial,
     sizeof(nesterov_hyper) / sizeof(double), sizeof nesterov_forms_f64, nesterov_forms_f64,
-    sizeof(nesterov_scalars), 1, nesterov_passes_f64, {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM,
-           OPTFORGE_UPDATE},
-    nesterov_begin, NULL, NULL, NULL, NULL
+    sizeof(nesterov_scalars), 1, nesterov_passes_f64,
+    {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
+    nesterov_begin, NULL, NULL, NULL, NULL, 0, 0, 40, 0x703c7185d111d9ddu
 };
 
-void nesterov_state_init_f64(const nesterov_tensor_f64 *tensor)
-{
-    optforge_state_init(&nesterov_kernel_f64, tensor, NULL);
+void nesterov_state_init_f64(const nesterov_tensor_f64 *x) {
+    optforge_state_init(&nesterov_kernel_f64, x, NULL);
 }
-
 int nesterov_step_with_f64(const nesterov_hyper *h, uint64_t t, const nesterov_tensor_f64 *tensors,
-                           size_t count, const optforge_options *options)
-{
+                           size_t count, const optforge_options *options) {
     return optforge_step(&nesterov_kernel_f64, h, t, tensors, count, options);
 }
-
-int nesterov_step_f64(const nesterov_hyper *h, uint64_t t, const nesterov_tensor_f64 *tensors, size_t count)
-{
+int nesterov_step_f64(const nesterov_hyper *h, uint64_t t, const nesterov_tensor_f64 *tensors, size_t count) {
     return optforge_plain_step(&nesterov_kernel_f64, h, t, tensors, count, NULL);
 }
 
-const char *nesterov_strerror(int status)
-{
-    return optforge_kernel_strerror(&nesterov_kernel_f32, status);
+int nesterov_selftest(void) {
+    int status = optforge_selftest(&nesterov_kernel_f32);
+    return status != OPTFORGE_OK ? status : optforge_selftest(&nesterov_kernel_f64);
 }
-
-void nesterov_hyper_init(nesterov_hyper *h)
-{
-    memcpy(h, nesterov_defaults, sizeof *h);
-}
-
-void nesterov_options_init(nesterov_options *o)
-{
-    optforge_options_init(o);
-}
-
-size_t nesterov_workspace_size(uint64_t elements, size_t count)
-{
+const char *nesterov_strerror(int status) { return optforge_kernel_strerror(&nesterov_kernel_f32, status); }
+void nesterov_hyper_init(nesterov_hyper *h) { memcpy(h, nesterov_defaults, sizeof *h); }
+void nesterov_options_init(nesterov_options *o) { optforge_options_init(o); }
+size_t nesterov_workspace_size(uint64_t elements, size_t count) {
     return optforge_kernel_workspace(&nesterov_kernel_f32, elements, count);
 }
 

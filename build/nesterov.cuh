@@ -4,9 +4,9 @@
  *
  * lr: learning rate. momentum: share of the velocity that is kept, usually 0.5 to 0.9.
  *
- * Nesterov, "A method for solving the convex programming problem with convergence rate O(1/k²)", Soviet Mathematics
- * Doklady 27, 1983; in the form of Bengio, Boulanger-Lewandowski and Pascanu, "Advances in Optimizing Recurrent
- * Networks", ICASSP 2013.
+ * Nesterov, "A method for solving the convex programming problem with convergence rate O(1/k²)", Soviet
+ * Mathematics Doklady 27, 1983; in the form of Bengio, Boulanger-Lewandowski and Pascanu, "Advances in
+ * Optimizing Recurrent Networks", ICASSP 2013.
  *
  *     assert 0 <= momentum < 1
  *     v = momentum * m - lr * g
@@ -49,8 +49,7 @@ nesterov_cuda_API const char *nesterov_cuda_strerror(int status);
  *     0 <= momentum < 1
  */
 typedef struct nesterov_cuda_hyper {
-    double lr;
-    double momentum;
+    double lr, momentum;
 } nesterov_cuda_hyper;
 
 /* Fills in the defaults. */

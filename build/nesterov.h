@@ -4,9 +4,9 @@
  *
  * lr: learning rate. momentum: share of the velocity that is kept, usually 0.5 to 0.9.
  *
- * Nesterov, "A method for solving the convex programming problem with convergence rate O(1/k²)", Soviet Mathematics
- * Doklady 27, 1983; in the form of Bengio, Boulanger-Lewandowski and Pascanu, "Advances in Optimizing Recurrent
- * Networks", ICASSP 2013.
+ * Nesterov, "A method for solving the convex programming problem with convergence rate O(1/k²)", Soviet
+ * Mathematics Doklady 27, 1983; in the form of Bengio, Boulanger-Lewandowski and Pascanu, "Advances in
+ * Optimizing Recurrent Networks", ICASSP 2013.
  *
  *     assert 0 <= momentum < 1
  *     v = momentum * m - lr * g
@@ -37,29 +37,25 @@ extern "C" {
 #endif
 
 /* What a call returns: one of these, or of optforge's errors, each found before the first write. */
-enum {
-    nesterov_OK = OPTFORGE_OK,
-    nesterov_ERROR_ASSERT = OPTFORGE_ERROR_ASSERT,
-    nesterov_SKIPPED = OPTFORGE_SKIPPED
-};
+enum {nesterov_OK = OPTFORGE_OK, nesterov_SKIPPED = OPTFORGE_SKIPPED,
+        nesterov_ERROR_ASSERT = OPTFORGE_ERROR_ASSERT};
 nesterov_API const char *nesterov_strerror(int status);
 
 /* Hyperparameters; none may be NaN, and a step checks that
  *     0 <= momentum < 1
  */
 typedef struct nesterov_hyper {
-    double lr;
-    double momentum;
+    double lr, momentum;
 } nesterov_hyper;
-
-/* Fills in the defaults. */
-nesterov_API void nesterov_hyper_init(nesterov_hyper *h);
 
 typedef optforge_options nesterov_options;
 typedef optforge_stats nesterov_stats;
+
+/* Fill in the defaults. */
+nesterov_API void nesterov_hyper_init(nesterov_hyper *h);
 nesterov_API void nesterov_options_init(nesterov_options *o);
 
-/* Bytes of workspace, aligned to doubles, for so many elements in so many tensors (or groups, if they are more). */
+/* Bytes of workspace, aligned to doubles, for so many elements in so many tensors (or groups, if more). */
 nesterov_API size_t nesterov_workspace_size(uint64_t elements, size_t count);
 
 /* A tensor: n elements in each array. Its arrays must not overlap. */
@@ -94,6 +90,9 @@ nesterov_API int nesterov_step_with_f64(const nesterov_hyper *h, uint64_t t,
                                         const nesterov_tensor_f64 *tensors, size_t count,
                                         const nesterov_options *options);
 extern nesterov_API const optforge_kernel nesterov_kernel_f64;
+
+/* Whether this build computes the bits that it should, on this machine with each of its instruction sets. */
+nesterov_API int nesterov_selftest(void);
 
 #ifdef __cplusplus
 }

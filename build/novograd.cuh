@@ -1,11 +1,13 @@
-/* novograd: NovoGrad: gradients normalised by a second moment of each tensor, then momentum and decoupled weight decay.
+/* novograd: NovoGrad: normalised gradients, a moment for each tensor, momentum, decoupled weight decay.
  *
- * v ← beta2·v + (1 − beta2)·‖g‖², at first ‖g‖²;  m ← beta1·m + (g / (√v + eps) + weight_decay·p);  p ← p − lr·m
+ * v ← beta2·v + (1 − beta2)·‖g‖², at first ‖g‖²;
+ * m ← beta1·m + (g / (√v + eps) + weight_decay·p);  p ← p − lr·m
  *
- * lr: learning rate. beta1, beta2: decay of the first moment, and of the second, which is one number per tensor.
- * eps: added to its root. weight_decay: share of the parameter in the first moment.
+ * lr: learning rate. beta1, beta2: decay of the first moment, and of the second, which is one number per
+ * tensor. eps: added to its root. weight_decay: share of the parameter in the first moment.
  *
- * Ginsburg et al., "Stochastic Gradient Methods with Layer-wise Adaptive Moments for Training of Deep Networks", 2019.
+ * Ginsburg et al., "Stochastic Gradient Methods with Layer-wise Adaptive Moments for Training of Deep
+ * Networks", 2019.
  *
  *     assert 0 <= beta1 < 1 and 0 <= beta2 < 1 and eps >= 0 and weight_decay >= 0
  *     g_norm = norm(g)
@@ -52,11 +54,7 @@ novograd_cuda_API const char *novograd_cuda_strerror(int status);
  *     0 <= beta1 < 1 and 0 <= beta2 < 1 and eps >= 0 and weight_decay >= 0
  */
 typedef struct novograd_cuda_hyper {
-    double lr;
-    double beta1;
-    double beta2;
-    double eps;
-    double weight_decay;
+    double lr, beta1, beta2, eps, weight_decay;
 } novograd_cuda_hyper;
 
 /* Fills in the defaults. */

@@ -1,11 +1,13 @@
-/* novograd: NovoGrad: gradients normalised by a second moment of each tensor, then momentum and decoupled weight decay.
+/* novograd: NovoGrad: normalised gradients, a moment for each tensor, momentum, decoupled weight decay.
  *
- * v ← beta2·v + (1 − beta2)·‖g‖², at first ‖g‖²;  m ← beta1·m + (g / (√v + eps) + weight_decay·p);  p ← p − lr·m
+ * v ← beta2·v + (1 − beta2)·‖g‖², at first ‖g‖²;
+ * m ← beta1·m + (g / (√v + eps) + weight_decay·p);  p ← p − lr·m
  *
- * lr: learning rate. beta1, beta2: decay of the first moment, and of the second, which is one number per tensor.
- * eps: added to its root. weight_decay: share of the parameter in the first moment.
+ * lr: learning rate. beta1, beta2: decay of the first moment, and of the second, which is one number per
+ * tensor. eps: added to its root. weight_decay: share of the parameter in the first moment.
  *
- * Ginsburg et al., "Stochastic Gradient Methods with Layer-wise Adaptive Moments for Training of Deep Networks", 2019.
+ * Ginsburg et al., "Stochastic Gradient Methods with Layer-wise Adaptive Moments for Training of Deep
+ * Networks", 2019.
  *
  *     assert 0 <= beta1 < 1 and 0 <= beta2 < 1 and eps >= 0 and weight_decay >= 0
  *     g_norm = norm(g)
@@ -40,32 +42,25 @@ extern "C" {
 #endif
 
 /* What a call returns: one of these, or of optforge's errors, each found before the first write. */
-enum {
-    novograd_OK = OPTFORGE_OK,
-    novograd_ERROR_ASSERT = OPTFORGE_ERROR_ASSERT,
-    novograd_SKIPPED = OPTFORGE_SKIPPED
-};
+enum {novograd_OK = OPTFORGE_OK, novograd_SKIPPED = OPTFORGE_SKIPPED,
+        novograd_ERROR_ASSERT = OPTFORGE_ERROR_ASSERT};
 novograd_API const char *novograd_strerror(int status);
 
 /* Hyperparameters; none may be NaN, and a step checks that
  *     0 <= beta1 < 1 and 0 <= beta2 < 1 and eps >= 0 and weight_decay >= 0
  */
 typedef struct novograd_hyper {
-    double lr;
-    double beta1;
-    double beta2;
-    double eps;
-    double weight_decay;
+    double lr, beta1, beta2, eps, weight_decay;
 } novograd_hyper;
-
-/* Fills in the defaults. */
-novograd_API void novograd_hyper_init(novograd_hyper *h);
 
 typedef optforge_options novograd_options;
 typedef optforge_stats novograd_stats;
+
+/* Fill in the defaults. */
+novograd_API void novograd_hyper_init(novograd_hyper *h);
 novograd_API void novograd_options_init(novograd_options *o);
 
-/* Bytes of workspace, aligned to doubles, for so many elements in so many tensors (or groups, if they are more). */
+/* Bytes of workspace, aligned to doubles, for so many elements in so many tensors (or groups, if more). */
 novograd_API size_t novograd_workspace_size(uint64_t elements, size_t count);
 
 /* A tensor: n elements in each array. Its arrays must not overlap. Scalar state is one double per tensor. */
@@ -102,6 +97,9 @@ novograd_API int novograd_step_with_f64(const novograd_hyper *h, uint64_t t,
                                         const novograd_tensor_f64 *tensors, size_t count,
                                         const novograd_options *options);
 extern novograd_API const optforge_kernel novograd_kernel_f64;
+
+/* Whether this build computes the bits that it should, on this machine with each of its instruction sets. */
+novograd_API int novograd_selftest(void);
 
 #ifdef __cplusplus
 }

@@ -10,11 +10,12 @@
  *     status = plateau_step(&plateau, loss);
  *     lr = plateau_lr(&plateau);
  *
- * Call plateau_step with the loss after each evaluation. A metric improves the best so far where it is smaller
- * by more than the threshold, or larger where the mode is plateau_MAX; any other is a bad step. The rate is
- * multiplied by the factor when more than `patience` bad steps follow each other with plateau_TORCH, and when
- * `patience` do with plateau_KERAS. Each counts as ReduceLROnPlateau there, and both give, to the bit, the rates of
- * the Python class of that name in optforge. Each of several rates has a state, and all are given the same metrics.
+ * Call plateau_step with the loss after each evaluation. A metric improves the best so far where it is
+ * smaller by more than the threshold, or larger where the mode is plateau_MAX; any other is a bad step.
+ * The rate is multiplied by the factor when more than `patience` bad steps follow each other with
+ * plateau_TORCH, and when `patience` do with plateau_KERAS. Each counts as ReduceLROnPlateau there,
+ * and both give, to the bit, the rates of the Python class of that name in optforge. Each of several rates
+ * has a state, and all are given the same metrics.
  *
  * Build:     include it, as C99 or C++11; there is nothing to link
  * Re-create: optforge generate plateau
@@ -58,7 +59,7 @@ enum { plateau_REL = 0, plateau_ABS = 1 };     /* threshold_mode: a part of the 
 typedef struct plateau_options {
     size_t size;        /* of this struct */
     double factor;      /* what a rate is multiplied by, between 0 and 1 */
-    double threshold;   /* by how much a metric must be better than the best so far; from 0, below 1 where relative */
+    double threshold;   /* by how much a metric must be better than the best; from 0, below 1 if relative */
     double min_lr;      /* no rate is reduced below it; from 0 */
     double eps;         /* a rate whose change would be no larger stays as it is; from 0 */
     uint64_t patience;  /* bad steps that are waited for */
@@ -68,7 +69,7 @@ typedef struct plateau_options {
     int threshold_mode; /* plateau_REL or plateau_ABS */
 } plateau_options;
 
-/* One learning rate and its history. It holds numbers only, so a copy of its bytes resumes the run. `lr` may be set. */
+/* One learning rate and its history. Numbers only: a copy of its bytes resumes the run. `lr` may be set. */
 typedef struct plateau_state {
     size_t size; /* of this struct */
     plateau_options options;
@@ -128,7 +129,8 @@ static inline int plateau_check(const plateau_options *o) {
         return plateau_ERROR_CHOICE;
     if (!(o->factor > 0 && o->factor < 1))
         return plateau_ERROR_FACTOR;
-    if (!(o->threshold >= 0 && o->threshold <= DBL_MAX) || (o->threshold_mode == plateau_REL && o->threshold >= 1))
+    if (!(o->threshold >= 0 && o->threshold <= DBL_MAX) ||
+        (o->threshold_mode == plateau_REL && o->threshold >= 1))
         return plateau_ERROR_THRESHOLD;
     if (!(o->min_lr >= 0 && o->min_lr <= DBL_MAX))
         return plateau_ERROR_MIN_LR;
@@ -166,8 +168,8 @@ static inline double plateau_lr(const plateau_state *p) {
     return p->lr;
 }
 
-/* Judges a metric after an evaluation: plateau_REDUCED where the learning rate fell, else plateau_OK. The metric
- * must not be NaN; an infinitely bad one is a bad step, an infinitely good one an error. */
+/* Judges a metric after an evaluation: plateau_REDUCED where the learning rate fell, else plateau_OK. The
+ * metric must not be NaN; an infinitely bad one is a bad step, an infinitely good one an error. */
 static inline int plateau_step(plateau_state *p, double metric) {
     const plateau_options *o;
     if (p == NULL)

@@ -8,17 +8,12 @@
 
 /* What is the same for every element, in double. */
 typedef struct rmsprop_scalars {
-    double unscale;
-    double rho;
-    double one_minus_rho;
-    double lr;
-    double eps;
+    double unscale, rho, one_minus_rho, lr, eps;
 } rmsprop_scalars;
 
 /* The rule, for n neighbouring elements. */
 OPTFORGE_INLINE void rmsprop_elements_f32(const rmsprop_scalars *s, size_t n, float *OPTFORGE_RESTRICT p_,
-                                          const float *OPTFORGE_RESTRICT g_, float *OPTFORGE_RESTRICT acc_)
-{
+                                          const float *OPTFORGE_RESTRICT g_, float *OPTFORGE_RESTRICT acc_) {
     const float unscale = (float)s->unscale;
     const float rho = (float)s->rho;
     const float one_minus_rho = (float)s->one_minus_rho;
@@ -41,8 +36,8 @@ OPTFORGE_INLINE void rmsprop_elements_f32(const rmsprop_scalars *s, size_t n, fl
 
 /* The rule, for n neighbouring elements. */
 OPTFORGE_INLINE void rmsprop_elements_f64(const rmsprop_scalars *s, size_t n, double *OPTFORGE_RESTRICT p_,
-                                          const double *OPTFORGE_RESTRICT g_, double *OPTFORGE_RESTRICT acc_)
-{
+                                          const double *OPTFORGE_RESTRICT g_,
+                                          double *OPTFORGE_RESTRICT acc_) {
     const double unscale = s->unscale;
     const double rho = s->rho;
     const double one_minus_rho = s->one_minus_rho;
@@ -64,23 +59,18 @@ OPTFORGE_INLINE void rmsprop_elements_f64(const rmsprop_scalars *s, size_t n, do
 }
 
 /* What depends on hyperparameters and t alone. */
-static int rmsprop_begin(void *scalars, const void *hyper_, uint64_t step, double unscale)
-{
+static int rmsprop_begin(void *scalars, const void *hyper_, uint64_t step, double unscale) {
     rmsprop_scalars *s = (rmsprop_scalars *)scalars;
     const rmsprop_hyper *h = (const rmsprop_hyper *)hyper_;
-    const double lr = h->lr;
-    const double rho = h->rho;
-    const double eps = h->eps;
+    const double lr = h->lr, rho = h->rho, eps = h->eps;
     (void)step;
 
     if (!(0.0 <= rho && rho < 1.0 && eps > 0.0))
         return OPTFORGE_ERROR_ASSERT;
 
-    const double one_minus_rho = 1.0 - rho;
-
+    s->one_minus_rho = 1.0 - rho;
     s->unscale = unscale;
     s->rho = rho;
-    s->one_minus_rho = one_minus_rho;
     s->lr = lr;
     s->eps = eps;
     return OPTFORGE_OK;
@@ -99,106 +89,67 @@ static const optforge_sum rmsprop_sums_0[] = {
 };
 
 /* ---- float ---- */
-OPTFORGE_INLINE void rmsprop_run_elements_f32(const optforge_piece *x)
-{
-    const rmsprop_tensor_f32 *t = (const rmsprop_tensor_f32 *)x->tensor;
-    const rmsprop_scalars *s = (const rmsprop_scalars *)x->scalars;
-    size_t i = x->begin, stop = i + x->n;
-
-    for (; stop - i >= 32; i += 32)
-        rmsprop_elements_f32(s, 32, t->p + i, t->g + i, t->acc + i);
-    rmsprop_elements_f32(s, stop - i, t->p + i, t->g + i, t->acc + i);
-}
-OPTFORGE_EACH_SET(rmsprop_plain_0_f32, (const optforge_piece *x), rmsprop_run_elements_f32(x))
-
-static const unsigned char rmsprop_forms_f32[] = {OPTFORGE_F32, OPTFORGE_F32, OPTFORGE_F32};
+OPTFORGE_PASS(rmsprop_plain_0_f32, rmsprop, f32, float,
+              rmsprop_elements_f32(s, n, t->p + i, t->g + i, t->acc + i))
 static const optforge_pass rmsprop_passes_f32[] = {
-    {OPTFORGE_OF_SETS(rmsprop_plain_0_f32), OPTFORGE_OF_SETS(rmsprop_plain_0_f32), rmsprop_sums_0, 3, 1, 1}
+    {OPTFORGE_OF_SETS(rmsprop_plain_0_f32), OPTFORGE_NO_SETS, rmsprop_sums_0, 3, 1, 1, "brb"}
 };
+static const unsigned char rmsprop_forms_f32[] = {OPTFORGE_F32, OPTFORGE_F32, OPTFORGE_F32};
 const optforge_kernel rmsprop_kernel_f32 = {
     OPTFORGE_TYPES, "rmsprop", "21b8a5767c1b3000b12de3cf2e23df97acd401c8803eea87ad3f96ce767e8c32",
     rmsprop_hypers, rmsprop_states, rmsprop_asserts, rmsprop_defaults, rmsprop_initial,
     sizeof(rmsprop_hyper) / sizeof(double), sizeof rmsprop_forms_f32, rmsprop_forms_f32,
-    sizeof(rmsprop_scalars), 1, rmsprop_passes_f32, {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM,
-           OPTFORGE_UPDATE},
-    rmsprop_begin, NULL, NULL, NULL, NULL
+    sizeof(rmsprop_scalars), 1, rmsprop_passes_f32,
+    {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
+    rmsprop_begin, NULL, NULL, NULL, NULL, 0, 0, 20, 0x2683d7b46b92edf6u
 };
 
-void rmsprop_state_init_f32(const rmsprop_tensor_f32 *tensor)
-{
-    optforge_state_init(&rmsprop_kernel_f32, tensor, NULL);
+void rmsprop_state_init_f32(const rmsprop_tensor_f32 *x) {
+    optforge_state_init(&rmsprop_kernel_f32, x, NULL);
 }
-
 int rmsprop_step_with_f32(const rmsprop_hyper *h, uint64_t t, const rmsprop_tensor_f32 *tensors, size_t count,
-                          const optforge_options *options)
-{
+                          const optforge_options *options) {
     return optforge_step(&rmsprop_kernel_f32, h, t, tensors, count, options);
 }
-
-int rmsprop_step_f32(const rmsprop_hyper *h, uint64_t t, const rmsprop_tensor_f32 *tensors, size_t count)
-{
+int rmsprop_step_f32(const rmsprop_hyper *h, uint64_t t, const rmsprop_tensor_f32 *tensors, size_t count) {
     return optforge_plain_step(&rmsprop_kernel_f32, h, t, tensors, count, NULL);
 }
 
 /* ---- double ---- */
-OPTFORGE_INLINE void rmsprop_run_elements_f64(const optforge_piece *x)
-{
-    const rmsprop_tensor_f64 *t = (const rmsprop_tensor_f64 *)x->tensor;
-    const rmsprop_scalars *s = (const rmsprop_scalars *)x->scalars;
-    size_t i = x->begin, stop = i + x->n;
-
-    for (; stop - i >= 32; i += 32)
-        rmsprop_elements_f64(s, 32, t->p + i, t->g + i, t->acc + i);
-    rmsprop_elements_f64(s, stop - i, t->p + i, t->g + i, t->acc + i);
-}
-OPTFORGE_EACH_SET(rmsprop_plain_0_f64, (const optforge_piece *x), rmsprop_run_elements_f64(x))
-
-static const unsigned char rmsprop_forms_f64[] = {OPTFORGE_F64, OPTFORGE_F64, OPTFORGE_F64};
+OPTFORGE_PASS(rmsprop_plain_0_f64, rmsprop, f64, double,
+              rmsprop_elements_f64(s, n, t->p + i, t->g + i, t->acc + i))
 static const optforge_pass rmsprop_passes_f64[] = {
-    {OPTFORGE_OF_SETS(rmsprop_plain_0_f64), OPTFORGE_OF_SETS(rmsprop_plain_0_f64), rmsprop_sums_0, 3, 1, 1}
+    {OPTFORGE_OF_SETS(rmsprop_plain_0_f64), OPTFORGE_NO_SETS, rmsprop_sums_0, 3, 1, 1, "brb"}
 };
+static const unsigned char rmsprop_forms_f64[] = {OPTFORGE_F64, OPTFORGE_F64, OPTFORGE_F64};
 const optforge_kernel rmsprop_kernel_f64 = {
     OPTFORGE_TYPES, "rmsprop", "21b8a5767c1b3000b12de3cf2e23df97acd401c8803eea87ad3f96ce767e8c32",
     rmsprop_hypers, rmsprop_states, rmsprop_asserts, rmsprop_defaults, rmsprop_initial,
     sizeof(rmsprop_hyper) / sizeof(double), sizeof rmsprop_forms_f64, rmsprop_forms_f64,
-    sizeof(rmsprop_scalars), 1, rmsprop_passes_f64, {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM,
-           OPTFORGE_UPDATE},
-    rmsprop_begin, NULL, NULL, NULL, NULL
+    sizeof(rmsprop_scalars), 1, rmsprop_passes_f64,
+    {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
+    rmsprop_begin, NULL, NULL, NULL, NULL, 0, 0, 40, 0x39a9023ac21d19f8u
 };
 
-void rmsprop_state_init_f64(const rmsprop_tensor_f64 *tensor)
-{
-    optforge_state_init(&rmsprop_kernel_f64, tensor, NULL);
+void rmsprop_state_init_f64(const rmsprop_tensor_f64 *x) {
+    optforge_state_init(&rmsprop_kernel_f64, x, NULL);
 }
-
 int rmsprop_step_with_f64(const rmsprop_hyper *h, uint64_t t, const rmsprop_tensor_f64 *tensors, size_t count,
-                          const optforge_options *options)
-{
+                          const optforge_options *options) {
     return optforge_step(&rmsprop_kernel_f64, h, t, tensors, count, options);
 }
-
-int rmsprop_step_f64(const rmsprop_hyper *h, uint64_t t, const rmsprop_tensor_f64 *tensors, size_t count)
-{
+int rmsprop_step_f64(const rmsprop_hyper *h, uint64_t t, const rmsprop_tensor_f64 *tensors, size_t count) {
     return optforge_plain_step(&rmsprop_kernel_f64, h, t, tensors, count, NULL);
 }
 
-const char *rmsprop_strerror(int status)
-{
-    return optforge_kernel_strerror(&rmsprop_kernel_f32, status);
+int rmsprop_selftest(void) {
+    int status = optforge_selftest(&rmsprop_kernel_f32);
+    return status != OPTFORGE_OK ? status : optforge_selftest(&rmsprop_kernel_f64);
 }
-
-void rmsprop_hyper_init(rmsprop_hyper *h)
-{
-    memcpy(h, rmsprop_defaults, sizeof *h);
-}
-
-void rmsprop_options_init(rmsprop_options *o)
-{
-    optforge_options_init(o);
-}
-
-size_t rmsprop_workspace_size(uint64_t elements, size_t count)
-{
+const char *rmsprop_strerror(int status) { return optforge_kernel_strerror(&rmsprop_kernel_f32, status); }
+void rmsprop_hyper_init(rmsprop_hyper *h) { memcpy(h, rmsprop_defaults, sizeof *h); }
+void rmsprop_options_init(rmsprop_options *o) { optforge_options_init(o); }
+size_t rmsprop_workspace_size(uint64_t elements, size_t count) {
     return optforge_kernel_workspace(&rmsprop_kernel_f32, elements, count);
 }
 

@@ -7,11 +7,7 @@
 
 /* What is the same for every element, in double. */
 struct rmsprop_cuda_scalars {
-    optforge_f64 unscale;
-    optforge_f64 rho;
-    optforge_f64 one_minus_rho;
-    optforge_f64 lr;
-    optforge_f64 eps;
+    optforge_f64 unscale, rho, one_minus_rho, lr, eps;
 };
 
 /* What the passes add up. */
@@ -90,19 +86,16 @@ static int rmsprop_cuda_begin_step(void *scalars, const void *hyper_, uint64_t s
 {
     rmsprop_cuda_scalars *s = (rmsprop_cuda_scalars *)scalars;
     const rmsprop_cuda_hyper *h = (const rmsprop_cuda_hyper *)hyper_;
-    const double lr = h->lr;
-    const double rho = h->rho;
-    const double eps = h->eps;
+    const double lr = h->lr, rho = h->rho, eps = h->eps;
     (void)step;
 
     if (!(0.0 <= rho && rho < 1.0 && eps > 0.0))
         return OPTFORGE_ERROR_ASSERT;
 
-    const double one_minus_rho = 1.0 - rho;
+    s->one_minus_rho = 1.0 - rho;
 
     s->unscale = unscale;
     s->rho = rho;
-    s->one_minus_rho = one_minus_rho;
     s->lr = lr;
     s->eps = eps;
     return OPTFORGE_OK;

@@ -46,9 +46,7 @@ rmsprop_cuda_API const char *rmsprop_cuda_strerror(int status);
  *     0 <= rho < 1 and eps > 0
  */
 typedef struct rmsprop_cuda_hyper {
-    double lr;
-    double rho;
-    double eps;
+    double lr, rho, eps;
 } rmsprop_cuda_hyper;
 
 /* Fills in the defaults. */

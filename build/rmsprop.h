@@ -34,30 +34,25 @@ extern "C" {
 #endif
 
 /* What a call returns: one of these, or of optforge's errors, each found before the first write. */
-enum {
-    rmsprop_OK = OPTFORGE_OK,
-    rmsprop_ERROR_ASSERT = OPTFORGE_ERROR_ASSERT,
-    rmsprop_SKIPPED = OPTFORGE_SKIPPED
-};
+enum {rmsprop_OK = OPTFORGE_OK, rmsprop_SKIPPED = OPTFORGE_SKIPPED,
+        rmsprop_ERROR_ASSERT = OPTFORGE_ERROR_ASSERT};
 rmsprop_API const char *rmsprop_strerror(int status);
 
 /* Hyperparameters; none may be NaN, and a step checks that
  *     0 <= rho < 1 and eps > 0
  */
 typedef struct rmsprop_hyper {
-    double lr;
-    double rho;
-    double eps;
+    double lr, rho, eps;
 } rmsprop_hyper;
-
-/* Fills in the defaults. */
-rmsprop_API void rmsprop_hyper_init(rmsprop_hyper *h);
 
 typedef optforge_options rmsprop_options;
 typedef optforge_stats rmsprop_stats;
+
+/* Fill in the defaults. */
+rmsprop_API void rmsprop_hyper_init(rmsprop_hyper *h);
 rmsprop_API void rmsprop_options_init(rmsprop_options *o);
 
-/* Bytes of workspace, aligned to doubles, for so many elements in so many tensors (or groups, if they are more). */
+/* Bytes of workspace, aligned to doubles, for so many elements in so many tensors (or groups, if more). */
 rmsprop_API size_t rmsprop_workspace_size(uint64_t elements, size_t count);
 
 /* A tensor: n elements in each array. Its arrays must not overlap. */
@@ -90,6 +85,9 @@ rmsprop_API int rmsprop_step_f64(const rmsprop_hyper *h, uint64_t t, const rmspr
 rmsprop_API int rmsprop_step_with_f64(const rmsprop_hyper *h, uint64_t t, const rmsprop_tensor_f64 *tensors,
                                       size_t count, const rmsprop_options *options);
 extern rmsprop_API const optforge_kernel rmsprop_kernel_f64;
+
+/* Whether this build computes the bits that it should, on this machine with each of its instruction sets. */
+rmsprop_API int rmsprop_selftest(void);
 
 #ifdef __cplusplus
 }

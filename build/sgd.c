@@ -8,14 +8,12 @@
 
 /* What is the same for every element, in double. */
 typedef struct sgd_scalars {
-    double unscale;
-    double lr;
+    double unscale, lr;
 } sgd_scalars;
 
 /* The rule, for n neighbouring elements. */
 OPTFORGE_INLINE void sgd_elements_f32(const sgd_scalars *s, size_t n, float *OPTFORGE_RESTRICT p_,
-                                      const float *OPTFORGE_RESTRICT g_)
-{
+                                      const float *OPTFORGE_RESTRICT g_) {
     const float unscale = (float)s->unscale;
     const float lr = (float)s->lr;
 
@@ -32,8 +30,7 @@ OPTFORGE_INLINE void sgd_elements_f32(const sgd_scalars *s, size_t n, float *OPT
 
 /* The rule, for n neighbouring elements. */
 OPTFORGE_INLINE void sgd_elements_f64(const sgd_scalars *s, size_t n, double *OPTFORGE_RESTRICT p_,
-                                      const double *OPTFORGE_RESTRICT g_)
-{
+                                      const double *OPTFORGE_RESTRICT g_) {
     const double unscale = s->unscale;
     const double lr = s->lr;
 
@@ -49,8 +46,7 @@ OPTFORGE_INLINE void sgd_elements_f64(const sgd_scalars *s, size_t n, double *OP
 }
 
 /* What depends on hyperparameters and t alone. */
-static int sgd_begin(void *scalars, const void *hyper_, uint64_t step, double unscale)
-{
+static int sgd_begin(void *scalars, const void *hyper_, uint64_t step, double unscale) {
     sgd_scalars *s = (sgd_scalars *)scalars;
     const sgd_hyper *h = (const sgd_hyper *)hyper_;
     const double lr = h->lr;
@@ -73,104 +69,61 @@ static const optforge_sum sgd_sums_0[] = {
 };
 
 /* ---- float ---- */
-OPTFORGE_INLINE void sgd_run_elements_f32(const optforge_piece *x)
-{
-    const sgd_tensor_f32 *t = (const sgd_tensor_f32 *)x->tensor;
-    const sgd_scalars *s = (const sgd_scalars *)x->scalars;
-    size_t i = x->begin, stop = i + x->n;
-
-    for (; stop - i >= 32; i += 32)
-        sgd_elements_f32(s, 32, t->p + i, t->g + i);
-    sgd_elements_f32(s, stop - i, t->p + i, t->g + i);
-}
-OPTFORGE_EACH_SET(sgd_plain_0_f32, (const optforge_piece *x), sgd_run_elements_f32(x))
-
-static const unsigned char sgd_forms_f32[] = {OPTFORGE_F32, OPTFORGE_F32};
+OPTFORGE_PASS(sgd_plain_0_f32, sgd, f32, float,
+              sgd_elements_f32(s, n, t->p + i, t->g + i))
 static const optforge_pass sgd_passes_f32[] = {
-    {OPTFORGE_OF_SETS(sgd_plain_0_f32), OPTFORGE_OF_SETS(sgd_plain_0_f32), sgd_sums_0, 3, 1, 1}
+    {OPTFORGE_OF_SETS(sgd_plain_0_f32), OPTFORGE_NO_SETS, sgd_sums_0, 3, 1, 1, "br"}
 };
+static const unsigned char sgd_forms_f32[] = {OPTFORGE_F32, OPTFORGE_F32};
 const optforge_kernel sgd_kernel_f32 = {
     OPTFORGE_TYPES, "sgd", "3534317b40a21539a6dd7cdc9fa396a2b5394a162afa7028d16d415ac075ed9d",
     sgd_hypers, sgd_states, sgd_asserts, sgd_defaults, NULL,
     sizeof(sgd_hyper) / sizeof(double), sizeof sgd_forms_f32, sgd_forms_f32,
     sizeof(sgd_scalars), 1, sgd_passes_f32, {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
-    sgd_begin, NULL, NULL, NULL, NULL
+    sgd_begin, NULL, NULL, NULL, NULL, 0, 0, 12, 0x7020a78c93873463u
 };
 
-void sgd_state_init_f32(const sgd_tensor_f32 *tensor)
-{
-    optforge_state_init(&sgd_kernel_f32, tensor, NULL);
-}
-
+void sgd_state_init_f32(const sgd_tensor_f32 *x) { optforge_state_init(&sgd_kernel_f32, x, NULL); }
 int sgd_step_with_f32(const sgd_hyper *h, uint64_t t, const sgd_tensor_f32 *tensors, size_t count,
-                      const optforge_options *options)
-{
+                      const optforge_options *options) {
     return optforge_step(&sgd_kernel_f32, h, t, tensors, count, options);
 }
-
-int sgd_step_f32(const sgd_hyper *h, uint64_t t, const sgd_tensor_f32 *tensors, size_t count)
-{
+int sgd_step_f32(const sgd_hyper *h, uint64_t t, const sgd_tensor_f32 *tensors, size_t count) {
     return optforge_plain_step(&sgd_kernel_f32, h, t, tensors, count, NULL);
 }
 
 /* ---- double ---- */
-OPTFORGE_INLINE void sgd_run_elements_f64(const optforge_piece *x)
-{
-    const sgd_tensor_f64 *t = (const sgd_tensor_f64 *)x->tensor;
-    const sgd_scalars *s = (const sgd_scalars *)x->scalars;
-    size_t i = x->begin, stop = i + x->n;
-
-    for (; stop - i >= 32; i += 32)
-        sgd_elements_f64(s, 32, t->p + i, t->g + i);
-    sgd_elements_f64(s, stop - i, t->p + i, t->g + i);
-}
-OPTFORGE_EACH_SET(sgd_plain_0_f64, (const optforge_piece *x), sgd_run_elements_f64(x))
-
-static const unsigned char sgd_forms_f64[] = {OPTFORGE_F64, OPTFORGE_F64};
+OPTFORGE_PASS(sgd_plain_0_f64, sgd, f64, double,
+              sgd_elements_f64(s, n, t->p + i, t->g + i))
 static const optforge_pass sgd_passes_f64[] = {
-    {OPTFORGE_OF_SETS(sgd_plain_0_f64), OPTFORGE_OF_SETS(sgd_plain_0_f64), sgd_sums_0, 3, 1, 1}
+    {OPTFORGE_OF_SETS(sgd_plain_0_f64), OPTFORGE_NO_SETS, sgd_sums_0, 3, 1, 1, "br"}
 };
+static const unsigned char sgd_forms_f64[] = {OPTFORGE_F64, OPTFORGE_F64};
 const optforge_kernel sgd_kernel_f64 = {
     OPTFORGE_TYPES, "sgd", "3534317b40a21539a6dd7cdc9fa396a2b5394a162afa7028d16d415ac075ed9d",
     sgd_hypers, sgd_states, sgd_asserts, sgd_defaults, NULL,
     sizeof(sgd_hyper) / sizeof(double), sizeof sgd_forms_f64, sgd_forms_f64,
     sizeof(sgd_scalars), 1, sgd_passes_f64, {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
-    sgd_begin, NULL, NULL, NULL, NULL
+    sgd_begin, NULL, NULL, NULL, NULL, 0, 0, 24, 0x3d4bb74e78ce426au
 };
 
-void sgd_state_init_f64(const sgd_tensor_f64 *tensor)
-{
-    optforge_state_init(&sgd_kernel_f64, tensor, NULL);
-}
-
+void sgd_state_init_f64(const sgd_tensor_f64 *x) { optforge_state_init(&sgd_kernel_f64, x, NULL); }
 int sgd_step_with_f64(const sgd_hyper *h, uint64_t t, const sgd_tensor_f64 *tensors, size_t count,
-                      const optforge_options *options)
-{
+                      const optforge_options *options) {
     return optforge_step(&sgd_kernel_f64, h, t, tensors, count, options);
 }
-
-int sgd_step_f64(const sgd_hyper *h, uint64_t t, const sgd_tensor_f64 *tensors, size_t count)
-{
+int sgd_step_f64(const sgd_hyper *h, uint64_t t, const sgd_tensor_f64 *tensors, size_t count) {
     return optforge_plain_step(&sgd_kernel_f64, h, t, tensors, count, NULL);
 }
 
-const char *sgd_strerror(int status)
-{
-    return optforge_kernel_strerror(&sgd_kernel_f32, status);
+int sgd_selftest(void) {
+    int status = optforge_selftest(&sgd_kernel_f32);
+    return status != OPTFORGE_OK ? status : optforge_selftest(&sgd_kernel_f64);
 }
-
-void sgd_hyper_init(sgd_hyper *h)
-{
-    memcpy(h, sgd_defaults, sizeof *h);
-}
-
-void sgd_options_init(sgd_options *o)
-{
-    optforge_options_init(o);
-}
-
-size_t sgd_workspace_size(uint64_t elements, size_t count)
-{
+const char *sgd_strerror(int status) { return optforge_kernel_strerror(&sgd_kernel_f32, status); }
+void sgd_hyper_init(sgd_hyper *h) { memcpy(h, sgd_defaults, sizeof *h); }
+void sgd_options_init(sgd_options *o) { optforge_options_init(o); }
+size_t sgd_workspace_size(uint64_t elements, size_t count) {
     return optforge_kernel_workspace(&sgd_kernel_f32, elements, count);
 }
 

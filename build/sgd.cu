@@ -7,8 +7,7 @@
 
 /* What is the same for every element, in double. */
 struct sgd_cuda_scalars {
-    optforge_f64 unscale;
-    optforge_f64 lr;
+    optforge_f64 unscale, lr;
 };
 
 /* What the passes add up. */

@@ -32,10 +32,7 @@ extern "C" {
 #endif
 
 /* What a call returns: one of these, or of optforge's errors, each found before the first write. */
-enum {
-    sgd_OK = OPTFORGE_OK,
-    sgd_SKIPPED = OPTFORGE_SKIPPED
-};
+enum {sgd_OK = OPTFORGE_OK, sgd_SKIPPED = OPTFORGE_SKIPPED};
 sgd_API const char *sgd_strerror(int status);
 
 /* Hyperparameters; none may be NaN. */
@@ -43,14 +40,14 @@ typedef struct sgd_hyper {
     double lr;
 } sgd_hyper;
 
-/* Fills in the defaults. */
-sgd_API void sgd_hyper_init(sgd_hyper *h);
-
 typedef optforge_options sgd_options;
 typedef optforge_stats sgd_stats;
+
+/* Fill in the defaults. */
+sgd_API void sgd_hyper_init(sgd_hyper *h);
 sgd_API void sgd_options_init(sgd_options *o);
 
-/* Bytes of workspace, aligned to doubles, for so many elements in so many tensors (or groups, if they are more). */
+/* Bytes of workspace, aligned to doubles, for so many elements in so many tensors (or groups, if more). */
 sgd_API size_t sgd_workspace_size(uint64_t elements, size_t count);
 
 /* A tensor: n elements in each array. Its arrays must not overlap. */
@@ -79,6 +76,9 @@ sgd_API int sgd_step_f64(const sgd_hyper *h, uint64_t t, const sgd_tensor_f64 *t
 sgd_API int sgd_step_with_f64(const sgd_hyper *h, uint64_t t, const sgd_tensor_f64 *tensors, size_t count,
                               const sgd_options *options);
 extern sgd_API const optforge_kernel sgd_kernel_f64;
+
+/* Whether this build computes the bits that it should, on this machine with each of its instruction sets. */
+sgd_API int sgd_selftest(void);
 
 #ifdef __cplusplus
 }

@@ -276,7 +276,7 @@ def test_time_counts_steps_and_can_be_set(target: str) -> None:
     for k, seed in enumerate((2, 3, 4, 5)):
         if k == 2:
             opt.t = np.int32(40)
-            judge.t = 40
+            judge.t, judge.steps = 40, [40] * len(judge.params)
             assert type(opt.t) is int
         opt.step(small(seed))
         judge.step(small(seed))
@@ -351,7 +351,7 @@ def test_other_hyperparameters_need_no_other_library(cache: Path) -> None:
 # ── gradients ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_the_same_arrays_again_are_not_checked_again(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiled_code_looks_at_arrays(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
 
     def spy(given: Any, label: str, *rest: Any, **more: Any) -> Any:
@@ -364,11 +364,17 @@ def test_the_same_arrays_again_are_not_checked_again(target: str, monkeypatch: p
     judge = Judge(small(1), nadam, **SETTINGS)
     grads = small(2)
     every = [f"grads[{k}]" for k in range(6)]
-    for given, checked in [(grads, every), (list(grads), []), (tuple(grads), []), (iter(grads), []), (small(2), every)]:
+    for given, new in [
+        (grads, True),
+        (list(grads), False),
+        (tuple(grads), False),
+        (iter(grads), False),
+        (small(2), True),
+    ]:
         seen.clear()
         opt.step(given)
         judge.step(grads)
-        assert seen == checked
+        assert seen == (every if target == "numpy" or (target == "cuda" and new) else [])
         assert judge.agrees(opt)
 
 
@@ -533,8 +539,8 @@ def test_pytorch_tensors(target: str) -> None:
         with torch.no_grad():
             params[0].data = params[0].data.clone()
     assert [bits(p.detach().numpy()) for p in params] == bits(judge.params)
-    with pytest.raises(TypeError, match=r"^params\[0\] is torch\.bfloat16; it must be float32 or float64"):
-        Optimizer([torch.ones(2, dtype=torch.bfloat16)], nadam, target=target)
+    with pytest.raises(TypeError, match=r"^params\[0\] is int8; it must be float32, float64, bfloat16 or float16"):
+        Optimizer([torch.ones(2, dtype=torch.int8)], nadam, target=target)
     with pytest.raises(TypeError, match=r"^params\[0\] does not share"):
         Optimizer([torch.ones(2, device="meta")], nadam, target=target)
     with pytest.raises(ValueError, match=r"^params\[0\] is not C-contiguous"):

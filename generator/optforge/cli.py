@@ -75,6 +75,16 @@ def common(
     debugging = debug
 
 
+Store = Annotated[
+    list[str] | None,
+    typer.Option(metavar="ARRAY=FORMAT,…", help="Formats of p, g and state: f32, f64, bf16, f16. Others: f32."),
+]
+Master = Annotated[
+    str | None, typer.Option(metavar="f32|split", help="Round p from floats beside it, or from 16 bits more.")
+]
+Rounding = Annotated[str, typer.Option(metavar="nearest|stochastic", help="How bf16 and f16 arrays are rounded.")]
+
+
 @app.command("list", short_help="List the built-in rules.")
 def list_rules() -> None:
     """List the built-in rules: name, state, bytes that a step moves per float32 element, and what each is.
@@ -107,6 +117,9 @@ def show(
     setting: Annotated[
         list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A static option or a default.")
     ] = None,
+    store: Store = None,
+    master: Master = None,
+    rounding: Rounding = "nearest",
 ) -> None:
     """Show a rule: its text, hyperparameters, state, scalars computed per step, and memory traffic.
 
@@ -114,12 +127,15 @@ def show(
     Examples:
       optforge show adam
       optforge show my_rule.py:my_rule --set nesterov=true
+      optforge show adamw --store p=bf16,g=bf16 --master split
     """  # noqa: D301 - click reads the \b, which keeps lines as they are
     from .catalogue import named, parse_settings
     from .describe import describe
+    from .formats import Wanted, parse_store
 
     found = named(rule)
-    say(describe(found, parse_settings(setting or [], [found])[found.name]))
+    wanted = Wanted(None, parse_store(store), master, rounding)
+    say(describe(found, parse_settings(setting or [], [found])[found.name], wanted))
 
 
 @app.command(short_help="Emit kernels as source files.")
@@ -134,6 +150,12 @@ def generate(
     dtype: Annotated[
         list[str] | None, typer.Option(metavar="f32|f64", help="Element types; may be repeated. Default: both.")
     ] = None,
+    store: Store = None,
+    master: Master = None,
+    rounding: Rounding = "nearest",
+    suffix: Annotated[
+        str | None, typer.Option(metavar="S", help="Ends the names of what --store is about, as bf16 does.")
+    ] = None,
     setting: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="NAME=VALUE", help="A static option, or another default; may be repeated."),
@@ -147,6 +169,13 @@ def generate(
     ] = False,
     bundle: Annotated[
         str | None, typer.Option(metavar="NAME", help="One pair of files, NAME.h and NAME.c, for all the rules.")
+    ] = None,
+    layout: Annotated[
+        str | None,
+        typer.Option(
+            metavar="project|python",
+            help="A project: CMake package, C++ headers, examples, benchmark. Or a Python package of one rule.",
+        ),
     ] = None,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where the files go; made if it is not there.")] = Path(
         "build"
@@ -164,11 +193,16 @@ def generate(
       optforge generate adam --target cuda --out src/kernels
       optforge generate adam lamb --bundle optimizers --out src
       optforge generate my_rule.py:my_rule --dtype f32 --set lr=3e-4 --out src
+      optforge generate adamw --store p=bf16,g=bf16 --master split
+      optforge generate adamw lamb --layout project --out third_party/optforge
       optforge generate plateau --prefix my_plateau
       optforge generate --all --check
 
     Beside the rules' files stand optforge.h and optforge.c, which run the steps of all of them. With --single each
     rule's pair has that inside, with --bundle one pair has all; all give the same bits, and go into one program.
+    --layout project adds what a C++ engine takes: headers of C++, a CMake package, examples, a benchmark; its README
+    says how. --layout python is a package with the compiled kernel of one rule, which needs neither a compiler nor
+    optforge where it is installed.
 
     plateau is no rule but a header for engines, which reduces a learning rate when a metric stops improving.
 
@@ -176,10 +210,12 @@ def generate(
     belongs to no rule counts too.
     """  # noqa: D301
     from .catalogue import emit, select
+    from .formats import Wanted, parse_store
     from .write import differences, write_all
 
     targets = target or ["c"]
-    files = emit(select(rule or [], every), targets, dtype or ["f32", "f64"], setting or [], prefix, single, bundle)
+    stored = Wanted(dtype or None, parse_store(store), master, rounding, suffix)
+    files = emit(select(rule or [], every), targets, stored, setting or [], prefix, single, bundle, layout)
     if check:
         found = differences(out, files, set(targets) if every else set())
         for text in found:

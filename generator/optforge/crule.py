@@ -6,18 +6,21 @@ Every template has a frozen view: what it shows, prepared here.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from . import layout
 from .celements import Elements, phase_title
 from .cscalars import Scalars, c_type, leaves, sum_names
-from .csource import Source, chosen_dtypes
-from .dtypes import F64, DType
+from .csource import Source
+from .dtypes import DTYPES, F64, DType
+from .formats import Storage, plain
+from .golden import golden
 from .ir import Expr, Kernel, Let, Phase, Reduction, ScalarGroup, State
 from .names import CALLED, Names, check_prefix, file_of
-from .render import c_string, comment, comment_text, fold, render_template
+from .render import c_string, comment, comment_text, fold, render_template, wrapped
 from .variables import Variable, Variables
 
 if TYPE_CHECKING:
@@ -51,6 +54,7 @@ class PassView:
     writes: int
     zeroes: int
     sums: tuple[SumView, ...]
+    uses: str
     index: str
     count: str
     parameters: str
@@ -59,20 +63,32 @@ class PassView:
     lines: tuple[str, ...]
     stores: tuple[str, ...]
     arguments: str
-    touches: bool
-    scratch: bool
+
+
+@dataclass(frozen=True)
+class StorageView:
+    """All that there is once for each way to store arrays: its tensor and its kernel."""
+
+    suffix: str
+    comment: str
+    fields: tuple[str, ...]
+    formats: str
+    master: int
+    stochastic: int
+    bytes: int
+    golden: str
 
 
 @dataclass(frozen=True)
 class DTypeView:
-    """All that there is once for each dtype."""
+    """All that there is once for each type that is computed with; its tensor is `hidden` where none is stored so."""
 
     suffix: str
     c: str
-    format: str
+    hidden: bool
     fields: tuple[str, ...]
-    formats: str
     passes: tuple[PassView, ...]
+    storages: tuple[StorageView, ...]
 
 
 @dataclass(frozen=True)
@@ -100,6 +116,7 @@ class RuleView:
     prefix: str
     name: str
     hash: str
+    summary: str
     comment: str
     brief: str
     size: str
@@ -127,11 +144,15 @@ class RuleView:
     finish_reads: bool
     passes: int
     statistics: str
+    first: str
+    storages: tuple[StorageView, ...]
     dtypes: tuple[DTypeView, ...]
 
 
 class RuleScalars(Scalars):
     """The scalars of a rule, which the runtime asks for and keeps."""
+
+    straight = True
 
     def __init__(self, *given: Any, slots: Callable[[int], str]):
         super().__init__(*given)
@@ -190,6 +211,9 @@ class RuleElements(Elements):
     def source(self, phase: Phase, reduction: Reduction) -> str:
         """Where the runtime finds the values of a total; empty where the pass has to put them into scratch memory."""
         statistics = dict(self.kernel.statistics)
+        inexact = self.kernel.inexact
+        if reduction.id == statistics.get("param") and "p" in inexact & {name for name, _ in phase.stores}:
+            return "0"  # as it is stored
         if reduction.id == statistics.get("update") and "p" in dict(phase.stores):
             return "OPTFORGE_CHANGE"
         gradients = [r.value for p in self.kernel.phases for r in p.reductions if r.counts]
@@ -199,7 +223,7 @@ class RuleElements(Elements):
         lets = {let.id: let.expr for let in phase.lets}
         value = reduction.value
         for name, stored in phase.stores:
-            if value.op == "ref" and stored == value:
+            if value.op == "ref" and stored == value and name not in inexact:
                 return str(arrays.index(name))
         if value.op == "ref" and isinstance(value.value, int):
             value = lets.get(value.value, value)
@@ -249,6 +273,8 @@ class RuleElements(Elements):
             f"{'' if n in written else 'const '}{self.dtype.c} *OPTFORGE_RESTRICT {own}" for n, own in array.items()
         ]
         parameters += [f"{self.dtype.c} *OPTFORGE_RESTRICT {own}" for own in adding]
+        uses = {(True, False): "r", (False, True): "w", (True, True): "b", (False, False): "."}
+        every = ["p", "g", *(state.name for state in self.kernel.state)]
         passed = [f"t->{self.fields.of[name]} + i" for name in array]
         passed += [f"scratch + {place} * OPTFORGE_PIECE" if place else "scratch" for place in range(len(adding))]
         return PassView(
@@ -260,6 +286,7 @@ class RuleElements(Elements):
             int(bool(phase.stores)),
             int(phase.zeroes),
             rows,
+            "".join(uses[n in small.loads, n in written] for n in every),
             shown["index"],
             count,
             ", ".join(parameters),
@@ -268,8 +295,6 @@ class RuleElements(Elements):
             tuple(shown["lines"]),
             tuple(shown["stores"]),
             ", ".join(passed),
-            bool(array),
-            bool(scratch),
         )
 
     def adding(self, reduction: Reduction, variables: Variables, scope: Names) -> str:
@@ -310,9 +335,20 @@ class RuleSource(Source):
         "cc -std=c99 -O2 -c {file}.c optforge.c    (with -fopenmp a step runs on several threads)",
     )
 
-    def __init__(self, *given: Any):
-        super().__init__(*given)
+    def __init__(
+        self,
+        rule: Rule,
+        kernel: Kernel,
+        storages: Sequence[Storage],
+        prefix: str,
+        given_prefix: str | None,
+        settings: dict[str, object],
+    ):
+        self.storages = storages
+        dtypes = [dtype for dtype in DTYPES.values() if any(own.real is dtype for own in storages)]
+        super().__init__(rule, kernel, dtypes, prefix, given_prefix, settings)
         kernel = self.kernel
+        self.beside = {own: self.fields.own(own) for own in ("p_master", "p_low")}
         self.first = int(kernel.phases[0].optional)  # the runtime itself looks at the gradients first
         self.sum_names = sum_names(kernel)
         statistics = {id: what for what, id in reversed(kernel.statistics)}
@@ -359,6 +395,7 @@ class RuleSource(Source):
             prefix,
             c_string(self.rule.name),
             self.rule.hash,
+            self.summary(),
             self.header_comment(),
             self.brief(),
             self.size,
@@ -366,7 +403,7 @@ class RuleSource(Source):
             tuple(name for name, _ in asserts),
             tuple(comment_text(a.text) for a in kernel.asserts),
             self.hyper_comment(),
-            tuple(f"double {field['name']};{field['comment']}" for field in self.hyper_fields()),
+            tuple(declared(("double", field["name"], field["comment"]) for field in self.hyper_fields())),
             strings(name for name, _ in kernel.hyperparameters),
             ", ".join(field["default"] for field in self.hyper_fields()),
             strings(state.name for state in kernel.state),
@@ -377,7 +414,7 @@ class RuleSource(Source):
             kernel.reduces,
             tuple(self.helpers.values()),
             ", ".join(f"{self.slots[id]}{'' if k else ' = OPTFORGE_OWN'}" for k, id in enumerate(self.own)),
-            tuple(f"{c_type(e)} {scalars.fields.of[e]};" for e in scalars.crossing),
+            tuple(declared((c_type(e), scalars.fields.of[e], "") for e in scalars.crossing)),
             begin,
             tensor,
             step_later,
@@ -386,14 +423,19 @@ class RuleSource(Source):
             any("s->" in line for line in finish),
             len(kernel.phases) - self.first,
             ", ".join(self.slots[statistics[what]] if what in statistics else "OPTFORGE_NONE" for what in STATISTICS),
+            self.storages[0].suffix,
+            tuple(map(self.storage_view, self.storages)),
             dtypes,
         )
 
+    def summary(self) -> str:
+        """What the rule is, in a line."""
+        return self.rule.doc.strip().partition("\n")[0] or "an update rule."
+
     def brief(self) -> str:
         """The comment at the head of the `.c`."""
-        summary = self.rule.doc.strip().partition("\n")[0]
         lines = [
-            f"{self.rule.name}: {summary or 'an update rule.'}",
+            *wrapped(f"{self.rule.name}: {self.summary()}"),
             f"What is computed, and where it is from: {self.file}.{self.header}.",
         ]
         lines += ["Generated by optforge. This file may be used, changed and distributed without restriction."]
@@ -406,11 +448,53 @@ class RuleSource(Source):
     def dtype_view(self, dtype: DType, scalars: Scalars) -> DTypeView:
         """What there is of one dtype."""
         elements = RuleElements(self.kernel, self.prefix, self.fields, dtype, scalars, self.helper, slots=self.slot)
-        form = f"OPTFORGE_{dtype.suffix.upper()}"
-        scalar = {state.name for state in self.kernel.scalar_state}
-        formats = [form, form, *("OPTFORGE_SCALAR" if s.name in scalar else form for s in self.kernel.state)]
         passes = tuple(elements.view(k, k - self.first) for k in range(self.first, len(self.kernel.phases)))
-        return DTypeView(dtype.suffix, dtype.c, form, tuple(self.tensor_fields(dtype)), ", ".join(formats), passes)
+        usual = plain(dtype, self.arrays())
+        stored = tuple(self.storage_view(own) for own in self.storages if own.real is dtype)
+        hidden = all(own.suffix != dtype.suffix for own in stored)
+        return DTypeView(dtype.suffix, dtype.c, hidden, tuple(self.stored_fields(usual)), passes, stored)
+
+    def stored_fields(self, storage: Storage) -> Iterator[str]:
+        """Declarations of the arrays in the struct of a tensor."""
+        scalar = {state.name for state in self.kernel.scalar_state}
+        for name in ("p", "g", *(state.name for state in self.kernel.state)):
+            kind = "double" if name in scalar else storage[name].c
+            yield f"{'const ' if name == 'g' else ''}{kind} *{self.fields.of[name]}"
+        if storage.beside is not None:
+            yield f"{storage.beside.c} *{self.beside[storage.beside_name]}"
+
+    def storage_view(self, storage: Storage) -> StorageView:
+        """What there is of one way to store arrays."""
+        scalar = {state.name for state in self.kernel.scalar_state}
+        names = ["p", "g", *(state.name for state in self.kernel.state)]
+        formats = ["OPTFORGE_SCALAR" if n in scalar else f"OPTFORGE_{storage[n].name.upper()}" for n in names]
+        formats += {"": [], "f32": ["OPTFORGE_F32"], "split": ["OPTFORGE_LOW"]}[storage.master]
+        usual = all(own.name == storage.real.suffix for _, own in storage.formats)
+        found = golden(self.kernel, storage.real) if usual else 0
+        return StorageView(
+            storage.suffix,
+            storage.comment(),
+            tuple(self.stored_fields(storage)),
+            ", ".join(formats),
+            len(names) if storage.master else 0,
+            int(storage.stochastic),
+            self.moved(storage),
+            f"{found:#018x}u" if found else "0",
+        )
+
+    def traffic(self) -> str:
+        """Bytes that a step moves per element, for each way to store arrays."""
+        return ", ".join(f"{own.title} {self.moved(own)}" for own in self.storages)
+
+    def moved(self, storage: Storage) -> int:
+        """Bytes that a plain step moves per element."""
+        phases = [phase for phase in self.kernel.phases if not phase.optional]
+        return sum(storage.moved(phase.loads, (name for name, _ in phase.stores)) for phase in phases)
+
+    def emitted_flags(self) -> list[str]:
+        """The options of the command line that say how arrays are stored."""
+        usual = [own.suffix for own in self.storages if own.suffix in DTYPES]
+        return [*(f"--dtype {own}" for own in usual), *(flag for own in self.storages for flag in own.flags())]
 
     def begin_view(self, scalars: Scalars, group: ScalarGroup, asserts: list[tuple[str, str]]) -> FunctionView:
         """The function that computes what depends on hyperparameters and t alone."""
@@ -455,6 +539,13 @@ class RuleSource(Source):
         return f"{{OPTFORGE_FROM_VALUE, {F64.constant(state.initial)}}}"
 
 
+def declared(fields: Iterable[tuple[str, str, str]]) -> Iterator[str]:
+    """Declarations of fields, each a type, a name and a comment: neighbours of one type without a comment in one."""
+    for (kind, said), run in groupby(fields, key=lambda field: (field[0], field[2])):
+        names = [name for _, name, _ in run]
+        yield from [f"{kind} {name};{said}" for name in names] if said else [f"{kind} {', '.join(names)};"]
+
+
 def strings(names: Iterable[str]) -> str:
     """The members of an array of strings, NULL behind them."""
     return ", ".join([*map(c_string, names), "NULL"])
@@ -463,31 +554,47 @@ def strings(names: Iterable[str]) -> str:
 def render(
     rule: Rule,
     kernel: Kernel,
-    dtypes: str | Iterable[str] | None = None,
+    storages: Sequence[Storage],
     prefix: str | None = None,
     settings: Mapping[str, object] | None = None,
     single: bool = False,
 ) -> dict[str, str]:
     """The files of a rule: name to text. A `single` pair needs nothing else; otherwise the runtime's are among them."""
-    text = rule_text(rule, kernel, dtypes, prefix, settings, ("--single",) if single else ())
+    text = rule_text(rule, kernel, storages, prefix, settings, ("--single",) if single else ())
     return layout.single(text) if single else {**layout.split(text), **layout.runtime()}
 
 
 def rule_text(
     rule: Rule,
     kernel: Kernel,
-    dtypes: str | Iterable[str] | None = None,
+    storages: Sequence[Storage],
     prefix: str | None = None,
     settings: Mapping[str, object] | None = None,
     flags: tuple[str, ...] = (),
 ) -> layout.RuleText:
     """What a rule's files say, whatever files that become; `flags` are of the command that emits them."""
+    return view_text(rule_view(rule, kernel, storages, prefix, settings, flags))
+
+
+def rule_view(
+    rule: Rule,
+    kernel: Kernel,
+    storages: Sequence[Storage],
+    prefix: str | None = None,
+    settings: Mapping[str, object] | None = None,
+    flags: tuple[str, ...] = (),
+) -> RuleView:
+    """What the templates of a rule show; `flags` are of the command that emits its files."""
     check_prefix(prefix)
     own = file_of(rule.name) if prefix is None else prefix
-    source = RuleSource(rule, kernel, chosen_dtypes(dtypes), own, prefix, dict(settings or {}))
+    source = RuleSource(rule, kernel, storages, own, prefix, dict(settings or {}))
     source.flags = flags
-    view = source.view()
+    return source.view()
+
+
+def view_text(view: RuleView) -> layout.RuleText:
+    """A rule's text."""
     declared, defined = (
         fold(render_template(f"rule.{kind}.j2", {"r": view}).strip("\n"), everywhere=True) for kind in "hc"
     )
-    return layout.RuleText(own, view.comment, view.brief, declared, defined)
+    return layout.RuleText(view.prefix, view.comment, view.brief, declared, defined)

@@ -46,6 +46,8 @@ class Scalars:
     target does elsewhere, with doubles of the type `real`.
     """
 
+    straight = False  # whether what no other line reads is computed straight into the struct
+
     def __init__(
         self,
         kernel: Kernel,
@@ -113,15 +115,16 @@ class Scalars:
         hyper, steps, out, failed = (scope.own(name) for name in ("h", "step", "s", "failed"))
         passed = tuple(scope.own(name) for name in ("scalars", "hyper"))
         printer = Printer(F64, lambda e: scope.of[e], self.helper, f"&{failed}")
-        lines = [f"const {c_type(let.expr)} {scope.of[let.ref]} = {printer(let.expr)};" for let in group.lets]
         asserted = [
             {"condition": printer(assertion.condition), "status": name}
             for assertion, name in zip(self.kernel.asserts, asserts, strict=True)
         ]
         written = [e for e in self.crossing if self.made(e) == (0, False)]
+        lines, writes = self.computed(group, written, out, scope, printer, "double")
         used = leaves([*written, *(let.expr for let in group.lets), *(a.condition for a in self.kernel.asserts)])
         read = [e for e in hypers if every or e in used]
-        reads = [f"const double {scope.of[e]} = {hyper}->{self.hyper.of[e.value]};" for e in read]
+        reads = [f"{scope.of[e]} = {hyper}->{self.hyper.of[e.value]}" for e in read]
+        reads = [f"const double {own};" for own in ([", ".join(reads)] if self.straight and reads else reads)]
         if time in leaves(let.expr for let in group.lets) or time in written:
             reads.append(f"const double {scope.of[time]} = (double){steps};")
         if not read:
@@ -138,7 +141,7 @@ class Scalars:
             "nan": " || ".join(f"{scope.of[e]} != {scope.of[e]}" for e in hypers),
             "asserts": asserted,
             "lines": lines,
-            "writes": [f"{out}->{self.fields.of[e]} = {scope.of[e]};" for e in written],
+            "writes": writes,
         }
 
     def function(self, group: ScalarGroup) -> dict[str, Any]:
@@ -157,9 +160,7 @@ class Scalars:
         out, failed = scope.own("s"), scope.own("failed")
         checked = "" if group.phase else f"&{failed}"
         printer = Printer(F64, lambda e: scope.of[e], self.later, checked)
-        lines = [
-            f"const {c_type(let.expr, self.real)} {scope.of[let.ref]} = {printer(let.expr)};" for let in group.lets
-        ]
+        lines, writes = self.computed(group, written, out, scope, printer, self.real)
         inside = {*given, *(let.ref for let in group.lets)}
         return {
             "phase": group.phase,
@@ -175,8 +176,22 @@ class Scalars:
                 if e not in inside
             ],
             "lines": lines,
-            "writes": [f"{out}->{self.fields.of[e]} = {scope.of[e]};" for e in written],
+            "writes": writes,
         }
+
+    def computed(
+        self, group: ScalarGroup, written: list[Expr], out: str, scope: Names, printer: Printer, real: str
+    ) -> tuple[list[str], list[str]]:
+        """The lines that compute scalars, and those that write to the struct `out` what has names of its own."""
+        read = set(leaves(let.expr for let in group.lets))
+        straight = {e for e in written if self.straight and e in self.place and e not in read}
+        lines = [
+            f"{out}->{self.fields.of[let.ref]} = {printer(let.expr)};"
+            if let.ref in straight
+            else f"const {c_type(let.expr, real)} {scope.of[let.ref]} = {printer(let.expr)};"
+            for let in group.lets
+        ]
+        return lines, [f"{out}->{self.fields.of[e]} = {scope.of[e]};" for e in written if e not in straight]
 
     def argument(self, source: Expr) -> str:
         """What is passed for a scalar that comes from outside."""

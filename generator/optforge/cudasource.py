@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from . import helpers, layout
 from .celements import phase_title
-from .crule import FunctionView, RuleScalars, RuleSource
+from .crule import FunctionView, RuleScalars, RuleSource, declared
 from .cscalars import c_type
-from .csource import chosen_dtypes
 from .cudaelements import REAL, CudaElements, PassView, Sums, among
+from .diagnostics import UsageError
 from .dtypes import F64, DType
+from .formats import Storage
 from .functions import FUNCTIONS, RAISES
 from .ir import Expr, Kernel, ScalarGroup
 from .names import check_prefix, file_of
@@ -170,7 +171,7 @@ class CudaSource(RuleSource):
             tuple(c_string(text) for _, text in asserts),
             tuple(name for name, _ in asserts),
             self.hyper_comment(),
-            tuple(f"double {field['name']};{field['comment']}" for field in self.hyper_fields()),
+            tuple(declared(("double", field["name"], field["comment"]) for field in self.hyper_fields())),
             bool(kernel.hyperparameters),
             ", ".join(field["default"] for field in self.hyper_fields()),
             tuple(self.initial_row(state) for state in kernel.state),
@@ -179,7 +180,7 @@ class CudaSource(RuleSource):
             self.init_needs_hyper(),
             tuple(self.helpers.values()),
             tuple(self.device_helpers.values()),
-            tuple(f"{c_type(e, 'optforge_f64')} {scalars.fields.of[e]};" for e in scalars.crossing),
+            tuple(declared((c_type(e, "optforge_f64"), scalars.fields.of[e], "") for e in scalars.crossing)),
             begin,
             (*tensors, *later),
             self.constants(bool(tensors)),
@@ -307,20 +308,22 @@ def scalars_can_fail(kernel: Kernel) -> bool:
 def render(
     rule: Rule,
     kernel: Kernel,
-    dtypes: str | Iterable[str] | None = None,
+    storages: Sequence[Storage],
     prefix: str | None = None,
     settings: Mapping[str, object] | None = None,
     single: bool = False,
 ) -> dict[str, str]:
     """The files of a rule: name to text. A `single` pair needs nothing else; otherwise the runtime's are among them."""
     check_prefix(prefix)
+    if any(own.suffix != own.real.suffix for own in storages):
+        raise UsageError("the target cuda has arrays of f32 and f64 alone; emit bf16 and f16 with the target c")
     own = file_of(rule.name) if prefix is None else prefix
-    source = CudaSource(rule, kernel, chosen_dtypes(dtypes), own, prefix, dict(settings or {}))
+    source = CudaSource(rule, kernel, storages, own, prefix, dict(settings or {}))
     if single:
         source.flags = ("--single",)
     view = source.rule_view()
-    declared, defined = (
+    declared_, defined = (
         fold(render_template(f"rule.{kind}.j2", {"r": view}).strip("\n"), everywhere=True) for kind in ("cuh", "cu")
     )
-    text = layout.RuleText(own, source.header_comment(), source.brief(), declared, defined)
+    text = layout.RuleText(own, source.header_comment(), source.brief(), declared_, defined)
     return layout.cuda_single(text) if single else {**layout.cuda_split(text), **layout.cuda_runtime()}

@@ -6,15 +6,18 @@ import itertools
 from collections.abc import Iterable, Mapping
 
 from .diagnostics import printable
-from .dtypes import DTYPES, F64
+from .dtypes import F64
 from .emit import Printer
+from .formats import Storage, Wanted
 from .ir import Expr, Kernel, Reduction
 from .language import Rule
 
+USUAL = Wanted()
 
-def describe(rule: Rule, settings: Mapping[str, object]) -> str:
-    """A rule's documentation, declarations, compiled form and memory traffic."""
-    kernel = rule.kernel(**settings)
+
+def describe(rule: Rule, settings: Mapping[str, object], wanted: Wanted = USUAL) -> str:
+    """A rule's documentation, declarations, compiled form and memory traffic, with arrays stored as is wanted."""
+    kernel, storages = rule.stored(wanted, settings)
     hyperparameters, options = rule.settings(settings)
     accepted = {name: " or ".join(map(str, rule.accepts(name))) for name in options}
     sections = [
@@ -31,7 +34,8 @@ def describe(rule: Rule, settings: Mapping[str, object]) -> str:
             or ["none"],
         ),
         *(block(title, lines) for title, lines in computed(kernel)),
-        block("Memory traffic per element", list(traffic(kernel))),
+        *(block(f"Stored as {own.suffix}", stored(kernel, own)) for own in storages if own.comment()),
+        block("Memory traffic per element", list(traffic(kernel, storages))),
         f"Hash: {rule.hash}",
     ]
     return "\n\n".join(section for section in sections if section)
@@ -78,25 +82,40 @@ def reduced(kernel: Kernel, reduction: Reduction) -> str:
     return str(value.value)
 
 
-def traffic(kernel: Kernel) -> Iterable[str]:
+def stored(kernel: Kernel, storage: Storage) -> list[str]:
+    """What each array is stored as, and how many bytes all are."""
+    names = [name for name in kernel.arrays if name != "g"]
+    lines = [f"{name}: {storage[name].name}" for name in kernel.arrays]
+    size = sum(storage[name].bytes for name in names)
+    if storage.beside is not None:
+        lines.append(f"{storage.beside_name}: {storage.beside.bytes} bytes, from which p is rounded")
+        size += storage.beside.bytes
+    lines.append(
+        f"rounding: {'at random, from seed, step, tensor and element' if storage.stochastic else 'to nearest'}"
+    )
+    return [*lines, f"p and state together: {size} bytes per element"]
+
+
+def traffic(kernel: Kernel, storages: Iterable[Storage]) -> Iterable[str]:
     """What each pass reads, adds up and writes, and how many bytes that is."""
+
+    def moved_bytes(passes: Iterable[tuple[Iterable[str], Iterable[str]]]) -> str:
+        listed = [(own.title, sum(own.moved(*names) for names in passes)) for own in storages]
+        return ", ".join(f"{moved} bytes ({title})" for title, moved in listed)
+
     usual = [phase for phase in kernel.phases if not phase.optional]
+    passes = [(phase.loads, [name for name, _ in phase.stores]) for phase in usual]
     for k, phase in enumerate(usual, 1):
-        written = [name for name, _ in phase.stores]
-        moved = moved_bytes(len(phase.loads) + len(written))
+        written = passes[k - 1][1]
+        moved = moved_bytes([passes[k - 1]])
         summed = [f"{WORDS[r.kind]} of {reduced(kernel, r)}" for r in phase.reductions if not r.observed]
         adds = f", adds up {' and '.join(summed)}" if summed else ""
         yield f"phase {k}: reads {' '.join(phase.loads) or '-'}, writes {' '.join(written) or '-'}{adds}: {moved}"
     if len(usual) > 1:
-        yield f"together: {moved_bytes(sum(kernel.moved))}"
+        yield f"together: {moved_bytes(passes)}"
     if kernel.phases[0].optional:
-        yield f"with skip_nonfinite, before: reads g: {moved_bytes(1)}"
-    yield f"with zero_grads, in passing: writes g: {moved_bytes(1)}"
+        yield f"with skip_nonfinite, before: reads g: {moved_bytes([(['g'], [])])}"
+    yield f"with zero_grads, in passing: writes g: {moved_bytes([([], ['g'])])}"
 
 
 WORDS = {"squares": "squares", "sum": "the elements", "max": "the largest"}
-
-
-def moved_bytes(elements: int) -> str:
-    """So many elements in bytes of each dtype."""
-    return ", ".join(f"{dtype.bytes * elements} bytes ({dtype.c})" for dtype in DTYPES.values())

@@ -109,5 +109,5 @@ def checked(function_name: str, own: str, failing: bool) -> tuple[str, str, tupl
 def function(head: str, comment: str, body: tuple[str, ...]) -> str:
     """The pieces put together."""
     lines = [f"/* {comment} */"] if comment else []
-    lines += [head, "{", *(f"    {line}".rstrip() for line in body), "}"]
+    lines += [f"{head} {{", *(f"    {line}".rstrip() for line in body), "}"]
     return "\n".join(lines)

@@ -159,7 +159,8 @@ class Kernel:
     """A rule ready for emission: scalars and passes over memory, in turn.
 
     `scalars` come in the order of their computation. `state_stores` are the new values of the scalar state, known
-    behind the last phase. `statistics` gives the reductions (by id) of "grad", "clipped", "param" and "update".
+    behind the last phase. `statistics` gives the reductions (by id) of "grad", "clipped", "param" and "update". Arrays
+    that are `inexact` do not hold what was computed: it is rounded when it is stored, and no phase reads it back.
     """
 
     name: str
@@ -170,6 +171,12 @@ class Kernel:
     phases: tuple[Phase, ...]
     state_stores: tuple[tuple[str, Expr], ...]
     statistics: tuple[tuple[str, int], ...]
+    inexact: frozenset[str] = frozenset()
+
+    @property
+    def arrays(self) -> tuple[str, ...]:
+        """All that has one value per element, in the order of the signature."""
+        return ("p", "g", *(state.name for state in self.array_state))
 
     @property
     def array_state(self) -> tuple[State, ...]:

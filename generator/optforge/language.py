@@ -15,6 +15,7 @@ from . import finding
 from .compose import Composition, compose
 from .diagnostics import Diagnostic, RuleError, Text, UsageError
 from .elaborate import check, elaborate
+from .formats import Storage, Wanted
 from .ir import Kernel
 from .lower import lower
 from .mistakes import SHORT
@@ -195,12 +196,35 @@ class Rule(Declared):
             hyperparameters, options = self.settings(settings)
         return lower(self.name, tuple(hyperparameters.items()), elaborate(self.definition, options))
 
+    def stored(self, wanted: Wanted, settings: Mapping[str, object]) -> tuple[Kernel, tuple[Storage, ...]]:
+        """The compiled form for arrays that are stored as is wanted, and how they are."""
+        kernel = self.kernel(**settings)
+        storages = wanted.storages(kernel)
+        inexact = frozenset(name for own in storages for name in own.inexact)
+        return self.rounded(inexact, storages[-1].moved, settings) if inexact else kernel, storages
+
+    def rounded(
+        self,
+        inexact: frozenset[str],
+        cost: Callable[[Iterable[str], Iterable[str]], int],
+        settings: Mapping[str, object],
+    ) -> Kernel:
+        """The compiled form where these arrays are rounded when they are stored; `cost` is that of a pass."""
+        hyperparameters, options = self.settings(settings)
+        program = elaborate(self.definition, options)
+        return lower(self.name, tuple(hyperparameters.items()), program, inexact, cost)
+
     def generate(
         self,
         /,
         target: str = "c",
         dtypes: str | Iterable[str] | None = None,
         prefix: str | None = None,
+        *,
+        store: Mapping[str, str] | None = None,
+        master: str | None = None,
+        rounding: str = "nearest",
+        suffix: str | None = None,
         **settings: object,
     ) -> dict[str, str]:
         """The emitted source.
@@ -213,6 +237,15 @@ class Rule(Declared):
             Element types, of "f32" and "f64"; both if left out.
         prefix : str, optional
             Begins every emitted name and the file names; the rule's name if left out.
+        store : mapping of str to str, optional
+            The formats of arrays, of "f32", "f64", "bf16" and "f16": {"p": "bf16", "g": "bf16"}. Those left out are
+            f32. Dtypes are emitted beside it only if they are given.
+        master : str, optional
+            "f32" or "split": p is rounded from floats beside it, or from itself and the 16 bits that it leaves.
+        rounding : str
+            "nearest", or "stochastic".
+        suffix : str, optional
+            Ends the names of what is emitted for `store`; told from the formats if left out, as in adam_step_bf16.
         **settings
             Static options, and other defaults of hyperparameters.
 
@@ -229,12 +262,12 @@ class Rule(Declared):
             There is no such target or dtype, or the prefix is no C identifier.
         """
         with SHORT:
-            return self.emit(target, dtypes, prefix, settings)
+            return self.emit(target, Wanted(listed(dtypes), store, master, rounding, suffix), prefix, settings)
 
     def emit(
         self,
         target: str,
-        dtypes: str | Iterable[str] | None,
+        wanted: Wanted,
         prefix: str | None,
         settings: Mapping[str, object],
         single: bool = False,
@@ -243,16 +276,14 @@ class Rule(Declared):
         from .targets import renderer
 
         every = {**self.definition.settings, **settings}
-        return renderer(target)(self, self.kernel(**every), dtypes, prefix, every, single)
+        return renderer(target)(self, *self.stored(wanted, every), prefix, every, single)
 
-    def text(
-        self, dtypes: str | Iterable[str] | None, settings: Mapping[str, object], flags: tuple[str, ...]
-    ) -> RuleText:
+    def text(self, wanted: Wanted, settings: Mapping[str, object], flags: tuple[str, ...]) -> RuleText:
         """What the rule's part of a bundle in C says."""
         from .crule import rule_text
 
         every = {**self.definition.settings, **settings}
-        return rule_text(self, self.kernel(**every), dtypes, None, every, flags)
+        return rule_text(self, *self.stored(wanted, every), None, every, flags)
 
 
 class Transform(Declared):
@@ -292,6 +323,11 @@ class Transform(Declared):
         if not isinstance(other, (Rule, Transform)):
             raise TypeError(f"behind a transform comes a transform or a rule, not {other!r}")
         return type(other)(f"{self.name}_{other.name}", lambda: compose(self.definition, other.definition))
+
+
+def listed(dtypes: str | Iterable[str] | None) -> str | list[str] | None:
+    """Dtypes as they may be given: one, several, or none."""
+    return dtypes if dtypes is None or isinstance(dtypes, str) else [*dtypes]
 
 
 def rule_of(composition: Composition, asked: str) -> Rule:

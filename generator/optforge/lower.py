@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from .functions import RAISES, REDUCTIONS
 from .ir import Expr, Kernel, Let, Program, Reduction, Type
@@ -12,8 +12,17 @@ from .plan import Element, Planner
 LONGEST_NAME = 40
 
 
-def lower(name: str, hyperparameters: tuple[tuple[str, float], ...], program: Program) -> Kernel:
-    """The kernel of a program; operations keep the order and the form in which they were written."""
+def lower(
+    name: str,
+    hyperparameters: tuple[tuple[str, float], ...],
+    program: Program,
+    inexact: frozenset[str] = frozenset(),
+    cost: Callable[[Iterable[str], Iterable[str]], int] = lambda loads, stores: len([*loads, *stores]),
+) -> Kernel:
+    """The kernel of a program; operations keep the order and the form in which they were written.
+
+    Arrays that are `inexact` are rounded when they are stored; `cost` is that of a pass by what it loads and stores.
+    """
     lets = {let.id: let for let in program.lets}
     scalar_states = {state.name for state in program.state if state.scalar}
     present = {"p", *(state.name for state in program.state)}
@@ -28,7 +37,8 @@ def lower(name: str, hyperparameters: tuple[tuple[str, float], ...], program: Pr
     state_stores = tuple((n, expr) for n, expr in changed if n in scalar_states)
     statistics = observe(lifter, program, dict(stores))
     arrays = ("p", "g", *(state.name for state in program.state if not state.scalar))
-    planned = Planner(arrays, lifter.elements, lifter.scalars, lifter.order, stores).plan(statistics)
+    planner = Planner(arrays, lifter.elements, lifter.scalars, lifter.order, stores, inexact, cost)
+    planned = planner.plan(statistics)
     return Kernel(
         name,
         hyperparameters,
@@ -38,6 +48,7 @@ def lower(name: str, hyperparameters: tuple[tuple[str, float], ...], program: Pr
         planned.phases,
         state_stores,
         tuple((what, planned.shared.get(id, id)) for what, id in statistics.items()),
+        inexact,
     )
 
 

@@ -9,7 +9,7 @@ and the outputs that an earlier phase has stored. All choices are compared.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from .ir import Expr, Let, Phase, Reduction, ScalarGroup, Type
@@ -52,6 +52,10 @@ class Planner:
         All bindings, each behind those that it reads.
     stores : pairs of names and values
         What is written back.
+    inexact : set of str
+        Arrays that are rounded when they are stored, so that no phase may read them back.
+    cost : callable
+        What a phase costs, from the names that it loads and those that it stores.
     """
 
     def __init__(
@@ -61,7 +65,10 @@ class Planner:
         scalars: Sequence[Let],
         order: Sequence[Let],
         stores: Stores,
+        inexact: frozenset[str],
+        cost: Callable[[Iterable[str], Iterable[str]], int],
     ):
+        self.inexact, self.cost = inexact, cost
         self.arrays, self.elements, self.scalars, self.stores = arrays, elements, scalars, stores
         self.lets = {item.id: item for item in elements if isinstance(item, Let)}
         self.reductions = {item.id: item for item in elements if isinstance(item, Reduction)}
@@ -128,7 +135,8 @@ class Planner:
                 stored_in = dict(zip((name for name, _ in self.stores), stored, strict=True))
                 slices = [self.slice(self.roots(k, phase_of, stored_in), k, stored_in) for k in range(number)]
                 if None not in slices and all(self.places(value, phase_of, stored_in, number) for value in watched):
-                    moved = sum(len(own.loads) for own in slices if own) + len(stored)
+                    written = [[name for name, own in stored_in.items() if own == k] for k in range(number)]
+                    moved = sum(self.cost(own.loads, written[k]) for k, own in enumerate(slices) if own)
                     # Of equal plans the one that writes late is best: reading alone can be given up without a loss.
                     yield (moved, -sum(stored), -sum(chosen)), phase_of, stored_in
             if many:
@@ -159,7 +167,8 @@ class Planner:
 
     def slice(self, roots: Iterable[Expr], k: int, stored_in: Mapping[str, int]) -> Slice | None:
         """What phase k computes for some roots; None where it needs what has been overwritten."""
-        in_memory = {value.value: name for name, value in self.stores if stored_in[name] < k and value.op == "ref"}
+        exact = [(name, value) for name, value in self.stores if name not in self.inexact]
+        in_memory = {value.value: name for name, value in exact if stored_in[name] < k and value.op == "ref"}
         overwritten = {name for name, _ in self.stores if stored_in[name] < k}
         loads: set[str] = set()
         lets: dict[int, Let] = {}
@@ -191,6 +200,9 @@ class Planner:
         usual = [self.slice(self.roots(k, phase_of, stored_in), k, stored_in) for k in range(number)]
         for id in dict.fromkeys(statistics.values()):
             own = self.reductions[id]
+            if "p" in self.inexact and "p" in stored_in and id in (statistics["param"], statistics.get("update")):
+                phase_of[id] = stored_in["p"]  # they are of what is stored
+                continue
             costs = []
             for k in range(self.earliest(own.value, phase_of), number):
                 more = self.slice([*self.roots(k, phase_of, stored_in), own.value], k, stored_in)

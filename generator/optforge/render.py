@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,6 +53,14 @@ def comment(lines: Iterable[str]) -> str:
     return f"/*{text[2:]}\n */" if "\n" in text else f"/*{text[2:]} */"
 
 
+def wrapped(line: str) -> list[str]:
+    """A line of prose in pieces, which begin under its first word, that fit into a comment."""
+    margin = " " * (len(line) - len(line.lstrip()))
+    if len(line) <= WIDTH - 6:  # what opens and closes the comment
+        return [line]
+    return textwrap.wrap(line, WIDTH - 6, subsequent_indent=margin, break_long_words=False, break_on_hyphens=False)
+
+
 def c_string(text: str) -> str:
     """A C string literal of the text in UTF-8."""
     pieces = []
@@ -96,7 +105,7 @@ def fold_line(line: str, everywhere: bool) -> list[str]:
     if not everywhere and ("(" not in line or code.startswith(("return", "const "))):
         return [line]
     margin = " " * (line.find("(") + 1)
-    if not 0 < len(margin) <= WIDTH // 2:  # a long name leaves no room behind it
+    if code.startswith("const ") or not 0 < len(margin) <= WIDTH // 2:  # a long name leaves no room behind it
         margin = " " * (len(line) - len(code) + 8)
     pieces, rest = [], line
     while len(rest) > WIDTH:

@@ -21,6 +21,7 @@
 #endif
 #else
 #define OPTFORGE_TYPES 1
+#define OPTFORGE_VERSION "0.1.0" /* of the generator that the files are from */
 
 #ifdef __cplusplus
 extern "C" {
@@ -47,6 +48,9 @@ enum {
     OPTFORGE_ERROR_ISA = 15,       /* OPTFORGE_ISA, or what optforge_use is given, is none of this machine */
     OPTFORGE_ERROR_FLUSH = 16,     /* the program flushes subnormal numbers to zero, which changes results */
     OPTFORGE_ERROR_ORDER = 17,     /* begin was not called, or a phase is not the one that is due */
+    OPTFORGE_ERROR_SELFTEST = 18,  /* what was compiled computes other bits than it should */
+    OPTFORGE_ERROR_MEMORY = 19,    /* optforge.hpp: there is no memory for state, or for the workspace */
+    OPTFORGE_ERROR_THREADS = 20,   /* options.threads is negative */
     OPTFORGE_ERROR_ASSERT = 100    /* the hyperparameters break the rule's first assert; 101: the second */
 };
 
@@ -55,7 +59,8 @@ enum {
     OPTFORGE_PIECE = 256,     /* elements of a piece at most, where a pass adds up */
     OPTFORGE_MOST_SUMS = 32,  /* that a kernel can add up in a pass */
     OPTFORGE_MOST_SCRATCH = 24, /* of them from scratch */
-    OPTFORGE_MOST_PASSES = 16 /* over memory */
+    OPTFORGE_MOST_PASSES = 16, /* over memory */
+    OPTFORGE_MOST_ARRAYS = 192 /* of a tensor */
 };
 
 /* What a step tells of itself, over all tensors or one. Norms are Euclidean. */
@@ -90,6 +95,7 @@ typedef struct optforge_options {
     size_t tensors;              /* where lists have parts, or some are elsewhere: how many whole ones */
     const size_t *sizes;         /* and their numbers of elements */
     uint64_t *applied;           /* advances by 1 with a step that is not skipped */
+    uint64_t seed;               /* of stochastic rounding */
     optforge_parallel parallel;  /* whose threads do the step; NULL: OpenMP's, or the caller's */
     void *pool;                  /* its first argument */
 } optforge_options;
@@ -130,14 +136,20 @@ typedef void (*optforge_run)(const optforge_piece *);
 
 typedef struct optforge_pass {
     optforge_run plain[OPTFORGE_SETS];    /* the elements; NULL: only adds up */
-    optforge_run observed[OPTFORGE_SETS]; /* the same where statistics are taken */
+    optforge_run observed[OPTFORGE_SETS]; /* the same where statistics are taken, if it is not plain */
     const optforge_sum *sums;
     unsigned char sum_count;
     unsigned char writes;                 /* whether it changes anything */
     unsigned char zeroes;                 /* the gradient is not read any more */
+    const char *uses;                     /* of p, g, state: 'r' read, 'w' written, 'b' both, '.' none */
 } optforge_pass;
 
-enum { OPTFORGE_F32 = 1, OPTFORGE_F64 = 2, OPTFORGE_SCALAR = 3 }; /* one double per tensor */
+/* How an array is stored. What has 16 bits is computed with as float, and rounded where it is stored. */
+enum {
+    OPTFORGE_F32 = 1, OPTFORGE_F64 = 2, OPTFORGE_BF16 = 4, OPTFORGE_F16 = 5,
+    OPTFORGE_SCALAR = 3, /* one double per tensor */
+    OPTFORGE_LOW = 6     /* what bfloat16 leaves of a float: float is (p << 16) + low, a signed number */
+};
 
 /* How a state begins: as a number, or as the parameter, the gradient, a hyperparameter. */
 typedef struct optforge_initial {
@@ -147,7 +159,8 @@ typedef struct optforge_initial {
 enum { OPTFORGE_FROM_VALUE = -1, OPTFORGE_FROM_P = -2, OPTFORGE_FROM_G = -3 };
 
 /* A rule for one combination of formats. A tensor is a struct of its number of elements, a size_t, and of
- * pointers: p, g and the state; hyperparameters are a struct of doubles. `names` end with NULL. */
+ * pointers: p, g, the state and maybe a master; hyperparameters are a struct of doubles. `names` end with
+ * NULL. */
 typedef struct optforge_kernel {
     unsigned abi; /* OPTFORGE_TYPES */
     const char *name, *hash;
@@ -155,7 +168,7 @@ typedef struct optforge_kernel {
     const double *hyper_defaults;
     const optforge_initial *initial; /* of each state */
     size_t hypers;                   /* doubles in a struct of hyperparameters */
-    size_t arrays;                   /* p, g and the state */
+    size_t arrays;                   /* p, g, the state, and the master if there is one */
     const unsigned char *formats;    /* of each */
     size_t scalars_size;             /* bytes of the scalars of a step */
     unsigned pass_count;
@@ -167,10 +180,14 @@ typedef struct optforge_kernel {
     void (*behind_tensor)(void *scalars, unsigned pass, const double *sums,
                           const double *totals); /* or NULL */
     void (*finish)(const void *scalars, const void *tensor); /* scalar state advances; or NULL */
+    unsigned char master;     /* the array that has p in full, F32 or LOW, which p is rounded from; or 0 */
+    unsigned char stochastic; /* whether what has 16 bits, but p beside a master, is rounded at random */
+    unsigned bytes;                  /* that a step reads and writes for each element, usually */
+    uint64_t golden;                 /* what optforge_selftest finds; 0: this depends on the math library */
 } optforge_kernel;
 
-/* Tensors of one kernel, and all that is per tensor. Parts of one tensor in a list that share its scalar state
- * stand behind each other. */
+/* Tensors of one kernel, and all that is per tensor. Parts of one tensor in a list that share its scalar
+ * state stand behind each other. */
 typedef struct optforge_list {
     const optforge_kernel *kernel;
     const void *hyper;             /* a NAME_hyper, or `groups` of them */
@@ -183,6 +200,9 @@ typedef struct optforge_list {
     const size_t *number;          /* of each tensor: its number among all; NULL: as the lists have them */
     const size_t *part;            /* of each tensor: the element of the whole that it begins at; NULL: 0 */
     const unsigned char *starting; /* of each tensor: whether this is its first step */
+    const uint64_t *stream;        /* of each tensor: a number for its stochastic rounding; NULL: `number` */
+    void *const *delta;            /* of each tensor: n elements, where what a step would add to p goes, and
+                                    * p stays as it is, unless the step is skipped; NULL: p changes */
 } optforge_list;
 
 /* A step under way: for optforge_begin to fill in. Set it to 0 before. */
@@ -268,6 +288,20 @@ OPTFORGE_API double *optforge_partials(const optforge_work *work, int phase, siz
 /* Writes the initial state of a tensor, once, before its first step. The tensor is not checked. */
 OPTFORGE_API void optforge_state_init(const optforge_kernel *kernel, const void *tensor, const void *hyper);
 
+/* Makes `range` the elements [begin, begin + n) of a tensor. Ranges of one tensor are stepped in one call,
+ * with a `part` and maybe a `group` of their own, or, where the rule adds up nothing and has no scalar state,
+ * in calls of their own, whenever and on whichever thread. */
+OPTFORGE_API int optforge_range(const optforge_kernel *kernel, const void *tensor, size_t begin, size_t n,
+                                void *range);
+
+/* Bytes of state of a tensor of n elements; SIZE_MAX where they are more than memory can hold. */
+OPTFORGE_API size_t optforge_state_size(const optforge_kernel *kernel, size_t n);
+
+/* Replays a short training with each instruction set of this machine, and looks whether it ends in the bits
+ * that it should: flags of a compiler that change arithmetic are found here, and not in a training. It needs
+ * about 50 KB of stack, and changes nothing. */
+OPTFORGE_API int optforge_selftest(const optforge_kernel *kernel);
+
 /* The instruction set in use: "x86-64", "x86-64-v3", "x86-64-v4", "neon" or "plain"; and to use another,
  * which the environment variable OPTFORGE_ISA does as well. None changes a bit. */
 OPTFORGE_API const char *optforge_isa(void);
@@ -322,9 +356,28 @@ OPTFORGE_API int optforge_use(const char *name);
 #define OPTFORGE_NO_SETS {NULL}
 #endif
 
+/* A pass of a rule: `call` for 32 elements at a time from element i on, and for the n that are left. In it t
+ * is the tensor, s its scalars, and scratch where values go that are to be added up. */
+#define OPTFORGE_PASS(name, rule, suffix, real, call)                                        \
+    OPTFORGE_INLINE void name##_all(const optforge_piece *x) {                               \
+        const rule##_tensor_##suffix *t = (const rule##_tensor_##suffix *)x->tensor;         \
+        const rule##_scalars *s = (const rule##_scalars *)x->scalars;                        \
+        real *scratch = (real *)x->scratch;                                                  \
+        size_t i = x->begin;                                                                 \
+        (void)t, (void)s;                                                                    \
+        for (; x->begin + x->n - i >= 32; i += 32, scratch += 32) {                          \
+            const size_t n = 32;                                                             \
+            call;                                                                            \
+        }                                                                                    \
+        {                                                                                    \
+            const size_t n = x->begin + x->n - i;                                            \
+            call;                                                                            \
+        }                                                                                    \
+    }                                                                                        \
+    OPTFORGE_EACH_SET(name, (const optforge_piece *x), name##_all(x))
+
 /* Array number `array` of a tensor, which is scalar state. */
-OPTFORGE_INLINE double *optforge_double(const void *tensor, size_t array)
-{
+OPTFORGE_INLINE double *optforge_double(const void *tensor, size_t array) {
     double *state;
 
     memcpy(&state, (const char *)tensor + sizeof(size_t) + array * sizeof state, sizeof state);

@@ -9,8 +9,8 @@ def adagrad(p, g, acc=0.0, *, lr=0.01, eps=1e-6):
 
     lr: learning rate. eps: keeps the root away from 0.
 
-    Duchi, Hazan and Singer, "Adaptive Subgradient Methods for Online Learning and Stochastic Optimization", JMLR 12,
-    2011.
+    Duchi, Hazan and Singer, "Adaptive Subgradient Methods for Online Learning and Stochastic
+    Optimization", JMLR 12, 2011.
     """
     assert eps > 0
     acc = acc + g**2

@@ -9,8 +9,8 @@ def lamb(p, g, m=0.0, v=0.0, *, t, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-6, we
     u = (m / (1 − beta1^t)) / (√(v / (1 − beta2^t)) + eps) + weight_decay·p;  p ← p − lr·(‖p‖ / ‖u‖)·u,
     where the ratio is 1 if either norm is 0
 
-    lr: learning rate. beta1, beta2: decay of the first and second moment. eps: added to the root of the corrected
-    second moment. weight_decay: share of the parameter in the step.
+    lr: learning rate. beta1, beta2: decay of the first and second moment. eps: added to the root of the
+    corrected second moment. weight_decay: share of the parameter in the step.
 
     You et al., "Large Batch Optimization for Deep Learning: Training BERT in 76 minutes", ICLR 2020.
     """

@@ -3,13 +3,13 @@ from optforge import norm, rule
 
 @rule
 def lars(p, g, m=0.0, *, lr=0.1, momentum=0.9, weight_decay=5e-4, trust_coefficient=1e-3):
-    """LARS: momentum with a learning rate for each tensor, from the norms of its parameter and its gradient.
+    """LARS: momentum with a learning rate for each tensor, from the norms of parameter and gradient.
 
     r = trust_coefficient·‖p‖ / (‖g‖ + weight_decay·‖p‖), or 1 if either norm is 0;
     m ← momentum·m + lr·r·(g + weight_decay·p);  p ← p − m
 
-    lr: global learning rate. momentum: decay of the velocity. weight_decay: share of the parameter in the gradient.
-    trust_coefficient: how far a tensor may move, as a share of its norm.
+    lr: global learning rate. momentum: decay of the velocity. weight_decay: share of the parameter in the
+    gradient. trust_coefficient: how far a tensor may move, as a share of its norm.
 
     You, Gitman and Ginsburg, "Large Batch Training of Convolutional Networks", 2017.
     """

@@ -14,6 +14,9 @@ from ..cudasource import Pass, passes_of, render, scalars_can_fail
 from ..device import ALIGNMENT, Device, DeviceSpace
 from ..devicesteps import DeviceSteps, Row, struct
 from ..dtypes import BY_NUMPY
+from ..formats import Wanted
+from ..functions import Array
+from ..inputs import SameInputs
 from ..ir import Kernel
 from ..nvcc import cubin
 from ..rowsource import Rows
@@ -64,20 +67,23 @@ class Plan:
     tensors : sequence of Tensor
     gradients : sequence of View
         Only their addresses are kept.
+    behind : array
+        How many of the optimizer's steps each tensor has not taken: its t is so much less.
     """
 
-    def __init__(self, engine: CudaEngine, tensors: Sequence[Tensor], gradients: Sequence[Any]):
-        self.engine, self.tensors = engine, tensors
+    def __init__(self, engine: CudaEngine, tensors: Sequence[Tensor], gradients: Sequence[Any], behind: Array):
+        self.engine, self.tensors, self.behind = engine, tensors, behind
         self.drv, self.kernel = engine.device.drv, engine.kernel
         self.brought: dict[int, Any] = {}
-        self.rows: tuple[Row, ...] = ()
+        # Tensors of one group that have had as many steps have the same scalars.
+        self.row: list[Row] = [(own.group, late) for own, late in zip(tensors, behind.tolist(), strict=True)]
+        self.rows: tuple[Row, ...] = tuple(sorted(set(self.row))) or ((0, 0),)
         self.fixed = self.addresses()
         with engine.device:
             self.lay_out()
             self.take(gradients)
         self.kind: tuple[bool, bool, bool] | None = None  # of the steps that it is set for
         self.starting: Any = None
-        self.lateness: tuple[int, ...] = ()
 
     def addresses(self) -> Any:
         """What a plan is made for: of each tensor its size and group, and where its parameter and state are."""
@@ -85,10 +91,10 @@ class Plan:
         rows = [[own.p.size, own.group, *(own.addresses[name] for name in names)] for own in self.tensors]
         return np.array(rows, np.uint64).reshape(len(rows), 2 + len(names))
 
-    def serves(self, tensors: Sequence[Tensor]) -> bool:
+    def serves(self, tensors: Sequence[Tensor], behind: Array) -> bool:
         """Whether it is for these tensors, as they are now."""
         same = len(tensors) == len(self.tensors) and all(map(operator.is_, tensors, self.tensors))
-        return same and np.array_equal(self.addresses(), self.fixed)
+        return same and np.array_equal(behind, self.behind) and np.array_equal(self.addresses(), self.fixed)
 
     def take(self, gradients: Sequence[Any]) -> None:
         """Other gradients, of the same sizes: one copy of their addresses for each dtype."""
@@ -133,11 +139,16 @@ class Plan:
             values = {**whole, "count": count, "stride": 8 * table.shape[1], "units": units, "parted": 1}
             for name, value in values.items():
                 plan[name] = value
-            tables = {"list": table, "number": np.array(places, np.uint64), "part": np.zeros(count, np.uint64)}
+            tables = {
+                "list": table,
+                "number": np.array(places, np.uint64),
+                "part": np.zeros(count, np.uint64),
+                "group": np.array([self.rows.index(self.row[place]) for place in places], np.uint64),
+            }
             for name, array in tables.items():
                 plan[name] = need.take(array.nbytes)
                 uploads.append((int(plan[name]), array))
-            for name, size in (("gradients", 8 * count), ("group", 8 * count), ("before", 8 * (count + 1))):
+            for name, size in (("gradients", 8 * count), ("before", 8 * (count + 1))):
                 plan[name] = need.take(size)
             plan["unit"] = need.take(UNIT.itemsize * units)
             for name, place in shared.items():
@@ -187,15 +198,14 @@ class Plan:
         steps = self.engine.steps
 
         def explaining() -> None:
-            explain(self.kernel, self.tensors, hyperparameters, t, how)
+            explain(self.kernel, self.tensors, hyperparameters, t - self.behind, how)
 
         kind = (how.stats is not None, how.skip_nonfinite, how.zero_grads)
-        late = self.late(how, t)
-        if kind != self.kind or how.starting is not self.starting or late != self.lateness:
-            self.set(how, late)
+        if kind != self.kind or how.starting is not self.starting:
+            self.set(how)
             self.kind, self.starting = kind, how.starting
         begin = steps.bring(hyperparameters, self.rows, t, how.grad_scale, explaining, self.store)
-        progress = how.progress or Progress()
+        progress = how.progress or Progress(0)
         for address, host, _ in self.moved:
             self.drv.memcpy_htod_async(address, host, self.engine.stream)
         progress.unfinished = "a step"  # until all of it is enqueued
@@ -235,32 +245,22 @@ class Plan:
             self.drv.memcpy_dtoh(how.stats, self.base + self.stats_at)
         return bool(control["skipped"])
 
-    def late(self, how: How, t: int) -> tuple[int, ...]:
-        """How many steps fewer than t each tensor will have had behind step t: so far all have one count."""
-        return (0,) * len(self.tensors)
-
-    def set(self, how: How, late: tuple[int, ...]) -> None:
+    def set(self, how: How) -> None:
         """Prepare for steps that are done so: what is launched."""
         engine, observe = self.engine, how.stats is not None
-        rows = [(tensor.group, own) for tensor, own in zip(self.tensors, late, strict=True)]
-        used = tuple(sorted(set(rows))) or ((0, 0),)
-        counted = engine.steps.room(len(used))
+        counted = engine.steps.room(len(self.rows))
         for own in self.lists:
             plan, count = own.plan, len(own.places)
             plan["observe"], plan["skip_nonfinite"], plan["zero_grads"] = observe, how.skip_nonfinite, how.zero_grads
             plan["stats"] = self.base + self.stats_at if observe else 0
             plan["tensor_stats"] = plan["stats"] + RECORD.itemsize if observe else 0
-            plan["groups"], plan["width"], plan["starting"] = len(used), engine.steps.rows.size // 8, 0
+            plan["groups"], plan["width"], plan["starting"] = len(self.rows), engine.steps.rows.size // 8, 0
             for name, place in counted.items():
                 plan[name] = place
-            if count and (used != self.rows or late != self.lateness):
-                numbers = [used.index(rows[place]) for place in own.places]
-                self.bring(int(plan["group"]), np.array(numbers, np.uint64))
             if how.starting is not None and count:
                 flags = np.ascontiguousarray(how.starting[own.places], np.uint8)
                 self.bring(own.starting, flags)
                 plan["starting"] = own.starting
-        self.rows, self.lateness = used, late
         first = self.lists[0].plan
         self.first = first.tobytes()
         launches = []
@@ -330,7 +330,7 @@ class CudaEngine:
         self.steps = DeviceSteps(device, Rows(kernel), stream)
         self.slots = sum(own.all_sums for own in self.passes)
         self.first = [sum(own.all_sums for own in self.passes[:k]) for k in range(len(self.passes))]
-        files = render(rule, kernel, prefix=PREFIX)
+        files = render(rule, kernel, Wanted().storages(kernel), PREFIX)
         shared = {name: files[name] for name in layout.CUDA_FILES}
         own = {name: text for name, text in files.items() if name != "optforge.cu"}
         self.modules = {
@@ -363,14 +363,16 @@ class CudaEngine:
         """The number of steps that were applied; waits for the device."""
         return self.steps.applied()
 
-    def plan(self, tensors: Sequence[Tensor], gradients: Sequence[Any]) -> Plan:
+    inputs = SameInputs
+
+    def plan(self, inputs: SameInputs, behind: Array) -> Plan:
         """Prepare steps over these arrays; of other gradients the device is only told the addresses."""
-        last = self.last
-        if last is not None and last.serves(tensors):
+        last, tensors = self.last, inputs.stepped
+        if last is not None and last.serves(tensors, behind):
             with self.device:
-                last.take(gradients)
+                last.take(inputs.gradients)
             return last
-        self.last = Plan(self, tensors, gradients)
+        self.last = Plan(self, tensors, inputs.gradients, behind)
         return self.last
 
 

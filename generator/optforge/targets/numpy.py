@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..formats import FORMAT_OF, draw, parted, whole
 from ..functions import FUNCTIONS, Array
+from ..inputs import Inputs
 from ..ir import Expr, Kernel, Let, Phase, Reduction
 from ..scalars import Scalars
 from ..stats import fill
@@ -42,7 +44,7 @@ class Elements:
 
     def __init__(self, arrays: Mapping[str, Array], scalars: Scalars):
         self.arrays, self.scalars = arrays, scalars
-        self.dtype = arrays["p"].dtype.type
+        self.dtype = arrays["p"].dtype.type  # of what is computed, whatever arrays are stored as
         self.values: dict[int, Any] = {}
 
     def __call__(self, expr: Expr) -> Any:
@@ -67,12 +69,20 @@ class Elements:
 
 
 class Walk:
-    """One step over one tensor, computed without writing: `memory` has what the arrays hold from phase to phase."""
+    """One step over one tensor, computed without writing: `memory` has what the arrays hold from phase to phase.
 
-    def __init__(self, tensor: Tensor, gradient: Array, scalars: Scalars):
-        self.tensor, self.gradient, self.scalars = tensor, gradient, scalars
-        self.memory: dict[str, Array] = {"p": tensor.p, "g": gradient, **tensor.arrays}
+    It holds what they were loaded as, and `stored` what they become, in the format that each has.
+    """
+
+    def __init__(self, tensor: Tensor, gradient: Array, scalars: Scalars, kernel: Kernel, how: How):
+        self.tensor, self.gradient, self.scalars, self.kernel, self.how = tensor, gradient, scalars, kernel, how
+        every = {"p": tensor.p, "g": gradient, **tensor.arrays}
+        self.formats = {name: FORMAT_OF[array.dtype] for name, array in every.items()}
+        self.memory: dict[str, Array] = {name: self.formats[name].load(array) for name, array in every.items()}
+        if tensor.beside is not None:
+            self.memory["p"] = whole(tensor.p, tensor.beside)
         self.stored: dict[str, Array] = {}
+        self.encoded: dict[str, Array] = {}
         self.nan = self.inf = 0
 
     def run(self, phase: Phase) -> None:
@@ -83,12 +93,38 @@ class Walk:
                 if isinstance(item, Let):
                     elements.values[item.id] = elements(item.expr)
                 else:
-                    self.reduce(item, elements(item.value))
+                    self.reduce(item, self.observed(item, phase, elements))
             for name, expr in phase.stores:
                 value = elements(expr)
                 # What was read may itself be what is stored elsewhere (the old parameter as state): keep its old value.
                 self.stored[name] = value.copy() if any(value is own for own in self.memory.values()) else value
         self.memory |= self.stored
+
+    def observed(self, reduction: Reduction, phase: Phase, elements: Elements) -> Any:
+        """What is added up: of a parameter that is rounded when it is stored the statistics are of what is stored."""
+        statistics = dict(self.kernel.statistics)
+        new = dict(phase.stores).get("p")
+        which = [what for what in ("param", "update") if statistics.get(what) == reduction.id]
+        if not which or new is None or "p" not in self.kernel.inexact or not self.rounds("p"):
+            return elements(reduction.value)
+        stored = self.formats["p"].load(self.encode("p", elements(new)))
+        return stored if which == ["param"] else np.subtract(stored, self.memory["p"])
+
+    def rounds(self, name: str) -> bool:
+        """Whether an array does not hold what was computed."""
+        return self.formats[name].narrow and not (name == "p" and self.tensor.beside is not None)
+
+    def encode(self, name: str, values: Any) -> Array:
+        """What is stored of an array's new values."""
+        if name not in self.encoded:
+            tensor, how = self.tensor, self.how
+            random = None
+            if how.stochastic and self.rounds(name):
+                array = ("p", "g", *(state.name for state in self.kernel.state)).index(name)
+                random = draw(how.seed, self.scalars.t, tensor.stream, array, 0, tensor.p.size)
+            every = np.broadcast_to(values, tensor.p.shape)
+            self.encoded[name] = self.formats[name].store(every, random)
+        return self.encoded[name]
 
     def reduce(self, reduction: Reduction, values: Any) -> None:
         """A total over the tensor's elements."""
@@ -99,18 +135,25 @@ class Walk:
 
     def writes(self) -> list[tuple[Array, Any]]:
         """What was computed, with the arrays that it belongs into."""
-        return [
-            (self.tensor.p if name == "p" else self.tensor.arrays[name], values) for name, values in self.stored.items()
-        ]
+        tensor, made = self.tensor, []
+        for name, values in self.stored.items():
+            if name == "p" and tensor.beside is not None:
+                every = np.broadcast_to(values, tensor.p.shape)
+                p, beside = parted(every, tensor.beside.dtype, self.formats["p"])
+                made += [(tensor.p, p), (tensor.beside, beside)]
+            else:
+                own = tensor.p if name == "p" else tensor.arrays[name]
+                made.append((own, self.encode(name, values) if self.rounds(name) else values))
+        return made
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A prepared step over tensors with their gradients."""
+    """A prepared step over the tensors that have a gradient."""
 
     kernel: Kernel
-    tensors: Sequence[Tensor]
-    gradients: Sequence[Array]
+    inputs: Inputs
+    behind: Array
 
     def step(self, hyperparameters: Array, t: int, how: How) -> bool:
         """One step in place, with the hyperparameters of each group; whether it was skipped.
@@ -120,10 +163,10 @@ class Plan:
         ScalarError
             A scalar has no value; nothing was written.
         """
-        kernel = self.kernel
+        kernel, gradients = self.kernel, self.inputs.gradients
         walks = [
-            Walk(tensor, gradient, tensor.scalars_at(kernel, hyperparameters, t, 1 / how.grad_scale))
-            for tensor, gradient in zip(self.tensors, self.gradients, strict=True)
+            Walk(tensor, gradient, tensor.scalars_at(kernel, hyperparameters, own, 1 / how.grad_scale), kernel, how)
+            for tensor, gradient, own in zip(self.inputs.stepped, gradients, (t - self.behind).tolist(), strict=True)
         ]
         skipped = False
         for k, phase in enumerate(kernel.phases):
@@ -151,7 +194,7 @@ class Plan:
             if how.progress is not None:
                 writes.append((how.progress.steps, t))
         if how.zero_grads:
-            writes += [(gradient, 0) for gradient in self.gradients]
+            writes += [(gradient, 0) for gradient in gradients]
         # No bytecode comes between them, and so no exception from outside, such as a KeyboardInterrupt.
         set_all: Callable[..., Any] = operator.setitem
         list(map(set_all, [own for own, _ in writes], repeat(...), [values for _, values in writes]))
@@ -175,9 +218,11 @@ class NumpyEngine:
     def __init__(self, rule: Rule, kernel: Kernel):
         self.kernel = kernel
 
-    def plan(self, tensors: Sequence[Tensor], gradients: Sequence[Array]) -> Plan:
-        """Prepare steps over these arrays."""
-        return Plan(self.kernel, tensors, gradients)
+    inputs = Inputs
+
+    def plan(self, inputs: Inputs, behind: Array) -> Plan:
+        """Prepare a step over these arrays."""
+        return Plan(self.kernel, inputs, behind)
 
 
 engine = NumpyEngine
