@@ -190,7 +190,7 @@ static const optforge_initial lamb_cuda_initial[] = {{OPTFORGE_FROM_VALUE, 0.0},
 
 /* ---- float ---- */
 OPTFORGE_CUDA_SCAN(lamb_cuda, f32)
-OPTFORGE_CUDA_PASS(lamb_cuda_pass_1_f32, MORE_BLOCKS, lamb_cuda_pass_1<optforge_f32>, false)
+OPTFORGE_CUDA_PASS(lamb_cuda_pass_1_f32, BLOCKS, lamb_cuda_pass_1<optforge_f32>, false)
 OPTFORGE_CUDA_PASS(lamb_cuda_pass_1_observed_f32, BLOCKS, lamb_cuda_pass_1<optforge_f32>, true)
 OPTFORGE_CUDA_PASS(lamb_cuda_pass_2_f32, MORE_BLOCKS, lamb_cuda_pass_2<optforge_f32>, false)
 OPTFORGE_CUDA_PASS(lamb_cuda_pass_2_observed_f32, BLOCKS, lamb_cuda_pass_2<optforge_f32>, true)
@@ -216,7 +216,7 @@ int lamb_cuda_plan_f32(lamb_cuda_plan *plan, const lamb_cuda_tensor_f32 *tensors
 
 /* ---- double ---- */
 OPTFORGE_CUDA_SCAN(lamb_cuda, f64)
-OPTFORGE_CUDA_PASS(lamb_cuda_pass_1_f64, MORE_BLOCKS, lamb_cuda_pass_1<optforge_f64>, false)
+OPTFORGE_CUDA_PASS(lamb_cuda_pass_1_f64, BLOCKS, lamb_cuda_pass_1<optforge_f64>, false)
 OPTFORGE_CUDA_PASS(lamb_cuda_pass_1_observed_f64, BLOCKS, lamb_cuda_pass_1<optforge_f64>, true)
 OPTFORGE_CUDA_PASS(lamb_cuda_pass_2_f64, MORE_BLOCKS, lamb_cuda_pass_2<optforge_f64>, false)
 OPTFORGE_CUDA_PASS(lamb_cuda_pass_2_observed_f64, BLOCKS, lamb_cuda_pass_2<optforge_f64>, true)

@@ -151,7 +151,7 @@ static const double lars_cuda_defaults[] = {0.1, 0.9, 0.0005, 0.001};
 static const optforge_initial lars_cuda_initial[] = {{OPTFORGE_FROM_VALUE, 0.0}};
 
 /* ---- float ---- */
-OPTFORGE_CUDA_PASS(lars_cuda_pass_1_f32, MORE_BLOCKS, lars_cuda_pass_1<optforge_f32>, false)
+OPTFORGE_CUDA_PASS(lars_cuda_pass_1_f32, BLOCKS, lars_cuda_pass_1<optforge_f32>, false)
 OPTFORGE_CUDA_PASS(lars_cuda_pass_1_observed_f32, BLOCKS, lars_cuda_pass_1<optforge_f32>, true)
 OPTFORGE_CUDA_PASS(lars_cuda_pass_2_f32, MORE_BLOCKS, lars_cuda_pass_2<optforge_f32>, false)
 OPTFORGE_CUDA_PASS(lars_cuda_pass_2_observed_f32, BLOCKS, lars_cuda_pass_2<optforge_f32>, true)
@@ -175,7 +175,7 @@ int lars_cuda_plan_f32(lars_cuda_plan *plan, const lars_cuda_tensor_f32 *tensors
 }
 
 /* ---- double ---- */
-OPTFORGE_CUDA_PASS(lars_cuda_pass_1_f64, MORE_BLOCKS, lars_cuda_pass_1<optforge_f64>, false)
+OPTFORGE_CUDA_PASS(lars_cuda_pass_1_f64, BLOCKS, lars_cuda_pass_1<optforge_f64>, false)
 OPTFORGE_CUDA_PASS(lars_cuda_pass_1_observed_f64, BLOCKS, lars_cuda_pass_1<optforge_f64>, true)
 OPTFORGE_CUDA_PASS(lars_cuda_pass_2_f64, MORE_BLOCKS, lars_cuda_pass_2<optforge_f64>, false)
 OPTFORGE_CUDA_PASS(lars_cuda_pass_2_observed_f64, BLOCKS, lars_cuda_pass_2<optforge_f64>, true)

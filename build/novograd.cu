@@ -163,7 +163,7 @@ static const optforge_initial novograd_cuda_initial[] = {{OPTFORGE_FROM_VALUE, 0
         0.0}};
 
 /* ---- float ---- */
-OPTFORGE_CUDA_PASS(novograd_cuda_pass_1_f32, MORE_BLOCKS, novograd_cuda_pass_1<optforge_f32>, false)
+OPTFORGE_CUDA_PASS(novograd_cuda_pass_1_f32, BLOCKS, novograd_cuda_pass_1<optforge_f32>, false)
 OPTFORGE_CUDA_PASS(novograd_cuda_pass_1_observed_f32, BLOCKS, novograd_cuda_pass_1<optforge_f32>, true)
 OPTFORGE_CUDA_PASS(novograd_cuda_pass_2_f32, MORE_BLOCKS, novograd_cuda_pass_2<optforge_f32>, false)
 OPTFORGE_CUDA_PASS(novograd_cuda_pass_2_observed_f32, BLOCKS, novograd_cuda_pass_2<optforge_f32>, true)
@@ -188,7 +188,7 @@ int novograd_cuda_plan_f32(novograd_cuda_plan *plan, const novograd_cuda_tensor_
 }
 
 /* ---- double ---- */
-OPTFORGE_CUDA_PASS(novograd_cuda_pass_1_f64, MORE_BLOCKS, novograd_cuda_pass_1<optforge_f64>, false)
+OPTFORGE_CUDA_PASS(novograd_cuda_pass_1_f64, BLOCKS, novograd_cuda_pass_1<optforge_f64>, false)
 OPTFORGE_CUDA_PASS(novograd_cuda_pass_1_observed_f64, BLOCKS, novograd_cuda_pass_1<optforge_f64>, true)
 OPTFORGE_CUDA_PASS(novograd_cuda_pass_2_f64, MORE_BLOCKS, novograd_cuda_pass_2<optforge_f64>, false)
 OPTFORGE_CUDA_PASS(novograd_cuda_pass_2_observed_f64, BLOCKS, novograd_cuda_pass_2<optforge_f64>, true)

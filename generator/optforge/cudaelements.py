@@ -19,7 +19,7 @@ REAL = replace(F64, suffix="")
 # A pass that only looks reads so many vectors before it uses one, so that few threads keep memory busy.
 IN_FLIGHT = 4
 
-# Arrays of a pass that leave registers for more blocks on a multiprocessor.
+# Arrays of a pass that adds nothing up, which leave registers for more blocks on a multiprocessor.
 FEW = 4
 
 
@@ -131,7 +131,7 @@ class CudaElements(Elements):
             self.comment(k),
             phase.optional,
             len(phase.reductions) > plain or counted is not None,
-            "MORE_BLOCKS" if len(arrays) <= FEW else "BLOCKS",
+            "MORE_BLOCKS" if len(arrays) <= FEW and not plain else "BLOCKS",
             real,
             scope.own("observe"),
             f"const {self.prefix}_scalars &{s}, {real} (&{x})[{len(members)}][4], {real} (&{added})[ALL + 1][4]",
