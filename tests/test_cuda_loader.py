@@ -172,7 +172,7 @@ def test_arrays_that_are_refused(process: Process) -> None:
     ).splitlines()
     for line, word in zip(
         said,
-        ("is on CUDA device 1, this optimizer on 0", "is not C-contiguous (strides (48, 4))", "is int32; it must be float32",
+        ("is on CUDA device 1, this optimizer on 0", "is not C-contiguous (strides (48, 4))", "is int32; on a GPU it must be float32",
          "that may only be read", "is not aligned to its elements", "has the shape (6, 4), its parameter (4, 6)",
          "is float64, its parameter float32", "is on CUDA device 3", "there is no CUDA device 1; there are 1"),
         strict=True,
@@ -402,6 +402,33 @@ def test_a_plain_step_never_waits(rule: str, launches: int, process: Process, tm
     assert calls["cuLaunchKernel"] == 20 * launches, calls
     assert calls["cuMemcpyHtoDAsync_v2"] <= 3, calls  # scalars of ever more steps go together
     assert set(calls) <= {"cuLaunchKernel", "cuMemcpyHtoDAsync_v2", "cuFuncSetBlockShape", *SWITCHES}, calls
+
+
+def test_other_gradients_cost_one_copy_of_their_addresses(process: Process, tmp_path: Path) -> None:
+    """For each of the two dtypes, and no launch more."""
+    trace = tmp_path / "trace"
+    process.on_device(
+        f"""
+        import os
+        trace = {str(trace)!r}
+        params = [up(p) for p in arrays()]
+        opt = of.Optimizer(params, "adam", target="cuda")
+        reference = of.Optimizer([p.get() for p in params], "adam", target="numpy")
+        kept = [arrays() for _ in range(24)]
+        given = [[up(g) for g in grads] for grads in kept]
+        for k, grads in enumerate(given):
+            if k == 4:
+                os.environ["OPTFORGE_EMULATION_TRACE"] = trace
+            opt.step(grads)
+        del os.environ["OPTFORGE_EMULATION_TRACE"]
+        for grads in kept:
+            reference.step(grads)
+        assert all(same(p.get(), q) for p, q in zip(params, reference.params))
+        """
+    )
+    calls = Counter(trace.read_text().split())
+    assert not WAITS & set(calls), calls
+    assert (calls["cuMemcpyHtoDAsync_v2"], calls["cuLaunchKernel"]) == (20 * 2, 20 * 3), calls
 
 
 def test_the_second_process_compiles_nothing(process: Process) -> None:
