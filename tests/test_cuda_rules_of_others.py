@@ -34,17 +34,17 @@ def test_nvcc_compiles_without_a_warning(name: str, tmp_path: Path) -> None:
     """The rule for three architectures, and what its options make of it for one."""
     nvcc = require("nvcc")
     for k, options in enumerate(variants(RULES[name])[: None if FULL else 1]):
-        (source,) = write(tmp_path, name, options)
+        source = write(tmp_path, name, options)
         where = ["-gencode", ARCHITECTURES] if k == 0 else ["-gencode", "arch=compute_75,code=compute_75"]
         run([nvcc, *STRICT, *where, "--threads", "2", "-c", "-o", str(source.with_suffix(".o")), str(source)])
 
 
-def write(directory: Path, name: str, options: Mapping[str, Any]) -> list[Path]:
+def write(directory: Path, name: str, options: Mapping[str, Any]) -> Path:
     """The files of a rule under a choice of its options; the source."""
     files = RULES[name].generate("cuda", prefix=label(name, options), **options)
     for file, text in files.items():
         (directory / file).write_text(text, encoding="utf-8")
-    return [directory / file for file in files if file.endswith(".cu")]
+    return directory / f"{label(name, options)}.cu"
 
 
 class Compared(Memory):
