@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 import optforge as of
 from optforge.cli import main
 from optforge.diagnostics import UsageError
@@ -124,9 +125,7 @@ def refused(capsys: pytest.CaptureFixture[str], directory: Path, *arguments: obj
 
 
 @pytest.mark.parametrize("what", WRONG)
-def test_the_command_line_says_what_is_wrong(
-    what: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_line_says_what_is_wrong(what: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     name, flags, _, words = WRONG[what]
     said = refused(capsys, tmp_path, "generate", name, *flags)
     for word in words:
