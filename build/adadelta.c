@@ -110,7 +110,7 @@ const optforge_kernel adadelta_kernel_f32 = {
     sizeof(adadelta_hyper) / sizeof(double), sizeof adadelta_forms_f32, adadelta_forms_f32,
     sizeof(adadelta_scalars), 1, adadelta_passes_f32,
     {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
-    adadelta_begin, NULL, NULL, NULL, NULL, 0, 0
+    adadelta_begin, NULL, NULL, NULL, NULL, 0, 0, 28, 0xadf4a5b64964a9fau
 };
 
 void adadelta_state_init_f32(const adadelta_tensor_f32 *x) {
@@ -137,7 +137,7 @@ const optforge_kernel adadelta_kernel_f64 = {
     sizeof(adadelta_hyper) / sizeof(double), sizeof adadelta_forms_f64, adadelta_forms_f64,
     sizeof(adadelta_scalars), 1, adadelta_passes_f64,
     {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
-    adadelta_begin, NULL, NULL, NULL, NULL, 0, 0
+    adadelta_begin, NULL, NULL, NULL, NULL, 0, 0, 56, 0x7413e65b2e5f7b52u
 };
 
 void adadelta_state_init_f64(const adadelta_tensor_f64 *x) {
@@ -151,6 +151,10 @@ int adadelta_step_f64(const adadelta_hyper *h, uint64_t t, const adadelta_tensor
     return optforge_plain_step(&adadelta_kernel_f64, h, t, tensors, count, NULL);
 }
 
+int adadelta_selftest(void) {
+    int status = optforge_selftest(&adadelta_kernel_f32);
+    return status != OPTFORGE_OK ? status : optforge_selftest(&adadelta_kernel_f64);
+}
 const char *adadelta_strerror(int status) { return optforge_kernel_strerror(&adadelta_kernel_f32, status); }
 void adadelta_hyper_init(adadelta_hyper *h) { memcpy(h, adadelta_defaults, sizeof *h); }
 void adadelta_options_init(adadelta_options *o) { optforge_options_init(o); }

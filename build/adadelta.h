@@ -93,6 +93,9 @@ adadelta_API int adadelta_step_with_f64(const adadelta_hyper *h, uint64_t t,
                                         const adadelta_options *options);
 extern adadelta_API const optforge_kernel adadelta_kernel_f64;
 
+/* Whether this build computes the bits that it should, on this machine with each of its instruction sets. */
+adadelta_API int adadelta_selftest(void);
+
 #ifdef __cplusplus
 }
 #endif

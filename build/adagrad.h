@@ -87,6 +87,9 @@ adagrad_API int adagrad_step_with_f64(const adagrad_hyper *h, uint64_t t, const 
                                       size_t count, const adagrad_options *options);
 extern adagrad_API const optforge_kernel adagrad_kernel_f64;
 
+/* Whether this build computes the bits that it should, on this machine with each of its instruction sets. */
+adagrad_API int adagrad_selftest(void);
+
 #ifdef __cplusplus
 }
 #endif

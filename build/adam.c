@@ -133,7 +133,7 @@ const optforge_kernel adam_kernel_f32 = {
     adam_hypers, adam_states, adam_asserts, adam_defaults, adam_initial,
     sizeof(adam_hyper) / sizeof(double), sizeof adam_forms_f32, adam_forms_f32,
     sizeof(adam_scalars), 1, adam_passes_f32, {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
-    adam_begin, NULL, NULL, NULL, NULL, 0, 0
+    adam_begin, NULL, NULL, NULL, NULL, 0, 0, 28, 0x2ff3f702bffb7c5eu
 };
 
 void adam_state_init_f32(const adam_tensor_f32 *x) { optforge_state_init(&adam_kernel_f32, x, NULL); }
@@ -157,7 +157,7 @@ const optforge_kernel adam_kernel_f64 = {
     adam_hypers, adam_states, adam_asserts, adam_defaults, adam_initial,
     sizeof(adam_hyper) / sizeof(double), sizeof adam_forms_f64, adam_forms_f64,
     sizeof(adam_scalars), 1, adam_passes_f64, {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
-    adam_begin, NULL, NULL, NULL, NULL, 0, 0
+    adam_begin, NULL, NULL, NULL, NULL, 0, 0, 56, 0x242ebf7c1e8ccabau
 };
 
 void adam_state_init_f64(const adam_tensor_f64 *x) { optforge_state_init(&adam_kernel_f64, x, NULL); }
@@ -169,6 +169,10 @@ int adam_step_f64(const adam_hyper *h, uint64_t t, const adam_tensor_f64 *tensor
     return optforge_plain_step(&adam_kernel_f64, h, t, tensors, count, NULL);
 }
 
+int adam_selftest(void) {
+    int status = optforge_selftest(&adam_kernel_f32);
+    return status != OPTFORGE_OK ? status : optforge_selftest(&adam_kernel_f64);
+}
 const char *adam_strerror(int status) { return optforge_kernel_strerror(&adam_kernel_f32, status); }
 void adam_hyper_init(adam_hyper *h) { memcpy(h, adam_defaults, sizeof *h); }
 void adam_options_init(adam_options *o) { optforge_options_init(o); }

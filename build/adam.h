@@ -89,6 +89,9 @@ adam_API int adam_step_with_f64(const adam_hyper *h, uint64_t t, const adam_tens
                                 const adam_options *options);
 extern adam_API const optforge_kernel adam_kernel_f64;
 
+/* Whether this build computes the bits that it should, on this machine with each of its instruction sets. */
+adam_API int adam_selftest(void);
+
 #ifdef __cplusplus
 }
 #endif

@@ -143,7 +143,7 @@ const optforge_kernel adamw_kernel_f32 = {
     sizeof(adamw_hyper) / sizeof(double), sizeof adamw_forms_f32, adamw_forms_f32,
     sizeof(adamw_scalars), 1, adamw_passes_f32,
     {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
-    adamw_begin, NULL, NULL, NULL, NULL, 0, 0
+    adamw_begin, NULL, NULL, NULL, NULL, 0, 0, 28, 0x619f934ed051fb15u
 };
 
 void adamw_state_init_f32(const adamw_tensor_f32 *x) { optforge_state_init(&adamw_kernel_f32, x, NULL); }
@@ -168,7 +168,7 @@ const optforge_kernel adamw_kernel_f64 = {
     sizeof(adamw_hyper) / sizeof(double), sizeof adamw_forms_f64, adamw_forms_f64,
     sizeof(adamw_scalars), 1, adamw_passes_f64,
     {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
-    adamw_begin, NULL, NULL, NULL, NULL, 0, 0
+    adamw_begin, NULL, NULL, NULL, NULL, 0, 0, 56, 0xecb06205a448c355u
 };
 
 void adamw_state_init_f64(const adamw_tensor_f64 *x) { optforge_state_init(&adamw_kernel_f64, x, NULL); }
@@ -180,6 +180,10 @@ int adamw_step_f64(const adamw_hyper *h, uint64_t t, const adamw_tensor_f64 *ten
     return optforge_plain_step(&adamw_kernel_f64, h, t, tensors, count, NULL);
 }
 
+int adamw_selftest(void) {
+    int status = optforge_selftest(&adamw_kernel_f32);
+    return status != OPTFORGE_OK ? status : optforge_selftest(&adamw_kernel_f64);
+}
 const char *adamw_strerror(int status) { return optforge_kernel_strerror(&adamw_kernel_f32, status); }
 void adamw_hyper_init(adamw_hyper *h) { memcpy(h, adamw_defaults, sizeof *h); }
 void adamw_options_init(adamw_options *o) { optforge_options_init(o); }

@@ -90,6 +90,9 @@ adamw_API int adamw_step_with_f64(const adamw_hyper *h, uint64_t t, const adamw_
                                   size_t count, const adamw_options *options);
 extern adamw_API const optforge_kernel adamw_kernel_f64;
 
+/* Whether this build computes the bits that it should, on this machine with each of its instruction sets. */
+adamw_API int adamw_selftest(void);
+
 #ifdef __cplusplus
 }
 #endif

@@ -207,7 +207,7 @@ const optforge_kernel lamb_kernel_f32 = {
     lamb_hypers, lamb_states, lamb_asserts, lamb_defaults, lamb_initial,
     sizeof(lamb_hyper) / sizeof(double), sizeof lamb_forms_f32, lamb_forms_f32,
     sizeof(lamb_scalars), 2, lamb_passes_f32, {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
-    lamb_begin, NULL, NULL, lamb_behind_tensor, NULL, 0, 0
+    lamb_begin, NULL, NULL, lamb_behind_tensor, NULL, 0, 0, 40, 0xf7136ed53a286aa4u
 };
 
 void lamb_state_init_f32(const lamb_tensor_f32 *x) { optforge_state_init(&lamb_kernel_f32, x, NULL); }
@@ -235,7 +235,7 @@ const optforge_kernel lamb_kernel_f64 = {
     lamb_hypers, lamb_states, lamb_asserts, lamb_defaults, lamb_initial,
     sizeof(lamb_hyper) / sizeof(double), sizeof lamb_forms_f64, lamb_forms_f64,
     sizeof(lamb_scalars), 2, lamb_passes_f64, {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
-    lamb_begin, NULL, NULL, lamb_behind_tensor, NULL, 0, 0
+    lamb_begin, NULL, NULL, lamb_behind_tensor, NULL, 0, 0, 80, 0x8e95b784f2078c60u
 };
 
 void lamb_state_init_f64(const lamb_tensor_f64 *x) { optforge_state_init(&lamb_kernel_f64, x, NULL); }
@@ -248,6 +248,10 @@ int lamb_step_f64(const lamb_hyper *h, uint64_t t, const lamb_tensor_f64 *tensor
     return optforge_plain_step(&lamb_kernel_f64, h, t, tensors, count, workspace);
 }
 
+int lamb_selftest(void) {
+    int status = optforge_selftest(&lamb_kernel_f32);
+    return status != OPTFORGE_OK ? status : optforge_selftest(&lamb_kernel_f64);
+}
 const char *lamb_strerror(int status) { return optforge_kernel_strerror(&lamb_kernel_f32, status); }
 void lamb_hyper_init(lamb_hyper *h) { memcpy(h, lamb_defaults, sizeof *h); }
 void lamb_options_init(lamb_options *o) { optforge_options_init(o); }

@@ -97,6 +97,9 @@ lamb_API int lamb_step_with_f64(const lamb_hyper *h, uint64_t t, const lamb_tens
                                 const lamb_options *options);
 extern lamb_API const optforge_kernel lamb_kernel_f64;
 
+/* Whether this build computes the bits that it should, on this machine with each of its instruction sets. */
+lamb_API int lamb_selftest(void);
+
 #ifdef __cplusplus
 }
 #endif

@@ -93,6 +93,9 @@ lars_API int lars_step_with_f64(const lars_hyper *h, uint64_t t, const lars_tens
                                 const lars_options *options);
 extern lars_API const optforge_kernel lars_kernel_f64;
 
+/* Whether this build computes the bits that it should, on this machine with each of its instruction sets. */
+lars_API int lars_selftest(void);
+
 #ifdef __cplusplus
 }
 #endif

@@ -96,7 +96,7 @@ const optforge_kernel momentum_kernel_f32 = {
     sizeof(momentum_hyper) / sizeof(double), sizeof momentum_forms_f32, momentum_forms_f32,
     sizeof(momentum_scalars), 1, momentum_passes_f32,
     {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
-    momentum_begin, NULL, NULL, NULL, NULL, 0, 0
+    momentum_begin, NULL, NULL, NULL, NULL, 0, 0, 20, 0x8fab25ea04fed56cu
 };
 
 void momentum_state_init_f32(const momentum_tensor_f32 *x) {
@@ -123,7 +123,7 @@ const optforge_kernel momentum_kernel_f64 = {
     sizeof(momentum_hyper) / sizeof(double), sizeof momentum_forms_f64, momentum_forms_f64,
     sizeof(momentum_scalars), 1, momentum_passes_f64,
     {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
-    momentum_begin, NULL, NULL, NULL, NULL, 0, 0
+    momentum_begin, NULL, NULL, NULL, NULL, 0, 0, 40, 0x00f586015f4f5404u
 };
 
 void momentum_state_init_f64(const momentum_tensor_f64 *x) {
@@ -137,6 +137,10 @@ int momentum_step_f64(const momentum_hyper *h, uint64_t t, const momentum_tensor
     return optforge_plain_step(&momentum_kernel_f64, h, t, tensors, count, NULL);
 }
 
+int momentum_selftest(void) {
+    int status = optforge_selftest(&momentum_kernel_f32);
+    return status != OPTFORGE_OK ? status : optforge_selftest(&momentum_kernel_f64);
+}
 const char *momentum_strerror(int status) { return optforge_kernel_strerror(&momentum_kernel_f32, status); }
 void momentum_hyper_init(momentum_hyper *h) { memcpy(h, momentum_defaults, sizeof *h); }
 void momentum_options_init(momentum_options *o) { optforge_options_init(o); }

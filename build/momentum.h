@@ -91,6 +91,9 @@ momentum_API int momentum_step_with_f64(const momentum_hyper *h, uint64_t t,
                                         const momentum_options *options);
 extern momentum_API const optforge_kernel momentum_kernel_f64;
 
+/* Whether this build computes the bits that it should, on this machine with each of its instruction sets. */
+momentum_API int momentum_selftest(void);
+
 #ifdef __cplusplus
 }
 #endif

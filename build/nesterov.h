@@ -91,6 +91,9 @@ nesterov_API int nesterov_step_with_f64(const nesterov_hyper *h, uint64_t t,
                                         const nesterov_options *options);
 extern nesterov_API const optforge_kernel nesterov_kernel_f64;
 
+/* Whether this build computes the bits that it should, on this machine with each of its instruction sets. */
+nesterov_API int nesterov_selftest(void);
+
 #ifdef __cplusplus
 }
 #endif

@@ -98,6 +98,9 @@ novograd_API int novograd_step_with_f64(const novograd_hyper *h, uint64_t t,
                                         const novograd_options *options);
 extern novograd_API const optforge_kernel novograd_kernel_f64;
 
+/* Whether this build computes the bits that it should, on this machine with each of its instruction sets. */
+novograd_API int novograd_selftest(void);
+
 #ifdef __cplusplus
 }
 #endif

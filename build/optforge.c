@@ -26,6 +26,7 @@ enum {
     OPTFORGE_LANES = 32,
     OPTFORGE_CHUNK = 32768,       /* elements, or sums, of one node of the summation tree */
     OPTFORGE_THREAD_SIZE = 65536, /* elements per thread below which waking another one does not pay */
+    OPTFORGE_MOST_SHARES = 1024,  /* of a step, whatever is asked for */
     OPTFORGE_MOST_SCALARS = 512,  /* doubles of the scalars of a kernel */
     OPTFORGE_WIDE = 8192,         /* floats of a piece whose arrays are stored in fewer bits */
     OPTFORGE_TOLD = 6             /* sums that statistics are of: OPTFORGE_GRAD to OPTFORGE_INF */
@@ -440,6 +441,7 @@ static double optforge_read(const void *array, unsigned char format, size_t i) {
     case OPTFORGE_F32: return (double)((const float *)array)[i];
     case OPTFORGE_BF16: return (double)optforge_from_bf16(((const uint16_t *)array)[i]);
     case OPTFORGE_F16: return (double)optforge_from_f16(((const uint16_t *)array)[i]);
+    case OPTFORGE_LOW: return (double)((const uint16_t *)array)[i];
     default: return ((const double *)array)[i];
     }
 }
@@ -623,6 +625,24 @@ static int optforge_check_tensor(const optforge_kernel *kernel, const void *tens
         }
     }
     return OPTFORGE_OK;
+}
+
+/* The tensor with another array for p, in memory for OPTFORGE_MOST_ARRAYS of them and the size. */
+static const void *optforge_instead(const optforge_kernel *kernel, const void *tensor, void *p,
+                                    double *memory) {
+    memcpy(memory, tensor, sizeof(size_t) + kernel->arrays * sizeof p);
+    memcpy((char *)memory + sizeof(size_t), &p, sizeof p);
+    return memory;
+}
+
+/* Whether what a step adds can go to `delta`: that is like p, and apart from p as well. */
+static int optforge_check_delta(const optforge_kernel *kernel, const void *tensor, void *delta) {
+    double memory[OPTFORGE_MOST_ARRAYS + 1];
+    const size_t bytes = optforge_bytes(kernel, optforge_elements(tensor), 0);
+    const uintptr_t p = (uintptr_t)optforge_array(tensor, 0), own = (uintptr_t)delta;
+    if (bytes != 0 && own != 0 && (own - p < bytes || p - own < bytes))
+        return OPTFORGE_ERROR_OVERLAP;
+    return optforge_check_tensor(kernel, optforge_instead(kernel, tensor, delta, memory));
 }
 
 /* Whether a tensor's group, number and part are in order. */
@@ -878,6 +898,8 @@ static int optforge_prepare(optforge_work *w) {
     w->unscale = 1.0 / o->grad_scale;
     if (!(o->grad_scale > 0.0 && w->unscale > 0.0 && w->unscale - w->unscale == 0.0))
         return OPTFORGE_ERROR_GRAD_SCALE;
+    if (o->threads < 0)
+        return OPTFORGE_ERROR_THREADS;
     w->set = optforge_set();
     if (w->set < 0)
         return OPTFORGE_ERROR_ISA;
@@ -905,6 +927,11 @@ static int optforge_prepare(optforge_work *w) {
         status = optforge_check_place(w, &checked);
         if (status == OPTFORGE_OK && !o->checked)
             status = optforge_check_tensor(checked.list->kernel, checked.tensor);
+        if (checked.list->delta != NULL && checked.list->kernel->formats[0] > OPTFORGE_F64)
+            status = OPTFORGE_ERROR_OPTIONS; /* it is for what is stored as it is computed */
+        if (status == OPTFORGE_OK && !o->checked && checked.list->delta != NULL)
+            status = optforge_check_delta(checked.list->kernel, checked.tensor,
+                                          checked.list->delta[checked.k]);
     }
     for (size_t i = 0; i < w->number && status == OPTFORGE_OK; i++) {
         const optforge_list *l = &w->lists[i];
@@ -962,6 +989,7 @@ typedef struct optforge_span {
     size_t piece;     /* elements that it does at once */
     int narrow;       /* arrays that are stored in fewer bits than they are computed with, */
     char use[OPTFORGE_MOST_ARRAYS]; /* and what it does with them: optforge_pass.uses */
+    int first, last;  /* whether the pass is the kernel's first, or last */
     size_t lanes;     /* sums that are added up lane by lane */
     size_t sums;      /* with NaN and infinity, which come behind them where they are counted */
     const optforge_sum *sum[OPTFORGE_MOST_SUMS + 2];
@@ -1017,6 +1045,8 @@ static void optforge_plan(const optforge_work *w, int phase, const optforge_kern
     span->run = NULL;
     span->changes = span->narrow = 0;
     span->piece = OPTFORGE_LEAF;
+    span->first = phase == w->scan && !w->skipped;
+    span->last = phase - w->scan == (int)kernel->pass_count - 1 && !w->skipped;
     span->zeroes = pass != NULL && pass->zeroes && w->options->zero_grads;
     span->lanes = span->sums = 0;
     if (pass == NULL || w->skipped)
@@ -1149,17 +1179,39 @@ static void optforge_add_up(const optforge_work *w, const optforge_span *span, c
     }
 }
 
+#define OPTFORGE_LESS(name, real)                                                                           \
+    OPTFORGE_INLINE void name(real *OPTFORGE_RESTRICT x, const real *OPTFORGE_RESTRICT p, size_t n) {       \
+        for (; n >= OPTFORGE_LANES; n -= OPTFORGE_LANES, x += OPTFORGE_LANES, p += OPTFORGE_LANES)          \
+            for (size_t j = 0; j < OPTFORGE_LANES; j++)                                                     \
+                x[j] = x[j] - p[j];                                                                         \
+        for (size_t j = 0; j < n; j++)                                                                      \
+            x[j] = x[j] - p[j];                                                                             \
+    }
+OPTFORGE_LESS(optforge_less_f32, float)
+OPTFORGE_LESS(optforge_less_f64, double)
+
+/* Makes the parameter behind a step, n elements from `begin` on, what the step has added to it. */
+static void optforge_subtract(const optforge_kernel *kernel, void *delta, const void *p, size_t begin,
+                              size_t n) {
+    if (kernel->formats[0] == OPTFORGE_F32)
+        optforge_less_f32((float *)delta + begin, (const float *)p + begin, n);
+    else
+        optforge_less_f64((double *)delta + begin, (const double *)p + begin, n);
+}
+
 /* The leaf of a tensor that begins at element `begin`, and is number `leaf` of all leaves that are added
- * up. */
+ * up. Where what a step adds to p is asked for instead, `tensor` has the memory for that as its p, and `p` is
+ * the parameter; else it is NULL. */
 static void optforge_leaf(const optforge_work *w, const optforge_span *span, const optforge_place *place,
-                          const void *scalars, void *scratch, size_t begin, size_t leaf,
-                          optforge_wide *wide) {
+                          const void *tensor, const void *p, const void *scalars, void *scratch,
+                          size_t begin, size_t leaf, optforge_wide *wide) {
     const optforge_kernel *kernel = span->kernel;
-    const void *tensor = place->tensor;
     const size_t n = optforge_least(place->n - begin, OPTFORGE_LEAF), stop = begin + n;
     const size_t size = optforge_format_size(optforge_real(kernel));
     double lanes[OPTFORGE_MOST_SUMS][OPTFORGE_LANES], old[OPTFORGE_PIECE];
     int finite = 1;
+    if (p != NULL && span->first)
+        memcpy((char *)optforge_array(tensor, 0) + begin * size, (const char *)p + begin * size, n * size);
     for (size_t s = 0; s < span->lanes; s++)
         memset(lanes[s], 0, sizeof lanes[s]);
     for (size_t at = begin; at < stop; at += span->piece) {
@@ -1174,6 +1226,8 @@ static void optforge_leaf(const optforge_work *w, const optforge_span *span, con
             optforge_store(w, span, place, at, wide);
         optforge_add_up(w, span, &x, old, lanes);
     }
+    if (p != NULL && span->last)
+        optforge_subtract(kernel, optforge_array(tensor, 0), p, begin, n);
     for (size_t s = 0; s < span->lanes; s++) {
         const double total = optforge_fold_lanes(lanes[s], n, span->sum[s]->kind);
         span->leaf_sums[s][leaf] = total;
@@ -1199,6 +1253,7 @@ static size_t optforge_split(size_t all, size_t k, size_t parts) {
 
 OPTFORGE_API void optforge_share(optforge_work *w, int phase, size_t ith, size_t nth) {
     double own[OPTFORGE_MOST_SCALARS], scratch[OPTFORGE_MOST_SCRATCH * OPTFORGE_PIECE];
+    double instead[OPTFORGE_MOST_ARRAYS + 1];
     optforge_place x = optforge_start;
     const optforge_list *list = NULL;
     optforge_span span;
@@ -1213,19 +1268,23 @@ OPTFORGE_API void optforge_share(optforge_work *w, int phase, size_t ith, size_t
     while (optforge_next(w, &x) && x.leaf < to) {
         const size_t first = from > x.leaf ? from - x.leaf : 0;
         const size_t last = optforge_least(to - x.leaf, optforge_leaves(x.n));
-        const void *scalars = NULL;
+        const void *scalars = NULL, *tensor = x.tensor, *p = NULL;
         size_t leaf = 0;
         if (x.list != list)
             optforge_plan(w, phase, x.list->kernel, &span);
         list = x.list;
-        if (first >= last || (span.run == NULL && span.sums == 0 && !span.zeroes))
+        if (list->delta != NULL && x.n > 0) {
+            p = optforge_array(x.tensor, 0);
+            tensor = optforge_instead(list->kernel, x.tensor, list->delta[x.k], instead);
+        }
+        if (first >= last || (span.run == NULL && span.sums == 0 && !span.zeroes && p == NULL))
             continue;
         if (span.run != NULL)
             (void)optforge_scalars(w, &x, (unsigned)(phase - w->scan), own, &scalars);
         if (span.sums > 0)
             leaf = w->first[x.number] + (list->part != NULL ? list->part[x.k] / OPTFORGE_LEAF : 0);
         for (size_t k = first; k < last; k++)
-            optforge_leaf(w, &span, &x, scalars, scratch, k * OPTFORGE_LEAF, leaf + k, &wide);
+            optforge_leaf(w, &span, &x, tensor, p, scalars, scratch, k * OPTFORGE_LEAF, leaf + k, &wide);
     }
     optforge_restore_flush(flush);
 }
@@ -1426,7 +1485,7 @@ static size_t optforge_shares(const optforge_work *w) {
     else if (w->options->parallel == NULL && worth > 1)
         most = (size_t)omp_get_max_threads();
 #endif
-    return optforge_least(most, worth);
+    return optforge_least(optforge_least(most, OPTFORGE_MOST_SHARES), worth);
 }
 
 static void optforge_run_due(void *work, size_t k, size_t shares) {
@@ -1490,6 +1549,130 @@ OPTFORGE_API int optforge_plain_step(const optforge_kernel *kernel, const void *
     return optforge_step(kernel, hyper, t, tensors, count, &o);
 }
 
+/* ---- the self-test ------------------------------------------------------------------------------------- */
+
+enum {
+    OPTFORGE_TEST_STEPS = 3,
+    OPTFORGE_TEST_SIZE = 164,    /* elements at most: four rows of lanes, one, and a part of one */
+    OPTFORGE_TEST_ARRAYS = 4096, /* doubles for all of them, and for sums and scalars */
+    OPTFORGE_TEST_SUMS = 2048
+};
+
+static uint64_t optforge_hash(uint64_t hash, double value) {
+    uint64_t bits = 0x7ff8000000000000u; /* any NaN */
+    if (value == value)
+        memcpy(&bits, &value, sizeof bits);
+    hash ^= bits;
+    return (hash << 29 | hash >> 35) * 0x9e3779b97f4a7c15u;
+}
+
+/* Numbers from -1 to 1, of 24 bits; each sixteenth is a small multiple of the least one that there is. */
+static uint32_t optforge_fill(void *array, unsigned char format, size_t n, uint32_t x, double tiny) {
+    for (size_t i = 0; i < n; i++) {
+        x = x * 1664525u + 1013904223u;
+        optforge_write(array, format, i,
+                     i % 16 == 5 ? (x >> 24) * tiny : (x >> 8) / 8388608.0 - 1.0);
+    }
+    return x;
+}
+
+/* The three leading bits of a number, whose powers are exact: they are the same with any math library. */
+static double optforge_coarse(double value) {
+    uint64_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    bits &= 0xfffc000000000000u;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+/* A training of one tensor with an instruction set: what parameter, state and statistics hash to. The
+ * hyperparameters are the defaults, coarse ones where the rule takes them. */
+static int optforge_replay(const optforge_kernel *kernel, int set, uint64_t *hash) {
+    const int doubles = optforge_real(kernel) == OPTFORGE_F64;
+    const double tiny = doubles ? DBL_MIN * DBL_EPSILON : (double)FLT_MIN * (double)FLT_EPSILON;
+    const size_t n = optforge_least(OPTFORGE_TEST_SIZE, OPTFORGE_TEST_ARRAYS / kernel->arrays);
+    double hyper[OPTFORGE_MOST_SCALARS], tensor[OPTFORGE_MOST_ARRAYS + 1];
+    double memory[OPTFORGE_TEST_ARRAYS], workspace[OPTFORGE_TEST_SUMS];
+    unsigned char starting = 1;
+    uint32_t x = 1;
+    optforge_stats stats;
+    optforge_options o;
+    optforge_list list;
+    optforge_work w;
+    int status;
+    if (kernel->hypers > OPTFORGE_MOST_SCALARS)
+        return OPTFORGE_ERROR_ABI;
+    memcpy(tensor, &n, sizeof n);
+    for (size_t a = 0; a < kernel->arrays; a++) {
+        void *const array = memory + a * n;
+        memcpy((char *)tensor + sizeof n + a * sizeof array, &array, sizeof array);
+    }
+    optforge_options_init(&o);
+    o.stats = &stats;
+    o.workspace = workspace;
+    o.workspace_size = sizeof workspace;
+    memset(&list, 0, sizeof list);
+    list.kernel = kernel;
+    list.hyper = hyper;
+    list.t = 1;
+    list.tensors = tensor;
+    list.count = 1;
+    list.starting = &starting;
+    for (size_t k = 0; k < kernel->hypers; k++)
+        hyper[k] = optforge_coarse(kernel->hyper_defaults[k]);
+    memset(memory, 0, sizeof memory);
+    x = optforge_fill(memory, kernel->formats[0], n, x, tiny);
+    x = optforge_fill(memory + n, kernel->formats[1], n, x, tiny);
+    optforge_state_init(kernel, tensor, hyper);
+    status = optforge_begin(&w, &list, 1, &o);
+    if (status == OPTFORGE_ERROR_SCALAR || status >= OPTFORGE_ERROR_ASSERT) {
+        memcpy(hyper, kernel->hyper_defaults, kernel->hypers * sizeof *hyper);
+        optforge_state_init(kernel, tensor, hyper);
+    }
+    for (*hash = 0; list.t <= OPTFORGE_TEST_STEPS; list.t++, starting = 0) {
+        status = optforge_begin(&w, &list, 1, &o);
+        if (status != OPTFORGE_OK)
+            return status;
+        w.set = set;
+        for (int phase = 0; phase < w.phases; phase++) {
+            optforge_share(&w, phase, 0, 1);
+            status = optforge_fold(&w, phase);
+        }
+        *hash = optforge_hash(*hash, stats.grad_norm);
+        *hash = optforge_hash(*hash, stats.clipped_grad_norm);
+        *hash = optforge_hash(*hash, stats.param_norm);
+        *hash = optforge_hash(*hash, stats.update_norm);
+        x = optforge_fill(memory + n, kernel->formats[1], n, x, tiny);
+    }
+    for (size_t a = 0; a < kernel->arrays; a++)
+        for (size_t i = 0; a != 1 && i < (kernel->formats[a] == OPTFORGE_SCALAR ? 1 : n); i++)
+            *hash = optforge_hash(*hash, optforge_read(memory + a * n, kernel->formats[a], i));
+    return status;
+}
+
+OPTFORGE_API int optforge_selftest(const optforge_kernel *kernel) {
+    int status = optforge_check_kernel(kernel);
+    uint64_t expected = status == OPTFORGE_OK ? kernel->golden : 0;
+    optforge_options o;
+    uint64_t flush;
+    if (status != OPTFORGE_OK)
+        return status;
+    optforge_options_init(&o);
+    flush = optforge_keep_subnormals(&o);
+    for (int set = 0; set < OPTFORGE_SETS && status == OPTFORGE_OK; set++) {
+        uint64_t found;
+        if (!optforge_has(set))
+            continue;
+        status = optforge_replay(kernel, set, &found);
+        if (expected == 0)
+            expected = found;
+        if (status == OPTFORGE_OK && found != expected)
+            status = OPTFORGE_ERROR_SELFTEST;
+    }
+    optforge_restore_flush(flush);
+    return status;
+}
+
 /* ---- small things -------------------------------------------------------------------------------------- */
 
 OPTFORGE_API void optforge_options_init(optforge_options *o) {
@@ -1515,6 +1698,38 @@ OPTFORGE_API void optforge_state_init(const optforge_kernel *kernel, const void 
     }
 }
 
+OPTFORGE_API int optforge_range(const optforge_kernel *kernel, const void *tensor, size_t begin, size_t n,
+                                 void *range) {
+    const int status = optforge_check_kernel(kernel);
+    double memory[OPTFORGE_MOST_ARRAYS + 1];
+    if (status != OPTFORGE_OK)
+        return status;
+    if (tensor == NULL || range == NULL)
+        return OPTFORGE_ERROR_NULL;
+    if (begin > optforge_elements(tensor) || n > optforge_elements(tensor) - begin)
+        return OPTFORGE_ERROR_PART;
+    memcpy(memory, &n, sizeof n);
+    for (size_t a = 0; a < kernel->arrays; a++) {
+        char *array = (char *)optforge_array(tensor, a);
+        if (array != NULL && kernel->formats[a] != OPTFORGE_SCALAR)
+            array += begin * optforge_format_size(kernel->formats[a]);
+        memcpy((char *)memory + sizeof n + a * sizeof array, &array, sizeof array);
+    }
+    memcpy(range, memory, sizeof n + kernel->arrays * sizeof(void *));
+    return OPTFORGE_OK;
+}
+
+OPTFORGE_API size_t optforge_state_size(const optforge_kernel *kernel, size_t n) {
+    size_t bytes = 0;
+    if (optforge_check_kernel(kernel) != OPTFORGE_OK)
+        return 0;
+    for (size_t a = 2; a < kernel->arrays; a++) {
+        const size_t count = kernel->formats[a] == OPTFORGE_SCALAR ? 1 : n;
+        bytes = optforge_plus(bytes, optforge_times(count, optforge_format_size(kernel->formats[a])));
+    }
+    return bytes;
+}
+
 OPTFORGE_API const char *optforge_strerror(int status) {
     static const char *const texts[] = {
         "done",
@@ -1534,7 +1749,10 @@ OPTFORGE_API const char *optforge_strerror(int status) {
         "the options are of another version: fill them in with optforge_options_init",
         "OPTFORGE_ISA, or the argument of optforge_use, is no instruction set of this machine",
         "this program flushes subnormal numbers to zero, which changes the results",
-        "optforge_begin was not called, or this phase is not the one that is due"
+        "optforge_begin was not called, or this phase is not the one that is due",
+        "this build computes other bits than it should: compile without flags that change arithmetic",
+        "there is no memory for the state, or for the workspace",
+        "options.threads is negative"
     };
 
     if (status == OPTFORGE_SKIPPED)

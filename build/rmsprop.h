@@ -86,6 +86,9 @@ rmsprop_API int rmsprop_step_with_f64(const rmsprop_hyper *h, uint64_t t, const 
                                       size_t count, const rmsprop_options *options);
 extern rmsprop_API const optforge_kernel rmsprop_kernel_f64;
 
+/* Whether this build computes the bits that it should, on this machine with each of its instruction sets. */
+rmsprop_API int rmsprop_selftest(void);
+
 #ifdef __cplusplus
 }
 #endif

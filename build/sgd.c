@@ -80,7 +80,7 @@ const optforge_kernel sgd_kernel_f32 = {
     sgd_hypers, sgd_states, sgd_asserts, sgd_defaults, NULL,
     sizeof(sgd_hyper) / sizeof(double), sizeof sgd_forms_f32, sgd_forms_f32,
     sizeof(sgd_scalars), 1, sgd_passes_f32, {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
-    sgd_begin, NULL, NULL, NULL, NULL, 0, 0
+    sgd_begin, NULL, NULL, NULL, NULL, 0, 0, 12, 0x7020a78c93873463u
 };
 
 void sgd_state_init_f32(const sgd_tensor_f32 *x) { optforge_state_init(&sgd_kernel_f32, x, NULL); }
@@ -104,7 +104,7 @@ const optforge_kernel sgd_kernel_f64 = {
     sgd_hypers, sgd_states, sgd_asserts, sgd_defaults, NULL,
     sizeof(sgd_hyper) / sizeof(double), sizeof sgd_forms_f64, sgd_forms_f64,
     sizeof(sgd_scalars), 1, sgd_passes_f64, {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
-    sgd_begin, NULL, NULL, NULL, NULL, 0, 0
+    sgd_begin, NULL, NULL, NULL, NULL, 0, 0, 24, 0x3d4bb74e78ce426au
 };
 
 void sgd_state_init_f64(const sgd_tensor_f64 *x) { optforge_state_init(&sgd_kernel_f64, x, NULL); }
@@ -116,6 +116,10 @@ int sgd_step_f64(const sgd_hyper *h, uint64_t t, const sgd_tensor_f64 *tensors, 
     return optforge_plain_step(&sgd_kernel_f64, h, t, tensors, count, NULL);
 }
 
+int sgd_selftest(void) {
+    int status = optforge_selftest(&sgd_kernel_f32);
+    return status != OPTFORGE_OK ? status : optforge_selftest(&sgd_kernel_f64);
+}
 const char *sgd_strerror(int status) { return optforge_kernel_strerror(&sgd_kernel_f32, status); }
 void sgd_hyper_init(sgd_hyper *h) { memcpy(h, sgd_defaults, sizeof *h); }
 void sgd_options_init(sgd_options *o) { optforge_options_init(o); }

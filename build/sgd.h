@@ -77,6 +77,9 @@ sgd_API int sgd_step_with_f64(const sgd_hyper *h, uint64_t t, const sgd_tensor_f
                               const sgd_options *options);
 extern sgd_API const optforge_kernel sgd_kernel_f64;
 
+/* Whether this build computes the bits that it should, on this machine with each of its instruction sets. */
+sgd_API int sgd_selftest(void);
+
 #ifdef __cplusplus
 }
 #endif

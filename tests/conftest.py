@@ -63,8 +63,18 @@ def require_torch() -> Any:
     return torch
 
 
+def require_jax(*also: str) -> Any:
+    """JAX, and what else is needed beside it (optax); the test is skipped without, or fails where it is required."""
+    for name in ("jax", *also):
+        if importlib.util.find_spec(name) is None:
+            missing(name)
+    import jax
+
+    return jax
+
+
 def missing(what: str) -> NoReturn:
     """Skip the test that needs what is not here, or fail where OPTFORGE_TEST_REQUIRE lists it."""
     if what in REQUIRED:
         pytest.fail(f"{what} is required here and is not installed")
-    pytest.skip(f"{what} is not installed")
+    pytest.skip(f"{what} is not installed", allow_module_level=True)

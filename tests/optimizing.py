@@ -8,11 +8,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pytest
 
 from optforge import Optimizer, Rule, abs, exp, log, rule, scalar, sqrt
 
 # A run on a GPU, or on the emulation of one, names others: OPTFORGE_TEST_TARGETS=cuda
 TARGETS = tuple(os.environ.get("OPTFORGE_TEST_TARGETS", "c numpy").split())
+
+own_counts = pytest.mark.skipif("cuda" in TARGETS, reason="target cuda has one count of steps for all tensors")
+"""Of tests in which a gradient comes late, or is missing, under a rule with t."""
 
 
 @rule

@@ -2,8 +2,8 @@
 
 Under AddressSanitizer, which finds whatever a step reads or writes of memory that was given back:
 
-    CC="gcc -fsanitize=address" LD_PRELOAD=$(gcc -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 \\
-        PYTHONMALLOC=malloc OPTFORGE_CACHE_DIR=$(mktemp -d) pytest tests/test_inputs.py
+    CC="gcc -fsanitize=address" OPTFORGE_CACHE_DIR=$(mktemp -d) ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc \\
+        LD_PRELOAD="$(gcc -print-file-name=libasan.so) $(gcc -print-file-name=libstdc++.so)" pytest tests/test_inputs.py
 """
 
 from __future__ import annotations

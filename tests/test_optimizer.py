@@ -29,6 +29,7 @@ from optimizing import (
     everything,
     large,
     nadam,
+    own_counts,
     small,
 )
 
@@ -214,6 +215,7 @@ def test_more_threads_than_a_machine_has_are_harmless() -> None:
     assert everything(opt) == everything(reference)
 
 
+@own_counts
 def test_tensors_start_at_their_first_gradient(target: str) -> None:
     opt = Optimizer(small(1), nadam, target=target, **SETTINGS)
     judge = Judge(small(1), nadam, **SETTINGS)
@@ -239,6 +241,7 @@ def test_scalar_state_advances_once_per_tensor_and_applied_step() -> None:
     assert opt.state["left"] == [2.0, 1.0, 1.0, 1.0, 1.0]
 
 
+@own_counts
 def test_state_starts_with_the_hyperparameters_of_that_step(target: str) -> None:
     opt = Optimizer([np.ones(2), np.ones(2)], nadam, target=target, lr=0.5, floor=0.25)
     opt.step([np.ones(2), None])
@@ -378,6 +381,7 @@ def test_compiled_code_looks_at_arrays(target: str, monkeypatch: pytest.MonkeyPa
         assert judge.agrees(opt)
 
 
+@own_counts
 def test_gradients_may_change_in_place_and_in_the_list(target: str) -> None:
     opt = Optimizer(small(1), nadam, target=target, **SETTINGS)
     judge = Judge(small(1), nadam, **SETTINGS)

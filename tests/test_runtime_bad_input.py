@@ -31,6 +31,9 @@ TEXTS = {
     "ISA": "OPTFORGE_ISA, or the argument of optforge_use, is no instruction set of this machine",
     "FLUSH": "this program flushes subnormal numbers to zero, which changes the results",
     "ORDER": "optforge_begin was not called, or this phase is not the one that is due",
+    "SELFTEST": "this build computes other bits than it should: compile without flags that change arithmetic",
+    "MEMORY": "there is no memory for the state, or for the workspace",
+    "THREADS": "options.threads is negative",
     "ASSERT": "the hyperparameters break an assert of the rule",
 }
 RULES = {
@@ -123,7 +126,7 @@ def test_every_status_has_a_text(library: Library) -> None:
         assert library.text(getattr(calls, f"OPTFORGE_ERROR_{name}")) == text
     assert library.text(0) == "done"
     assert library.text(-1) == "a gradient is NaN or infinite, so nothing was changed, and t does not advance"
-    for status in (-2, -(2**31), 18, 99):
+    for status in (-2, -(2**31), 21, 99):
         assert library.text(status) == "unknown status"
     assert library.text(2**31 - 1) == TEXTS["ASSERT"]
     own = library.ffi.string(calls.clipped_strerror(100)).decode()
@@ -133,6 +136,12 @@ def test_every_status_has_a_text(library: Library) -> None:
 
 
 # ---- pointers that are NULL
+
+
+@pytest.mark.parametrize("threads", [-1, -(2**31)])
+def test_a_negative_number_of_threads(call: Call, threads: int) -> None:
+    call.options.threads = threads
+    call.fails("THREADS")
 
 
 @pytest.mark.parametrize("name", ["kernel", "hyper", "tensors"])

@@ -419,6 +419,11 @@ class Wanted:
     rounding: str = "nearest"
     suffix: str | None = None
 
+    @property
+    def own(self) -> bool:
+        """Whether there is a storage beside dtypes that all arrays have."""
+        return bool(self.store) or self.master is not None or self.rounding != "nearest"
+
     def storages(self, kernel: Kernel) -> tuple[Storage, ...]:
         """The ways to store the arrays of a kernel.
 
@@ -427,7 +432,7 @@ class Wanted:
         UsageError
             There is no such dtype, or as of `storage`.
         """
-        own = bool(self.store) or self.master is not None or self.rounding != "nearest"
+        own = self.own
         names = self.dtypes if self.dtypes is not None else [] if own else [*DTYPES]
         names = [names] if isinstance(names, str) else [*names]
         for name in names:

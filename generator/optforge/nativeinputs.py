@@ -89,7 +89,7 @@ class Look:
 @functools.cache
 def compiled() -> Any:
     """The compiled function, which is called with the interpreter's lock held."""
-    text = (TEMPLATES / "python" / "inputs.c").read_text(encoding="utf-8")
+    text = (TEMPLATES / "arrays" / "inputs.c").read_text(encoding="utf-8")
     call = ctypes.PyDLL(str(library({"inputs.c": text}))).optforge_inputs
     call.argtypes, call.restype = (ctypes.c_void_p, ctypes.py_object, ctypes.py_object), ctypes.c_int
     return call

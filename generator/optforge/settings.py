@@ -14,6 +14,8 @@ ELSEWHERE = {  # names that other libraries have, and ours
     "beta_1": ("beta1",),
     "beta_2": ("beta2",),
     "betas": ("beta1", "beta2"),
+    "b1": ("beta1",),
+    "b2": ("beta2",),
     "epsilon": ("eps",),
     "learning_rate": ("lr",),
 }

@@ -146,7 +146,7 @@ static const unsigned char hand_formats_f64[] = {OPTFORGE_F64, OPTFORGE_F64, OPT
         OPTFORGE_TYPES, "hand", "", hand_hypers, hand_states, hand_asserts, hand_defaults, hand_initial, 3, 4,      \
         hand_formats_##suffix, sizeof(hand_scalars), 2, hand_passes_##suffix,                                       \
         {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE}, hand_begin, hand_begin_tensor,             \
-        hand_behind_step, hand_behind_tensor, hand_finish, 0, 0                                                     \
+        hand_behind_step, hand_behind_tensor, hand_finish, 0, 0, 24, 0                                              \
     };
 HAND_KERNEL(f32)
 HAND_KERNEL(f64)
