@@ -6,6 +6,7 @@ import ctypes
 import functools
 import sys
 from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
