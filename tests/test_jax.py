@@ -168,8 +168,8 @@ def test_stochastic_rounding_depends_on_the_seed_alone() -> None:
 @pytest.mark.parametrize("threads", [None, 1, 3])
 def test_bits_on_any_number_of_threads(threads: int | None) -> None:
     rng = np.random.default_rng(5)
-    params = [rng.standard_normal(n).astype(np.float32) for n in (300_001, 17)]
-    grads = [rng.standard_normal(n).astype(np.float32) for n in (300_001, 17)]
+    params = [rng.standard_normal(n).astype(np.float32) for n in (1_300_001, 17)]
+    grads = [rng.standard_normal(n).astype(np.float32) for n in (1_300_001, 17)]
     expected = of.Optimizer([p.copy() for p in params], "clip_by_global_norm:lamb", target="c", max_norm=0.1)
     opt = ofj.Optimizer("clip_by_global_norm:lamb", threads=threads, max_norm=0.1)
     p = [jnp.asarray(own) for own in params]
