@@ -15,8 +15,11 @@ typedef struct adadelta_scalars {
 OPTFORGE_INLINE void adadelta_elements_f32(const adadelta_scalars *s, size_t n, float *OPTFORGE_RESTRICT p_,
                                            const float *OPTFORGE_RESTRICT g_, float *OPTFORGE_RESTRICT acc_,
                                            float *OPTFORGE_RESTRICT acc_delta_) {
-    const float unscale = (float)s->unscale, rho = (float)s->rho, one_minus_rho = (float)s->one_minus_rho,
-            eps = (float)s->eps, lr = (float)s->lr;
+    const float unscale = (float)s->unscale;
+    const float rho = (float)s->rho;
+    const float one_minus_rho = (float)s->one_minus_rho;
+    const float eps = (float)s->eps;
+    const float lr = (float)s->lr;
 
     for (size_t i = 0; i < n; i++) {
         float p = p_[i];
@@ -40,8 +43,11 @@ OPTFORGE_INLINE void adadelta_elements_f32(const adadelta_scalars *s, size_t n, 
 OPTFORGE_INLINE void adadelta_elements_f64(const adadelta_scalars *s, size_t n, double *OPTFORGE_RESTRICT p_,
                                            const double *OPTFORGE_RESTRICT g_, double *OPTFORGE_RESTRICT acc_,
                                            double *OPTFORGE_RESTRICT acc_delta_) {
-    const double unscale = s->unscale, rho = s->rho, one_minus_rho = s->one_minus_rho, eps = s->eps,
-            lr = s->lr;
+    const double unscale = s->unscale;
+    const double rho = s->rho;
+    const double one_minus_rho = s->one_minus_rho;
+    const double eps = s->eps;
+    const double lr = s->lr;
 
     for (size_t i = 0; i < n; i++) {
         double p = p_[i];
@@ -104,7 +110,7 @@ const optforge_kernel adadelta_kernel_f32 = {
     sizeof(adadelta_hyper) / sizeof(double), sizeof adadelta_forms_f32, adadelta_forms_f32,
     sizeof(adadelta_scalars), 1, adadelta_passes_f32,
     {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
-    adadelta_begin, NULL, NULL, NULL, NULL, 0, 0
+    adadelta_begin, NULL, NULL, NULL, NULL, 0, 0, 28, 0xadf4a5b64964a9fau
 };
 
 void adadelta_state_init_f32(const adadelta_tensor_f32 *x) {
@@ -131,7 +137,7 @@ const optforge_kernel adadelta_kernel_f64 = {
     sizeof(adadelta_hyper) / sizeof(double), sizeof adadelta_forms_f64, adadelta_forms_f64,
     sizeof(adadelta_scalars), 1, adadelta_passes_f64,
     {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
-    adadelta_begin, NULL, NULL, NULL, NULL, 0, 0
+    adadelta_begin, NULL, NULL, NULL, NULL, 0, 0, 56, 0x7413e65b2e5f7b52u
 };
 
 void adadelta_state_init_f64(const adadelta_tensor_f64 *x) {
@@ -145,6 +151,10 @@ int adadelta_step_f64(const adadelta_hyper *h, uint64_t t, const adadelta_tensor
     return optforge_plain_step(&adadelta_kernel_f64, h, t, tensors, count, NULL);
 }
 
+int adadelta_selftest(void) {
+    int status = optforge_selftest(&adadelta_kernel_f32);
+    return status != OPTFORGE_OK ? status : optforge_selftest(&adadelta_kernel_f64);
+}
 const char *adadelta_strerror(int status) { return optforge_kernel_strerror(&adadelta_kernel_f32, status); }
 void adadelta_hyper_init(adadelta_hyper *h) { memcpy(h, adadelta_defaults, sizeof *h); }
 void adadelta_options_init(adadelta_options *o) { optforge_options_init(o); }

@@ -32,7 +32,9 @@
 #define adadelta_API /* define it to export the functions: __declspec(dllexport), visibility("default") */
 #endif
 
-OPTFORGE_BEGIN_C
+#ifdef __cplusplus
+extern "C" {
+#endif
 
 /* What a call returns: one of these, or of optforge's errors, each found before the first write. */
 enum {adadelta_OK = OPTFORGE_OK, adadelta_SKIPPED = OPTFORGE_SKIPPED,
@@ -91,6 +93,11 @@ adadelta_API int adadelta_step_with_f64(const adadelta_hyper *h, uint64_t t,
                                         const adadelta_options *options);
 extern adadelta_API const optforge_kernel adadelta_kernel_f64;
 
-OPTFORGE_END_C
+/* Whether this build computes the bits that it should, on this machine with each of its instruction sets. */
+adadelta_API int adadelta_selftest(void);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif /* adadelta_H */

@@ -14,7 +14,9 @@ typedef struct adagrad_scalars {
 /* The rule, for n neighbouring elements. */
 OPTFORGE_INLINE void adagrad_elements_f32(const adagrad_scalars *s, size_t n, float *OPTFORGE_RESTRICT p_,
                                           const float *OPTFORGE_RESTRICT g_, float *OPTFORGE_RESTRICT acc_) {
-    const float unscale = (float)s->unscale, lr = (float)s->lr, eps = (float)s->eps;
+    const float unscale = (float)s->unscale;
+    const float lr = (float)s->lr;
+    const float eps = (float)s->eps;
 
     for (size_t i = 0; i < n; i++) {
         float p = p_[i];
@@ -34,7 +36,9 @@ OPTFORGE_INLINE void adagrad_elements_f32(const adagrad_scalars *s, size_t n, fl
 OPTFORGE_INLINE void adagrad_elements_f64(const adagrad_scalars *s, size_t n, double *OPTFORGE_RESTRICT p_,
                                           const double *OPTFORGE_RESTRICT g_,
                                           double *OPTFORGE_RESTRICT acc_) {
-    const double unscale = s->unscale, lr = s->lr, eps = s->eps;
+    const double unscale = s->unscale;
+    const double lr = s->lr;
+    const double eps = s->eps;
 
     for (size_t i = 0; i < n; i++) {
         double p = p_[i];
@@ -91,7 +95,7 @@ const optforge_kernel adagrad_kernel_f32 = {
     sizeof(adagrad_hyper) / sizeof(double), sizeof adagrad_forms_f32, adagrad_forms_f32,
     sizeof(adagrad_scalars), 1, adagrad_passes_f32,
     {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
-    adagrad_begin, NULL, NULL, NULL, NULL, 0, 0
+    adagrad_begin, NULL, NULL, NULL, NULL, 0, 0, 20, 0xc40bf845acc05637u
 };
 
 void adagrad_state_init_f32(const adagrad_tensor_f32 *x) {
@@ -118,7 +122,7 @@ const optforge_kernel adagrad_kernel_f64 = {
     sizeof(adagrad_hyper) / sizeof(double), sizeof adagrad_forms_f64, adagrad_forms_f64,
     sizeof(adagrad_scalars), 1, adagrad_passes_f64,
     {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
-    adagrad_begin, NULL, NULL, NULL, NULL, 0, 0
+    adagrad_begin, NULL, NULL, NULL, NULL, 0, 0, 40, 0xf36d52d41e111883u
 };
 
 void adagrad_state_init_f64(const adagrad_tensor_f64 *x) {
@@ -132,6 +136,10 @@ int adagrad_step_f64(const adagrad_hyper *h, uint64_t t, const adagrad_tensor_f6
     return optforge_plain_step(&adagrad_kernel_f64, h, t, tensors, count, NULL);
 }
 
+int adagrad_selftest(void) {
+    int status = optforge_selftest(&adagrad_kernel_f32);
+    return status != OPTFORGE_OK ? status : optforge_selftest(&adagrad_kernel_f64);
+}
 const char *adagrad_strerror(int status) { return optforge_kernel_strerror(&adagrad_kernel_f32, status); }
 void adagrad_hyper_init(adagrad_hyper *h) { memcpy(h, adagrad_defaults, sizeof *h); }
 void adagrad_options_init(adagrad_options *o) { optforge_options_init(o); }

@@ -30,7 +30,9 @@
 #define adagrad_API /* define it to export the functions: __declspec(dllexport), visibility("default") */
 #endif
 
-OPTFORGE_BEGIN_C
+#ifdef __cplusplus
+extern "C" {
+#endif
 
 /* What a call returns: one of these, or of optforge's errors, each found before the first write. */
 enum {adagrad_OK = OPTFORGE_OK, adagrad_SKIPPED = OPTFORGE_SKIPPED,
@@ -85,6 +87,11 @@ adagrad_API int adagrad_step_with_f64(const adagrad_hyper *h, uint64_t t, const 
                                       size_t count, const adagrad_options *options);
 extern adagrad_API const optforge_kernel adagrad_kernel_f64;
 
-OPTFORGE_END_C
+/* Whether this build computes the bits that it should, on this machine with each of its instruction sets. */
+adagrad_API int adagrad_selftest(void);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif /* adagrad_H */

@@ -26,11 +26,15 @@ static double adam_power(double a, double b, int *failed) {
 OPTFORGE_INLINE void adam_elements_f32(const adam_scalars *s, size_t n, float *OPTFORGE_RESTRICT p_,
                                        const float *OPTFORGE_RESTRICT g_, float *OPTFORGE_RESTRICT m_,
                                        float *OPTFORGE_RESTRICT v_) {
-    const float unscale = (float)s->unscale, beta1_t = (float)s->beta1_t,
-            one_minus_beta1_t = (float)s->one_minus_beta1_t, beta2 = (float)s->beta2,
-            one_minus_beta2 = (float)s->one_minus_beta2, lr = (float)s->lr,
-            one_minus_beta1_pow_t = (float)s->one_minus_beta1_pow_t,
-            one_minus_beta2_pow_t = (float)s->one_minus_beta2_pow_t, eps = (float)s->eps;
+    const float unscale = (float)s->unscale;
+    const float beta1_t = (float)s->beta1_t;
+    const float one_minus_beta1_t = (float)s->one_minus_beta1_t;
+    const float beta2 = (float)s->beta2;
+    const float one_minus_beta2 = (float)s->one_minus_beta2;
+    const float lr = (float)s->lr;
+    const float one_minus_beta1_pow_t = (float)s->one_minus_beta1_pow_t;
+    const float one_minus_beta2_pow_t = (float)s->one_minus_beta2_pow_t;
+    const float eps = (float)s->eps;
 
     for (size_t i = 0; i < n; i++) {
         float p = p_[i];
@@ -53,10 +57,15 @@ OPTFORGE_INLINE void adam_elements_f32(const adam_scalars *s, size_t n, float *O
 OPTFORGE_INLINE void adam_elements_f64(const adam_scalars *s, size_t n, double *OPTFORGE_RESTRICT p_,
                                        const double *OPTFORGE_RESTRICT g_, double *OPTFORGE_RESTRICT m_,
                                        double *OPTFORGE_RESTRICT v_) {
-    const double unscale = s->unscale, beta1_t = s->beta1_t, one_minus_beta1_t = s->one_minus_beta1_t,
-            beta2 = s->beta2, one_minus_beta2 = s->one_minus_beta2, lr = s->lr,
-            one_minus_beta1_pow_t = s->one_minus_beta1_pow_t,
-            one_minus_beta2_pow_t = s->one_minus_beta2_pow_t, eps = s->eps;
+    const double unscale = s->unscale;
+    const double beta1_t = s->beta1_t;
+    const double one_minus_beta1_t = s->one_minus_beta1_t;
+    const double beta2 = s->beta2;
+    const double one_minus_beta2 = s->one_minus_beta2;
+    const double lr = s->lr;
+    const double one_minus_beta1_pow_t = s->one_minus_beta1_pow_t;
+    const double one_minus_beta2_pow_t = s->one_minus_beta2_pow_t;
+    const double eps = s->eps;
 
     for (size_t i = 0; i < n; i++) {
         double p = p_[i];
@@ -124,7 +133,7 @@ const optforge_kernel adam_kernel_f32 = {
     adam_hypers, adam_states, adam_asserts, adam_defaults, adam_initial,
     sizeof(adam_hyper) / sizeof(double), sizeof adam_forms_f32, adam_forms_f32,
     sizeof(adam_scalars), 1, adam_passes_f32, {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
-    adam_begin, NULL, NULL, NULL, NULL, 0, 0
+    adam_begin, NULL, NULL, NULL, NULL, 0, 0, 28, 0x2ff3f702bffb7c5eu
 };
 
 void adam_state_init_f32(const adam_tensor_f32 *x) { optforge_state_init(&adam_kernel_f32, x, NULL); }
@@ -148,7 +157,7 @@ const optforge_kernel adam_kernel_f64 = {
     adam_hypers, adam_states, adam_asserts, adam_defaults, adam_initial,
     sizeof(adam_hyper) / sizeof(double), sizeof adam_forms_f64, adam_forms_f64,
     sizeof(adam_scalars), 1, adam_passes_f64, {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
-    adam_begin, NULL, NULL, NULL, NULL, 0, 0
+    adam_begin, NULL, NULL, NULL, NULL, 0, 0, 56, 0x242ebf7c1e8ccabau
 };
 
 void adam_state_init_f64(const adam_tensor_f64 *x) { optforge_state_init(&adam_kernel_f64, x, NULL); }
@@ -160,6 +169,10 @@ int adam_step_f64(const adam_hyper *h, uint64_t t, const adam_tensor_f64 *tensor
     return optforge_plain_step(&adam_kernel_f64, h, t, tensors, count, NULL);
 }
 
+int adam_selftest(void) {
+    int status = optforge_selftest(&adam_kernel_f32);
+    return status != OPTFORGE_OK ? status : optforge_selftest(&adam_kernel_f64);
+}
 const char *adam_strerror(int status) { return optforge_kernel_strerror(&adam_kernel_f32, status); }
 void adam_hyper_init(adam_hyper *h) { memcpy(h, adam_defaults, sizeof *h); }
 void adam_options_init(adam_options *o) { optforge_options_init(o); }

@@ -33,7 +33,9 @@
 #define adam_API /* define it to export the functions: __declspec(dllexport), visibility("default") */
 #endif
 
-OPTFORGE_BEGIN_C
+#ifdef __cplusplus
+extern "C" {
+#endif
 
 /* What a call returns: one of these, or of optforge's errors, each found before the first write. */
 enum {adam_OK = OPTFORGE_OK, adam_SKIPPED = OPTFORGE_SKIPPED, adam_ERROR_ASSERT = OPTFORGE_ERROR_ASSERT};
@@ -87,6 +89,11 @@ adam_API int adam_step_with_f64(const adam_hyper *h, uint64_t t, const adam_tens
                                 const adam_options *options);
 extern adam_API const optforge_kernel adam_kernel_f64;
 
-OPTFORGE_END_C
+/* Whether this build computes the bits that it should, on this machine with each of its instruction sets. */
+adam_API int adam_selftest(void);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif /* adam_H */

@@ -33,11 +33,15 @@ static double adamw_divide(double a, double b, int *failed) {
 OPTFORGE_INLINE void adamw_elements_f32(const adamw_scalars *s, size_t n, float *OPTFORGE_RESTRICT p_,
                                         const float *OPTFORGE_RESTRICT g_, float *OPTFORGE_RESTRICT m_,
                                         float *OPTFORGE_RESTRICT v_) {
-    const float unscale = (float)s->unscale,
-            one_minus_lr_times_weight_decay = (float)s->one_minus_lr_times_weight_decay,
-            beta1 = (float)s->beta1, one_minus_beta1 = (float)s->one_minus_beta1, beta2 = (float)s->beta2,
-            one_minus_beta2 = (float)s->one_minus_beta2, step_size = (float)s->step_size,
-            one_minus_beta2_pow_t = (float)s->one_minus_beta2_pow_t, eps = (float)s->eps;
+    const float unscale = (float)s->unscale;
+    const float one_minus_lr_times_weight_decay = (float)s->one_minus_lr_times_weight_decay;
+    const float beta1 = (float)s->beta1;
+    const float one_minus_beta1 = (float)s->one_minus_beta1;
+    const float beta2 = (float)s->beta2;
+    const float one_minus_beta2 = (float)s->one_minus_beta2;
+    const float step_size = (float)s->step_size;
+    const float one_minus_beta2_pow_t = (float)s->one_minus_beta2_pow_t;
+    const float eps = (float)s->eps;
 
     for (size_t i = 0; i < n; i++) {
         float p = p_[i];
@@ -61,10 +65,15 @@ OPTFORGE_INLINE void adamw_elements_f32(const adamw_scalars *s, size_t n, float 
 OPTFORGE_INLINE void adamw_elements_f64(const adamw_scalars *s, size_t n, double *OPTFORGE_RESTRICT p_,
                                         const double *OPTFORGE_RESTRICT g_, double *OPTFORGE_RESTRICT m_,
                                         double *OPTFORGE_RESTRICT v_) {
-    const double unscale = s->unscale, one_minus_lr_times_weight_decay = s->one_minus_lr_times_weight_decay,
-            beta1 = s->beta1, one_minus_beta1 = s->one_minus_beta1, beta2 = s->beta2,
-            one_minus_beta2 = s->one_minus_beta2, step_size = s->step_size,
-            one_minus_beta2_pow_t = s->one_minus_beta2_pow_t, eps = s->eps;
+    const double unscale = s->unscale;
+    const double one_minus_lr_times_weight_decay = s->one_minus_lr_times_weight_decay;
+    const double beta1 = s->beta1;
+    const double one_minus_beta1 = s->one_minus_beta1;
+    const double beta2 = s->beta2;
+    const double one_minus_beta2 = s->one_minus_beta2;
+    const double step_size = s->step_size;
+    const double one_minus_beta2_pow_t = s->one_minus_beta2_pow_t;
+    const double eps = s->eps;
 
     for (size_t i = 0; i < n; i++) {
         double p = p_[i];
@@ -134,7 +143,7 @@ const optforge_kernel adamw_kernel_f32 = {
     sizeof(adamw_hyper) / sizeof(double), sizeof adamw_forms_f32, adamw_forms_f32,
     sizeof(adamw_scalars), 1, adamw_passes_f32,
     {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
-    adamw_begin, NULL, NULL, NULL, NULL, 0, 0
+    adamw_begin, NULL, NULL, NULL, NULL, 0, 0, 28, 0x619f934ed051fb15u
 };
 
 void adamw_state_init_f32(const adamw_tensor_f32 *x) { optforge_state_init(&adamw_kernel_f32, x, NULL); }
@@ -159,7 +168,7 @@ const optforge_kernel adamw_kernel_f64 = {
     sizeof(adamw_hyper) / sizeof(double), sizeof adamw_forms_f64, adamw_forms_f64,
     sizeof(adamw_scalars), 1, adamw_passes_f64,
     {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
-    adamw_begin, NULL, NULL, NULL, NULL, 0, 0
+    adamw_begin, NULL, NULL, NULL, NULL, 0, 0, 56, 0xecb06205a448c355u
 };
 
 void adamw_state_init_f64(const adamw_tensor_f64 *x) { optforge_state_init(&adamw_kernel_f64, x, NULL); }
@@ -171,6 +180,10 @@ int adamw_step_f64(const adamw_hyper *h, uint64_t t, const adamw_tensor_f64 *ten
     return optforge_plain_step(&adamw_kernel_f64, h, t, tensors, count, NULL);
 }
 
+int adamw_selftest(void) {
+    int status = optforge_selftest(&adamw_kernel_f32);
+    return status != OPTFORGE_OK ? status : optforge_selftest(&adamw_kernel_f64);
+}
 const char *adamw_strerror(int status) { return optforge_kernel_strerror(&adamw_kernel_f32, status); }
 void adamw_hyper_init(adamw_hyper *h) { memcpy(h, adamw_defaults, sizeof *h); }
 void adamw_options_init(adamw_options *o) { optforge_options_init(o); }

@@ -34,7 +34,9 @@
 #define adamw_API /* define it to export the functions: __declspec(dllexport), visibility("default") */
 #endif
 
-OPTFORGE_BEGIN_C
+#ifdef __cplusplus
+extern "C" {
+#endif
 
 /* What a call returns: one of these, or of optforge's errors, each found before the first write. */
 enum {adamw_OK = OPTFORGE_OK, adamw_SKIPPED = OPTFORGE_SKIPPED, adamw_ERROR_ASSERT = OPTFORGE_ERROR_ASSERT};
@@ -88,6 +90,11 @@ adamw_API int adamw_step_with_f64(const adamw_hyper *h, uint64_t t, const adamw_
                                   size_t count, const adamw_options *options);
 extern adamw_API const optforge_kernel adamw_kernel_f64;
 
-OPTFORGE_END_C
+/* Whether this build computes the bits that it should, on this machine with each of its instruction sets. */
+adamw_API int adamw_selftest(void);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif /* adamw_H */

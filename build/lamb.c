@@ -26,12 +26,15 @@ static double lamb_power(double a, double b, int *failed) {
 OPTFORGE_INLINE void lamb_pass_1_f32(const lamb_scalars *s, size_t n, const float *OPTFORGE_RESTRICT p_,
                                      const float *OPTFORGE_RESTRICT g_, float *OPTFORGE_RESTRICT m_,
                                      float *OPTFORGE_RESTRICT v_, float *OPTFORGE_RESTRICT added_update) {
-    const float unscale = (float)s->unscale, beta1 = (float)s->beta1,
-            one_minus_beta1 = (float)s->one_minus_beta1, beta2 = (float)s->beta2,
-            one_minus_beta2 = (float)s->one_minus_beta2,
-            one_minus_beta1_pow_t = (float)s->one_minus_beta1_pow_t,
-            one_minus_beta2_pow_t = (float)s->one_minus_beta2_pow_t, eps = (float)s->eps,
-            weight_decay = (float)s->weight_decay;
+    const float unscale = (float)s->unscale;
+    const float beta1 = (float)s->beta1;
+    const float one_minus_beta1 = (float)s->one_minus_beta1;
+    const float beta2 = (float)s->beta2;
+    const float one_minus_beta2 = (float)s->one_minus_beta2;
+    const float one_minus_beta1_pow_t = (float)s->one_minus_beta1_pow_t;
+    const float one_minus_beta2_pow_t = (float)s->one_minus_beta2_pow_t;
+    const float eps = (float)s->eps;
+    const float weight_decay = (float)s->weight_decay;
 
     for (size_t i = 0; i < n; i++) {
         const float p = p_[i];
@@ -54,9 +57,11 @@ OPTFORGE_INLINE void lamb_pass_1_f32(const lamb_scalars *s, size_t n, const floa
 /* Pass 2 of 2, for n neighbouring elements. */
 OPTFORGE_INLINE void lamb_pass_2_f32(const lamb_scalars *s, size_t n, float *OPTFORGE_RESTRICT p_,
                                      const float *OPTFORGE_RESTRICT m_, const float *OPTFORGE_RESTRICT v_) {
-    const float one_minus_beta1_pow_t = (float)s->one_minus_beta1_pow_t,
-            one_minus_beta2_pow_t = (float)s->one_minus_beta2_pow_t, eps = (float)s->eps,
-            weight_decay = (float)s->weight_decay, lr_times_trust = (float)s->lr_times_trust;
+    const float one_minus_beta1_pow_t = (float)s->one_minus_beta1_pow_t;
+    const float one_minus_beta2_pow_t = (float)s->one_minus_beta2_pow_t;
+    const float eps = (float)s->eps;
+    const float weight_decay = (float)s->weight_decay;
+    const float lr_times_trust = (float)s->lr_times_trust;
 
     for (size_t i = 0; i < n; i++) {
         float p = p_[i];
@@ -75,10 +80,15 @@ OPTFORGE_INLINE void lamb_pass_2_f32(const lamb_scalars *s, size_t n, float *OPT
 OPTFORGE_INLINE void lamb_pass_1_f64(const lamb_scalars *s, size_t n, const double *OPTFORGE_RESTRICT p_,
                                      const double *OPTFORGE_RESTRICT g_, double *OPTFORGE_RESTRICT m_,
                                      double *OPTFORGE_RESTRICT v_, double *OPTFORGE_RESTRICT added_update) {
-    const double unscale = s->unscale, beta1 = s->beta1, one_minus_beta1 = s->one_minus_beta1,
-            beta2 = s->beta2, one_minus_beta2 = s->one_minus_beta2,
-            one_minus_beta1_pow_t = s->one_minus_beta1_pow_t,
-            one_minus_beta2_pow_t = s->one_minus_beta2_pow_t, eps = s->eps, weight_decay = s->weight_decay;
+    const double unscale = s->unscale;
+    const double beta1 = s->beta1;
+    const double one_minus_beta1 = s->one_minus_beta1;
+    const double beta2 = s->beta2;
+    const double one_minus_beta2 = s->one_minus_beta2;
+    const double one_minus_beta1_pow_t = s->one_minus_beta1_pow_t;
+    const double one_minus_beta2_pow_t = s->one_minus_beta2_pow_t;
+    const double eps = s->eps;
+    const double weight_decay = s->weight_decay;
 
     for (size_t i = 0; i < n; i++) {
         const double p = p_[i];
@@ -101,9 +111,11 @@ OPTFORGE_INLINE void lamb_pass_1_f64(const lamb_scalars *s, size_t n, const doub
 /* Pass 2 of 2, for n neighbouring elements. */
 OPTFORGE_INLINE void lamb_pass_2_f64(const lamb_scalars *s, size_t n, double *OPTFORGE_RESTRICT p_,
                                      const double *OPTFORGE_RESTRICT m_, const double *OPTFORGE_RESTRICT v_) {
-    const double one_minus_beta1_pow_t = s->one_minus_beta1_pow_t,
-            one_minus_beta2_pow_t = s->one_minus_beta2_pow_t, eps = s->eps, weight_decay = s->weight_decay,
-            lr_times_trust = s->lr_times_trust;
+    const double one_minus_beta1_pow_t = s->one_minus_beta1_pow_t;
+    const double one_minus_beta2_pow_t = s->one_minus_beta2_pow_t;
+    const double eps = s->eps;
+    const double weight_decay = s->weight_decay;
+    const double lr_times_trust = s->lr_times_trust;
 
     for (size_t i = 0; i < n; i++) {
         double p = p_[i];
@@ -195,7 +207,7 @@ const optforge_kernel lamb_kernel_f32 = {
     lamb_hypers, lamb_states, lamb_asserts, lamb_defaults, lamb_initial,
     sizeof(lamb_hyper) / sizeof(double), sizeof lamb_forms_f32, lamb_forms_f32,
     sizeof(lamb_scalars), 2, lamb_passes_f32, {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
-    lamb_begin, NULL, NULL, lamb_behind_tensor, NULL, 0, 0
+    lamb_begin, NULL, NULL, lamb_behind_tensor, NULL, 0, 0, 40, 0xf7136ed53a286aa4u
 };
 
 void lamb_state_init_f32(const lamb_tensor_f32 *x) { optforge_state_init(&lamb_kernel_f32, x, NULL); }
@@ -223,7 +235,7 @@ const optforge_kernel lamb_kernel_f64 = {
     lamb_hypers, lamb_states, lamb_asserts, lamb_defaults, lamb_initial,
     sizeof(lamb_hyper) / sizeof(double), sizeof lamb_forms_f64, lamb_forms_f64,
     sizeof(lamb_scalars), 2, lamb_passes_f64, {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
-    lamb_begin, NULL, NULL, lamb_behind_tensor, NULL, 0, 0
+    lamb_begin, NULL, NULL, lamb_behind_tensor, NULL, 0, 0, 80, 0x8e95b784f2078c60u
 };
 
 void lamb_state_init_f64(const lamb_tensor_f64 *x) { optforge_state_init(&lamb_kernel_f64, x, NULL); }
@@ -236,6 +248,10 @@ int lamb_step_f64(const lamb_hyper *h, uint64_t t, const lamb_tensor_f64 *tensor
     return optforge_plain_step(&lamb_kernel_f64, h, t, tensors, count, workspace);
 }
 
+int lamb_selftest(void) {
+    int status = optforge_selftest(&lamb_kernel_f32);
+    return status != OPTFORGE_OK ? status : optforge_selftest(&lamb_kernel_f64);
+}
 const char *lamb_strerror(int status) { return optforge_kernel_strerror(&lamb_kernel_f32, status); }
 void lamb_hyper_init(lamb_hyper *h) { memcpy(h, lamb_defaults, sizeof *h); }
 void lamb_options_init(lamb_options *o) { optforge_options_init(o); }

@@ -39,7 +39,9 @@
 #define lamb_API /* define it to export the functions: __declspec(dllexport), visibility("default") */
 #endif
 
-OPTFORGE_BEGIN_C
+#ifdef __cplusplus
+extern "C" {
+#endif
 
 /* What a call returns: one of these, or of optforge's errors, each found before the first write. */
 enum {lamb_OK = OPTFORGE_OK, lamb_SKIPPED = OPTFORGE_SKIPPED, lamb_ERROR_ASSERT = OPTFORGE_ERROR_ASSERT};
@@ -95,6 +97,11 @@ lamb_API int lamb_step_with_f64(const lamb_hyper *h, uint64_t t, const lamb_tens
                                 const lamb_options *options);
 extern lamb_API const optforge_kernel lamb_kernel_f64;
 
-OPTFORGE_END_C
+/* Whether this build computes the bits that it should, on this machine with each of its instruction sets. */
+lamb_API int lamb_selftest(void);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif /* lamb_H */

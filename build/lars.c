@@ -14,8 +14,10 @@ typedef struct lars_scalars {
 /* Pass 2 of 2, for n neighbouring elements. */
 OPTFORGE_INLINE void lars_pass_2_f32(const lars_scalars *s, size_t n, float *OPTFORGE_RESTRICT p_,
                                      const float *OPTFORGE_RESTRICT g_, float *OPTFORGE_RESTRICT m_) {
-    const float unscale = (float)s->unscale, momentum = (float)s->momentum,
-            lr_times_local_rate = (float)s->lr_times_local_rate, weight_decay = (float)s->weight_decay;
+    const float unscale = (float)s->unscale;
+    const float momentum = (float)s->momentum;
+    const float lr_times_local_rate = (float)s->lr_times_local_rate;
+    const float weight_decay = (float)s->weight_decay;
 
     for (size_t i = 0; i < n; i++) {
         float p = p_[i];
@@ -34,8 +36,10 @@ OPTFORGE_INLINE void lars_pass_2_f32(const lars_scalars *s, size_t n, float *OPT
 /* Pass 2 of 2, for n neighbouring elements. */
 OPTFORGE_INLINE void lars_pass_2_f64(const lars_scalars *s, size_t n, double *OPTFORGE_RESTRICT p_,
                                      const double *OPTFORGE_RESTRICT g_, double *OPTFORGE_RESTRICT m_) {
-    const double unscale = s->unscale, momentum = s->momentum, lr_times_local_rate = s->lr_times_local_rate,
-            weight_decay = s->weight_decay;
+    const double unscale = s->unscale;
+    const double momentum = s->momentum;
+    const double lr_times_local_rate = s->lr_times_local_rate;
+    const double weight_decay = s->weight_decay;
 
     for (size_t i = 0; i < n; i++) {
         double p = p_[i];
@@ -122,7 +126,7 @@ const optforge_kernel lars_kernel_f32 = {
     lars_hypers, lars_states, lars_asserts, lars_defaults, lars_initial,
     sizeof(lars_hyper) / sizeof(double), sizeof lars_forms_f32, lars_forms_f32,
     sizeof(lars_scalars), 2, lars_passes_f32, {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
-    lars_begin, NULL, NULL, lars_behind_tensor, NULL, 0, 0
+    lars_begin, NULL, NULL, lars_behind_tensor, NULL, 0, 0, 28, 0x799dd4abf16f1ddbu
 };
 
 void lars_state_init_f32(const lars_tensor_f32 *x) { optforge_state_init(&lars_kernel_f32, x, NULL); }
@@ -148,7 +152,7 @@ const optforge_kernel lars_kernel_f64 = {
     lars_hypers, lars_states, lars_asserts, lars_defaults, lars_initial,
     sizeof(lars_hyper) / sizeof(double), sizeof lars_forms_f64, lars_forms_f64,
     sizeof(lars_scalars), 2, lars_passes_f64, {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
-    lars_begin, NULL, NULL, lars_behind_tensor, NULL, 0, 0
+    lars_begin, NULL, NULL, lars_behind_tensor, NULL, 0, 0, 56, 0x47043189d3885b25u
 };
 
 void lars_state_init_f64(const lars_tensor_f64 *x) { optforge_state_init(&lars_kernel_f64, x, NULL); }
@@ -161,6 +165,10 @@ int lars_step_f64(const lars_hyper *h, uint64_t t, const lars_tensor_f64 *tensor
     return optforge_plain_step(&lars_kernel_f64, h, t, tensors, count, workspace);
 }
 
+int lars_selftest(void) {
+    int status = optforge_selftest(&lars_kernel_f32);
+    return status != OPTFORGE_OK ? status : optforge_selftest(&lars_kernel_f64);
+}
 const char *lars_strerror(int status) { return optforge_kernel_strerror(&lars_kernel_f32, status); }
 void lars_hyper_init(lars_hyper *h) { memcpy(h, lars_defaults, sizeof *h); }
 void lars_options_init(lars_options *o) { optforge_options_init(o); }

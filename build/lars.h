@@ -37,7 +37,9 @@
 #define lars_API /* define it to export the functions: __declspec(dllexport), visibility("default") */
 #endif
 
-OPTFORGE_BEGIN_C
+#ifdef __cplusplus
+extern "C" {
+#endif
 
 /* What a call returns: one of these, or of optforge's errors, each found before the first write. */
 enum {lars_OK = OPTFORGE_OK, lars_SKIPPED = OPTFORGE_SKIPPED, lars_ERROR_ASSERT = OPTFORGE_ERROR_ASSERT};
@@ -91,6 +93,11 @@ lars_API int lars_step_with_f64(const lars_hyper *h, uint64_t t, const lars_tens
                                 const lars_options *options);
 extern lars_API const optforge_kernel lars_kernel_f64;
 
-OPTFORGE_END_C
+/* Whether this build computes the bits that it should, on this machine with each of its instruction sets. */
+lars_API int lars_selftest(void);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif /* lars_H */

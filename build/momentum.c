@@ -14,7 +14,9 @@ typedef struct momentum_scalars {
 /* The rule, for n neighbouring elements. */
 OPTFORGE_INLINE void momentum_elements_f32(const momentum_scalars *s, size_t n, float *OPTFORGE_RESTRICT p_,
                                            const float *OPTFORGE_RESTRICT g_, float *OPTFORGE_RESTRICT m_) {
-    const float unscale = (float)s->unscale, momentum = (float)s->momentum, lr = (float)s->lr;
+    const float unscale = (float)s->unscale;
+    const float momentum = (float)s->momentum;
+    const float lr = (float)s->lr;
 
     for (size_t i = 0; i < n; i++) {
         float p = p_[i];
@@ -34,7 +36,9 @@ OPTFORGE_INLINE void momentum_elements_f32(const momentum_scalars *s, size_t n, 
 /* The rule, for n neighbouring elements. */
 OPTFORGE_INLINE void momentum_elements_f64(const momentum_scalars *s, size_t n, double *OPTFORGE_RESTRICT p_,
                                            const double *OPTFORGE_RESTRICT g_, double *OPTFORGE_RESTRICT m_) {
-    const double unscale = s->unscale, momentum = s->momentum, lr = s->lr;
+    const double unscale = s->unscale;
+    const double momentum = s->momentum;
+    const double lr = s->lr;
 
     for (size_t i = 0; i < n; i++) {
         double p = p_[i];
@@ -92,7 +96,7 @@ const optforge_kernel momentum_kernel_f32 = {
     sizeof(momentum_hyper) / sizeof(double), sizeof momentum_forms_f32, momentum_forms_f32,
     sizeof(momentum_scalars), 1, momentum_passes_f32,
     {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
-    momentum_begin, NULL, NULL, NULL, NULL, 0, 0
+    momentum_begin, NULL, NULL, NULL, NULL, 0, 0, 20, 0x8fab25ea04fed56cu
 };
 
 void momentum_state_init_f32(const momentum_tensor_f32 *x) {
@@ -119,7 +123,7 @@ const optforge_kernel momentum_kernel_f64 = {
     sizeof(momentum_hyper) / sizeof(double), sizeof momentum_forms_f64, momentum_forms_f64,
     sizeof(momentum_scalars), 1, momentum_passes_f64,
     {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
-    momentum_begin, NULL, NULL, NULL, NULL, 0, 0
+    momentum_begin, NULL, NULL, NULL, NULL, 0, 0, 40, 0x00f586015f4f5404u
 };
 
 void momentum_state_init_f64(const momentum_tensor_f64 *x) {
@@ -133,6 +137,10 @@ int momentum_step_f64(const momentum_hyper *h, uint64_t t, const momentum_tensor
     return optforge_plain_step(&momentum_kernel_f64, h, t, tensors, count, NULL);
 }
 
+int momentum_selftest(void) {
+    int status = optforge_selftest(&momentum_kernel_f32);
+    return status != OPTFORGE_OK ? status : optforge_selftest(&momentum_kernel_f64);
+}
 const char *momentum_strerror(int status) { return optforge_kernel_strerror(&momentum_kernel_f32, status); }
 void momentum_hyper_init(momentum_hyper *h) { memcpy(h, momentum_defaults, sizeof *h); }
 void momentum_options_init(momentum_options *o) { optforge_options_init(o); }

@@ -32,7 +32,9 @@
 #define momentum_API /* define it to export the functions: __declspec(dllexport), visibility("default") */
 #endif
 
-OPTFORGE_BEGIN_C
+#ifdef __cplusplus
+extern "C" {
+#endif
 
 /* What a call returns: one of these, or of optforge's errors, each found before the first write. */
 enum {momentum_OK = OPTFORGE_OK, momentum_SKIPPED = OPTFORGE_SKIPPED,
@@ -89,6 +91,11 @@ momentum_API int momentum_step_with_f64(const momentum_hyper *h, uint64_t t,
                                         const momentum_options *options);
 extern momentum_API const optforge_kernel momentum_kernel_f64;
 
-OPTFORGE_END_C
+/* Whether this build computes the bits that it should, on this machine with each of its instruction sets. */
+momentum_API int momentum_selftest(void);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif /* momentum_H */

@@ -14,7 +14,9 @@ typedef struct nesterov_scalars {
 /* The rule, for n neighbouring elements. */
 OPTFORGE_INLINE void nesterov_elements_f32(const nesterov_scalars *s, size_t n, float *OPTFORGE_RESTRICT p_,
                                            const float *OPTFORGE_RESTRICT g_, float *OPTFORGE_RESTRICT m_) {
-    const float unscale = (float)s->unscale, momentum = (float)s->momentum, lr = (float)s->lr;
+    const float unscale = (float)s->unscale;
+    const float momentum = (float)s->momentum;
+    const float lr = (float)s->lr;
 
     for (size_t i = 0; i < n; i++) {
         float p = p_[i];
@@ -34,7 +36,9 @@ OPTFORGE_INLINE void nesterov_elements_f32(const nesterov_scalars *s, size_t n, 
 /* The rule, for n neighbouring elements. */
 OPTFORGE_INLINE void nesterov_elements_f64(const nesterov_scalars *s, size_t n, double *OPTFORGE_RESTRICT p_,
                                            const double *OPTFORGE_RESTRICT g_, double *OPTFORGE_RESTRICT m_) {
-    const double unscale = s->unscale, momentum = s->momentum, lr = s->lr;
+    const double unscale = s->unscale;
+    const double momentum = s->momentum;
+    const double lr = s->lr;
 
     for (size_t i = 0; i < n; i++) {
         double p = p_[i];
@@ -92,7 +96,7 @@ const optforge_kernel nesterov_kernel_f32 = {
     sizeof(nesterov_hyper) / sizeof(double), sizeof nesterov_forms_f32, nesterov_forms_f32,
     sizeof(nesterov_scalars), 1, nesterov_passes_f32,
     {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
-    nesterov_begin, NULL, NULL, NULL, NULL, 0, 0
+    nesterov_begin, NULL, NULL, NULL, NULL, 0, 0, 20, 0xd90f006896269d8bu
 };
 
 void nesterov_state_init_f32(const nesterov_tensor_f32 *x) {
@@ -119,7 +123,7 @@ const optforge_kernel nesterov_kernel_f64 = {
     sizeof(nesterov_hyper) / sizeof(double), sizeof nesterov_forms_f64, nesterov_forms_f64,
     sizeof(nesterov_scalars), 1, nesterov_passes_f64,
     {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
-    nesterov_begin, NULL, NULL, NULL, NULL, 0, 0
+    nesterov_begin, NULL, NULL, NULL, NULL, 0, 0, 40, 0x703c7185d111d9ddu
 };
 
 void nesterov_state_init_f64(const nesterov_tensor_f64 *x) {
@@ -133,6 +137,10 @@ int nesterov_step_f64(const nesterov_hyper *h, uint64_t t, const nesterov_tensor
     return optforge_plain_step(&nesterov_kernel_f64, h, t, tensors, count, NULL);
 }
 
+int nesterov_selftest(void) {
+    int status = optforge_selftest(&nesterov_kernel_f32);
+    return status != OPTFORGE_OK ? status : optforge_selftest(&nesterov_kernel_f64);
+}
 const char *nesterov_strerror(int status) { return optforge_kernel_strerror(&nesterov_kernel_f32, status); }
 void nesterov_hyper_init(nesterov_hyper *h) { memcpy(h, nesterov_defaults, sizeof *h); }
 void nesterov_options_init(nesterov_options *o) { optforge_options_init(o); }

@@ -32,7 +32,9 @@
 #define nesterov_API /* define it to export the functions: __declspec(dllexport), visibility("default") */
 #endif
 
-OPTFORGE_BEGIN_C
+#ifdef __cplusplus
+extern "C" {
+#endif
 
 /* What a call returns: one of these, or of optforge's errors, each found before the first write. */
 enum {nesterov_OK = OPTFORGE_OK, nesterov_SKIPPED = OPTFORGE_SKIPPED,
@@ -89,6 +91,11 @@ nesterov_API int nesterov_step_with_f64(const nesterov_hyper *h, uint64_t t,
                                         const nesterov_options *options);
 extern nesterov_API const optforge_kernel nesterov_kernel_f64;
 
-OPTFORGE_END_C
+/* Whether this build computes the bits that it should, on this machine with each of its instruction sets. */
+nesterov_API int nesterov_selftest(void);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif /* nesterov_H */

@@ -14,9 +14,11 @@ typedef struct novograd_scalars {
 /* Pass 2 of 2, for n neighbouring elements. */
 OPTFORGE_INLINE void novograd_pass_2_f32(const novograd_scalars *s, size_t n, float *OPTFORGE_RESTRICT p_,
                                          const float *OPTFORGE_RESTRICT g_, float *OPTFORGE_RESTRICT m_) {
-    const float unscale = (float)s->unscale, beta1 = (float)s->beta1,
-            sqrt_v_plus_eps = (float)s->sqrt_v_plus_eps, weight_decay = (float)s->weight_decay,
-            lr = (float)s->lr;
+    const float unscale = (float)s->unscale;
+    const float beta1 = (float)s->beta1;
+    const float sqrt_v_plus_eps = (float)s->sqrt_v_plus_eps;
+    const float weight_decay = (float)s->weight_decay;
+    const float lr = (float)s->lr;
 
     for (size_t i = 0; i < n; i++) {
         float p = p_[i];
@@ -35,8 +37,11 @@ OPTFORGE_INLINE void novograd_pass_2_f32(const novograd_scalars *s, size_t n, fl
 /* Pass 2 of 2, for n neighbouring elements. */
 OPTFORGE_INLINE void novograd_pass_2_f64(const novograd_scalars *s, size_t n, double *OPTFORGE_RESTRICT p_,
                                          const double *OPTFORGE_RESTRICT g_, double *OPTFORGE_RESTRICT m_) {
-    const double unscale = s->unscale, beta1 = s->beta1, sqrt_v_plus_eps = s->sqrt_v_plus_eps,
-            weight_decay = s->weight_decay, lr = s->lr;
+    const double unscale = s->unscale;
+    const double beta1 = s->beta1;
+    const double sqrt_v_plus_eps = s->sqrt_v_plus_eps;
+    const double weight_decay = s->weight_decay;
+    const double lr = s->lr;
 
     for (size_t i = 0; i < n; i++) {
         double p = p_[i];
@@ -133,7 +138,8 @@ const optforge_kernel novograd_kernel_f32 = {
     sizeof(novograd_hyper) / sizeof(double), sizeof novograd_forms_f32, novograd_forms_f32,
     sizeof(novograd_scalars), 2, novograd_passes_f32,
     {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
-    novograd_begin, novograd_begin_tensor, NULL, novograd_behind_tensor, novograd_finish, 0, 0
+    novograd_begin, novograd_begin_tensor, NULL, novograd_behind_tensor, novograd_finish, 0, 0, 24,
+            0xcbe202faa8c6ffe0u
 };
 
 void novograd_state_init_f32(const novograd_tensor_f32 *x) {
@@ -162,7 +168,8 @@ const optforge_kernel novograd_kernel_f64 = {
     sizeof(novograd_hyper) / sizeof(double), sizeof novograd_forms_f64, novograd_forms_f64,
     sizeof(novograd_scalars), 2, novograd_passes_f64,
     {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
-    novograd_begin, novograd_begin_tensor, NULL, novograd_behind_tensor, novograd_finish, 0, 0
+    novograd_begin, novograd_begin_tensor, NULL, novograd_behind_tensor, novograd_finish, 0, 0, 48,
+            0x4133000ff8918187u
 };
 
 void novograd_state_init_f64(const novograd_tensor_f64 *x) {
@@ -177,6 +184,10 @@ int novograd_step_f64(const novograd_hyper *h, uint64_t t, const novograd_tensor
     return optforge_plain_step(&novograd_kernel_f64, h, t, tensors, count, workspace);
 }
 
+int novograd_selftest(void) {
+    int status = optforge_selftest(&novograd_kernel_f32);
+    return status != OPTFORGE_OK ? status : optforge_selftest(&novograd_kernel_f64);
+}
 const char *novograd_strerror(int status) { return optforge_kernel_strerror(&novograd_kernel_f32, status); }
 void novograd_hyper_init(novograd_hyper *h) { memcpy(h, novograd_defaults, sizeof *h); }
 void novograd_options_init(novograd_options *o) { optforge_options_init(o); }

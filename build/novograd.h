@@ -37,7 +37,9 @@
 #define novograd_API /* define it to export the functions: __declspec(dllexport), visibility("default") */
 #endif
 
-OPTFORGE_BEGIN_C
+#ifdef __cplusplus
+extern "C" {
+#endif
 
 /* What a call returns: one of these, or of optforge's errors, each found before the first write. */
 enum {novograd_OK = OPTFORGE_OK, novograd_SKIPPED = OPTFORGE_SKIPPED,
@@ -96,6 +98,11 @@ novograd_API int novograd_step_with_f64(const novograd_hyper *h, uint64_t t,
                                         const novograd_options *options);
 extern novograd_API const optforge_kernel novograd_kernel_f64;
 
-OPTFORGE_END_C
+/* Whether this build computes the bits that it should, on this machine with each of its instruction sets. */
+novograd_API int novograd_selftest(void);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif /* novograd_H */

@@ -14,8 +14,11 @@ typedef struct rmsprop_scalars {
 /* The rule, for n neighbouring elements. */
 OPTFORGE_INLINE void rmsprop_elements_f32(const rmsprop_scalars *s, size_t n, float *OPTFORGE_RESTRICT p_,
                                           const float *OPTFORGE_RESTRICT g_, float *OPTFORGE_RESTRICT acc_) {
-    const float unscale = (float)s->unscale, rho = (float)s->rho, one_minus_rho = (float)s->one_minus_rho,
-            lr = (float)s->lr, eps = (float)s->eps;
+    const float unscale = (float)s->unscale;
+    const float rho = (float)s->rho;
+    const float one_minus_rho = (float)s->one_minus_rho;
+    const float lr = (float)s->lr;
+    const float eps = (float)s->eps;
 
     for (size_t i = 0; i < n; i++) {
         float p = p_[i];
@@ -35,8 +38,11 @@ OPTFORGE_INLINE void rmsprop_elements_f32(const rmsprop_scalars *s, size_t n, fl
 OPTFORGE_INLINE void rmsprop_elements_f64(const rmsprop_scalars *s, size_t n, double *OPTFORGE_RESTRICT p_,
                                           const double *OPTFORGE_RESTRICT g_,
                                           double *OPTFORGE_RESTRICT acc_) {
-    const double unscale = s->unscale, rho = s->rho, one_minus_rho = s->one_minus_rho, lr = s->lr,
-            eps = s->eps;
+    const double unscale = s->unscale;
+    const double rho = s->rho;
+    const double one_minus_rho = s->one_minus_rho;
+    const double lr = s->lr;
+    const double eps = s->eps;
 
     for (size_t i = 0; i < n; i++) {
         double p = p_[i];
@@ -95,7 +101,7 @@ const optforge_kernel rmsprop_kernel_f32 = {
     sizeof(rmsprop_hyper) / sizeof(double), sizeof rmsprop_forms_f32, rmsprop_forms_f32,
     sizeof(rmsprop_scalars), 1, rmsprop_passes_f32,
     {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
-    rmsprop_begin, NULL, NULL, NULL, NULL, 0, 0
+    rmsprop_begin, NULL, NULL, NULL, NULL, 0, 0, 20, 0x2683d7b46b92edf6u
 };
 
 void rmsprop_state_init_f32(const rmsprop_tensor_f32 *x) {
@@ -122,7 +128,7 @@ const optforge_kernel rmsprop_kernel_f64 = {
     sizeof(rmsprop_hyper) / sizeof(double), sizeof rmsprop_forms_f64, rmsprop_forms_f64,
     sizeof(rmsprop_scalars), 1, rmsprop_passes_f64,
     {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
-    rmsprop_begin, NULL, NULL, NULL, NULL, 0, 0
+    rmsprop_begin, NULL, NULL, NULL, NULL, 0, 0, 40, 0x39a9023ac21d19f8u
 };
 
 void rmsprop_state_init_f64(const rmsprop_tensor_f64 *x) {
@@ -136,6 +142,10 @@ int rmsprop_step_f64(const rmsprop_hyper *h, uint64_t t, const rmsprop_tensor_f6
     return optforge_plain_step(&rmsprop_kernel_f64, h, t, tensors, count, NULL);
 }
 
+int rmsprop_selftest(void) {
+    int status = optforge_selftest(&rmsprop_kernel_f32);
+    return status != OPTFORGE_OK ? status : optforge_selftest(&rmsprop_kernel_f64);
+}
 const char *rmsprop_strerror(int status) { return optforge_kernel_strerror(&rmsprop_kernel_f32, status); }
 void rmsprop_hyper_init(rmsprop_hyper *h) { memcpy(h, rmsprop_defaults, sizeof *h); }
 void rmsprop_options_init(rmsprop_options *o) { optforge_options_init(o); }

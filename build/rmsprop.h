@@ -29,7 +29,9 @@
 #define rmsprop_API /* define it to export the functions: __declspec(dllexport), visibility("default") */
 #endif
 
-OPTFORGE_BEGIN_C
+#ifdef __cplusplus
+extern "C" {
+#endif
 
 /* What a call returns: one of these, or of optforge's errors, each found before the first write. */
 enum {rmsprop_OK = OPTFORGE_OK, rmsprop_SKIPPED = OPTFORGE_SKIPPED,
@@ -84,6 +86,11 @@ rmsprop_API int rmsprop_step_with_f64(const rmsprop_hyper *h, uint64_t t, const 
                                       size_t count, const rmsprop_options *options);
 extern rmsprop_API const optforge_kernel rmsprop_kernel_f64;
 
-OPTFORGE_END_C
+/* Whether this build computes the bits that it should, on this machine with each of its instruction sets. */
+rmsprop_API int rmsprop_selftest(void);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif /* rmsprop_H */

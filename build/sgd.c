@@ -14,7 +14,8 @@ typedef struct sgd_scalars {
 /* The rule, for n neighbouring elements. */
 OPTFORGE_INLINE void sgd_elements_f32(const sgd_scalars *s, size_t n, float *OPTFORGE_RESTRICT p_,
                                       const float *OPTFORGE_RESTRICT g_) {
-    const float unscale = (float)s->unscale, lr = (float)s->lr;
+    const float unscale = (float)s->unscale;
+    const float lr = (float)s->lr;
 
     for (size_t i = 0; i < n; i++) {
         float p = p_[i];
@@ -30,7 +31,8 @@ OPTFORGE_INLINE void sgd_elements_f32(const sgd_scalars *s, size_t n, float *OPT
 /* The rule, for n neighbouring elements. */
 OPTFORGE_INLINE void sgd_elements_f64(const sgd_scalars *s, size_t n, double *OPTFORGE_RESTRICT p_,
                                       const double *OPTFORGE_RESTRICT g_) {
-    const double unscale = s->unscale, lr = s->lr;
+    const double unscale = s->unscale;
+    const double lr = s->lr;
 
     for (size_t i = 0; i < n; i++) {
         double p = p_[i];
@@ -78,7 +80,7 @@ const optforge_kernel sgd_kernel_f32 = {
     sgd_hypers, sgd_states, sgd_asserts, sgd_defaults, NULL,
     sizeof(sgd_hyper) / sizeof(double), sizeof sgd_forms_f32, sgd_forms_f32,
     sizeof(sgd_scalars), 1, sgd_passes_f32, {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
-    sgd_begin, NULL, NULL, NULL, NULL, 0, 0
+    sgd_begin, NULL, NULL, NULL, NULL, 0, 0, 12, 0x7020a78c93873463u
 };
 
 void sgd_state_init_f32(const sgd_tensor_f32 *x) { optforge_state_init(&sgd_kernel_f32, x, NULL); }
@@ -102,7 +104,7 @@ const optforge_kernel sgd_kernel_f64 = {
     sgd_hypers, sgd_states, sgd_asserts, sgd_defaults, NULL,
     sizeof(sgd_hyper) / sizeof(double), sizeof sgd_forms_f64, sgd_forms_f64,
     sizeof(sgd_scalars), 1, sgd_passes_f64, {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE},
-    sgd_begin, NULL, NULL, NULL, NULL, 0, 0
+    sgd_begin, NULL, NULL, NULL, NULL, 0, 0, 24, 0x3d4bb74e78ce426au
 };
 
 void sgd_state_init_f64(const sgd_tensor_f64 *x) { optforge_state_init(&sgd_kernel_f64, x, NULL); }
@@ -114,6 +116,10 @@ int sgd_step_f64(const sgd_hyper *h, uint64_t t, const sgd_tensor_f64 *tensors, 
     return optforge_plain_step(&sgd_kernel_f64, h, t, tensors, count, NULL);
 }
 
+int sgd_selftest(void) {
+    int status = optforge_selftest(&sgd_kernel_f32);
+    return status != OPTFORGE_OK ? status : optforge_selftest(&sgd_kernel_f64);
+}
 const char *sgd_strerror(int status) { return optforge_kernel_strerror(&sgd_kernel_f32, status); }
 void sgd_hyper_init(sgd_hyper *h) { memcpy(h, sgd_defaults, sizeof *h); }
 void sgd_options_init(sgd_options *o) { optforge_options_init(o); }

@@ -27,7 +27,9 @@
 #define sgd_API /* define it to export the functions: __declspec(dllexport), visibility("default") */
 #endif
 
-OPTFORGE_BEGIN_C
+#ifdef __cplusplus
+extern "C" {
+#endif
 
 /* What a call returns: one of these, or of optforge's errors, each found before the first write. */
 enum {sgd_OK = OPTFORGE_OK, sgd_SKIPPED = OPTFORGE_SKIPPED};
@@ -75,6 +77,11 @@ sgd_API int sgd_step_with_f64(const sgd_hyper *h, uint64_t t, const sgd_tensor_f
                               const sgd_options *options);
 extern sgd_API const optforge_kernel sgd_kernel_f64;
 
-OPTFORGE_END_C
+/* Whether this build computes the bits that it should, on this machine with each of its instruction sets. */
+sgd_API int sgd_selftest(void);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif /* sgd_H */

@@ -16,6 +16,7 @@ import numpy as np
 import optforge as of
 from optforge import layout
 from optforge.crule import rule_text
+from optforge.formats import Wanted
 
 FULL = bool(os.environ.get("OPTFORGE_TEST_FULL"))
 SOURCES = Path(__file__).with_name("runtime")
@@ -33,7 +34,9 @@ RULES = {
 
 def emitted(way: str, rules: Mapping[str, Any] = RULES, bundle: str = "engine") -> dict[str, str]:
     """The files of some rules, whose names are their prefixes, taken in one of the ways."""
-    texts = [rule_text(rule, rule.kernel(**rule.definition.settings), None, prefix) for prefix, rule in rules.items()]
+    texts = [
+        rule_text(rule, *rule.stored(Wanted(), rule.definition.settings), prefix) for prefix, rule in rules.items()
+    ]
     if way == "bundle":
         return layout.bundle(bundle, texts)
     files: dict[str, str] = layout.runtime() if way == "split" else {}
@@ -109,7 +112,8 @@ def declarations() -> str:
     sets = 3 if os.uname().machine == "x86_64" else 1
     text = re.sub(r"/\*.*?\*/", "", f"{parts.types}\n{parts.calls}", flags=re.S)
     text = re.sub(r"^#ifdef __cplusplus\n.*?^#endif\n", "", text + "\n", flags=re.S | re.M)
-    text = re.sub(r"^ *#.*\n", "", text, flags=re.M).replace("OPTFORGE_API", "")
+    text = re.sub(r"^ *#.*\n", "", text, flags=re.M)
+    text = re.sub(r"\bOPTFORGE_(API|BEGIN_C|END_C)\b", "", text)
     return re.sub(r"\[OPTFORGE_SETS\]", f"[{sets}]", text)
 
 
@@ -163,7 +167,7 @@ class Part:
     t: int = 1
     hyper: Sequence[float] = ()  # of all groups; empty: the defaults
     sizes: Sequence[int] | None = None
-    rows: dict[str, np.ndarray] = field(default_factory=dict)  # group, steps, number, part, starting
+    rows: dict[str, np.ndarray] = field(default_factory=dict)  # group, steps, number, part, starting, stream
     groups: int = 0
 
 
@@ -190,16 +194,21 @@ def lists_of(library: Library, parts: Sequence[Part]) -> tuple[Any, list[Any]]:
         own.hyper, own.tensors = library.pointer(hyper), library.pointer(table)
         kept += [table, hyper]
         for name, values in part.rows.items():
-            kind = {"starting": np.uint8, "steps": np.uint64}.get(name, np.uintp)
+            kind = {"starting": np.uint8, "steps": np.uint64, "stream": np.uint64}.get(name, np.uintp)
             array = np.array(values, kind)
-            kinds = {"starting": "unsigned char *", "steps": "uint64_t *"}
+            kinds = {"starting": "unsigned char *", "steps": "uint64_t *", "stream": "uint64_t *"}
             setattr(own, name, library.pointer(array, kinds.get(name, "size_t *")))
             kept.append(array)
     return lists, kept
 
 
-def step(library: Library, *parts: Part, stats: bool = False, count: int | None = None, **options: Any) -> Outcome:
-    """One step over lists, in a workspace of exactly the size that is asked for, filled with NaN."""
+def step(
+    library: Library, *parts: Part, stats: bool = False, count: int | None = None, shares: int = 0, **options: Any
+) -> Outcome:
+    """One step over lists, in a workspace of exactly the size that is asked for, filled with NaN.
+
+    With `shares` it is done as if by so many threads, one behind the other.
+    """
     lists, kept = lists_of(library, parts)
     sizes = options.pop("sizes", None)
     o = library.options(**options)
@@ -214,8 +223,22 @@ def step(library: Library, *parts: Part, stats: bool = False, count: int | None 
     workspace = np.full(size // 8, np.nan)
     if size:
         o.workspace, o.workspace_size = library.pointer(workspace), size
-    status = library.calls.optforge_step_lists(lists, len(parts), o)
+    if shares:
+        status = shared_step(library, lists, len(parts), o, shares)
+    else:
+        status = library.calls.optforge_step_lists(lists, len(parts), o)
     return Outcome(status, total[0] if stats else None, each[:number] if stats else None)
+
+
+def shared_step(library: Library, lists: Any, number: int, options: Any, shares: int) -> int:
+    """A step whose threads are the caller's: each takes its share of a phase, the last one first."""
+    work = library.ffi.new("optforge_work *")
+    status = library.calls.optforge_begin(work, lists, number, options)
+    for phase in range(work.phases if status == 0 else 0):
+        for k in reversed(range(shares)):
+            library.calls.optforge_share(work, phase, k, shares)
+        status = library.calls.optforge_fold(work, phase)
+    return int(status)
 
 
 def arrays(sizes: Sequence[int], dtype: Any, seed: int, states: int = 0, scalars: int = 0) -> list[list[np.ndarray]]:

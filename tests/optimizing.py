@@ -8,11 +8,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pytest
 
 from optforge import Optimizer, Rule, abs, exp, log, rule, scalar, sqrt
 
 # A run on a GPU, or on the emulation of one, names others: OPTFORGE_TEST_TARGETS=cuda
 TARGETS = tuple(os.environ.get("OPTFORGE_TEST_TARGETS", "c numpy").split())
+
+own_counts = pytest.mark.skipif("cuda" in TARGETS, reason="target cuda has one count of steps for all tensors")
+"""Of tests in which a gradient comes late, or is missing, under a rule with t."""
 
 
 @rule
@@ -166,14 +170,15 @@ class Judge:
     def __init__(self, params: Sequence[Any], rule: Rule, **settings: Any):
         self.params, self.rule, self.settings = params, rule, settings
         self.states: list[tuple[Any, ...] | None] = [None] * len(params)
-        self.t = 0
+        self.t, self.steps = 0, [0] * len(params)
 
     def step(self, grads: Sequence[Any]) -> None:
-        """A tensor's state starts at its first gradient; None leaves it alone."""
+        """A tensor's state starts at its first gradient, from which its t counts; None leaves it alone."""
         self.t += 1
-        timed = {"t": self.t} if self.rule.definition.time else {}
         for k, (p, g) in enumerate(zip(self.params, grads, strict=True)):
             if g is not None:
+                self.steps[k] += 1
+                timed = {"t": self.steps[k]} if self.rule.definition.time else {}
                 state = self.states[k] or ()
                 results = self.rule.function(p.reshape(-1).copy(), g.reshape(-1), *state, **timed, **self.settings)
                 results = results if isinstance(results, tuple) else (results,)

@@ -60,7 +60,7 @@ class Beside:
     ):
         self.rng = np.random.default_rng(seed)
         self.oracle, self.hyper, self.t = oracle(name), hyper, 0
-        self.sizes, self.dtypes = sizes, dtypes or mixed(sizes)
+        self.sizes, self.dtypes, self.steps = sizes, dtypes or mixed(sizes), [0] * len(sizes)
         self.params = [self.rng.standard_normal(n).astype(d) for n, d in zip(sizes, self.dtypes, strict=True)]
         scalars = getattr(self.oracle, "SCALAR_STATE", ())
         self.states = [
@@ -92,7 +92,7 @@ class Beside:
             self.params,
             grads,
             self.states,
-            self.t + 1,
+            [steps + 1 for steps in self.steps],
             self.oracle,
             self.chain,
             self.hyper,
@@ -101,6 +101,9 @@ class Beside:
         )
         self.params, self.states = expected.params, expected.states
         self.t += not expected.skipped
+        self.steps = [
+            steps + (g is not None and not expected.skipped) for steps, g in zip(self.steps, grads, strict=True)
+        ]
         for target, optimizer in self.optimizers.items():
             given = [None if g is None else g.copy() for g in grads]
             told = optimizer.step(given, stats=True, **asked)

@@ -113,8 +113,8 @@ class Unfinished:
 
 
 REFUSED: dict[str, tuple[Any, type[Exception], str]] = {
-    "int": (lambda: np.zeros(3, np.int64), TypeError, "w is int64; it must be float32 or float64"),
-    "float16": (lambda: np.zeros(3, np.float16), TypeError, "w is float16"),
+    "int": (lambda: np.zeros(3, np.int64), TypeError, "w is int64; it must be float32, float64, bfloat16 or float16"),
+    "short": (lambda: np.zeros(3, np.int16), TypeError, "w is int16"),
     "long double": (lambda: np.zeros(3, np.longdouble), TypeError, "w is float128|w is longdouble|w is float64"),
     "complex": (lambda: np.zeros(3, np.complex64), TypeError, "w is complex64"),
     "object": (lambda: np.zeros(3, object), TypeError, "w is object"),

@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 
 from conftest import require
-from optforge import Optimizer, compiler, rules
+from optforge import Optimizer, compiler, nativeinputs, rules
 from optforge.diagnostics import EnvironmentProblem
 
 ROOT = os.geteuid() == 0
@@ -109,14 +109,16 @@ def test_the_runtime_is_compiled_once_for_all_rules(own: Path, wrapper: Wrapper)
         p = np.ones(3)
         Optimizer([p], name).step([p.copy()])
 
+    nativeinputs.compiled()  # what looks at arrays is not of a rule
+    start = len(wrapper.calls)
     step("sgd")
-    assert [compiled(call) for call in wrapper.calls] == ["optforge.c", "sgd.c"]
+    assert [compiled(call) for call in wrapper.calls[start:]] == ["optforge.c", "sgd.c"]
     step("momentum")
     (runtime,) = own.glob("optforge-*.o")
-    assert [compiled(call) for call in wrapper.calls[2:]] == ["momentum.c"]
+    assert [compiled(call) for call in wrapper.calls[start + 2 :]] == ["momentum.c"]
     runtime.write_bytes(flipped(runtime.read_bytes()))
     step("nesterov")
-    assert [compiled(call) for call in wrapper.calls[3:]] == ["optforge.c", "nesterov.c"]
+    assert [compiled(call) for call in wrapper.calls[start + 3 :]] == ["optforge.c", "nesterov.c"]
     files = rules.sgd.generate()
     first, calls = compiler.library(files), len(wrapper.calls)
     assert compiler.library(files | {"optforge.c": files["optforge.c"] + "\n"}) != first
@@ -267,8 +269,10 @@ def test_an_optimizer_does_not_load_a_damaged_kernel(own: Path, wrapper: Wrapper
     first = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True).stdout
     (path,) = own.glob("adam-*.so")
     path.write_bytes(path.read_bytes()[:5000])
+    nativeinputs.compiled()  # in this process too
+    assert [compiled(call) for call in wrapper.calls] == ["optforge.c", "adam.c", "inputs.c"]
     assert stepped().tobytes() == first
-    assert [compiled(call) for call in wrapper.calls] == ["optforge.c", "adam.c", "adam.c"]
+    assert [compiled(call) for call in wrapper.calls[3:]] == ["adam.c"]
 
 
 # ── compilers ───────────────────────────────────────────────────────────────────────────────────────────────────────

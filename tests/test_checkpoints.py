@@ -466,8 +466,8 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         opt.load(tmp_path / "none")
     with pytest.raises(IsADirectoryError):
         opt.load(tmp_path)
-    tensorfile.write(path, {"format": 2}, {})
-    with pytest.raises(ValueError, match=r"other is of format 2, and this version of optforge reads format 1$"):
+    tensorfile.write(path, {"format": 3}, {})
+    with pytest.raises(ValueError, match=r"other is of format 3, and this version of optforge reads 1 and 2$"):
         opt.load(path)
 
 
@@ -717,8 +717,8 @@ def test_what_the_header_says(saved: Path) -> None:
     assert (header["rule"], header["hash"], header["t"]) == ("nadam", nadam.hash, 1)
     assert header["hyperparameters"] == [{"lr": 0.03, "beta": 0.7, "psi": 0.3, "floor": 3e-4}]
     assert header["tensors"] == [
-        {"path": "['w']", "shape": [2, 3], "dtype": "float32", "started": True},
-        {"path": "['b']", "shape": [], "dtype": "float64", "started": False},
+        {"path": "['w']", "shape": [2, 3], "dtype": "float32", "started": True, "steps": 1},
+        {"path": "['b']", "shape": [], "dtype": "float64", "started": False, "steps": 0},
     ]
 
 

@@ -15,7 +15,22 @@ import pytest
 import optforge as of
 from conftest import COMPILERS, require
 from native import STRICT
-from optforge import exp, layout, log, maximum, minimum, render, rule, scalar, sign, sqrt, tanh, where
+from optforge import (
+    exp,
+    layout,
+    log,
+    maximum,
+    minimum,
+    project,
+    pypackage,
+    render,
+    rule,
+    scalar,
+    sign,
+    sqrt,
+    tanh,
+    where,
+)
 from optforge.catalogue import emit, select
 from optforge.formats import Wanted
 from optforge.write import differences, write_all
@@ -121,16 +136,25 @@ def test_a_changed_template_is_noticed(template: str, tmp_path: Path, monkeypatc
     changed = tmp_path / "templates"
     shutil.copytree(render.TEMPLATES, changed)
     text = (changed / template).read_text()
-    other = re.sub("double|->|#include|#ifndef", "float", text, count=1)
+    other = re.sub("double|->|#include|#ifndef|optforge|include", "float", text, count=1)
     assert other != text
+    layout_of = {"project": "project", "runtime/optforge.hpp": "project", "rule.hpp.j2": "project", "python": "python"}
+    laid_out = layout_of.get(template, layout_of.get(template.partition("/")[0]))
+
+    def files() -> dict[str, str]:
+        if laid_out is None:
+            return emit(select([], True), ["c", "cuda"], ["f32", "f64"], [], None)
+        return emit(select(["adam"], False), ["c"], ["f32"], [], None, layout=laid_out)
+
+    before = files() if laid_out is not None else {}
     (changed / template).write_text(other)
     cached = (render.environment, layout.runtime_file, layout.runtime_parts)
-    for module in (render, layout):
+    for module in (render, layout, project, pypackage):
         monkeypatch.setattr(module, "TEMPLATES", changed)
     for each in cached:
         each.cache_clear()
     try:
-        assert differences(ROOT / "build", emit(select([], True), ["c", "cuda"], Wanted(), [], None), set())
+        assert files() != before if laid_out is not None else differences(ROOT / "build", files(), set())
     finally:
         monkeypatch.undo()
         for each in cached:

@@ -91,7 +91,11 @@ CALLS: dict[str, tuple[Callable[[], object], str]] = {
     "positional": (lambda: of.schedules.cosine(1e-3, 100, warmup=5), r"by name: cosine\(value, steps=…\)$"),
     "one cycle": (lambda: of.schedules.one_cycle(1e-3, 100), r"by name: one_cycle\(value, steps=…\)$"),
     "two": (lambda: of.schedules.linear(1e-3, 100, 0.0), r"by name: linear\(value, steps=…, end=…\)$"),
-    "halves": (lambda: of.Optimizer([np.ones(2, np.float16)], "adam"), "float16; it must be .*: train a float32 copy"),
+    "bits": (lambda: of.Optimizer([np.ones(2, np.uint16)], "adam"), r"uint16; .*say so by store=\{'p': 'bf16'\}$"),
+    "bits of gradients": (
+        lambda: of.Optimizer([np.ones(2)], "sgd", target="numpy").step([np.ones(2, np.uint16)]),
+        r"^grads\[0\] is uint16; it must be float32, float64, bfloat16 or float16$",
+    ),
     "read only": (lambda: of.Optimizer([jax_like()], "adam"), r"only be read, .*: train w = np\.array\(of it\)"),
     "columns": (lambda: of.Optimizer([np.ones((3, 2)).T], "adam"), "where the model keeps it.*and the model would not"),
     "columns of a gradient": (
@@ -116,9 +120,8 @@ def test_named_parameters_as_the_hint_says() -> None:
 
 def test_hints_about_tensors_of_pytorch() -> None:
     torch = require_torch()
-    for dtype in (torch.bfloat16, torch.float16):
-        with pytest.raises(TypeError, match="float16; it must be float32 or float64: train a float32 copy"):
-            of.Optimizer([torch.ones(2, dtype=dtype)], "adam")
+    with pytest.raises(TypeError, match=r"int32; it must be float32, float64, bfloat16 or float16$"):
+        of.Optimizer([torch.ones(2, dtype=torch.int32)], "adam")
     p = torch.nn.Parameter(torch.ones(2, 3, 4, 4).to(memory_format=torch.channels_last))
     with pytest.raises(ValueError, match=r"^params\[0\] is not C-contiguous .*p\.data = p\.data\.contiguous\(\)"):
         of.Optimizer([p], "adam")

@@ -179,6 +179,41 @@ def test_no_instruction_leaves_half_a_step(
     assert outcomes == {"before", "after"} | ({"half"} if target == "cuda" else set())
 
 
+@pytest.mark.parametrize("make", MAKERS)
+@pytest.mark.parametrize("target", HOST_TARGETS)
+def test_no_instruction_parts_a_tensors_count_from_its_elements(target: str, make: Callable[..., of.Optimizer]) -> None:
+    """One tensor comes late, another is missing: the step has other tensors than the one before."""
+    opt, other = (make(target, "fdf", 5) for _ in range(2))
+    first, second, third = arrays("fdf", 5, 1)
+    given = [[first, second, None], [first, None, third]]
+    begin, params = opt.state_dict(), [array.copy() for array in opt.params]
+    outcomes = []
+    for grads in given:
+        other.step(grads)
+        outcomes.append(everything(other))
+    assert [bits(opt.state_dict())["steps"] for opt in (opt, other)] == [[0, 0, 0], [2, 1, 1]]
+
+    def back() -> None:
+        opt.load_state_dict(begin)
+        for own, old in zip(opt.params, params, strict=True):
+            own[...] = old
+        opt.step(given[0])
+        assert everything(opt) == outcomes[0]
+
+    back()
+    number = instructions(lambda: opt.step(given[1]), 0)
+    found = set()
+    for at in sorted({*range(1, number + 1, number // 60 + 1), *range(max(number - 40, 1), number + 1)}):
+        back()
+        with contextlib.suppress(Interruption):
+            instructions(lambda: opt.step(given[1]), at)
+        found.add(outcomes.index(everything(opt)))
+        if everything(opt) == outcomes[0]:
+            opt.step(given[1])
+            assert everything(opt) == outcomes[1], at
+    assert found == {0, 1}
+
+
 def is_unfinished(opt: of.Optimizer) -> bool:
     """Whether an optimizer says that it was interrupted, everywhere where it has to."""
     try:

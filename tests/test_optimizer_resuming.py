@@ -96,11 +96,12 @@ def test_what_a_state_dict_has() -> None:
     opt = Optimizer({"w": np.ones(2), "b": np.ones(())}, nadam, target="numpy", nesterov=False, lr=0.5)
     opt.step({"w": np.ones(2), "b": None})
     saved = opt.state_dict()
-    assert list(saved) == ["rule", "hash", "options", "hyperparameters", "t", "state", "started"]
+    assert list(saved) == ["rule", "hash", "options", "hyperparameters", "t", "steps", "state", "started"]
     assert (saved["rule"], saved["hash"], saved["t"]) == ("nadam", nadam.hash, 1)
     assert saved["options"] == {"nesterov": False, "average": "slow"}
     assert saved["hyperparameters"] == {"lr": 0.5, "beta": 0.9, "psi": 0.004, "floor": 1e-3}
     assert saved["started"] == {"w": True, "b": False}
+    assert saved["steps"] == {"w": 1, "b": 0}
     assert list(saved["state"]) == ["m", "slow", "first", "scale", "mu", "rate"]
     assert {key: value.shape for key, value in saved["state"]["m"].items()} == {"w": (2,), "b": ()}
     assert type(saved["state"]["mu"]["w"]) is float
@@ -202,6 +203,10 @@ GARBAGE: list[tuple[Callable[[dict[str, Any]], Any], type[Exception], str]] = [
     (replaced("state", "mu", 5, "1"), ValueError, r"^state\['mu'\]\[5\] is '1', here a number$"),
     (replaced("state", "mu", 5, 1j), ValueError, r"^state\['mu'\]\[5\] is 1j, here a number$"),
     (replaced("state", "mu", 5, [1.0]), ValueError, r"^state\['mu'\]\[5\] is float64 of shape \(1,\), here a number$"),
+    (replaced("steps", None), ValueError, "^its 'steps' does not have the structure of params$"),
+    (replaced("steps", 5, None), ValueError, r"^steps\[5\] is a whole number, not None$"),
+    (replaced("steps", 5, -1), ValueError, r"^steps\[5\] counts steps, and cannot be -1$"),
+    (replaced("steps", 5, 2), ValueError, r"^steps\[5\] is 2, more than t, which is 1$"),
     (replaced("started", None), ValueError, "^its 'started' does not have the structure of params$"),
     (replaced("started", [True]), ValueError, "^its 'started' does not have the structure of params$"),
     (replaced("started", 5, None), ValueError, r"^started\[5\] is None, not True or False$"),

@@ -31,6 +31,9 @@ TEXTS = {
     "ISA": "OPTFORGE_ISA, or the argument of optforge_use, is no instruction set of this machine",
     "FLUSH": "this program flushes subnormal numbers to zero, which changes the results",
     "ORDER": "optforge_begin was not called, or this phase is not the one that is due",
+    "SELFTEST": "this build computes other bits than it should: compile without flags that change arithmetic",
+    "MEMORY": "there is no memory for the state, or for the workspace",
+    "THREADS": "options.threads is negative",
     "ASSERT": "the hyperparameters break an assert of the rule",
 }
 RULES = {
@@ -123,7 +126,7 @@ def test_every_status_has_a_text(library: Library) -> None:
         assert library.text(getattr(calls, f"OPTFORGE_ERROR_{name}")) == text
     assert library.text(0) == "done"
     assert library.text(-1) == "a gradient is NaN or infinite, so nothing was changed, and t does not advance"
-    for status in (-2, -(2**31), 18, 99):
+    for status in (-2, -(2**31), 21, 99):
         assert library.text(status) == "unknown status"
     assert library.text(2**31 - 1) == TEXTS["ASSERT"]
     own = library.ffi.string(calls.clipped_strerror(100)).decode()
@@ -133,6 +136,12 @@ def test_every_status_has_a_text(library: Library) -> None:
 
 
 # ---- pointers that are NULL
+
+
+@pytest.mark.parametrize("threads", [-1, -(2**31)])
+def test_a_negative_number_of_threads(call: Call, threads: int) -> None:
+    call.options.threads = threads
+    call.fails("THREADS")
 
 
 @pytest.mark.parametrize("name", ["kernel", "hyper", "tensors"])
@@ -230,7 +239,9 @@ def test_a_pass_with_too_many_sums(call: Call) -> None:
     call.fails("ABI")
 
 
-@pytest.mark.parametrize("values", [(3, 1, 1, 1), (0, 1, 1, 1), (1, 2, 1, 1), (1, 1, 9, 1), (4, 4, 4, 4)])
+@pytest.mark.parametrize(
+    "values", [(3, 1, 1, 1), (0, 1, 1, 1), (1, 2, 1, 1), (1, 1, 9, 1), (7, 7, 7, 7), (1, 1, 6, 1), (2, 4, 2, 2)]
+)
 def test_formats_that_the_runtime_has_not(call: Call, values: tuple[int, ...]) -> None:
     formats = call.ffi.new("unsigned char[]", list(values))
     call.kernel.formats = formats

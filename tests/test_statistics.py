@@ -459,7 +459,8 @@ def test_first_steps_of_lists_of_several_dtypes_keep_their_flags() -> None:
     """What tells the kernel which tensors begin lives as long as the plan, for each dtype."""
     params = [np.ones(3, np.float32), np.ones(3, np.float64), np.ones(2, np.float32)]
     first = of.Optimizer([p.copy() for p in params], "sgd")
-    first._prepare([np.ones_like(p) for p in params])
+    assert not first._inputs.take([np.ones_like(p) for p in params], None)
+    first._prepare()
     first._plan.set(first._how)
     kept = {flags.ctypes.data: flags.tolist() for flags in first._plan.flags}
     given = [int(first._plan.library.ffi.cast("size_t", own.starting)) for own in first._plan.own]

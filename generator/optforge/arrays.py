@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from .dtypes import BY_NUMPY
+from .formats import FORMAT_OF, raw, spelled
 from .functions import Array
 
 
@@ -33,15 +33,19 @@ def view(array: Any, label: str) -> Array:
             raise TypeError(f"{label} is a masked array; pass its .data")
         return np.asarray(array)  # subclasses may mean other things by the same operations
     if hasattr(array, "detach") and hasattr(array, "numpy"):  # PyTorch, whose tensors may require gradients
-        narrow = str(getattr(array, "dtype", ""))
-        if narrow == "torch.bfloat16":  # of which NumPy knows nothing
-            raise TypeError(f"{label} is {narrow}; it must be float32 or float64{NARROW}")
         try:
-            viewed = np.asarray(array.detach().numpy())
+            if str(getattr(array, "dtype", "")) == "torch.bfloat16":  # of which NumPy knows nothing
+                viewed = np.asarray(array.detach().view(sys.modules["torch"].int16).numpy()).view(np.uint16)
+            else:
+                viewed = np.asarray(array.detach().numpy())
         except (TypeError, RuntimeError) as problem:
             raise TypeError(f"{label} does not share its memory with NumPy: {problem}") from None
-        if viewed.size and hasattr(array, "data_ptr") and address(viewed) != array.data_ptr():
-            raise TypeError(f"{label} is {kind(array)}, whose numpy() gives a copy")
+        if viewed.size and hasattr(array, "data_ptr"):
+            place = array.data_ptr()
+            if not place:
+                raise ValueError(f"{label} has no memory: that of its storage was freed")
+            if address(viewed) != place:
+                raise TypeError(f"{label} is {kind(array)}, whose numpy() gives a copy")
         return viewed
     try:
         buffer = memoryview(array)
@@ -81,12 +85,6 @@ def kind(thing: object) -> str:
     return f"{'an' if name[0] in 'aeiouAEIOU' or name == 'ndarray' else 'a'} {name}"
 
 
-NARROW = (
-    ": train a float32 copy, from which the narrow one is made anew after each step; under PyTorch's autocast "
-    "parameters are float32 in any case"
-)
-
-
 def own_layout(array: Any) -> str:
     """What to do about the layout of a parameter: a copy of it would be trained, and the model would stay as it is."""
     if hasattr(array, "detach"):
@@ -102,12 +100,19 @@ def copied(_: Any) -> str:
     return "pass np.ascontiguousarray of it, or a copy"
 
 
+TAKEN = "float32, float64, bfloat16 or float16"
+
+
+def is_bits(array: Any) -> bool:
+    """Whether an array has the dtype of 16 bits that may be anything."""
+    return str(getattr(array, "dtype", "")).rpartition(".")[2] == "uint16"
+
+
 def checked(array: Any, label: str, advice: Callable[[Any], str] = copied) -> Array:
     """`view`, with a dtype and a layout that kernels take; `advice` says what to pass instead of another layout."""
-    viewed = view(array, label)
-    if viewed.dtype not in BY_NUMPY:
-        narrow = NARROW if viewed.dtype.name in ("float16", "bfloat16") else ""
-        raise TypeError(f"{label} is {viewed.dtype}; it must be float32 or float64{narrow}")
+    viewed = raw(view(array, label))
+    if viewed.dtype not in FORMAT_OF:
+        raise TypeError(f"{label} is {viewed.dtype}; it must be {TAKEN}")
     if not viewed.flags.c_contiguous:
         raise ValueError(f"{label} is not C-contiguous (strides {viewed.strides}); {advice(array)}")
     if not viewed.flags.aligned:
@@ -129,12 +134,17 @@ def parameter(array: Any, label: str) -> Array:
 
 
 def gradient(array: Any, label: str, shape: tuple[int, ...], dtype: np.dtype[Any], writes: bool = False) -> Array:
-    """A gradient's array, of the shape and dtype of its parameter, and writable where it is to be zeroed."""
+    """A gradient's array, of the shape of its parameter, and writable where it is to be zeroed.
+
+    It may have another dtype, but one is float64 where the other is.
+    """
     viewed = checked(array, label, copied)
     if writes and not viewed.flags.writeable:
         raise ValueError(f"{label} is read-only, and zero_grads=True sets gradients to zero")
-    if viewed.dtype != dtype:
-        raise TypeError(f"{label} is {viewed.dtype}, its parameter {dtype}")
+    if is_bits(array) and dtype != np.uint16:
+        raise TypeError(f"{label} is uint16; it must be {TAKEN}")
+    if FORMAT_OF[viewed.dtype].real is not FORMAT_OF[dtype].real:
+        raise TypeError(f"{label} is {spelled(viewed.dtype)}, its parameter {spelled(dtype)}")
     if viewed.shape != shape:
         raise ValueError(f"{label} has the shape {viewed.shape}, its parameter {shape}")
     return viewed

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import functools
 import math
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
-from . import layout, rules, targets, transforms
+from . import rules, targets, transforms
 from .companions import COMPANIONS, Companion
 from .compose import Composition, compose
 from .diagnostics import RuleError, UsageError, nearest
+from .dtypes import DTYPES
 from .finding import parse_file
 from .formats import Wanted
 from .language import Rule, Transform, rule_of
@@ -99,13 +101,19 @@ def emit(
     prefix: str | None,
     single: bool = False,
     bundle: str | None = None,
+    layout: str | None = None,
 ) -> dict[str, str]:
     """The files, for each of the targets that are wanted: name to text.
 
-    `single` files need no others; a `bundle` is one pair of this name for all rules.
+    `single` files need no others; a `bundle` is one pair of this name for all rules; a `layout` is "project" or
+    "python".
     """
     if prefix is not None and len(selected) > 1:
         raise UsageError("--prefix names the files of one rule; give one rule")
+    if layout is not None:
+        if single or bundle is not None:
+            raise UsageError("--layout says where all files go: leave --single and --bundle out")
+        return laid_out(layout, selected, wanted, stored, settings, prefix)
     if bundle is not None:
         return bundled(bundle, selected, wanted, stored, settings, prefix, single)
     chosen = parse_settings(settings, [rule for rule in selected if isinstance(rule, Rule)])
@@ -132,6 +140,8 @@ def bundled(
     single: bool,
 ) -> dict[str, str]:
     """The pair of files of a bundle."""
+    from .layout import bundle
+
     check_prefix(name)
     if [*dict.fromkeys(wanted)] != ["c"]:
         raise UsageError("--bundle is of C: leave --target out")
@@ -144,7 +154,51 @@ def bundled(
         raise UsageError(f"the bundle {name!r} is called like one of its rules: give it another name")
     if not texts:
         raise UsageError("a bundle is of rules, and none was given")
-    return layout.bundle(name, texts)
+    return bundle(name, texts)
+
+
+LAYOUTS = ("project", "python")
+
+
+def laid_out(
+    name: str,
+    selected: Sequence[Rule | Companion],
+    wanted: Sequence[str],
+    stored: Wanted,
+    settings: Sequence[str],
+    prefix: str | None,
+) -> dict[str, str]:
+    """The files of a project, or of a Python package."""
+    from .crule import rule_view
+    from .project import project
+    from .pypackage import package
+
+    if name not in LAYOUTS:
+        listed = f"; there are {', '.join(LAYOUTS)}"
+        raise UsageError(f"there is no layout {name!r}{nearest(name, LAYOUTS) or listed}")
+    if [*dict.fromkeys(wanted)] != ["c"]:
+        raise UsageError("--layout is of C: leave --target out")
+    if stored.own:
+        raise UsageError("--layout is of arrays of float and double: leave --store, --master and --rounding out")
+    rules = [item for item in selected if isinstance(item, Rule)]
+    others = [item for item in selected if not isinstance(item, Rule)]
+    if not rules:
+        raise UsageError(f"a {name} is of rules, and none was given")
+    chosen = parse_settings(settings, rules)
+    every = [{**rule.definition.settings, **chosen[rule.name]} for rule in rules]
+    kernels = [rule.kernel(**own) for rule, own in zip(rules, every, strict=True)]
+    storages = [stored.storages(kernel) for kernel in kernels]
+    views = [rule_view(rule, kernels[k], storages[k], prefix, every[k]) for k, rule in enumerate(rules)]
+    flags = [f"--dtype {own.suffix}" for own in storages[0]] if len(storages[0]) < len(DTYPES) else []
+    flags += [f"--set {shlex.quote(setting)}" for setting in settings]
+    flags += [f"--prefix {prefix}"] if prefix is not None else []
+    origins = [shlex.quote(item.origin if isinstance(item, Rule) else item.name) for item in selected]
+    command = " ".join(["optforge generate", *origins, *flags, f"--layout {name} --out DIR"])
+    if name == "project":
+        return project(views, kernels, {k: v for item in others for k, v in item.emit("c", None).items()}, command)
+    if len(selected) > 1:
+        raise UsageError("--layout python is a package of one rule: give one")
+    return package(rules[0], views[0], kernels[0], command)
 
 
 def parse_settings(given: Iterable[str], selected: Sequence[Rule]) -> dict[str, dict[str, object]]:

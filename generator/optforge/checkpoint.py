@@ -1,4 +1,16 @@
-"""Checkpoints: everything of a training run that an optimizer has, in one file."""
+"""Checkpoints: everything of a training run that an optimizer has, in one file.
+
+The arrays are `params` and a path, such as params['w'], with the shape of the parameter; `state['m']` and the path; and
+for scalar state `state['mu']`, one double for each parameter. The header has
+
+    format           2; format 1 has no "steps"
+    rule, origin, hash, options
+    t                the optimizer's steps
+    grouped          whether there are groups; `branches` has the structure of each: list, tuple or dict, and the keys
+    tensors          of each parameter in order: "path", "shape", "dtype", whether it has "started", its own "steps"
+    hyperparameters  of each group; `schedules`, where there are any, too
+    companions       what was saved with it
+"""
 
 from __future__ import annotations
 
@@ -19,6 +31,7 @@ from . import tensorfile
 from .arrays import kind
 from .catalogue import named
 from .diagnostics import UsageError
+from .formats import spelled
 from .forms import KEY_LENGTH, malformed, structure_of
 from .functions import Array
 from .language import Rule
@@ -28,7 +41,8 @@ from .scalars import check_hyperparameters
 if TYPE_CHECKING:
     from .optimizer import Optimizer
 
-FORMAT = 1
+FORMAT = 2
+OLDER = (1,)  # formats that are read as well: 1 has one count of steps for all tensors
 
 PathLike = str | os.PathLike[str]
 
@@ -36,7 +50,7 @@ PathLike = str | os.PathLike[str]
 def save(opt: Optimizer, path: PathLike, companions: Mapping[str, Any]) -> None:
     """`Optimizer.save`."""
     check_companions(companions)
-    opt._follow_parameters()
+    opt._inputs.follow()
     structure, tensors, read = opt._structure, opt._tensors, opt._space.read
     arrays = {tensor.label: read(tensor.p).reshape(tensor.shape) for tensor in tensors}
     for state in opt._kernel.state:
@@ -58,9 +72,16 @@ def save(opt: Optimizer, path: PathLike, companions: Mapping[str, Any]) -> None:
             for branch in structure.branches
         ],
         "tensors": [
-            {"path": tensor.path, "shape": tensor.shape, "dtype": str(tensor.p.dtype), "started": tensor.started}
-            for tensor in tensors
+            {
+                "path": tensor.path,
+                "shape": tensor.shape,
+                "dtype": str(tensor.p.dtype),
+                "started": tensor.started,
+                "steps": steps,
+            }
+            for tensor, steps in zip(tensors, opt._progress.counts.tolist(), strict=True)
         ],
+        "stored": {"store": opt.store, "master": opt.master or "", "rounding": opt.rounding, "seed": opt.seed},
         "hyperparameters": opt._rows(),
         "schedules": schedules_to_save(opt._hyper),
         "companions": {name: state_of(name, companion) for name, companion in companions.items()},
@@ -149,7 +170,7 @@ def load(opt: Optimizer, path: PathLike, /, **companions: Any) -> None:
     """
     check_companions(companions)
     header, arrays = contents(path)
-    opt._follow_parameters()
+    opt._inputs.follow()
     change = fitting(opt, path, header, arrays, companions)
     # A warning may be made an error: nothing has been changed by then.
     mention_companions(path, header, companions)
@@ -226,6 +247,7 @@ def create(
         threads=threads,
         skip_nonfinite=skip_nonfinite,
         zero_grads=zero_grads,
+        **stored_as(header),
         **header["options"],
         **({} if structure.grouped else rows[0]),
     )
@@ -234,6 +256,18 @@ def create(
     change.warn(3)
     take_over(opt, path, header, {}, change)
     return opt
+
+
+def stored_as(header: Mapping[str, Any]) -> dict[str, Any]:
+    """How the arrays of a checkpoint are stored, as an Optimizer takes it; older ones do not say."""
+    stored = {"store": {}, "master": "", "rounding": "nearest", "seed": 0, **header.get("stored", {})}
+    bits = any(one["dtype"] == "uint16" for one in header["tensors"])
+    return {
+        "store": {**stored["store"], **({"p": "bf16"} if bits else {})},
+        "master": stored["master"] or None,
+        "rounding": stored["rounding"],
+        "seed": stored["seed"],
+    }
 
 
 def check_settings(rule: Rule, options: Mapping[str, bool | str], rows: Sequence[Mapping[str, float]]) -> None:
@@ -246,8 +280,9 @@ def check_settings(rule: Rule, options: Mapping[str, bool | str], rows: Sequence
 def contents(path: PathLike) -> tuple[dict[str, Any], dict[str, Array]]:
     """The header and the arrays of a checkpoint."""
     header, arrays = tensorfile.read(path)
-    if isinstance(header, dict) and isinstance(header.get("format"), int) and header["format"] != FORMAT:
-        raise UsageError(f"{path} is of format {header['format']}, and this version of optforge reads format {FORMAT}")
+    if isinstance(header, dict) and isinstance(header.get("format"), int) and header["format"] not in (*OLDER, FORMAT):
+        known = " and ".join(map(str, (*OLDER, FORMAT)))
+        raise UsageError(f"{path} is of format {header['format']}, and this version of optforge reads {known}")
     problem = malformed(header, arrays)
     if problem:
         raise UsageError(f"{path} is no checkpoint of optforge: {problem}")
@@ -313,8 +348,8 @@ def other_parameters(opt: Optimizer, header: Mapping[str, Any]) -> list[str]:
         if one is None:
             problems.append(f"it has no {tensor.label}")
         elif tuple(one["shape"]) != tensor.shape or one["dtype"] != str(tensor.p.dtype):
-            what = f"{tensor.label} is {one['dtype']} of shape {tuple(one['shape'])}"
-            problems.append(f"its {what}, here {tensor.p.dtype} of shape {tensor.shape}")
+            what = f"{tensor.label} is {spelled(np.dtype(one['dtype']))} of shape {tuple(one['shape'])}"
+            problems.append(f"its {what}, here {spelled(tensor.p.dtype)} of shape {tensor.shape}")
     return problems + [f"its {label} is not here" for label in saved]
 
 
@@ -334,8 +369,10 @@ def missing_state(opt: Optimizer, arrays: Mapping[str, Array]) -> list[str]:
 
 def as_state_dict(opt: Optimizer, header: Mapping[str, Any], arrays: Mapping[str, Array]) -> dict[str, Any]:
     """A checkpoint with the parameters of an optimizer as its `state_dict` would be."""
-    structure, rows = opt._structure, header["hyperparameters"]
-    places = {one["path"]: place for place, one in enumerate(header["tensors"])}
+    structure, rows, tensors = opt._structure, header["hyperparameters"], header["tensors"]
+    places = {one["path"]: place for place, one in enumerate(tensors)}
+    mine = [tensors[places[tensor.path]] for tensor in opt._tensors]
+    steps = {"steps": structure.build(one["steps"] for one in mine)} if header["format"] != 1 else {}
     state = {}
     for own in opt._kernel.state:
         label = f"state[{own.name!r}]"
@@ -351,6 +388,8 @@ def as_state_dict(opt: Optimizer, header: Mapping[str, Any], arrays: Mapping[str
         "t": header["t"],
         **({"groups": rows} if structure.grouped else {"hyperparameters": rows[0]}),
         "state": state,
-        "started": structure.build(header["tensors"][places[tensor.path]]["started"] for tensor in opt._tensors),
+        "started": structure.build(one["started"] for one in mine),
+        "seed": header.get("stored", {}).get("seed", opt.seed),
+        **steps,
         **({"schedules": header["schedules"]} if header["schedules"] else {}),
     }

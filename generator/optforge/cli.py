@@ -170,6 +170,13 @@ def generate(
     bundle: Annotated[
         str | None, typer.Option(metavar="NAME", help="One pair of files, NAME.h and NAME.c, for all the rules.")
     ] = None,
+    layout: Annotated[
+        str | None,
+        typer.Option(
+            metavar="project|python",
+            help="A project: CMake package, C++ headers, examples, benchmark. Or a Python package of one rule.",
+        ),
+    ] = None,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where the files go; made if it is not there.")] = Path(
         "build"
     ),
@@ -187,11 +194,15 @@ def generate(
       optforge generate adam lamb --bundle optimizers --out src
       optforge generate my_rule.py:my_rule --dtype f32 --set lr=3e-4 --out src
       optforge generate adamw --store p=bf16,g=bf16 --master split
+      optforge generate adamw lamb --layout project --out third_party/optforge
       optforge generate plateau --prefix my_plateau
       optforge generate --all --check
 
     Beside the rules' files stand optforge.h and optforge.c, which run the steps of all of them. With --single each
     rule's pair has that inside, with --bundle one pair has all; all give the same bits, and go into one program.
+    --layout project adds what a C++ engine takes: headers of C++, a CMake package, examples, a benchmark; its README
+    says how. --layout python is a package with the compiled kernel of one rule, which needs neither a compiler nor
+    optforge where it is installed.
 
     plateau is no rule but a header for engines, which reduces a learning rate when a metric stops improving.
 
@@ -204,7 +215,7 @@ def generate(
 
     targets = target or ["c"]
     stored = Wanted(dtype or None, parse_store(store), master, rounding, suffix)
-    files = emit(select(rule or [], every), targets, stored, setting or [], prefix, single, bundle)
+    files = emit(select(rule or [], every), targets, stored, setting or [], prefix, single, bundle, layout)
     if check:
         found = differences(out, files, set(targets) if every else set())
         for text in found:

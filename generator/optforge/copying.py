@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from .optimizer import Optimizer
 
 
+HOW = ("target", "threads", "skip_nonfinite", "zero_grads", "store", "master", "rounding", "seed")
+
+
 def recipe(opt: Optimizer) -> dict[str, Any]:
     """What `made` needs to make an optimizer like this one: its own parameters, and copies of all else."""
     hyper, grouped = opt._hyper, opt._structure.grouped
@@ -26,7 +29,7 @@ def recipe(opt: Optimizer) -> dict[str, Any]:
     return {
         "params": [{"params": params, **row} for params, row in pairs] if grouped else opt.params,
         "rule": opt.rule,
-        "how": {name: getattr(opt, name) for name in ("target", "threads", "skip_nonfinite", "zero_grads")},
+        "how": {name: getattr(opt, name) for name in HOW},
         "settings": {**opt._common, **({} if grouped else rows[0])},
         "common": dict(opt._common),
         "saved": saved,

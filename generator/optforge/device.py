@@ -6,6 +6,7 @@ import atexit
 import contextlib
 import functools
 import inspect
+import itertools
 import math
 import threading
 import warnings
@@ -263,8 +264,7 @@ class DeviceSpace(Host):
             return self.held(host(array, label), label)
         found = np.dtype(interface["typestr"])
         if found not in BY_NUMPY:
-            narrow = arrays.NARROW if found.name == "float16" else ""
-            raise TypeError(f"{label} is {found}; it must be float32 or float64{narrow}")
+            raise TypeError(f"{label} is {found}; on a GPU it must be float32 or float64")
         shape = tuple(interface["shape"])
         strides = interface.get("strides")
         if strides is not None and not contiguous(shape, tuple(strides), found.itemsize):
@@ -303,19 +303,18 @@ class DeviceSpace(Host):
         on_device = not hasattr(array, "data_ptr") and hasattr(array, "__cuda_array_interface__")
         return None if on_device else arrays.pointer(array)
 
-    def allocate(self, parameters: Sequence[Any], count: int) -> list[list[Any]]:
-        """Zeroed arrays like the parameters, `count` for each, in one block."""
-        places, position = [], 0
-        for parameter in parameters:
-            own = []
-            for _ in range(count):
-                own.append(position)
-                position += -(-parameter.nbytes // ALIGNMENT) * ALIGNMENT
-            places.append(own)
-        block = self.device.allocate(position, 0)
+    narrow = False
+
+    def allocate(self, parameters: Sequence[Any], dtypes: Sequence[Sequence[Any]]) -> list[list[Any]]:
+        """Zeroed arrays of as many elements as the parameters, of these dtypes for each, in one block."""
+        sizes = [
+            p.size * np.dtype(own).itemsize for p, wanted in zip(parameters, dtypes, strict=True) for own in wanted
+        ]
+        ends = [0, *itertools.accumulate(-(-size // ALIGNMENT) * ALIGNMENT for size in sizes)]
+        block, places = self.device.allocate(ends[-1], 0), iter(ends)
         return [
-            [self.made((parameter.size,), parameter.dtype, block, place) for place in own]
-            for parameter, own in zip(parameters, places, strict=True)
+            [self.made((parameter.size,), np.dtype(own), block, next(places)) for own in wanted]
+            for parameter, wanted in zip(parameters, dtypes, strict=True)
         ]
 
     def made(self, shape: tuple[int, ...], dtype: Any, block: Memory, place: int = 0) -> Any:

@@ -7,15 +7,19 @@ the tensor, the array and the element alone, so that they are the same everywher
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
 from .diagnostics import UsageError, nearest
 from .dtypes import DTYPES, F32, F64, DType
 from .functions import Array
-from .ir import Kernel
+from .ir import Kernel, State
 
 # ── random bits ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -56,7 +60,7 @@ def draw(seed: int, t: int, stream: int, array: int, begin: int, n: int) -> Arra
         key = 0
         for word in (seed, t, stream, array, high):
             key = stir(key, word)
-        x = index[own].astype(np.uint32) ^ np.uint32(key & 0xFFFFFFFF)
+        x = index[own].astype(np.uint32) * np.uint32(0x9E3779B9) + np.uint32(key & 0xFFFFFFFF)
         x = (x ^ x >> np.uint32(16)) * np.uint32(0x7FEB352D) ^ np.uint32(key >> 32)
         x = (x ^ x >> np.uint32(15)) * np.uint32(0x846CA68B)
         bits[own] = x ^ x >> np.uint32(16)
@@ -109,7 +113,7 @@ def store_f16(values: Array, random: Array | None = None) -> Array:
         small = whole.astype(np.uint32) + (random < np.floor((units - whole) * 2.0**32))
         drawn = np.where(magnitude < 0x38800000, small, normal).astype(np.uint16) | sign
         to_nearest = np.where(magnitude <= 0x477FE000, drawn, to_nearest)
-    return np.where(magnitude > 0x7F800000, sign | np.uint16(0x7E00), to_nearest).astype(np.uint16)
+    return np.where(magnitude > 0x7F800000, sign | np.uint16(0x7E00), to_nearest).astype(np.uint16).view(np.float16)
 
 
 @dataclass(frozen=True)
@@ -168,6 +172,26 @@ def split(values: Array) -> tuple[Array, Array]:
     bits = np.where(nan, bits & np.uint32(0x80000000) | np.uint32(0x7FC00000), bits)
     with np.errstate(over="ignore"):
         return (bits + np.uint32(0x8000) >> np.uint32(16)).astype(np.uint16), bits.astype(np.uint16)
+
+
+def raw(array: Array) -> Array:
+    """An array of whatever NumPy knows as bfloat16 as the bits of it; others as they are."""
+    return array.view(np.uint16) if array.dtype.name == "bfloat16" else array
+
+
+def spelled(dtype: np.dtype[Any]) -> str:
+    """The dtype of an array as users know it."""
+    return "bfloat16" if dtype == np.uint16 else str(dtype)
+
+
+def shown(array: Array) -> Array:
+    """The bits of bfloat16 numbers as NumPy shows them where the package ml_dtypes is there; others as they are."""
+    if array.dtype == np.uint16:
+        with contextlib.suppress(ImportError):
+            ml_dtypes = importlib.import_module("ml_dtypes")
+
+            return array.view(ml_dtypes.bfloat16)
+    return array
 
 
 def whole(stored: Array, beside: Array) -> Array:
@@ -339,7 +363,22 @@ def storage(
         raise UsageError(f"a split master is beside p where p is bf16, and p is {p}; master='f32' is for f16 too")
     if master == "split" and made.stochastic:
         raise UsageError("a split master has p to nearest: choose rounding='nearest', or master='f32'")
-    return made if suffix else Storage(telling(made), formats, made.master, made.stochastic)
+    if suffix is None:
+        return Storage(telling(made), formats, made.master, made.stochastic)
+    check_suffix(made)
+    return made
+
+
+def check_suffix(made: Storage) -> None:
+    """Raise UsageError where emitted names cannot end with a suffix that was given."""
+    if not re.fullmatch(r"\w+", made.suffix, re.ASCII):
+        raise UsageError(f"the suffix {made.suffix!r} cannot end a C identifier: letters, digits and _ can")
+    if made.suffix in DTYPES and made.comment():
+        raise UsageError(
+            f"the suffix {made.suffix!r} is that of arrays that are all {made.suffix}: give another suffix"
+        )
+    if made.suffix.startswith("with_"):
+        raise UsageError(f"the suffix {made.suffix!r} would end names like those of step_with: give another suffix")
 
 
 def telling(made: Storage) -> str:
@@ -354,6 +393,22 @@ def telling(made: Storage) -> str:
     return "_".join(words)
 
 
+def with_master(kernel: Kernel, master: str | None) -> Kernel:
+    """A kernel whose state has what is beside p as well.
+
+    Raises
+    ------
+    UsageError
+        The rule has a state of that name.
+    """
+    if master is None:
+        return kernel
+    own = State("p_master", "p") if master == "f32" else State("p_low", 0.0)
+    if own.name in (state.name for state in kernel.state):
+        raise UsageError(f"the master is called {own.name!r}, and so is a state of the rule: rename that")
+    return replace(kernel, state=(*kernel.state, own))
+
+
 @dataclass(frozen=True)
 class Wanted:
     """What a user asks for: dtypes that all arrays have, and a `storage` of their own. None of both is every dtype."""
@@ -364,6 +419,11 @@ class Wanted:
     rounding: str = "nearest"
     suffix: str | None = None
 
+    @property
+    def own(self) -> bool:
+        """Whether there is a storage beside dtypes that all arrays have."""
+        return bool(self.store) or self.master is not None or self.rounding != "nearest"
+
     def storages(self, kernel: Kernel) -> tuple[Storage, ...]:
         """The ways to store the arrays of a kernel.
 
@@ -372,7 +432,7 @@ class Wanted:
         UsageError
             There is no such dtype, or as of `storage`.
         """
-        own = bool(self.store) or self.master is not None or self.rounding != "nearest"
+        own = self.own
         names = self.dtypes if self.dtypes is not None else [] if own else [*DTYPES]
         names = [names] if isinstance(names, str) else [*names]
         for name in names:

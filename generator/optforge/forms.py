@@ -7,14 +7,14 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from .dtypes import BY_NUMPY
+from .formats import FORMAT_OF, FORMATS, MASTERS, ROUNDINGS
 from .functions import Array
 from .structure import Branch, Structure
 
 KINDS: dict[str, type] = {"list": list, "tuple": tuple, "dict": dict}
 KEY_LENGTH = 10_000  # characters of a key of params, as text, and of other text
 LONGEST_SHAPE = 64
-DTYPES = {dtype.name for dtype in BY_NUMPY}
+DTYPES = {dtype.name for dtype in FORMAT_OF}
 
 
 def is_text(value: Any) -> bool:
@@ -78,6 +78,16 @@ FIELDS: dict[str, Callable[[Any], bool]] = {
 }
 
 
+STORED = is_record(
+    {
+        "store": is_table(lambda value: isinstance(value, str) and value in FORMATS),
+        "master": lambda value: value in ("", *MASTERS),
+        "rounding": lambda value: value in ROUNDINGS,
+        "seed": lambda value: is_whole(value) and 0 <= value < 2**64,
+    }
+)
+
+
 def malformed(header: Any, arrays: Mapping[str, Array]) -> str:
     """What is wrong with the form of a header, and with the arrays of the parameters; empty where nothing is."""
     if not isinstance(header, dict):
@@ -87,6 +97,10 @@ def malformed(header: Any, arrays: Mapping[str, Array]) -> str:
             return f"its header lacks {name!r}"
         if not check(header[name]):
             return f"{name!r} in its header is not what it should be"
+    if header["format"] != 1 and not all(is_whole(tensor.get("steps")) for tensor in header["tensors"]):
+        return "'tensors' in its header is not what it should be"
+    if "stored" in header and not STORED(header["stored"]):
+        return "'stored' in its header is not what it should be"
     number = len(header["branches"])
     if (number != 1 and not header["grouped"]) or len(header["hyperparameters"]) != number:
         return "its header has not as many groups everywhere"

@@ -106,20 +106,23 @@ def to_torch(opt: Optimizer) -> dict[str, Any]:
         group["params"] = list(range(first, first + len(branch.keys)))
         first += len(branch.keys)
         groups.append(group)
+    opt._settle()
+    steps = opt._progress.counts
     state: dict[int, dict[str, Any]] = {}
     for k, tensor in enumerate(opt._tensors):
         if tensor.started and own.state:
-            state[k] = {"step": number(np.array(opt.t, np.float32))} if own.steps else {}
+            state[k] = {"step": number(np.array(steps[k], np.float32))} if own.steps else {}
             for name, key in own.state.items():
                 state[k][key] = number(tensor.arrays[name].reshape(tensor.shape).copy())
     return {"state": state, "param_groups": groups}
 
 
 def from_torch(opt: Optimizer, state_dict: Mapping[str, Any]) -> None:
-    """Take over the state dict of the PyTorch optimizer with the same formula: hyperparameters, state and t.
+    """Take over the state dict of the PyTorch optimizer with the same formula: hyperparameters, state and steps.
 
-    The parameters are not in it. Schedules end: hyperparameters are the numbers of the state dict. A tensor without
-    state there has that of a new optimizer.
+    Each tensor has its own count of steps there and here; `opt.t` is the largest. The parameters are not in it.
+    Schedules end: hyperparameters are the numbers of the state dict. A tensor without state there has that of a new
+    optimizer.
 
     Raises
     ------
@@ -136,10 +139,9 @@ def from_torch(opt: Optimizer, state_dict: Mapping[str, Any]) -> None:
     rows = [row_of(own, group, opt._hyper.where(k), problems) for k, group in enumerate(groups)]
     order = [place for group in groups for place in group["params"]]
     entries = [saved.get(place, {}) for place in order]
-    counts = [step_of(own, place, entry, problems) for place, entry in zip(order, entries, strict=True) if entry]
-    steps = {count for count in counts if count is not None}
-    if len(steps) > 1:
-        problems.append(f"its tensors have taken different numbers of steps ({sorted(steps)}), here is one t for all")
+    counts = [
+        (step_of(own, place, entry, problems) or 0) if entry else 0 for place, entry in zip(order, entries, strict=True)
+    ]
     known = set(order)
     homeless = [place for place, entry in saved.items() if entry and place not in known]
     if homeless:
@@ -159,7 +161,8 @@ def from_torch(opt: Optimizer, state_dict: Mapping[str, Any]) -> None:
         "hash": opt.rule.hash,
         "options": opt._options,
         **({"groups": rows} if opt._structure.grouped else {"hyperparameters": rows[0]}),
-        "t": opt.t if not own.steps else steps.pop() if steps else 0,
+        "t": max(counts) if own.steps else opt.t,
+        "steps": build(counts if own.steps else [opt.t] * len(counts)),
         "state": state,
         "started": build(bool(entry) or not own.state for entry in entries),
     }

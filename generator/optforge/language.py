@@ -201,11 +201,18 @@ class Rule(Declared):
         kernel = self.kernel(**settings)
         storages = wanted.storages(kernel)
         inexact = frozenset(name for own in storages for name in own.inexact)
-        if inexact:
-            hyperparameters, options = self.settings(settings)
-            program = elaborate(self.definition, options)
-            kernel = lower(self.name, tuple(hyperparameters.items()), program, inexact, storages[-1].moved)
-        return kernel, storages
+        return self.rounded(inexact, storages[-1].moved, settings) if inexact else kernel, storages
+
+    def rounded(
+        self,
+        inexact: frozenset[str],
+        cost: Callable[[Iterable[str], Iterable[str]], int],
+        settings: Mapping[str, object],
+    ) -> Kernel:
+        """The compiled form where these arrays are rounded when they are stored; `cost` is that of a pass."""
+        hyperparameters, options = self.settings(settings)
+        program = elaborate(self.definition, options)
+        return lower(self.name, tuple(hyperparameters.items()), program, inexact, cost)
 
     def generate(
         self,

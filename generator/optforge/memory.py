@@ -17,27 +17,25 @@ SMALL = 1 << 16  # bytes of an array up to which all of a step's arrays fit into
 HUGE = 1 << 22  # bytes of all arrays from which huge pages are asked for
 
 
-def allocate(parameters: Sequence[Array], count: int) -> list[list[Array]]:
-    """Zeroed arrays like the parameters, `count` for each.
+def allocate(parameters: Sequence[Array], dtypes: Sequence[Sequence[Any]]) -> list[list[Array]]:
+    """Zeroed arrays of as many elements as the parameters, of these dtypes for each.
 
     Arrays at the same offset of a 4 KiB page get into each other's way, so those of one parameter are staggered from
     it: by an even share of the page, one share being left for the gradient, which mostly lies as the parameter does.
     """
-    share = PAGE // (count + 2) // LINE * LINE
     position, places = 0, []
-    for parameter in parameters:
-        own = []
-        for k in range(count):
+    for parameter, wanted in zip(parameters, dtypes, strict=True):
+        share = PAGE // (len(wanted) + 2) // LINE * LINE
+        for k, dtype in enumerate(wanted):
             position += -position % LINE
             if parameter.nbytes > SMALL:
                 position += (address(parameter) // LINE * LINE + (k + 2) * share - position) % PAGE
-            own.append(position)
-            position += parameter.nbytes
-        places.append(own)
-    block = memory(position)
+            places.append(position)
+            position += parameter.size * np.dtype(dtype).itemsize
+    block, begins = memory(position), iter(places)
     return [
-        [np.frombuffer(block, parameter.dtype, parameter.size, place) for place in own]
-        for parameter, own in zip(parameters, places, strict=True)
+        [np.frombuffer(block, dtype, parameter.size, next(begins)) for dtype in wanted]
+        for parameter, wanted in zip(parameters, dtypes, strict=True)
     ]
 
 

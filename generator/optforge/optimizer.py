@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import math
 import os
-import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from operator import is_
 from typing import Any, NoReturn
 
 import numpy as np
 
 from . import checkpoint, copying, resume, targets
-from .arrays import Forms, Ranges, address, kind, teller
+from .arrays import TAKEN, address, is_bits, kind, teller
 from .catalogue import BUILT_IN, named
 from .diagnostics import InterruptedStep, UsageError, nearest
+from .formats import FORMAT_OF, Storage, shown, spelled, storage, with_master
 from .functions import Array
 from .groups import Group, chosen, settle, within
 from .hyperparameters import Hyperparameters
-from .ir import State
+from .inputs import Inputs
+from .ir import Kernel, State
 from .language import Rule
 from .mistakes import MISTAKES, SHORT, shorten
 from .resume import steps_taken
@@ -60,9 +60,9 @@ class Optimizer:
     Parameters
     ----------
     params : list, tuple or dict of arrays, or a list of groups
-        float32 or float64, C-contiguous, writable: NumPy arrays, or CPU arrays that share memory through DLPack or the
-        buffer protocol (PyTorch CPU tensors). Any other iterable of arrays is taken as a list. A group is a dict of
-        "params", such a collection, and of hyperparameters that it does not have from `settings`.
+        float32, float64, bfloat16 or float16, C-contiguous, writable: NumPy arrays, or CPU arrays that share memory
+        through DLPack or the buffer protocol (PyTorch CPU tensors). Any other iterable of arrays is taken as a list. A
+        group is a dict of "params", such a collection, and of hyperparameters that it does not have from `settings`.
     rule : Rule or str
         A rule, or the name of a built-in one, or of a composition: "clip_by_global_norm:adamw".
     target : str
@@ -76,6 +76,19 @@ class Optimizer:
         and `t` stay, and the statistics say so.
     zero_grads : bool
         Whether a step, a skipped one too, sets the gradients to zero when it is done with them, in the same pass.
+    store : dict of str to str, optional
+        The formats of state, by name: "f32" (as a rule), "bf16" or "f16"; "f64" where parameters are. Parameters and
+        gradients have those of their arrays; {"p": "bf16"} takes arrays of uint16 as the bits of bfloat16 numbers.
+        Everything is computed in float32, or float64 where parameters are, and rounded when it is stored.
+    master : str, optional
+        What bfloat16 or float16 parameters are rounded from, so that small steps are not lost: "f32", float32 beside
+        each, or "split", the 16 bits that a bfloat16 parameter leaves of a float32. It is in `state` as "p_master" or
+        "p_low".
+    rounding : str
+        Of arrays of 16 bits, but a parameter beside a master: "nearest", or "stochastic", up with a probability of
+        what is dropped, by bits that depend on `seed`, step, tensor, array and element alone.
+    seed : int
+        Of stochastic rounding, 64 bits.
     **settings
         Hyperparameters, and static options of the rule. Each is an attribute as well: `opt.lr = 1e-4` holds from the
         next step on, for all groups. A hyperparameter may be a schedule: a function of the step count t, an int from
@@ -94,6 +107,8 @@ class Optimizer:
     target : str
     threads : int or None
     skip_nonfinite, zero_grads : bool
+    store, master, rounding, seed
+        As they were given.
 
     Raises
     ------
@@ -122,10 +137,15 @@ class Optimizer:
     threads: int | None
     skip_nonfinite: bool
     zero_grads: bool
+    store: dict[str, str]
+    master: str | None
+    rounding: str
+    seed: int
 
     _hyper: Hyperparameters
     _structure: Structure
     _space: Host
+    _inputs: Inputs
 
     def __init__(
         self,
@@ -137,32 +157,44 @@ class Optimizer:
         threads: int | None = None,
         skip_nonfinite: bool = False,
         zero_grads: bool = False,
+        store: Mapping[str, str] | None = None,
+        master: str | None = None,
+        rounding: str = "nearest",
+        seed: int = 0,
         **settings: Any,
     ):
         with SHORT:
             for name, value in (("skip_nonfinite", skip_nonfinite), ("zero_grads", zero_grads)):
                 if not isinstance(value, (bool, np.bool_)):
                     raise TypeError(f"{name} is True or False, not {value!r}")
+            if store is not None and not isinstance(store, Mapping):
+                raise TypeError(f"store is a dict of arrays and their formats, {{'m': 'bf16'}}, not {kind(store)}")
+            check_seed(seed)
             check_threads(threads)
             make = engine(target)
             structure, owners, own = structured(params)
             self._set(rule=named_rule(rule), target=target, threads=threads, params=structure.build(owners))
             self._set(skip_nonfinite=bool(skip_nonfinite), zero_grads=bool(zero_grads))
             rows, options = settle(self.rule, settings, own, structure.grouped)
+            self._set(store=dict(store or {}), master=master, rounding=rounding, seed=int(seed))
+            self._set(_options=options, _space=make.space() if hasattr(make, "space") else HOST)
+            arrays = self._parameters(structure.paths, owners)
             # The kernel has the rule's own defaults, so that other hyperparameters need no other library.
-            kernel = self.rule.kernel(**options)
+            kernel = self._stored(arrays)
             hyper = Hyperparameters(kernel, rows)
             most = min(threads or 0, MOST_THREADS)
-            self._set(_kernel=kernel, _options=options, _names=hyper.names, _hyper=hyper, _values=hyper.values)
+            self._set(_kernel=kernel, _names=hyper.names, _hyper=hyper, _values=hyper.values)
             self._set(_structure=structure, _listed=structure.listed, _common=settings)
-            progress = Progress()
+            progress = Progress(len(owners))
             self._set(_progress=progress, _count=progress.count, _begun=None)
-            self._set(_usual=How(most, 1.0, self.skip_nonfinite, self.zero_grads, progress=progress))
-            self._set(_how=self._usual)
-            self._set(_space=make.space() if hasattr(make, "space") else HOST)
-            self._set(_tensors=self._make_tensors(structure.paths, owners, self._rows()))
-            self._set(_ranges=self._occupied(), _engine=make(self.rule, kernel))
-            self._set(_plan=None, _kept=(), _watched=(), _starting=(), _places=(), _plain=False, _tell=None)
+            usual = How(most, 1.0, self.skip_nonfinite, self.zero_grads, progress=progress)
+            usual = replace(usual, master=master or "", stochastic=rounding == "stochastic", seed=self.seed)
+            self._set(_usual=usual, _how=usual)
+            self._set(_tensors=self._make_tensors(structure.paths, owners, arrays, self._rows(), 0))
+            Inputs(self._tensors, self._space, self.zero_grads)  # finds overlaps, before anything is compiled
+            self._set(_engine=make(self.rule, kernel))
+            self._set(_inputs=getattr(self._engine, "inputs", Inputs)(self._tensors, self._space, self.zero_grads))
+            self._set(_plan=None, _starting=(), _places=(), _plain=False, _tell=None)
             for name in (*hyper.names, *options):
                 if name in self.__dict__ or hasattr(type(self), name):
                     raise UsageError(
@@ -174,20 +206,72 @@ class Optimizer:
         for name, value in attributes.items():
             object.__setattr__(self, name, value)
 
+    def _parameters(self, paths: Sequence[tuple[int, str]], owners: Sequence[Any]) -> list[Any]:
+        """The arrays of parameters in the space, checked."""
+        found = []
+        for owner, (_, path) in zip(owners, paths, strict=True):
+            label = f"params{path}"
+            array = self._space.parameter(owner, label)
+            if is_bits(owner) and "p" not in self.store:
+                hint = "if it holds bfloat16 numbers, say so by store={'p': 'bf16'}"
+                raise TypeError(f"{label} is uint16; it must be {TAKEN}; {hint}")
+            own = FORMAT_OF[array.dtype].name
+            if self.store.get("p", own) != own:
+                raise TypeError(f"{label} is {spelled(array.dtype)}, and store says that p is {self.store['p']}")
+            if not self._space.narrow and FORMAT_OF[array.dtype].narrow:
+                raise TypeError(f"{label} is {spelled(array.dtype)}; on a GPU it must be float32 or float64")
+            found.append(array)
+        return found
+
+    def _storages(self, kernel: Kernel, arrays: Iterable[Any]) -> list[Storage]:
+        """How the arrays of a kernel are stored, for each dtype that parameters have."""
+        scalar = [state.name for state in kernel.scalar_state]
+        own = {name: format for name, format in self.store.items() if name not in ("p", "g")}
+        found = []
+        for p in dict.fromkeys(FORMAT_OF[array.dtype].name for array in arrays) or ["f32"]:
+            store = {**dict.fromkeys(kernel.arrays, "f64"), **own} if p == "f64" else own
+            found.append(storage(kernel.arrays, {**store, "p": p}, self.master, self.rounding, "own", scalar))
+        if not self._space.narrow and any(each.narrow for one in found for _, each in one.formats):
+            raise UsageError("on a GPU arrays are stored as float32 or float64: leave store and master out")
+        return found
+
+    def _stored(self, arrays: Sequence[Any]) -> Kernel:
+        """The kernel for parameters of these dtypes."""
+        kernel = self.rule.kernel(**self._options)
+        storages = self._storages(kernel, arrays)
+        inexact = frozenset(name for own in storages for name in own.inexact)
+        if inexact:
+            kernel = self.rule.rounded(inexact, storages[0].moved, self._options)
+        return with_master(kernel, self.master)
+
     def _make_tensors(
-        self, paths: Sequence[tuple[int, str]], owners: Sequence[Any], rows: Sequence[Mapping[str, float]]
+        self,
+        paths: Sequence[tuple[int, str]],
+        owners: Sequence[Any],
+        arrays: Sequence[Any],
+        rows: Sequence[Mapping[str, float]],
+        before: int,
     ) -> list[Tensor]:
-        """Tensors with their state allocated and, where it is a number, initialised."""
-        space = self._space
-        arrays = [space.parameter(owner, f"params{path}") for owner, (_, path) in zip(owners, paths, strict=True)]
+        """Tensors with their state allocated and, where it is a number, initialised; there are some `before` them."""
+        space, kernel = self._space, self._kernel
         flats = [array.reshape(-1) for array in arrays]
-        names = [state.name for state in self._kernel.array_state]
+        beside = {"f32": "p_master", "split": "p_low"}.get(self.master or "", "")
+        own_state = [state.name for state in kernel.array_state if state.name != beside]
+        rule = replace(kernel, state=tuple(state for state in kernel.state if state.name != beside))
+        by_format = {own["p"].name: own for own in self._storages(rule, arrays)}
+        dtypes = []
+        for array in arrays:
+            stored = by_format[FORMAT_OF[array.dtype].name]
+            dtypes.append([stored[name].numpy for name in own_state])
+            dtypes[-1] += [stored.beside.numpy] if stored.beside is not None else []
+        names = [state.name for state in kernel.array_state]
         tensors = []
-        for (group, path), owner, array, flat, own in zip(
-            paths, owners, arrays, flats, space.allocate(flats, len(names)), strict=True
+        for number, ((group, path), owner, array, flat, own) in enumerate(
+            zip(paths, owners, arrays, flats, space.allocate(flats, dtypes), strict=True), before
         ):
             state_arrays = dict(zip(names, own, strict=True))
-            tensor = Tensor(path, group, owner, array.shape, flat, state_arrays, {}, {}, space=space)
+            tensor = Tensor(path, group, owner, array.shape, flat, state_arrays, {}, {}, space=space, stream=number)
+            tensor.beside = state_arrays[beside] if beside else None
             tensor.place(flat)
             for state in self._kernel.state:
                 if state.scalar:
@@ -203,17 +287,7 @@ class Optimizer:
         """Let a state start, unless it starts as the gradient."""
         own = tensor.scalars[state.name] if state.scalar else tensor.arrays[state.name]
         value = hyperparameters.get(str(state.initial), state.initial)
-        self._space.write(own, tensor.p if value == "p" else value)
-
-    def _occupied(
-        self, moved: Mapping[str, Array] = types.MappingProxyType({}), tensors: Sequence[Tensor] | None = None
-    ) -> Ranges:
-        """The memory that a step writes to, where parameters of these labels are elsewhere now."""
-        memory, tensors = self._space.memory, tensors or self._tensors
-        written = [(tensor.label, memory(moved.get(tensor.label, tensor.p))) for tensor in tensors]
-        for tensor in tensors:
-            written += [(f"state[{name!r}]{tensor.path}", array) for name, array in tensor.arrays.items()]
-        return Ranges(written)
+        self._space.begin(own, tensor.p if value == "p" else value)
 
     def add_group(self, group: Mapping[str, Any]) -> None:
         """Add a parameter group, whose state starts at its first gradients.
@@ -253,10 +327,19 @@ class Optimizer:
                 replace(tensor, path=path)
                 for tensor, (_, path) in zip(self._tensors, paths[: len(self._tensors)], strict=True)
             ]
-            new = self._make_tensors(paths[len(old) :], owners, [hyper.of(k) for k in range(number + 1)])
+            arrays = self._parameters(paths[len(old) :], owners)
+            if self._stored([*(tensor.p for tensor in old), *arrays]).inexact != self._kernel.inexact:
+                raise ValueError(
+                    f"groups[{number}]: its parameters are stored otherwise: give it an Optimizer of its own"
+                )
+            rows = [hyper.of(k) for k in range(number + 1)]
+            new = self._make_tensors(paths[len(old) :], owners, arrays, rows, len(old))
             tensors = [*old, *new]
             changed = {"_structure": structure, "_listed": False, "_hyper": hyper, "_values": hyper.values}
-            changed |= {"_tensors": tensors, "_ranges": self._occupied(tensors=tensors), "_plan": None, "_kept": ()}
+            inputs = type(self._inputs)(tensors, self._space, self.zero_grads)
+            progress = self._progress.with_more(len(new))
+            changed |= {"_tensors": tensors, "_inputs": inputs, "_plan": None, "_progress": progress}
+            changed |= {"_usual": replace(self._usual, progress=progress)}
             changed["params"] = structure.build(tensor.owner for tensor in tensors)
             self.__dict__.update(changed)  # all of it, or nothing
 
@@ -268,7 +351,8 @@ class Optimizer:
         Parameters
         ----------
         grads : list, tuple or dict of arrays
-            In the structure of `params`, each with the shape and dtype of its parameter, C-contiguous; None leaves
+            In the structure of `params`, each with the shape of its parameter and any dtype that these may have
+            (float64 where the parameter is), C-contiguous; None leaves
             its tensor alone, and out of the norms. Where all are None nothing changes but `t`.
         grad_scale : float, optional
             The loss scale: gradients are multiplied by 1 / grad_scale, rounded to their dtype, before anything sees
@@ -300,18 +384,12 @@ class Optimizer:
         try:
             if self._begun is not None or self._progress.unfinished:
                 self._resolve()
-            # The arrays of the last step again, which is usual, are kept, and were checked then.
-            plain = (type(grads) is list or type(grads) is tuple) and self._listed
-            listed = grads if plain else self._structure.flatten(grads, "grads")
-            kept = self._kept
-            if (
-                self._plan is None
-                or len(listed) != len(kept)
-                or not all(map(is_, listed, kept))
-                or (self._watched and any(ask() != at for ask, at in self._watched))
-                or not self._forms.hold()
-            ):
-                self._prepare([*listed])
+            # A list has the structure of parameters without groups and names, which is usual.
+            listed = grads if type(grads) is list and self._listed else self._structure.flatten(grads, "grads")
+            if len(listed) != len(self._tensors):
+                raise ValueError(f"grads has {len(listed)} arrays, params has {len(self._tensors)}")
+            if not self._inputs.take(listed, self._plan):
+                self._prepare()
             how = self._how
             if grad_scale is not None or stats:
                 scale = 1.0 if grad_scale is None else loss_scale(grad_scale)
@@ -326,72 +404,41 @@ class Optimizer:
                     if applied and not self._progress.undecided and self._count[0] == before:
                         self._count[0] = before + 1  # the engine has counted it, unless there was nothing to do
             finally:
-                if self._tell is not None:
-                    self._tell_of_changes(before)
+                self._inputs.release()
+                if self._tell is not None or self.zero_grads:
+                    self._tell_of_changes(before, listed)
             return Stats(how.stats, self._places, len(self._tensors)) if stats else None
         except MISTAKES as problem:
             shorten(problem)
             raise
 
-    def _tell_of_changes(self, before: int) -> None:
-        """Tell the library of the tensors that they were written to, if they were, by a step behind so many."""
+    def _tell_of_changes(self, before: int, grads: Sequence[Any]) -> None:
+        """Tell the library of the tensors which were written to by a step behind so many."""
         progress = self._progress
-        if self._count[0] != before or progress.undecided or progress.unfinished or self.zero_grads:
+        if self._tell is not None and (self._count[0] != before or progress.undecided or progress.unfinished):
             self._tell()
+        tell = teller(array for array in grads if array is not None) if self.zero_grads else None
+        if tell is not None:
+            tell()
 
-    def _prepare(self, grads: list[Any]) -> None:
-        """Check the gradients and make the plan of steps with them."""
-        if len(grads) != len(self._tensors):
-            raise ValueError(f"grads has {len(grads)} arrays, params has {len(self._tensors)}")
-        watched = self._follow_parameters()
-        places, views = [], []
-        for place, (tensor, given) in enumerate(zip(self._tensors, grads, strict=True)):
-            if given is not None:
-                label = tensor.gradient_label
-                view = self._space.gradient(given, label, tensor.shape, tensor.p.dtype, self.zero_grads).reshape(-1)
-                self._ranges.check_apart(self._space.memory(view), label)
-                places.append(place)
-                views.append(view)
-                moving = self._space.pointer(given)
-                if moving is not None:
-                    watched.append(moving)
-        tensors = [self._tensors[place] for place in places]
-        if self.zero_grads:
-            memory = self._space.memory
-            Ranges((tensor.gradient_label, memory(view)) for tensor, view in zip(tensors, views, strict=True))
-        starting = [(tensor, view) for tensor, view in zip(tensors, views, strict=True) if not tensor.started]
+    def _prepare(self) -> None:
+        """Make the plan of steps with the arrays that were taken."""
+        self._set(_plan=None)  # what belongs to a plan is replaced with it, or there is none
+        inputs, progress = self._inputs, self._progress
+        if not progress.are_taking_part(inputs.places):
+            self._settle()
+            progress.take_part(inputs.places)
+        behind = progress.behind(inputs.places)
+        if not (self.rule.definition.time or self._usual.stochastic):
+            behind[:] = 0  # nobody asks
+        tensors = inputs.stepped
+        starting = [tensor for tensor in tensors if not tensor.started]
         how = self._usual
         if starting:
             how = replace(how, starting=np.array([not tensor.started for tensor in tensors], np.uint8))
-        self._set(_plan=None)  # what belongs to a plan is replaced with it, or there is none
-        plan = self._engine.plan(tensors, views)
-        given = [array for array in grads if array is not None]
-        owners = [tensor.owner for tensor in tensors]
-        self._set(_forms=Forms([] if self.zero_grads else given, [*owners, *(given if self.zero_grads else ())]))
-        self._set(_tell=teller([*owners, *(given if self.zero_grads else ())]))
-        self._set(_starting=starting, _watched=watched, _kept=grads, _places=places, _how=how)
+        plan = self._engine.plan(inputs, behind)
+        self._set(_tell=teller(tensor.owner for tensor in tensors), _starting=starting, _places=inputs.places, _how=how)
         self._set(_plain=not (starting or self._hyper.schedules), _plan=plan)
-
-    def _follow_parameters(self) -> list[tuple[Callable[[], int], int]]:
-        """Find the parameters that were given other memory; gives what tells where each of that kind is, and where."""
-        watched, moved = [], {}
-        for tensor in self._tensors:
-            moving = self._space.pointer(tensor.owner)
-            if moving is not None or isinstance(tensor.owner, np.ndarray):
-                array = self._space.parameter(tensor.owner, tensor.label)
-                if array.shape != tensor.shape or array.dtype != tensor.p.dtype:
-                    now = f"{array.dtype} of shape {array.shape}"
-                    raise ValueError(f"{tensor.label} has become {now} since the optimizer was made")
-                if address(self._space.memory(array)) != tensor.home:
-                    moved[tensor.label] = array.reshape(-1)
-            if moving is not None:
-                watched.append(moving)
-        if moved:
-            self._set(_ranges=self._occupied(moved))
-            for tensor in self._tensors:
-                if tensor.label in moved:
-                    tensor.place(moved[tensor.label])
-        return watched
 
     def _unusual_step(self, how: How) -> None:
         """A step with schedules, or the first of some tensors, whose state starts now; undone if it changes nothing.
@@ -402,13 +449,12 @@ class Optimizer:
         scheduled = self._hyper.at(t)
         beginning = [
             (tensor, state, tensor.scalars[state.name] if state.scalar else tensor.arrays[state.name])
-            for tensor, _ in self._starting
+            for tensor in self._starting
             for state in self._kernel.state
             if isinstance(state.initial, str) and state.initial != "g"
         ]
         before = [(own, self._space.copy(own)) for _, _, own in beginning]
-        tensors = [tensor for tensor, _ in self._starting]
-        self._set(_begun=Begun(t, self._values.copy(), tensors, before))
+        self._set(_begun=Begun(t, self._values.copy(), self._starting, before))
         try:
             self._values[...] = scheduled
             rows = self._rows()
@@ -453,7 +499,7 @@ class Optimizer:
 
     @property
     def t(self) -> int:
-        """Steps taken; setting it to n makes the next step n + 1 and resets no state."""
+        """Steps taken; setting it to n makes the next step n + 1, for each tensor too, and resets no state."""
         self._settle()
         return int(self._count[0])
 
@@ -477,7 +523,7 @@ class Optimizer:
             self._settle()
         return {
             state.name: self._structure.build(
-                tensor.number(state.name) if state.scalar else tensor.arrays[state.name].reshape(tensor.shape)
+                tensor.number(state.name) if state.scalar else shown(tensor.arrays[state.name].reshape(tensor.shape))
                 for tensor in self._tensors
             )
             for state in self._kernel.state
@@ -522,8 +568,10 @@ class Optimizer:
             elif name == "t":
                 t = steps_taken(value)
                 self._settle()
-                self._hyper.replace(self._hyper.at(max(t, 1)), self._hyper.schedules)
-                self._count[0] = t
+                values = self._hyper.at(max(t, 1))
+                self._set(_plan=None)
+                self._hyper.replace(values, self._hyper.schedules)
+                self._progress.begin(t, t)
             elif name in self.__dict__ or hasattr(type(self), name):
                 raise AttributeError(f"{name!r} of an Optimizer cannot be set")
             else:
@@ -630,6 +678,14 @@ def loss_scale(value: Any) -> float:
     if not (number > 0 and math.isfinite(number) and math.isfinite(1 / number)):
         raise ValueError(f"grad_scale is a positive number with a finite inverse, not {value!r}")
     return number
+
+
+def check_seed(seed: Any) -> None:
+    """Raise where this is no seed."""
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)):
+        raise TypeError(f"seed is a whole number, not {seed!r}")
+    if not 0 <= seed < 2**64:
+        raise ValueError(f"seed has 64 bits, and cannot be {seed}")
 
 
 def check_threads(threads: Any) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import importlib
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .arrays import kind, teller
+from .formats import raw, spelled
 from .functions import Array
 from .hyperparameters import Hyperparameters, Schedules
 from .ir import Kernel
@@ -36,6 +37,7 @@ def state_dict(
         "options": dict(opt._options),
         **({"groups": rows} if structure.grouped else {"hyperparameters": rows[0]}),
         "t": opt.t,
+        "steps": structure.build(opt._progress.counts.tolist()),
         "state": {
             name: structure.build(
                 value if isinstance(value, float) else np.array(opt._space.read(value))
@@ -44,6 +46,7 @@ def state_dict(
             for name, tree in opt.state.items()
         },
         "started": structure.build(tensor.started for tensor in opt._tensors),
+        **({"seed": opt.seed} if opt._usual.stochastic else {}),
         **({"schedules": schedules} if schedules else {}),
     }
 
@@ -60,10 +63,12 @@ class Saved:
     """
 
     t: int
+    steps: list[int]
     hyperparameters: tuple[Array, Schedules]
     lost: list[tuple[str, float]]
     started: list[bool]
     changes: list[tuple[Array, Array]]
+    seed: int
 
     def apply(self, opt: Optimizer) -> None:
         """Say what is lost, and make the changes."""
@@ -86,13 +91,14 @@ class Saved:
         if hasattr(opt._engine, "applied"):
             opt._engine.applied()  # a device ends what it is at
         progress.undecided, progress.unfinished = False, "a load"
-        opt._set(_plan=None, _kept=())
+        opt._set(_plan=None)
         for own, given in self.changes:
             opt._space.write(own, given.reshape(-1))
         for tensor, flag in zip(opt._tensors, self.started, strict=True):
             tensor.started = bool(flag)
         opt._hyper.replace(*self.hyperparameters)
-        opt._count[0] = self.t
+        opt._set(seed=self.seed, _usual=replace(opt._usual, seed=self.seed))
+        progress.begin(self.t, self.steps)
         tell = teller(tensor.owner for tensor in opt._tensors)
         if tell is not None:
             tell()
@@ -131,9 +137,30 @@ def checked(opt: Optimizer, saved: Any) -> Saved:
         if not isinstance(flag, (bool, np.bool_)):
             problems.append(f"started{tensor.path} is {flag!r}, not True or False")
     changes = saved_state(opt._kernel, opt._structure, opt._tensors, saved["state"], problems)
+    steps = saved_steps(opt, saved, t, started, problems)
+    seed = saved.get("seed", opt.seed)
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**64:
+        problems.append(f"its seed is {seed!r}")
     if problems:
         raise ValueError("; ".join(problems))
-    return Saved(t, hyperparameters, lost, started, changes)
+    return Saved(t, steps, hyperparameters, lost, started, changes, int(seed))
+
+
+def saved_steps(
+    opt: Optimizer, saved: Mapping[str, Any], t: int | None, started: Sequence[Any], problems: list[str]
+) -> list[int]:
+    """The tensors' own counts of steps in a state dict; what does not fit is noted.
+
+    Older ones have one count for all, which is that of each tensor with a step.
+    """
+    if "steps" not in saved:
+        return [t or 0 if flag else 0 for flag in started]
+    counts = matching(opt._structure, saved["steps"], "steps", problems)
+    for tensor, count in zip(opt._tensors, counts, strict=False):
+        given = noting(problems, steps_taken, count, f"steps{tensor.path}")
+        if given is not None and t is not None and given > t:
+            problems.append(f"steps{tensor.path} is {given}, more than t, which is {t}")
+    return counts
 
 
 def other_rule(rule: Rule, saved: Mapping[str, Any]) -> list[str]:
@@ -150,12 +177,12 @@ def other_options(opt: Optimizer, saved: Mapping[str, Any]) -> list[str]:
     return [f"its options are {saved['options']!r}, here {opt._options!r}"]
 
 
-def steps_taken(value: Any) -> int:
+def steps_taken(value: Any, name: str = "t") -> int:
     """A step count."""
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"t is a whole number, not {value!r}")
+        raise TypeError(f"{name} is a whole number, not {value!r}")
     if not 0 <= value < 2**63:
-        raise ValueError(f"t counts steps, and cannot be {value}")
+        raise ValueError(f"{name} counts steps, and cannot be {value}")
     return int(value)
 
 
@@ -240,7 +267,7 @@ def saved_state(
         for tensor, value in zip(tensors, values, strict=False):
             label = f"state[{state.name!r}]{tensor.path}"
             try:
-                given = np.asarray(value)
+                given = raw(np.asarray(value))
             except (TypeError, ValueError) as problem:
                 problems.append(f"{label} is no array: {problem}")
                 continue
@@ -252,8 +279,8 @@ def saved_state(
             else:
                 own = tensor.arrays[state.name]
                 if given.shape != tensor.shape or given.dtype != own.dtype:
-                    what = f"{label} is {given.dtype} of shape {given.shape}"
-                    problems.append(f"{what}, here {own.dtype} of shape {tensor.shape}")
+                    what = f"{label} is {spelled(given.dtype)} of shape {given.shape}"
+                    problems.append(f"{what}, here {spelled(own.dtype)} of shape {tensor.shape}")
             changes.append((own, given))
     return changes
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from . import arrays, memory
+from .formats import FORMAT_OF
 from .functions import Array
 
 
@@ -26,9 +27,11 @@ class Host:
         """For an array that may be given other memory: what tells its address, and the address now."""
         return arrays.pointer(array)
 
-    def allocate(self, parameters: Sequence[Any], count: int) -> list[list[Any]]:
-        """Zeroed arrays like the parameters, `count` for each."""
-        return [list(own) for own in memory.allocate(parameters, count)]
+    narrow = True  # whether there are arrays of 16 bits
+
+    def allocate(self, parameters: Sequence[Any], dtypes: Sequence[Sequence[Any]]) -> list[list[Any]]:
+        """Zeroed arrays of as many elements as the parameters, of these dtypes for each."""
+        return [list(own) for own in memory.allocate(parameters, dtypes)]
 
     def number(self) -> Any:
         """Room for one double."""
@@ -38,6 +41,15 @@ class Host:
         """Set elements to those of an array of this space or of the host, or all to one number."""
         with np.errstate(all="ignore"):
             array[...] = values
+
+    def begin(self, array: Any, values: Any) -> None:
+        """Set state to a number, or to what the elements of another array are, in the format that it has."""
+        own, given = FORMAT_OF.get(array.dtype), values
+        if isinstance(values, np.ndarray) and values.dtype != array.dtype:
+            given = FORMAT_OF[values.dtype].load(values)
+        if own is not None and own.narrow and not (isinstance(values, np.ndarray) and values.dtype == array.dtype):
+            given = own.store(np.full(array.shape, given, np.float32))
+        self.write(array, given)
 
     def memory(self, array: Any) -> Any:
         """The array whose memory is the owner's."""

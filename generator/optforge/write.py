@@ -45,7 +45,10 @@ def write_all(directory: Path, files: Mapping[str, str]) -> list[tuple[Path, boo
     try:
         changed = {name: data for name, text in files.items() if read(directory / name) != (data := text.encode())}
         if changed:
-            with made(directory), workplace(directory, HIDDEN) as (work, _):
+            with contextlib.ExitStack() as stack:
+                for place in dict.fromkeys((directory / name).parent for name in changed):
+                    stack.enter_context(made(place))
+                work, _ = stack.enter_context(workplace(directory, HIDDEN))
                 numbered = enumerate(changed.items())
                 put([stage(directory / name, data, work / str(k)) for k, (name, data) in numbered])
     except OSError as problem:

@@ -26,6 +26,7 @@ enum {
     OPTFORGE_LANES = 32,
     OPTFORGE_CHUNK = 32768,       /* elements, or sums, of one node of the summation tree */
     OPTFORGE_THREAD_SIZE = 65536, /* elements per thread below which waking another one does not pay */
+    OPTFORGE_MOST_SHARES = 1024,  /* of a step, whatever is asked for */
     OPTFORGE_MOST_SCALARS = 512,  /* doubles of the scalars of a kernel */
     OPTFORGE_WIDE = 8192,         /* floats of a piece whose arrays are stored in fewer bits */
     OPTFORGE_TOLD = 6             /* sums that statistics are of: OPTFORGE_GRAD to OPTFORGE_INF */
@@ -88,22 +89,30 @@ static const optforge_add optforge_adds[2][4][OPTFORGE_SETS] = {
 
 /* ---- numbers of 16 bits, for each instruction set ------------------------------------------------------ */
 
-OPTFORGE_INLINE uint32_t optforge_bits(float x) {
+/* A float and its bits, as a union, through which gcc makes vectors as it does not through memcpy. */
+typedef union optforge_word {
+    float x;
     uint32_t bits;
-    memcpy(&bits, &x, sizeof bits);
-    return bits;
+} optforge_word;
+
+OPTFORGE_INLINE uint32_t optforge_bits(float x) {
+    optforge_word word;
+    word.x = x;
+    return word.bits;
 }
 
 OPTFORGE_INLINE float optforge_float(uint32_t bits) {
-    float x;
-    memcpy(&x, &bits, sizeof x);
-    return x;
+    optforge_word word;
+    word.bits = bits;
+    return word.x;
 }
 
-/* What the random bits of stochastic rounding are made of: two words, and the number of the first element. */
+/* What the random bits of stochastic rounding are made of. Element i adds OPTFORGE_TURN * i to the first word:
+ * neighbours that differed in few bits would have draws that depend on each other. */
 typedef struct optforge_draw {
-    uint32_t first, second, index;
+    uint32_t first, second;
 } optforge_draw;
+#define OPTFORGE_TURN UINT32_C(0x9e3779b9) /* 2^32 over the golden ratio */
 
 static uint64_t optforge_stir(uint64_t x, uint64_t more) {
     x = (x ^ more) + UINT64_C(0x9e3779b97f4a7c15);
@@ -112,22 +121,20 @@ static uint64_t optforge_stir(uint64_t x, uint64_t more) {
     return x ^ x >> 31;
 }
 
-/* Of an array from element `index` on. Every 2^32 elements, which are whole leaves, have words of their
- * own. */
+/* Of an array from element `index` on. Every 2^32 elements have words of their own. */
 static optforge_draw optforge_drawing(uint64_t seed, uint64_t t, uint64_t stream, size_t array,
                                       uint64_t index) {
     uint64_t key = optforge_stir(optforge_stir(optforge_stir(optforge_stir(0, seed), t), stream), array);
     optforge_draw draw;
     key = optforge_stir(key, index >> 32);
-    draw.first = (uint32_t)key;
+    draw.first = (uint32_t)key + OPTFORGE_TURN * (uint32_t)index;
     draw.second = (uint32_t)(key >> 32);
-    draw.index = (uint32_t)index;
     return draw;
 }
 
-/* 32 random bits for an element. */
-OPTFORGE_INLINE uint32_t optforge_random(const optforge_draw *draw, uint32_t i) {
-    uint32_t x = (draw->index + i) ^ draw->first;
+/* 32 random bits for element i, which turns by OPTFORGE_TURN * i. */
+OPTFORGE_INLINE uint32_t optforge_random(const optforge_draw *draw, uint32_t turn) {
+    uint32_t x = draw->first + turn;
     x = (x ^ x >> 16) * UINT32_C(0x7feb352d) ^ draw->second;
     x = (x ^ x >> 15) * UINT32_C(0x846ca68b);
     return x ^ x >> 16;
@@ -143,36 +150,45 @@ OPTFORGE_INLINE float optforge_from_f16(uint16_t x) {
     return optforge_float(sign | (magnitude < 0x400u ? small : normal));
 }
 
-/* Adds `half` or so to what is dropped; NaN is quiet, and infinite is what is beyond the largest number to
- * nearest, never by chance. */
+/* Rounds by adding to what is dropped, up to the number that carries. NaN is quiet; what is beyond the
+ * largest number goes to the nearer of that and infinity, never by chance. Comparisons are of signed numbers,
+ * for which all processors have vectors. */
 OPTFORGE_INLINE uint16_t optforge_to_bf16(float x, int draws, uint32_t random) {
-    const uint32_t bits = optforge_bits(x), magnitude = bits & 0x7fffffffu;
+    const uint32_t bits = optforge_bits(x);
+    const int32_t magnitude = (int32_t)(bits & 0x7fffffffu);
     const uint32_t nearest = 0x7fffu + (bits >> 16 & 1u);
-    const uint32_t add = draws && magnitude <= 0x7f7f0000u ? random >> 16 : nearest;
-    return (uint16_t)(magnitude > 0x7f800000u ? (bits >> 16 & 0x8000u) | 0x7fc0u : (bits + add) >> 16);
+    const uint32_t drawn = magnitude <= 0x7f7f0000 ? random >> 16 : 0x8000u;
+    const uint32_t rounded = (bits + (draws ? drawn : nearest)) >> 16;
+    return (uint16_t)(magnitude > 0x7f800000 ? (bits >> 16 & 0x8000u) | 0x7fc0u : rounded);
 }
 
+/* Below the least normal number are multiples of 2^-24, and the fraction between two has 32 bits. All steps
+ * to it are exact. Masks choose where a compiler would make a branch, which becomes no vector. */
 OPTFORGE_INLINE uint16_t optforge_to_f16(float x, int draws, uint32_t random) {
-    const uint32_t bits = optforge_bits(x), sign = bits >> 16 & 0x8000u, magnitude = bits & 0x7fffffffu;
+    const uint32_t bits = optforge_bits(x), magnitude = bits & 0x7fffffffu;
+    const uint32_t is_small = 0u - ((magnitude - 0x38800000u) >> 31);
+    const uint32_t nan = (0x7f800000u - magnitude) >> 31 << 9;
     const uint32_t nearest = 0xfffu + (magnitude >> 13 & 1u);
-    const uint32_t add = draws && magnitude <= 0x477fe000u ? random >> 19 : nearest;
-    const uint32_t normal = (magnitude + add - (112u << 23)) >> 13;
-    uint32_t small = optforge_bits(optforge_float(magnitude) + 0.5f) - 0x3f000000u;
+    const uint32_t drawn = (int32_t)magnitude <= 0x477fe000 ? random >> 19 : 0x1000u;
+    const int32_t rounded = (int32_t)((magnitude + (draws ? drawn : nearest) - (112u << 23)) >> 13);
+    const uint32_t normal = (uint32_t)(rounded < 0x7c00 ? rounded : 0x7c00);
+    uint32_t small;
     if (draws) {
-        const double units = (double)optforge_float(magnitude < 0x38800000u ? magnitude : 0u) * 16777216.0;
+        const float units = optforge_float(magnitude & is_small) * 16777216.0f;
         const int32_t whole = (int32_t)units;
-        const double above = (double)(int32_t)(random ^ 0x80000000u) + 2147483649.0; /* random + 1 */
-        small = (uint32_t)whole + (above <= (units - (double)whole) * 4294967296.0 ? 1u : 0u);
+        const float share = (units - (float)whole) * 65536.0f;
+        const int32_t upper = (int32_t)share, lower = (int32_t)((share - (float)upper) * 65536.0f);
+        small = (uint32_t)whole + (random < ((uint32_t)upper << 16 | (uint32_t)lower) ? 1u : 0u);
+    } else {
+        small = optforge_bits(optforge_float(magnitude) + 0.5f) - 0x3f000000u;
     }
-    small = magnitude < 0x38800000u ? small : normal;
-    small = magnitude < 0x477ff000u ? small : 0x7c00u;
-    return (uint16_t)(sign | (magnitude > 0x7f800000u ? 0x7e00u : small));
+    return (uint16_t)((bits >> 16 & 0x8000u) | nan | (normal ^ ((normal ^ small) & is_small)));
 }
 
 /* The bits of what is split. A NaN becomes one that rounding cannot make a number of. */
 OPTFORGE_INLINE uint32_t optforge_whole_bits(float x) {
     const uint32_t bits = optforge_bits(x);
-    return (bits & 0x7fffffffu) > 0x7f800000u ? (bits & 0x80000000u) | 0x7fc00000u : bits;
+    return (int32_t)(bits & 0x7fffffffu) > 0x7f800000 ? (bits & 0x80000000u) | 0x7fc00000u : bits;
 }
 
 /* Reads or writes n numbers: `low` is what a split p leaves, `draw` is for stochastic rounding. */
@@ -182,21 +198,21 @@ typedef void (*optforge_convert)(void *stored, uint16_t *low, float *wide, size_
 /* In blocks, whose number of elements a compiler knows, and what is left. */
 #define OPTFORGE_CONVERT(name, each)                                                                        \
     OPTFORGE_INLINE void name##_some(uint16_t *OPTFORGE_RESTRICT stored, uint16_t *OPTFORGE_RESTRICT low,   \
-                                     float *OPTFORGE_RESTRICT wide, uint32_t from, uint32_t n,              \
+                                     float *OPTFORGE_RESTRICT wide, size_t from, size_t n,                  \
                                      const optforge_draw *draw) {                                           \
-        (void)low, (void)draw;                                                                              \
-        for (uint32_t k = 0; k < n; k++) {                                                                  \
-            const uint32_t i = from + k;                                                                    \
+        uint32_t turn = OPTFORGE_TURN * (uint32_t)from;                                                     \
+        (void)low, (void)draw, (void)turn;                                                                  \
+        for (size_t k = 0; k < n; k++, turn += OPTFORGE_TURN) {                                             \
+            const size_t i = from + k;                                                                      \
             each;                                                                                           \
         }                                                                                                   \
     }                                                                                                       \
     OPTFORGE_INLINE void name(uint16_t *stored, uint16_t *low, float *wide, size_t n,                       \
                               const optforge_draw *draw) {                                                  \
-        const uint32_t all = (uint32_t)n;                                                                   \
-        uint32_t i = 0;                                                                                     \
-        for (; all - i >= 32; i += 32)                                                                      \
+        size_t i = 0;                                                                                       \
+        for (; n - i >= 32; i += 32)                                                                        \
             name##_some(stored, low, wide, i, 32, draw);                                                    \
-        name##_some(stored, low, wide, i, all - i, draw);                                                   \
+        name##_some(stored, low, wide, i, n - i, draw);                                                     \
     }                                                                                                       \
     OPTFORGE_EACH_SET(name, (void *stored, uint16_t *low, float *wide, size_t n, const optforge_draw *d),   \
                       name((uint16_t *)stored, low, wide, n, d))
@@ -210,8 +226,8 @@ OPTFORGE_CONVERT(optforge_store_f16, stored[i] = optforge_to_f16(wide[i], 0, 0))
 OPTFORGE_CONVERT(optforge_store_split, const uint32_t bits = optforge_whole_bits(wide[i]);
                  stored[i] = (uint16_t)((bits + 0x8000u) >> 16);
                  low[i] = (uint16_t)bits)
-OPTFORGE_CONVERT(optforge_draw_bf16, stored[i] = optforge_to_bf16(wide[i], 1, optforge_random(draw, i)))
-OPTFORGE_CONVERT(optforge_draw_f16, stored[i] = optforge_to_f16(wide[i], 1, optforge_random(draw, i)))
+OPTFORGE_CONVERT(optforge_draw_bf16, stored[i] = optforge_to_bf16(wide[i], 1, optforge_random(draw, turn)))
+OPTFORGE_CONVERT(optforge_draw_f16, stored[i] = optforge_to_f16(wide[i], 1, optforge_random(draw, turn)))
 
 /* Loading, storing to nearest, storing at random; by format from bfloat16 on, the third is a split p. */
 static const optforge_convert optforge_converts[3][3][OPTFORGE_SETS] = {
@@ -425,6 +441,7 @@ static double optforge_read(const void *array, unsigned char format, size_t i) {
     case OPTFORGE_F32: return (double)((const float *)array)[i];
     case OPTFORGE_BF16: return (double)optforge_from_bf16(((const uint16_t *)array)[i]);
     case OPTFORGE_F16: return (double)optforge_from_f16(((const uint16_t *)array)[i]);
+    case OPTFORGE_LOW: return (double)((const uint16_t *)array)[i];
     default: return ((const double *)array)[i];
     }
 }
@@ -608,6 +625,24 @@ static int optforge_check_tensor(const optforge_kernel *kernel, const void *tens
         }
     }
     return OPTFORGE_OK;
+}
+
+/* The tensor with another array for p, in memory for OPTFORGE_MOST_ARRAYS of them and the size. */
+static const void *optforge_instead(const optforge_kernel *kernel, const void *tensor, void *p,
+                                    double *memory) {
+    memcpy(memory, tensor, sizeof(size_t) + kernel->arrays * sizeof p);
+    memcpy((char *)memory + sizeof(size_t), &p, sizeof p);
+    return memory;
+}
+
+/* Whether what a step adds can go to `delta`: that is like p, and apart from p as well. */
+static int optforge_check_delta(const optforge_kernel *kernel, const void *tensor, void *delta) {
+    double memory[OPTFORGE_MOST_ARRAYS + 1];
+    const size_t bytes = optforge_bytes(kernel, optforge_elements(tensor), 0);
+    const uintptr_t p = (uintptr_t)optforge_array(tensor, 0), own = (uintptr_t)delta;
+    if (bytes != 0 && own != 0 && (own - p < bytes || p - own < bytes))
+        return OPTFORGE_ERROR_OVERLAP;
+    return optforge_check_tensor(kernel, optforge_instead(kernel, tensor, delta, memory));
 }
 
 /* Whether a tensor's group, number and part are in order. */
@@ -863,6 +898,8 @@ static int optforge_prepare(optforge_work *w) {
     w->unscale = 1.0 / o->grad_scale;
     if (!(o->grad_scale > 0.0 && w->unscale > 0.0 && w->unscale - w->unscale == 0.0))
         return OPTFORGE_ERROR_GRAD_SCALE;
+    if (o->threads < 0)
+        return OPTFORGE_ERROR_THREADS;
     w->set = optforge_set();
     if (w->set < 0)
         return OPTFORGE_ERROR_ISA;
@@ -890,6 +927,11 @@ static int optforge_prepare(optforge_work *w) {
         status = optforge_check_place(w, &checked);
         if (status == OPTFORGE_OK && !o->checked)
             status = optforge_check_tensor(checked.list->kernel, checked.tensor);
+        if (checked.list->delta != NULL && checked.list->kernel->formats[0] > OPTFORGE_F64)
+            status = OPTFORGE_ERROR_OPTIONS; /* it is for what is stored as it is computed */
+        if (status == OPTFORGE_OK && !o->checked && checked.list->delta != NULL)
+            status = optforge_check_delta(checked.list->kernel, checked.tensor,
+                                          checked.list->delta[checked.k]);
     }
     for (size_t i = 0; i < w->number && status == OPTFORGE_OK; i++) {
         const optforge_list *l = &w->lists[i];
@@ -947,6 +989,7 @@ typedef struct optforge_span {
     size_t piece;     /* elements that it does at once */
     int narrow;       /* arrays that are stored in fewer bits than they are computed with, */
     char use[OPTFORGE_MOST_ARRAYS]; /* and what it does with them: optforge_pass.uses */
+    int first, last;  /* whether the pass is the kernel's first, or last */
     size_t lanes;     /* sums that are added up lane by lane */
     size_t sums;      /* with NaN and infinity, which come behind them where they are counted */
     const optforge_sum *sum[OPTFORGE_MOST_SUMS + 2];
@@ -980,6 +1023,8 @@ static void optforge_plan_uses(const optforge_kernel *kernel, const optforge_pas
     }
     while (span->piece * (size_t)span->narrow > OPTFORGE_WIDE)
         span->piece /= 2;
+    if (span->changes && span->use[0] == 'w')
+        span->use[0] = 'b'; /* what p was is asked for */
     for (size_t s = 0; s < span->lanes; s++) {
         const int source = span->sum[s]->source;
         const size_t array = source == OPTFORGE_UNSCALED ? 1 : source > 0 ? (size_t)source : 0;
@@ -1000,6 +1045,8 @@ static void optforge_plan(const optforge_work *w, int phase, const optforge_kern
     span->run = NULL;
     span->changes = span->narrow = 0;
     span->piece = OPTFORGE_LEAF;
+    span->first = phase == w->scan && !w->skipped;
+    span->last = phase - w->scan == (int)kernel->pass_count - 1 && !w->skipped;
     span->zeroes = pass != NULL && pass->zeroes && w->options->zero_grads;
     span->lanes = span->sums = 0;
     if (pass == NULL || w->skipped)
@@ -1088,12 +1135,11 @@ static void optforge_store(const optforge_work *w, const optforge_span *span, co
     const optforge_list *l = place->list;
     const uint64_t t = l->steps != NULL ? l->steps[place->k] : l->t;
     const uint64_t stream = l->stream != NULL ? l->stream[place->k] : place->number;
-    const size_t index = (l->part != NULL ? l->part[place->k] : 0) + begin;
+    const uint64_t index = (l->part != NULL ? l->part[place->k] : 0) + (uint64_t)begin;
     for (size_t a = 0; a < kernel->arrays; a++) {
         const int master = a == 0 && kernel->master > 0, row = optforge_conversion(kernel, a);
         uint16_t *stored = (uint16_t *)optforge_array(place->tensor, a) + begin;
         float *floats = (float *)wide->array[a];
-        optforge_draw draw;
         if (!optforge_narrow(kernel, a) || span->use[a] == '.' || span->use[a] == 'r')
             continue;
         if (master) {
@@ -1101,9 +1147,14 @@ static void optforge_store(const optforge_work *w, const optforge_span *span, co
             optforge_converts[1][row][w->set](stored, low, floats, wide->n, NULL);
             continue;
         }
-        if (kernel->stochastic)
-            draw = optforge_drawing(w->options->seed, t, stream, a, index);
-        optforge_converts[kernel->stochastic ? 2 : 1][row][w->set](stored, NULL, floats, wide->n, &draw);
+        if (!kernel->stochastic)
+            optforge_converts[1][row][w->set](stored, NULL, floats, wide->n, NULL);
+        for (size_t i = 0, n; kernel->stochastic && i < wide->n; i += n) {
+            const optforge_draw draw = optforge_drawing(w->options->seed, t, stream, a, index + i);
+            const uint64_t same = UINT64_C(0x100000000) - (uint32_t)(index + i); /* have the same words */
+            n = same < wide->n - i ? (size_t)same : wide->n - i;
+            optforge_converts[2][row][w->set](stored + i, NULL, floats + i, n, &draw);
+        }
         if (span->lanes > 0)
             optforge_converts[0][row][w->set](stored, NULL, floats, wide->n, NULL);
     }
@@ -1128,17 +1179,39 @@ static void optforge_add_up(const optforge_work *w, const optforge_span *span, c
     }
 }
 
+#define OPTFORGE_LESS(name, real)                                                                           \
+    OPTFORGE_INLINE void name(real *OPTFORGE_RESTRICT x, const real *OPTFORGE_RESTRICT p, size_t n) {       \
+        for (; n >= OPTFORGE_LANES; n -= OPTFORGE_LANES, x += OPTFORGE_LANES, p += OPTFORGE_LANES)          \
+            for (size_t j = 0; j < OPTFORGE_LANES; j++)                                                     \
+                x[j] = x[j] - p[j];                                                                         \
+        for (size_t j = 0; j < n; j++)                                                                      \
+            x[j] = x[j] - p[j];                                                                             \
+    }
+OPTFORGE_LESS(optforge_less_f32, float)
+OPTFORGE_LESS(optforge_less_f64, double)
+
+/* Makes the parameter behind a step, n elements from `begin` on, what the step has added to it. */
+static void optforge_subtract(const optforge_kernel *kernel, void *delta, const void *p, size_t begin,
+                              size_t n) {
+    if (kernel->formats[0] == OPTFORGE_F32)
+        optforge_less_f32((float *)delta + begin, (const float *)p + begin, n);
+    else
+        optforge_less_f64((double *)delta + begin, (const double *)p + begin, n);
+}
+
 /* The leaf of a tensor that begins at element `begin`, and is number `leaf` of all leaves that are added
- * up. */
+ * up. Where what a step adds to p is asked for instead, `tensor` has the memory for that as its p, and `p` is
+ * the parameter; else it is NULL. */
 static void optforge_leaf(const optforge_work *w, const optforge_span *span, const optforge_place *place,
-                          const void *scalars, void *scratch, size_t begin, size_t leaf,
-                          optforge_wide *wide) {
+                          const void *tensor, const void *p, const void *scalars, void *scratch,
+                          size_t begin, size_t leaf, optforge_wide *wide) {
     const optforge_kernel *kernel = span->kernel;
-    const void *tensor = place->tensor;
     const size_t n = optforge_least(place->n - begin, OPTFORGE_LEAF), stop = begin + n;
     const size_t size = optforge_format_size(optforge_real(kernel));
     double lanes[OPTFORGE_MOST_SUMS][OPTFORGE_LANES], old[OPTFORGE_PIECE];
     int finite = 1;
+    if (p != NULL && span->first)
+        memcpy((char *)optforge_array(tensor, 0) + begin * size, (const char *)p + begin * size, n * size);
     for (size_t s = 0; s < span->lanes; s++)
         memset(lanes[s], 0, sizeof lanes[s]);
     for (size_t at = begin; at < stop; at += span->piece) {
@@ -1153,6 +1226,8 @@ static void optforge_leaf(const optforge_work *w, const optforge_span *span, con
             optforge_store(w, span, place, at, wide);
         optforge_add_up(w, span, &x, old, lanes);
     }
+    if (p != NULL && span->last)
+        optforge_subtract(kernel, optforge_array(tensor, 0), p, begin, n);
     for (size_t s = 0; s < span->lanes; s++) {
         const double total = optforge_fold_lanes(lanes[s], n, span->sum[s]->kind);
         span->leaf_sums[s][leaf] = total;
@@ -1178,6 +1253,7 @@ static size_t optforge_split(size_t all, size_t k, size_t parts) {
 
 OPTFORGE_API void optforge_share(optforge_work *w, int phase, size_t ith, size_t nth) {
     double own[OPTFORGE_MOST_SCALARS], scratch[OPTFORGE_MOST_SCRATCH * OPTFORGE_PIECE];
+    double instead[OPTFORGE_MOST_ARRAYS + 1];
     optforge_place x = optforge_start;
     const optforge_list *list = NULL;
     optforge_span span;
@@ -1192,19 +1268,23 @@ OPTFORGE_API void optforge_share(optforge_work *w, int phase, size_t ith, size_t
     while (optforge_next(w, &x) && x.leaf < to) {
         const size_t first = from > x.leaf ? from - x.leaf : 0;
         const size_t last = optforge_least(to - x.leaf, optforge_leaves(x.n));
-        const void *scalars = NULL;
+        const void *scalars = NULL, *tensor = x.tensor, *p = NULL;
         size_t leaf = 0;
         if (x.list != list)
             optforge_plan(w, phase, x.list->kernel, &span);
         list = x.list;
-        if (first >= last || (span.run == NULL && span.sums == 0 && !span.zeroes))
+        if (list->delta != NULL && x.n > 0) {
+            p = optforge_array(x.tensor, 0);
+            tensor = optforge_instead(list->kernel, x.tensor, list->delta[x.k], instead);
+        }
+        if (first >= last || (span.run == NULL && span.sums == 0 && !span.zeroes && p == NULL))
             continue;
         if (span.run != NULL)
             (void)optforge_scalars(w, &x, (unsigned)(phase - w->scan), own, &scalars);
         if (span.sums > 0)
             leaf = w->first[x.number] + (list->part != NULL ? list->part[x.k] / OPTFORGE_LEAF : 0);
         for (size_t k = first; k < last; k++)
-            optforge_leaf(w, &span, &x, scalars, scratch, k * OPTFORGE_LEAF, leaf + k, &wide);
+            optforge_leaf(w, &span, &x, tensor, p, scalars, scratch, k * OPTFORGE_LEAF, leaf + k, &wide);
     }
     optforge_restore_flush(flush);
 }
@@ -1405,7 +1485,7 @@ static size_t optforge_shares(const optforge_work *w) {
     else if (w->options->parallel == NULL && worth > 1)
         most = (size_t)omp_get_max_threads();
 #endif
-    return optforge_least(most, worth);
+    return optforge_least(optforge_least(most, OPTFORGE_MOST_SHARES), worth);
 }
 
 static void optforge_run_due(void *work, size_t k, size_t shares) {
@@ -1469,6 +1549,130 @@ OPTFORGE_API int optforge_plain_step(const optforge_kernel *kernel, const void *
     return optforge_step(kernel, hyper, t, tensors, count, &o);
 }
 
+/* ---- the self-test ------------------------------------------------------------------------------------- */
+
+enum {
+    OPTFORGE_TEST_STEPS = 3,
+    OPTFORGE_TEST_SIZE = 164,    /* elements at most: four rows of lanes, one, and a part of one */
+    OPTFORGE_TEST_ARRAYS = 4096, /* doubles for all of them, and for sums and scalars */
+    OPTFORGE_TEST_SUMS = 2048
+};
+
+static uint64_t optforge_hash(uint64_t hash, double value) {
+    uint64_t bits = 0x7ff8000000000000u; /* any NaN */
+    if (value == value)
+        memcpy(&bits, &value, sizeof bits);
+    hash ^= bits;
+    return (hash << 29 | hash >> 35) * 0x9e3779b97f4a7c15u;
+}
+
+/* Numbers from -1 to 1, of 24 bits; each sixteenth is a small multiple of the least one that there is. */
+static uint32_t optforge_fill(void *array, unsigned char format, size_t n, uint32_t x, double tiny) {
+    for (size_t i = 0; i < n; i++) {
+        x = x * 1664525u + 1013904223u;
+        optforge_write(array, format, i,
+                     i % 16 == 5 ? (x >> 24) * tiny : (x >> 8) / 8388608.0 - 1.0);
+    }
+    return x;
+}
+
+/* The three leading bits of a number, whose powers are exact: they are the same with any math library. */
+static double optforge_coarse(double value) {
+    uint64_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    bits &= 0xfffc000000000000u;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+/* A training of one tensor with an instruction set: what parameter, state and statistics hash to. The
+ * hyperparameters are the defaults, coarse ones where the rule takes them. */
+static int optforge_replay(const optforge_kernel *kernel, int set, uint64_t *hash) {
+    const int doubles = optforge_real(kernel) == OPTFORGE_F64;
+    const double tiny = doubles ? DBL_MIN * DBL_EPSILON : (double)FLT_MIN * (double)FLT_EPSILON;
+    const size_t n = optforge_least(OPTFORGE_TEST_SIZE, OPTFORGE_TEST_ARRAYS / kernel->arrays);
+    double hyper[OPTFORGE_MOST_SCALARS], tensor[OPTFORGE_MOST_ARRAYS + 1];
+    double memory[OPTFORGE_TEST_ARRAYS], workspace[OPTFORGE_TEST_SUMS];
+    unsigned char starting = 1;
+    uint32_t x = 1;
+    optforge_stats stats;
+    optforge_options o;
+    optforge_list list;
+    optforge_work w;
+    int status;
+    if (kernel->hypers > OPTFORGE_MOST_SCALARS)
+        return OPTFORGE_ERROR_ABI;
+    memcpy(tensor, &n, sizeof n);
+    for (size_t a = 0; a < kernel->arrays; a++) {
+        void *const array = memory + a * n;
+        memcpy((char *)tensor + sizeof n + a * sizeof array, &array, sizeof array);
+    }
+    optforge_options_init(&o);
+    o.stats = &stats;
+    o.workspace = workspace;
+    o.workspace_size = sizeof workspace;
+    memset(&list, 0, sizeof list);
+    list.kernel = kernel;
+    list.hyper = hyper;
+    list.t = 1;
+    list.tensors = tensor;
+    list.count = 1;
+    list.starting = &starting;
+    for (size_t k = 0; k < kernel->hypers; k++)
+        hyper[k] = optforge_coarse(kernel->hyper_defaults[k]);
+    memset(memory, 0, sizeof memory);
+    x = optforge_fill(memory, kernel->formats[0], n, x, tiny);
+    x = optforge_fill(memory + n, kernel->formats[1], n, x, tiny);
+    optforge_state_init(kernel, tensor, hyper);
+    status = optforge_begin(&w, &list, 1, &o);
+    if (status == OPTFORGE_ERROR_SCALAR || status >= OPTFORGE_ERROR_ASSERT) {
+        memcpy(hyper, kernel->hyper_defaults, kernel->hypers * sizeof *hyper);
+        optforge_state_init(kernel, tensor, hyper);
+    }
+    for (*hash = 0; list.t <= OPTFORGE_TEST_STEPS; list.t++, starting = 0) {
+        status = optforge_begin(&w, &list, 1, &o);
+        if (status != OPTFORGE_OK)
+            return status;
+        w.set = set;
+        for (int phase = 0; phase < w.phases; phase++) {
+            optforge_share(&w, phase, 0, 1);
+            status = optforge_fold(&w, phase);
+        }
+        *hash = optforge_hash(*hash, stats.grad_norm);
+        *hash = optforge_hash(*hash, stats.clipped_grad_norm);
+        *hash = optforge_hash(*hash, stats.param_norm);
+        *hash = optforge_hash(*hash, stats.update_norm);
+        x = optforge_fill(memory + n, kernel->formats[1], n, x, tiny);
+    }
+    for (size_t a = 0; a < kernel->arrays; a++)
+        for (size_t i = 0; a != 1 && i < (kernel->formats[a] == OPTFORGE_SCALAR ? 1 : n); i++)
+            *hash = optforge_hash(*hash, optforge_read(memory + a * n, kernel->formats[a], i));
+    return status;
+}
+
+OPTFORGE_API int optforge_selftest(const optforge_kernel *kernel) {
+    int status = optforge_check_kernel(kernel);
+    uint64_t expected = status == OPTFORGE_OK ? kernel->golden : 0;
+    optforge_options o;
+    uint64_t flush;
+    if (status != OPTFORGE_OK)
+        return status;
+    optforge_options_init(&o);
+    flush = optforge_keep_subnormals(&o);
+    for (int set = 0; set < OPTFORGE_SETS && status == OPTFORGE_OK; set++) {
+        uint64_t found;
+        if (!optforge_has(set))
+            continue;
+        status = optforge_replay(kernel, set, &found);
+        if (expected == 0)
+            expected = found;
+        if (status == OPTFORGE_OK && found != expected)
+            status = OPTFORGE_ERROR_SELFTEST;
+    }
+    optforge_restore_flush(flush);
+    return status;
+}
+
 /* ---- small things -------------------------------------------------------------------------------------- */
 
 OPTFORGE_API void optforge_options_init(optforge_options *o) {
@@ -1494,6 +1698,38 @@ OPTFORGE_API void optforge_state_init(const optforge_kernel *kernel, const void 
     }
 }
 
+OPTFORGE_API int optforge_range(const optforge_kernel *kernel, const void *tensor, size_t begin, size_t n,
+                                 void *range) {
+    const int status = optforge_check_kernel(kernel);
+    double memory[OPTFORGE_MOST_ARRAYS + 1];
+    if (status != OPTFORGE_OK)
+        return status;
+    if (tensor == NULL || range == NULL)
+        return OPTFORGE_ERROR_NULL;
+    if (begin > optforge_elements(tensor) || n > optforge_elements(tensor) - begin)
+        return OPTFORGE_ERROR_PART;
+    memcpy(memory, &n, sizeof n);
+    for (size_t a = 0; a < kernel->arrays; a++) {
+        char *array = (char *)optforge_array(tensor, a);
+        if (array != NULL && kernel->formats[a] != OPTFORGE_SCALAR)
+            array += begin * optforge_format_size(kernel->formats[a]);
+        memcpy((char *)memory + sizeof n + a * sizeof array, &array, sizeof array);
+    }
+    memcpy(range, memory, sizeof n + kernel->arrays * sizeof(void *));
+    return OPTFORGE_OK;
+}
+
+OPTFORGE_API size_t optforge_state_size(const optforge_kernel *kernel, size_t n) {
+    size_t bytes = 0;
+    if (optforge_check_kernel(kernel) != OPTFORGE_OK)
+        return 0;
+    for (size_t a = 2; a < kernel->arrays; a++) {
+        const size_t count = kernel->formats[a] == OPTFORGE_SCALAR ? 1 : n;
+        bytes = optforge_plus(bytes, optforge_times(count, optforge_format_size(kernel->formats[a])));
+    }
+    return bytes;
+}
+
 OPTFORGE_API const char *optforge_strerror(int status) {
     static const char *const texts[] = {
         "done",
@@ -1513,7 +1749,10 @@ OPTFORGE_API const char *optforge_strerror(int status) {
         "the options are of another version: fill them in with optforge_options_init",
         "OPTFORGE_ISA, or the argument of optforge_use, is no instruction set of this machine",
         "this program flushes subnormal numbers to zero, which changes the results",
-        "optforge_begin was not called, or this phase is not the one that is due"
+        "optforge_begin was not called, or this phase is not the one that is due",
+        "this build computes other bits than it should: compile without flags that change arithmetic",
+        "there is no memory for the state, or for the workspace",
+        "options.threads is negative"
     };
 
     if (status == OPTFORGE_SKIPPED)

@@ -21,15 +21,11 @@
 #endif
 #else
 #define OPTFORGE_TYPES 1
+#define OPTFORGE_VERSION "0.1.0" /* of the generator that the files are from */
 
 #ifdef __cplusplus
-#define OPTFORGE_BEGIN_C extern "C" {
-#define OPTFORGE_END_C }
-#else
-#define OPTFORGE_BEGIN_C
-#define OPTFORGE_END_C
+extern "C" {
 #endif
-OPTFORGE_BEGIN_C
 
 /* What a call returns. Anything but OPTFORGE_OK and OPTFORGE_SKIPPED was found before the first write. */
 enum {
@@ -52,6 +48,9 @@ enum {
     OPTFORGE_ERROR_ISA = 15,       /* OPTFORGE_ISA, or what optforge_use is given, is none of this machine */
     OPTFORGE_ERROR_FLUSH = 16,     /* the program flushes subnormal numbers to zero, which changes results */
     OPTFORGE_ERROR_ORDER = 17,     /* begin was not called, or a phase is not the one that is due */
+    OPTFORGE_ERROR_SELFTEST = 18,  /* what was compiled computes other bits than it should */
+    OPTFORGE_ERROR_MEMORY = 19,    /* optforge.hpp: there is no memory for state, or for the workspace */
+    OPTFORGE_ERROR_THREADS = 20,   /* options.threads is negative */
     OPTFORGE_ERROR_ASSERT = 100    /* the hyperparameters break the rule's first assert; 101: the second */
 };
 
@@ -142,7 +141,7 @@ typedef struct optforge_pass {
     unsigned char sum_count;
     unsigned char writes;                 /* whether it changes anything */
     unsigned char zeroes;                 /* the gradient is not read any more */
-    const char *uses;                     /* of p, g and the state: 'r' read, 'w' written, 'b' both, '.' none */
+    const char *uses;                     /* of p, g, state: 'r' read, 'w' written, 'b' both, '.' none */
 } optforge_pass;
 
 /* How an array is stored. What has 16 bits is computed with as float, and rounded where it is stored. */
@@ -183,6 +182,8 @@ typedef struct optforge_kernel {
     void (*finish)(const void *scalars, const void *tensor); /* scalar state advances; or NULL */
     unsigned char master;     /* the array that has p in full, F32 or LOW, which p is rounded from; or 0 */
     unsigned char stochastic; /* whether what has 16 bits, but p beside a master, is rounded at random */
+    unsigned bytes;                  /* that a step reads and writes for each element, usually */
+    uint64_t golden;                 /* what optforge_selftest finds; 0: this depends on the math library */
 } optforge_kernel;
 
 /* Tensors of one kernel, and all that is per tensor. Parts of one tensor in a list that share its scalar
@@ -200,6 +201,8 @@ typedef struct optforge_list {
     const size_t *part;            /* of each tensor: the element of the whole that it begins at; NULL: 0 */
     const unsigned char *starting; /* of each tensor: whether this is its first step */
     const uint64_t *stream;        /* of each tensor: a number for its stochastic rounding; NULL: `number` */
+    void *const *delta;            /* of each tensor: n elements, where what a step would add to p goes, and
+                                    * p stays as it is, unless the step is skipped; NULL: p changes */
 } optforge_list;
 
 /* A step under way: for optforge_begin to fill in. Set it to 0 before. */
@@ -225,7 +228,9 @@ typedef struct optforge_work {
     double few[128];                /* scalars, where they fit in here */
 } optforge_work;
 
-OPTFORGE_END_C
+#ifdef __cplusplus
+}
+#endif
 #endif /* OPTFORGE_TYPES */
 
 /* ---- calls --------------------------------------------------------------------------------------------- */
@@ -234,7 +239,9 @@ OPTFORGE_END_C
 #define OPTFORGE_API /* define it to export the functions: __declspec(dllexport), visibility("default") */
 #endif
 
-OPTFORGE_BEGIN_C
+#ifdef __cplusplus
+extern "C" {
+#endif
 
 /* The text of a status, that of a kernel's own asserts too; never NULL. */
 OPTFORGE_API const char *optforge_strerror(int status);
@@ -281,12 +288,28 @@ OPTFORGE_API double *optforge_partials(const optforge_work *work, int phase, siz
 /* Writes the initial state of a tensor, once, before its first step. The tensor is not checked. */
 OPTFORGE_API void optforge_state_init(const optforge_kernel *kernel, const void *tensor, const void *hyper);
 
+/* Makes `range` the elements [begin, begin + n) of a tensor. Ranges of one tensor are stepped in one call,
+ * with a `part` and maybe a `group` of their own, or, where the rule adds up nothing and has no scalar state,
+ * in calls of their own, whenever and on whichever thread. */
+OPTFORGE_API int optforge_range(const optforge_kernel *kernel, const void *tensor, size_t begin, size_t n,
+                                void *range);
+
+/* Bytes of state of a tensor of n elements; SIZE_MAX where they are more than memory can hold. */
+OPTFORGE_API size_t optforge_state_size(const optforge_kernel *kernel, size_t n);
+
+/* Replays a short training with each instruction set of this machine, and looks whether it ends in the bits
+ * that it should: flags of a compiler that change arithmetic are found here, and not in a training. It needs
+ * about 50 KB of stack, and changes nothing. */
+OPTFORGE_API int optforge_selftest(const optforge_kernel *kernel);
+
 /* The instruction set in use: "x86-64", "x86-64-v3", "x86-64-v4", "neon" or "plain"; and to use another,
  * which the environment variable OPTFORGE_ISA does as well. None changes a bit. */
 OPTFORGE_API const char *optforge_isa(void);
 OPTFORGE_API int optforge_use(const char *name);
 
-OPTFORGE_END_C
+#ifdef __cplusplus
+}
+#endif
 #endif /* OPTFORGE_H */
 
 /* ---- for the files that compute: arithmetic as it is written, and code for several instruction sets ---- */

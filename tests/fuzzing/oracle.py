@@ -583,16 +583,17 @@ class Optimizer:
                     g = np.multiply(g, g.dtype.type(1.0 / grad_scale))
             hyper = self.groups[self.group_of[k]]
             states = dict(tensor.states) if tensor.started else self.begun(tensor, hyper)
-            active.append(Tensor(tensor.p, states, tensor.started, g, hyper, t=self.t + 1))
+            active.append(Tensor(tensor.p, states, tensor.started, g, hyper, t=tensor.t + 1))
         unscaled = [tensor.g for tensor in active]
         nan = [int(np.isnan(g).sum()) for g in unscaled]
         inf = [int(np.isinf(g).sum()) for g in unscaled]
         norms: dict[str, list[Array]] = {"grad_norm": unscaled}  # type: ignore[dict-item]
         skipped = self.skips and sum(nan) + sum(inf) > 0
+        # A scalar without a value ends a step that would be skipped as well: that is found before anything else.
+        walk = Walk(active)
+        walk.run(self.program)
+        ends = [{name: walk(node, x) for name, node in self.program.outputs.items()} for x in active]
         if not skipped:
-            walk = Walk(active)
-            walk.run(self.program)
-            ends = [{name: walk(node, x) for name, node in self.program.outputs.items()} for x in active]
             after = [walk.element(end["p"], x) for end, x in zip(ends, active, strict=True)]
             norms["clipped_grad_norm"] = [walk.element(end["seen g"], x) for end, x in zip(ends, active, strict=True)]
             norms["param_norm"] = after
@@ -604,7 +605,7 @@ class Optimizer:
                 ]
             for k, end, x, new in zip(places, ends, active, after, strict=True):
                 own = self.tensors[k]
-                own.p, own.started = new.copy(), True
+                own.p, own.started, own.t = new.copy(), True, own.t + 1
                 own.states = {
                     name: end[name] if state.scalar else walk.element(end[name], x).copy()
                     for name, (state, _) in self.program.states.items()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
 import hashlib
 import importlib.util
@@ -28,6 +29,7 @@ from optforge.targets import c
 from .author import COMMON, TELLING, Case
 from .oracle import Optimizer, Undefined
 
+SELFTEST = 18  # OPTFORGE_ERROR_SELFTEST
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
@@ -89,10 +91,18 @@ class Together:
     """
 
     def __init__(self, directory: Path):
-        self.directory, self.usual = directory, c.library
+        self.directory, self.usual, self.load = directory, c.library, c.load
         self.built: dict[str, Path] = {}
         self.only_collect = False
-        c.library = self.library
+        c.library, c.load = self.library, self.loaded
+
+    def loaded(self, path: Path, prefix: str) -> c.Library:
+        """A library loaded, whose self-test is one more case: of the rule on the reference, with its defaults."""
+        library = self.load(path, prefix)
+        status = getattr(ctypes.CDLL(str(path)), f"{prefix}_selftest")()
+        if status == SELFTEST:
+            raise Failure("selftest", "the self-test of the compiled rule finds other bits than the reference")
+        return library
 
     def library(self, files: Mapping[str, str]) -> Path:
         """The library with these files in it."""
@@ -464,7 +474,7 @@ class Plain:
                     for name in self.rule.state
                     if name not in given
                 }
-            time = {"t": oracle.t} if self.rule.definition.time else {}
+            time = {"t": tensor.t} if self.rule.definition.time else {}
             try:
                 returned = self.rule.function(p, g, **given, **hyper, **self.options, **time)
             except (ArithmeticError, ValueError, TypeError) as problem:

@@ -63,7 +63,7 @@ def phase(
     params: Sequence[Array],
     grads: Sequence[Array | None],
     states: Sequence[State],
-    t: int,
+    t: int | Sequence[int],
     oracle_module: ModuleType,
     transforms: Sequence[tuple[Transform, dict[str, Any]]],
     hyper: dict[str, float],
@@ -71,8 +71,9 @@ def phase(
     grad_scale: float | None = None,
     skip_nonfinite: bool = False,
 ) -> Phase:
-    """Return the outcome of step `t` over all tensors, with `transforms` run in order before the rule's steps.
+    """Return the outcome of a step over all tensors, with `transforms` run in order before the rule's steps.
 
+    For a tensor that takes part it is step number `t`, which is its own, or the same for all.
     With `skip_nonfinite` a step that finds a NaN or an Inf in any unscaled gradient changes neither parameters nor
     state.
     """
@@ -110,7 +111,9 @@ def phase(
 
         after = []
         for i, p, g in zip(taking_part, transformed, seen, strict=True):
-            new_params[i], new_states[i] = oracle_module.step(p, g, states[i], t, **hyper)
+            new_params[i], new_states[i] = oracle_module.step(
+                p, g, states[i], t if isinstance(t, int) else t[i], **hyper
+            )
             after.append(new_params[i])
 
         with np.errstate(all="ignore"):

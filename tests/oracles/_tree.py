@@ -35,14 +35,16 @@ def fold(a: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def chunk_sums(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the sums of the chunks of `values`, of which there is at least one."""
-    chunks = max(1, -(-values.size // CHUNK))
-    padded = np.zeros(chunks * CHUNK, np.float64)
+    leaves, chunks = (max(1, -(-values.size // size)) for size in (LEAF, CHUNK))
+    padded = np.zeros(leaves * LEAF, np.float64)
     padded[: values.size] = values
-    rows = padded.reshape(chunks, CHUNK // LEAF, LEAF // LANES, LANES)
-    lanes = np.zeros((chunks, CHUNK // LEAF, LANES), np.float64)
+    rows = padded.reshape(leaves, LEAF // LANES, LANES)
+    lanes = np.zeros((leaves, LANES), np.float64)
     for r in range(LEAF // LANES):
-        lanes = np.add(lanes, rows[:, :, r, :])
-    return fold(fold(lanes))
+        lanes = np.add(lanes, rows[:, r, :])
+    sums = np.zeros(chunks * (CHUNK // LEAF), np.float64)
+    sums[:leaves] = fold(lanes)
+    return fold(sums.reshape(chunks, CHUNK // LEAF))
 
 
 def tree_sum(x: ArrayLike) -> float:

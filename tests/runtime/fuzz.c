@@ -10,7 +10,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-enum { TENSORS = 4, WORDS = 5, ROOM = 2304 };
+enum { TENSORS = 4, WORDS = 6, ROOM = 2304 }; /* the last word is for what a step adds */
 
 static uint64_t seed;
 
@@ -54,6 +54,7 @@ int main(int count, char **words)
     for (uint64_t call = 0; call < number; call++) {
         optforge_kernel kernel = *kernels[draw(kinds)];
         const size_t width = 1 + kernel.arrays, tensors = 1 + (size_t)draw(TENSORS);
+        void *delta[TENSORS];
         size_t table[TENSORS * (WORDS + 1)], group[TENSORS], numbers[TENSORS], part[TENSORS], sizes[TENSORS];
         uint64_t steps[TENSORS], applied = 5;
         unsigned char starting[TENSORS];
@@ -76,6 +77,7 @@ int main(int count, char **words)
             sizes[k] = table[k * width] = lengths[draw(7)];
             for (size_t a = 0; a < kernel.arrays; a++)
                 table[k * width + 1 + a] = (size_t)(uintptr_t)(memory + (k * WORDS + a) * ROOM * 8);
+            delta[k] = memory + (k * WORDS + WORDS - 1) * ROOM * 8;
             group[k] = draw(2);
             numbers[k] = tensors - 1 - k;
             part[k] = 0;
@@ -102,12 +104,14 @@ int main(int count, char **words)
             list.number = numbers;
         if (draw(3) == 0)
             list.starting = starting;
+        if (draw(4) == 0)
+            list.delta = delta;
         memset(&o, 0, sizeof o);
         o.size = sizeof o;
         o.grad_scale = 1.0;
         o.skip_nonfinite = (int)draw(2);
         o.zero_grads = (int)draw(2);
-        o.threads = (int)draw(4);
+        o.threads = draw(8) != 0 ? (int)draw(4) : draw(2) ? -1 : 1000000;
         o.applied = draw(2) ? &applied : NULL;
         if (draw(2))
             o.stats = stats;
@@ -127,7 +131,7 @@ int main(int count, char **words)
         for (uint64_t times = draw(4); times > 0; times--) {
             const size_t k = (size_t)draw(tensors);
 
-            switch (draw(24)) {
+            switch (draw(27)) {
             case 0: kernel.abi = (unsigned)odd_one(); break;
             case 1: kernel.pass_count = kernel.pass_count + 16u + (unsigned)draw(100); break;
             case 2: kernel.scalars_size = (size_t)odd_one() | 4097u; break;
@@ -151,6 +155,9 @@ int main(int count, char **words)
             case 20: kernel.arrays = (size_t)odd_one() % 3 == 0 ? 0 : 1; break;
             case 21: kernel.passes = NULL; break;
             case 22: kernel.begin = NULL; break;
+            case 23: delta[k] = NULL; break;
+            case 24: delta[k] = (void *)(uintptr_t)table[k * width + 1 + draw(width - 1)]; break;
+            case 25: delta[k] = (char *)delta[k] + draw(8); break;
             default: table[k * width] = (size_t)draw(2050); break;
             }
         }

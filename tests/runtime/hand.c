@@ -56,8 +56,8 @@ enum { HAND_SIZE = OPTFORGE_OWN, HAND_ALONG, HAND_GAP, HAND_P };
     OPTFORGE_EACH_SET(hand_run_1_##suffix, (const optforge_piece *x), hand_first_##suffix(x))                        \
     OPTFORGE_EACH_SET(hand_run_2_##suffix, (const optforge_piece *x), hand_second_##suffix(x))                       \
     static const optforge_pass hand_passes_##suffix[] = {                                                            \
-        {OPTFORGE_OF_SETS(hand_run_1_##suffix), OPTFORGE_OF_SETS(hand_run_1_##suffix), hand_sums_1, 5, 1, 1},        \
-        {OPTFORGE_OF_SETS(hand_run_2_##suffix), OPTFORGE_OF_SETS(hand_run_2_##suffix), hand_sums_2, 2, 1, 0}         \
+        {OPTFORGE_OF_SETS(hand_run_1_##suffix), OPTFORGE_OF_SETS(hand_run_1_##suffix), hand_sums_1, 5, 1, 1, "rrb."},\
+        {OPTFORGE_OF_SETS(hand_run_2_##suffix), OPTFORGE_OF_SETS(hand_run_2_##suffix), hand_sums_2, 2, 1, 0, "b.r."} \
     };
 
 static const optforge_sum hand_sums_1[] = {
@@ -146,7 +146,7 @@ static const unsigned char hand_formats_f64[] = {OPTFORGE_F64, OPTFORGE_F64, OPT
         OPTFORGE_TYPES, "hand", "", hand_hypers, hand_states, hand_asserts, hand_defaults, hand_initial, 3, 4,      \
         hand_formats_##suffix, sizeof(hand_scalars), 2, hand_passes_##suffix,                                       \
         {OPTFORGE_GRAD, OPTFORGE_GRAD, OPTFORGE_PARAM, OPTFORGE_UPDATE}, hand_begin, hand_begin_tensor,             \
-        hand_behind_step, hand_behind_tensor, hand_finish                                                           \
+        hand_behind_step, hand_behind_tensor, hand_finish, 0, 0, 24, 0                                              \
     };
 HAND_KERNEL(f32)
 HAND_KERNEL(f64)

@@ -1,7 +1,15 @@
 """The targets: one module each, found by name.
 
 A target that emits source has `render(rule, kernel, dtypes, prefix, settings, single)` and the `ENDINGS` of its files;
-one that runs steps has `engine(rule, kernel)`, which gives an `Engine`.
+one that runs steps has `engine(rule, kernel)`, which gives an engine:
+
+    inputs                   the class that looks at the arrays of each step, `Inputs` where there is none
+    plan(inputs, behind)     a plan of steps with the arrays that were found there; `behind` has, for each tensor with a
+                             gradient, how many of the optimizer's steps it has not taken, as long as the plan is in use
+    applied()                where a device counts: the steps that were applied, once it has done all
+
+and a plan has `step(hyperparameters, t, how)`, the optimizer's step t, which is step `t - behind` of each tensor: it
+writes t into `how.progress.steps` together with the rest, and says whether the step was skipped, or None.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ import contextlib
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,11 +17,12 @@ from ..arrays import address
 from ..compiler import library
 from ..crule import render
 from ..diagnostics import EnvironmentProblem
-from ..dtypes import BY_NUMPY, DTYPES
-from ..formats import Wanted
+from ..dtypes import DTYPES
+from ..formats import FORMAT_OF, Wanted
 from ..functions import Array
 from ..ir import Kernel
 from ..names import file_of
+from ..nativeinputs import KINDS, NativeInputs
 from ..tensor import How, Tensor, explain
 
 if TYPE_CHECKING:
@@ -46,48 +47,94 @@ if hasattr(os, "register_at_fork"):
 SKIPPED = -1
 
 
+class Table:
+    """What plans take of all tensors: rows as the runtime has them, without gradients, their groups and formats."""
+
+    def __init__(self, kernel: Kernel, tensors: Sequence[Tensor]):
+        names = ["p", *(state.name for state in kernel.state)]
+        self.rows = np.array([[t.p.size, *map(t.addresses.__getitem__, names)] for t in tensors], np.uintp)
+        self.rows = np.insert(self.rows, GRADIENT, 0, axis=1)
+        self.groups = np.array([tensor.group for tensor in tensors], np.uintp)
+        arrays = [state.name for state in kernel.array_state]
+        scalar = {state.name for state in kernel.scalar_state}
+        every = [(*(tensor.arrays[name].dtype for name in arrays), tensor.p.dtype) for tensor in tensors]
+        self.kinds = list(dict.fromkeys(every))
+        self.kind = np.array([self.kinds.index(own) for own in every], np.intp)
+        self.scalar = [state.name in scalar for state in kernel.state]
+
+    def formats(self, kind: int, gradient: int) -> tuple[str, ...]:
+        """The formats of p, g and the state, as the runtime calls them, of a kind of tensors with such gradients."""
+        *arrays, p = (FORMAT_OF[dtype].name.upper() for dtype in self.kinds[kind])
+        state = iter(arrays)
+        g = FORMAT_OF[KINDS[gradient - 1]].name.upper()
+        return (p, g, *("SCALAR" if scalar else next(state) for scalar in self.scalar))
+
+
+GRADIENT = 2  # the column of gradients: behind the number of elements and the parameter
+
+
+CODES = {"F32": 1, "F64": 2, "SCALAR": 3, "BF16": 4, "F16": 5, "LOW": 6}  # OPTFORGE_F32 …
+
+
 class Plan:
-    """A prepared step: lists of tensors, one for each dtype, and options, as the runtime takes them.
+    """A prepared step: lists of tensors, one for each combination of formats, and options, as the runtime takes them.
 
     Parameters
     ----------
     library : Library
     kernel : Kernel
-    tensors : sequence of Tensor
-    gradients : sequence of arrays
-        Kept alive with the plan.
+    inputs : NativeInputs
+        With the gradients of the first step.
+    behind : array
+        How many of the optimizer's steps each tensor with a gradient has not taken.
     """
 
-    def __init__(self, library: Library, kernel: Kernel, tensors: Sequence[Tensor], gradients: Sequence[Array]):
-        self.library, self.kernel, self.tensors, self.gradients = library, kernel, tensors, gradients
-        ffi = library.ffi
-        grouped: dict[str, tuple[list[list[int]], list[int]]] = {}
-        for place, (tensor, gradient) in enumerate(zip(tensors, gradients, strict=True)):
-            row = [tensor.p.size, tensor.addresses["p"], address(gradient)]
-            row += [tensor.addresses[state.name] for state in kernel.state]
-            rows, places = grouped.setdefault(BY_NUMPY[tensor.p.dtype].suffix, ([], []))
-            rows.append(row)
-            places.append(place)
+    def __init__(self, library: Library, kernel: Kernel, inputs: NativeInputs, behind: Array):
+        self.library, self.kernel, self.inputs, self.behind = library, kernel, inputs, behind
+        self.table, self.present = inputs.table, inputs.present
+        ffi, table = library.ffi, self.table
+        places = np.array(inputs.places, np.intp)
         # Groups without a gradient take no part: the runtime sees the others.
-        used = sorted({tensor.group for tensor in tensors})
-        self.rows = None if used == list(range(len(used))) else used
-        self.lists, self.number = ffi.new("optforge_list[]", max(len(grouped), 1)), len(grouped)
+        used = np.unique(table.groups[places])
+        self.rows = None if not len(used) or used[-1] == len(used) - 1 else used
+        gradients = np.frombuffer(inputs.present, np.uint8)[places]
+        kinds = table.kind[places] * 256 + gradients
+        self.kinds = [divmod(int(kind), 256) for kind in np.unique(kinds)]
+        self.places = [np.flatnonzero(kinds == kind).astype(np.uintp) for kind in np.unique(kinds)]
+        self.tensors = [places[own] for own in self.places]  # by their numbers among all
+        self.lists, self.number = ffi.new("optforge_list[]", max(len(self.places), 1)), len(self.places)
         self.own = [self.lists[k] for k in range(self.number)]
-        self.places = [np.array(places, np.uintp) for _, places in grouped.values()]
+        self.parts: list[Array] = []
         self.kept: list[Any] = []
-        for own, suffix, numbers in zip(self.own, grouped, self.places, strict=True):
-            rows = grouped[suffix][0]
-            table = np.array(rows, np.uintp)
-            group = np.array([used.index(tensors[place].group) for place in numbers], np.uintp)
-            own.kernel, own.count = library.kernels[suffix], len(rows)
-            own.tensors = ffi.cast("void *", address(table))
+        self.steps: list[
+            tuple[Array, Array]
+        ] = []  # where tensors count differently: theirs, and how far behind each is
+        alike = not len(behind) or bool((behind == behind[0]).all())
+        self.late = int(behind[0]) if alike and len(behind) else 0  # how far behind all are
+        for own, numbers, members in zip(self.own, self.places, self.tensors, strict=True):
+            rows, groups = table.rows[members], np.searchsorted(used, table.groups[members]).astype(np.uintp)
+            own.count = len(rows)
+            own.tensors = ffi.cast("void *", address(rows))
             own.number = ffi.cast("size_t *", address(numbers))
-            own.groups, own.group = len(used), ffi.cast("size_t *", address(group))
-            self.kept += [table, group]
+            own.groups, own.group = len(used), ffi.cast("size_t *", address(groups))
+            stream = members.astype(np.uint64)
+            own.stream = ffi.cast("uint64_t *", address(stream))
+            self.parts.append(rows)
+            self.kept += [groups, stream]
+            if not alike:
+                steps = np.zeros(len(rows), np.uint64), behind[numbers].astype(np.uint64)
+                own.steps = ffi.cast("uint64_t *", address(steps[0]))
+                self.steps.append(steps)
+        self.aim(inputs.addresses)
         self.options = ffi.new("optforge_options *")
         library.calls.options_init(self.options)
         self.workspace = np.zeros(0)
         self.last: How | None = None
+
+    def aim(self, addresses: Array) -> None:
+        """Take gradients at these addresses, of all tensors, which were checked as the runtime would check them."""
+        for rows, members in zip(self.parts, self.tensors, strict=True):
+            rows[:, GRADIENT] = addresses[members]
 
     def step(self, hyperparameters: Any, t: int, how: How) -> bool:
         """One step in place, with the hyperparameters of each group; whether it was skipped.
@@ -104,7 +151,9 @@ class Plan:
         if how is not self.last or forked:
             self.set(how)
         for own in self.own:
-            own.hyper, own.t = hyper, t
+            own.hyper, own.t = hyper, t - self.late
+        for steps, behind in self.steps:
+            np.subtract(t, behind, out=steps)
         status = self.library.calls.step_lists(self.lists, self.number, self.options)
         if status > 0:
             self.explain(status, hyperparameters, t, how)
@@ -118,7 +167,9 @@ class Plan:
         self.flags: list[Array] = []  # kept alive with the plan
         options.threads = 1 if forked else how.threads
         options.grad_scale = how.grad_scale
-        options.skip_nonfinite, options.zero_grads = how.skip_nonfinite, how.zero_grads
+        options.skip_nonfinite, options.zero_grads, options.seed = how.skip_nonfinite, how.zero_grads, how.seed
+        for own, kind in zip(self.own, self.kinds, strict=True):
+            own.kernel = self.library.kernel(self.table.formats(*kind), how.master, how.stochastic)
         options.stats = options.tensor_stats = ffi.NULL
         options.applied = ffi.NULL if how.progress is None else ffi.cast("uint64_t *", address(how.progress.steps))
         if how.stats is not None:
@@ -141,7 +192,7 @@ class Plan:
 
     def explain(self, status: int, hyperparameters: Array, t: int, how: How) -> None:
         """Raise what a status says."""
-        explain(self.kernel, self.tensors, hyperparameters, t, how)
+        explain(self.kernel, self.inputs.stepped, hyperparameters, t - self.behind, how)
         text = self.library.ffi.string(self.library.strerror(status)).decode()
         raise RuntimeError(f"rule {self.kernel.name!r}: {text} (status {status})")
 
@@ -157,13 +208,32 @@ class Calls:
 
 @dataclass(frozen=True)
 class Library:
-    """A loaded library: the calls of its runtime, and those of its rule; kernels by the suffix of their dtype."""
+    """A loaded library: the calls of its runtime, and those of its rule; its kernels by the suffix of their dtype."""
 
     ffi: Any
     calls: Calls
     strerror: Any
     hyper_init: Any
     kernels: dict[str, Any]
+    others: dict[Any, tuple[Any, Any]] = field(default_factory=dict)
+
+    def kernel(self, formats: tuple[str, ...], master: str, stochastic: bool) -> Any:
+        """The kernel for arrays of these formats, the last of which is beside p where there is a master.
+
+        It computes as one of the library's own does; how arrays are stored is a matter of its table.
+        """
+        own = self.kernels["f64" if formats[0] == "F64" else "f32"]
+        if set(formats) <= {formats[0], "SCALAR"} and formats[0] in ("F32", "F64"):
+            return own
+        key = (formats, master, stochastic)
+        if key not in self.others:
+            made, codes = self.ffi.new("optforge_kernel *", own[0]), [CODES[format] for format in formats]
+            if master:
+                codes[-1], made.master = CODES["F32" if master == "f32" else "LOW"], len(codes) - 1
+            made.arrays, made.formats = len(codes), (table := self.ffi.new("unsigned char[]", codes))
+            made.stochastic = stochastic
+            self.others[key] = made, table
+        return self.others[key][0]
 
 
 def load(path: Path, prefix: str) -> Library:
@@ -173,8 +243,9 @@ def load(path: Path, prefix: str) -> Library:
     ffi = cffi.FFI()
     lists = "const optforge_list *lists, size_t number, const optforge_options *options"
     declarations = [
-        "typedef struct optforge_kernel optforge_kernel; typedef struct optforge_stats optforge_stats;",
-        layout.structs("optforge_parallel", "optforge_options", "optforge_list"),
+        "typedef struct optforge_stats optforge_stats; typedef struct optforge_pass optforge_pass;",
+        "typedef struct optforge_initial optforge_initial;",
+        layout.structs("optforge_parallel", "optforge_options", "optforge_kernel", "optforge_list"),
         "void optforge_options_init(optforge_options *o);",
         f"int optforge_step_lists({lists});",
         f"size_t optforge_workspace_size({lists});",
@@ -185,10 +256,12 @@ def load(path: Path, prefix: str) -> Library:
     ffi.cdef("\n".join(declarations))
     try:
         loaded = opened(ffi, path)
-        # cffi completes types and functions when they are first used, and what is interrupted then is broken for good.
-        for kind in ("optforge_options *", "optforge_list[]", "optforge_stats *"):
+        # cffi completes types and functions when they are first used, under a lock, and what is interrupted then is
+        # broken for good, or waits for ever.
+        for kind in (*POINTERS, "optforge_options *", "optforge_list[]", "optforge_stats *", "optforge_kernel *"):
             ffi.typeof(kind)
-        ffi.new("optforge_options *"), ffi.new("optforge_list[]", 1)
+        ffi.new("optforge_options *"), ffi.new("optforge_list[]", 1), ffi.new("optforge_kernel *")
+        ffi.new("unsigned char[]", 1)
         return Library(
             ffi,
             Calls(loaded.optforge_options_init, loaded.optforge_step_lists, loaded.optforge_workspace_size),
@@ -203,6 +276,7 @@ def load(path: Path, prefix: str) -> Library:
         raise EnvironmentProblem(f"the compiled kernel {path} cannot be loaded: {problem}") from None
 
 
+POINTERS = ("char *", "void *", "unsigned char *", "size_t *", "uint64_t *")  # of pointers that plans have
 FLUSHING: set[Path] = set()  # libraries that were refused; opened again they do no harm, and would seem harmless
 
 
@@ -262,6 +336,10 @@ class CEngine:
     def __init__(self, rule: Rule, kernel: Kernel, kernels: Path | None = None):
         self.kernel = kernel
         prefix = file_of(rule.name) if rule.name.isascii() else "rule"  # cffi reads ASCII alone
+        if kernels is not None and kernel.inexact:
+            raise EnvironmentProblem(
+                f"{kernels}: emitted files are taken for arrays of float32 and float64; leave them out for others"
+            )
         if kernels is not None:
             files = committed(kernels, prefix, rule, kernel)
         else:
@@ -276,9 +354,13 @@ class CEngine:
         self.library.hyper_init(self.library.ffi.from_buffer(values))
         return dict(zip(names, values.tolist(), strict=False))
 
-    def plan(self, tensors: Sequence[Tensor], gradients: Sequence[Array]) -> Plan:
-        """Prepare steps over these arrays."""
-        return Plan(self.library, self.kernel, tensors, gradients)
+    inputs = NativeInputs
+
+    def plan(self, inputs: NativeInputs, behind: Array) -> Plan:
+        """Prepare steps over these arrays, and others of the same tensors."""
+        if inputs.table is None:
+            inputs.table = Table(self.kernel, inputs.tensors)
+        return Plan(self.library, self.kernel, inputs, behind)
 
 
 def committed(directory: Path, prefix: str, rule: Rule, kernel: Kernel) -> dict[str, str]:

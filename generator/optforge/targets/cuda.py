@@ -13,6 +13,8 @@ from ..device import ALIGNMENT, Device, DeviceSpace
 from ..devicesteps import DeviceSteps, struct
 from ..dtypes import BY_NUMPY, DTYPES
 from ..formats import Wanted
+from ..functions import Array
+from ..inputs import SameInputs
 from ..ir import Kernel
 from ..nvcc import cubin
 from ..rowsource import Rows
@@ -166,7 +168,7 @@ class Plan:
             self.set(how, len(hyperparameters))
             self.kind, self.starting = kind, how.starting
         steps.bring(hyperparameters, self.used, t, how.grad_scale, explaining)
-        progress = how.progress or Progress()
+        progress = how.progress or Progress(0)
         for address, host, _ in self.moved:
             self.drv.memcpy_htod_async(address, host, self.engine.stream)
         progress.unfinished = "a step"  # until all of it is enqueued
@@ -298,9 +300,24 @@ class CudaEngine:
         """The number of steps that were applied; waits for the device."""
         return self.steps.applied()
 
-    def plan(self, tensors: Sequence[Tensor], gradients: Sequence[Any]) -> Plan:
-        """Prepare steps over these arrays."""
-        return Plan(self, tensors, gradients)
+    inputs = SameInputs
+
+    def plan(self, inputs: SameInputs, behind: Array) -> Plan:
+        """Prepare steps over these arrays.
+
+        Raises
+        ------
+        ValueError
+            A tensor has not taken all of the optimizer's steps: the device has one count for all.
+        """
+        for tensor, steps in zip(inputs.stepped, behind.tolist(), strict=True):
+            if steps:
+                raise ValueError(
+                    f"{tensor.label} had no gradient in {steps} of the steps before, and so has another t than the "
+                    'optimizer, which target "cuda" cannot do yet: give it a gradient at each step (of zeros), or '
+                    'use target="c"'
+                )
+        return Plan(self, inputs.stepped, inputs.gradients)
 
 
 @dataclass(frozen=True)

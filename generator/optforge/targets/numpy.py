@@ -12,6 +12,7 @@ import numpy as np
 
 from ..formats import FORMAT_OF, draw, parted, whole
 from ..functions import FUNCTIONS, Array
+from ..inputs import Inputs
 from ..ir import Expr, Kernel, Let, Phase, Reduction
 from ..scalars import Scalars
 from ..stats import fill
@@ -148,11 +149,11 @@ class Walk:
 
 @dataclass(frozen=True)
 class Plan:
-    """A prepared step over tensors with their gradients."""
+    """A prepared step over the tensors that have a gradient."""
 
     kernel: Kernel
-    tensors: Sequence[Tensor]
-    gradients: Sequence[Array]
+    inputs: Inputs
+    behind: Array
 
     def step(self, hyperparameters: Array, t: int, how: How) -> bool:
         """One step in place, with the hyperparameters of each group; whether it was skipped.
@@ -162,10 +163,10 @@ class Plan:
         ScalarError
             A scalar has no value; nothing was written.
         """
-        kernel = self.kernel
+        kernel, gradients = self.kernel, self.inputs.gradients
         walks = [
-            Walk(tensor, gradient, tensor.scalars_at(kernel, hyperparameters, t, 1 / how.grad_scale), kernel, how)
-            for tensor, gradient in zip(self.tensors, self.gradients, strict=True)
+            Walk(tensor, gradient, tensor.scalars_at(kernel, hyperparameters, own, 1 / how.grad_scale), kernel, how)
+            for tensor, gradient, own in zip(self.inputs.stepped, gradients, (t - self.behind).tolist(), strict=True)
         ]
         skipped = False
         for k, phase in enumerate(kernel.phases):
@@ -193,7 +194,7 @@ class Plan:
             if how.progress is not None:
                 writes.append((how.progress.steps, t))
         if how.zero_grads:
-            writes += [(gradient, 0) for gradient in self.gradients]
+            writes += [(gradient, 0) for gradient in gradients]
         # No bytecode comes between them, and so no exception from outside, such as a KeyboardInterrupt.
         set_all: Callable[..., Any] = operator.setitem
         list(map(set_all, [own for own, _ in writes], repeat(...), [values for _, values in writes]))
@@ -217,9 +218,11 @@ class NumpyEngine:
     def __init__(self, rule: Rule, kernel: Kernel):
         self.kernel = kernel
 
-    def plan(self, tensors: Sequence[Tensor], gradients: Sequence[Array]) -> Plan:
-        """Prepare steps over these arrays."""
-        return Plan(self.kernel, tensors, gradients)
+    inputs = Inputs
+
+    def plan(self, inputs: Inputs, behind: Array) -> Plan:
+        """Prepare a step over these arrays."""
+        return Plan(self.kernel, inputs, behind)
 
 
 engine = NumpyEngine

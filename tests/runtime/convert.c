@@ -1,0 +1,49 @@
+/* The runtime, and what tests need to see inside it: the conversions of numbers of 16 bits. */
+#include "optforge.c"
+
+#define API __attribute__((visibility("default")))
+API void convert(int row, int column, int set, uint16_t *stored, uint16_t *low, float *wide, size_t n,
+                 const uint64_t *key);
+API void draws(uint32_t *to, size_t n, const uint64_t *key);
+API uint64_t split_faults(int set, uint64_t first, uint64_t stride);
+
+/* Row 0 loads, 1 stores to nearest, 2 at random; key is the seed, t, the stream, the array and the element. */
+void convert(int row, int column, int set, uint16_t *stored, uint16_t *low, float *wide, size_t n,
+             const uint64_t *key) {
+    const optforge_draw draw = optforge_drawing(key[0], key[1], key[2], (size_t)key[3], key[4]);
+    optforge_converts[row][column][set](stored, low, wide, n, &draw);
+}
+
+/* The random bits of n elements. */
+void draws(uint32_t *to, size_t n, const uint64_t *key) {
+    const optforge_draw draw = optforge_drawing(key[0], key[1], key[2], (size_t)key[3], key[4]);
+    for (size_t i = 0; i < n; i++)
+        to[i] = optforge_random(&draw, OPTFORGE_TURN * (uint32_t)i);
+}
+
+/* Counts floats that are not what they were after they have been split and joined: of every stride-th pattern of
+ * 32 bits from the first on. A NaN is one in p too, and leaves nothing. */
+uint64_t split_faults(int set, uint64_t first, uint64_t stride) {
+    enum { BLOCK = 1024 };
+    uint32_t before[BLOCK], after[BLOCK];
+    uint16_t stored[BLOCK], low[BLOCK];
+    float wide[BLOCK];
+    uint64_t faults = 0, pattern = first;
+    while (pattern >> 32 == 0) {
+        size_t n = 0;
+        for (; n < BLOCK && pattern >> 32 == 0; pattern += stride)
+            before[n++] = (uint32_t)pattern;
+        memcpy(wide, before, sizeof wide);
+        optforge_converts[1][2][set](stored, low, wide, n, NULL);
+        memset(wide, 0, sizeof wide);
+        optforge_converts[0][2][set](stored, low, wide, n, NULL);
+        memcpy(after, wide, sizeof after);
+        for (size_t i = 0; i < n; i++) {
+            const int nan = (before[i] & 0x7fffffffu) > 0x7f800000u;
+            const uint32_t quiet = (before[i] & 0x80000000u) | 0x7fc00000u;
+            faults += after[i] != (nan ? quiet : before[i]);
+            faults += nan && (stored[i] != quiet >> 16 || low[i] != 0);
+        }
+    }
+    return faults;
+}
