@@ -194,3 +194,17 @@ def test_other_platforms() -> None:
     step = jax.jit(lambda p, g, s: OPT.step(p, g, s))
     with pytest.raises(of.UsageError, match="steps on the CPU, and this computation is compiled for cuda"):
         step.trace(P, P, STATE).lower(lowering_platforms=("cuda",))
+
+
+def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    monkeypatch.setenv("CC", "no-such-compiler")
+    monkeypatch.setenv("OPTFORGE_CACHE_DIR", str(tmp_path / "empty"))
+
+    @rule
+    def unseen(p, g, *, lr=0.1):
+        p = p - lr * g * 3
+        return p
+
+    opt = ofj.Optimizer(unseen)
+    with pytest.raises(of.EnvironmentProblem, match="there is no C compiler 'no-such-compiler', which the variable CC"):
+        traced(s=opt.init(P), opt=opt)

@@ -39,7 +39,6 @@ STORED: dict[Any, Format] = {
 }
 DTYPE = {own.name: dtype for dtype, own in STORED.items()}
 WORD = jnp.dtype(jnp.uint32)
-GRAD_SCALE = -1
 
 Leaves = list[tuple[str, Any]]
 
@@ -468,7 +467,7 @@ class Steps:
         if grad_scale is not None:
             check_number("grad_scale", grad_scale)
             numbers.append(operand(grad_scale))
-            traced.append(GRAD_SCALE)
+            traced.append(xla.GRAD_SCALE)
         call = replace(
             self.call,
             name=name,
