@@ -351,8 +351,8 @@ class Optimizer:
         Parameters
         ----------
         grads : list, tuple or dict of arrays
-            In the structure of `params`, each with the shape of its parameter and any dtype that these may have, float64
-            where the parameter is, C-contiguous; None leaves its tensor alone, and out of the norms, and its own count
+            In the structure of `params`, each with the shape of its parameter and any dtype of these, float64 where the
+            parameter is, C-contiguous; None leaves its tensor alone, and out of the norms, and its own count
             of steps, the t of the rule, where it is. Where all are None nothing changes but `t`. They may be other
             arrays at each step; none is kept beyond it (but by target "cuda").
         grad_scale : float, optional
