@@ -83,6 +83,11 @@ def test_what_is_no_array() -> None:
         ofj.sgd().step([jnp.ones(1)], ["x"], ofj.sgd().init([jnp.ones(1)]))
 
 
+def test_float64_is_not_narrowed_in_silence() -> None:
+    with pytest.raises(TypeError, match=r"params\['w'\] is float64, of which JAX makes float32 unless jax_enable_x64"):
+        OPT.init({"w": np.ones(3)})
+
+
 def test_update_needs_the_parameters() -> None:
     with pytest.raises(ValueError, match=r"update needs the parameters: update\(grads, state, params\)"):
         OPT.update(P, STATE)
