@@ -128,6 +128,39 @@ def test_masters_hold_what_float32_has(master: str) -> None:
             assert same(joined.astype(np.uint32).view(np.float32), array)
 
 
+HOWS: dict[str, dict[str, Any]] = {
+    "stochastic": {"rounding": "stochastic", "seed": 3},
+    "all stochastic": {"rounding": "stochastic", "seed": 1 << 40, "store": {"m": "bf16"}},
+    "master and stochastic": {"master": "f32", "rounding": "stochastic", "store": {"m": "f16"}},
+    "split": {"master": "split"},
+    "master": {"master": "f32", "store": {"m": "f16"}},
+}
+
+
+@pytest.mark.parametrize("how", HOWS)
+@pytest.mark.parametrize("name", ["adamw", "novograd", "composition"])
+def test_stored_otherwise_it_has_the_bits_of_the_optimizer(name: str, how: str) -> None:
+    own, settings = RULES[name]
+    rng = np.random.default_rng(10)
+    sizes = (3, 1030, 40)
+    params = [rng.standard_normal(n).astype(jnp.bfloat16) for n in sizes]
+    grads = [rng.standard_normal((5, n)).astype(jnp.bfloat16) for n in sizes]
+    expected = of.Optimizer([p.copy() for p in params], own, target="numpy", **HOWS[how], **settings)
+    opt = ofj.Optimizer(own, **HOWS[how], **settings)
+    state = opt.init(params)
+    p, step = [jnp.asarray(own) for own in params], jax.jit(opt.step)
+    for k in range(5):
+        expected.step([np.array(g[k]) for g in grads])
+        p, state = step(p, [g[k] for g in grads], state)
+    assert all(a.tobytes() == np.asarray(b).tobytes() for a, b in zip(expected.params, p, strict=True))
+    for of_state, values in expected.state.items():
+        told = state.state[of_state]
+        if isinstance(values[0], float):
+            assert ofj.doubles(told) == values
+        else:
+            assert all(a.tobytes() == np.asarray(b).tobytes() for a, b in zip(values, told, strict=True)), of_state
+
+
 def test_several_dtypes_step_together() -> None:
     # One norm over all; only what has 16 bits has a master.
     rng = np.random.default_rng(4)
@@ -168,8 +201,8 @@ def test_stochastic_rounding_depends_on_the_seed_alone() -> None:
 @pytest.mark.parametrize("threads", [None, 1, 3])
 def test_bits_on_any_number_of_threads(threads: int | None) -> None:
     rng = np.random.default_rng(5)
-    params = [rng.standard_normal(n).astype(np.float32) for n in (300_001, 17)]
-    grads = [rng.standard_normal(n).astype(np.float32) for n in (300_001, 17)]
+    params = [rng.standard_normal(n).astype(np.float32) for n in (1_300_001, 17)]
+    grads = [rng.standard_normal(n).astype(np.float32) for n in (1_300_001, 17)]
     expected = of.Optimizer([p.copy() for p in params], "clip_by_global_norm:lamb", target="c", max_norm=0.1)
     opt = ofj.Optimizer("clip_by_global_norm:lamb", threads=threads, max_norm=0.1)
     p = [jnp.asarray(own) for own in params]
@@ -240,8 +273,10 @@ def test_loss_scale_statistics_and_skipping() -> None:
         assert (int(told.nan), int(told.inf), bool(told.skipped)) == (stats.nan, stats.inf, stats.skipped)
         assert told.per_tensor.nan.tolist() == stats.per_tensor.nan.tolist()
     assert all(same(a, b) for a, b in zip(p, expected.params, strict=True))
-    eager = opt.step(p, [jnp.ones(5), jnp.ones(3000)], state, grad_scale=3.1, stats=True)[2]
-    assert float(eager.grad_norm) == pytest.approx((3005**0.5) / 3.1)
+    for scale in (3.1, 1e300, 2.0**60):  # not in float32, beyond it, and in it
+        p, state, told = opt.step(p, [jnp.ones(5), jnp.ones(3000)], state, grad_scale=scale, stats=True)
+        unscaled = np.float32(1 / scale) * np.ones(3005, np.float32)
+        assert same(told.grad_norm, np.float32(np.sqrt(np.sum(np.square(unscaled, dtype=np.float64)))))
 
 
 def test_donated_buffers_are_stepped_in_place() -> None:

@@ -171,3 +171,10 @@ def test_the_examples_of_the_docs_run(tmp_path: Path) -> None:
     names = runpy.run_path(str(path))
     assert float(names["loss"](names["params"], names["x"], names["y"])) < 1
     assert names["lion"].name == "lion"
+
+
+def test_state_is_mapped_as_that_of_optax() -> None:
+    opt, p = ofj.novograd(), {"a": jnp.ones(3), "b": [jnp.ones(2)]}
+    mapped = optax.tree_map_params(opt, lambda own: own + 1, opt.init(p))
+    assert mapped.state["m"]["a"].tolist() == [1, 1, 1]
+    assert int(mapped.count) == 0

@@ -83,6 +83,11 @@ def test_what_is_no_array() -> None:
         ofj.sgd().step([jnp.ones(1)], ["x"], ofj.sgd().init([jnp.ones(1)]))
 
 
+def test_float64_is_not_narrowed_in_silence() -> None:
+    with pytest.raises(TypeError, match=r"params\['w'\] is float64, of which JAX makes float32 unless jax_enable_x64"):
+        OPT.init({"w": np.ones(3)})
+
+
 def test_update_needs_the_parameters() -> None:
     with pytest.raises(ValueError, match=r"update needs the parameters: update\(grads, state, params\)"):
         OPT.update(P, STATE)
@@ -194,3 +199,17 @@ def test_other_platforms() -> None:
     step = jax.jit(lambda p, g, s: OPT.step(p, g, s))
     with pytest.raises(of.UsageError, match="steps on the CPU, and this computation is compiled for cuda"):
         step.trace(P, P, STATE).lower(lowering_platforms=("cuda",))
+
+
+def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    monkeypatch.setenv("CC", "no-such-compiler")
+    monkeypatch.setenv("OPTFORGE_CACHE_DIR", str(tmp_path / "empty"))
+
+    @rule
+    def unseen(p, g, *, lr=0.1):
+        p = p - lr * g * 3
+        return p
+
+    opt = ofj.Optimizer(unseen)
+    with pytest.raises(of.EnvironmentProblem, match="there is no C compiler 'no-such-compiler', which the variable CC"):
+        traced(s=opt.init(P), opt=opt)

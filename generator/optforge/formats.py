@@ -374,9 +374,7 @@ def check_suffix(made: Storage) -> None:
     if not re.fullmatch(r"\w+", made.suffix, re.ASCII):
         raise UsageError(f"the suffix {made.suffix!r} cannot end a C identifier: letters, digits and _ can")
     if made.suffix in DTYPES and made.comment():
-        raise UsageError(
-            f"the suffix {made.suffix!r} is that of arrays that are all {made.suffix}: give another suffix"
-        )
+        raise UsageError(f"the suffix {made.suffix!r} is that of {made.suffix} arrays: give another suffix")
     if made.suffix.startswith("with_"):
         raise UsageError(f"the suffix {made.suffix!r} would end names like those of step_with: give another suffix")
 

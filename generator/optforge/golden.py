@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import struct
 from collections.abc import Iterator, Mapping
@@ -89,7 +90,7 @@ class Training:
         self.kernel, self.hyperparameters, self.beside = kernel, hyperparameters, None
         self.dtype = dtype.numpy
         self.size = min(SIZE, ARRAYS // (2 + len(kernel.state)))
-        self.x = 1
+        self.drawn = 0
         info: Any = np.finfo(self.dtype)
         self.tiny = float(info.smallest_subnormal)
         self.p, self.g = self.fill(), self.fill()
@@ -106,11 +107,11 @@ class Training:
 
     def fill(self) -> Any:
         """Values of an array."""
-        values = []
-        for i in range(self.size):
-            self.x = (self.x * 1664525 + 1013904223) % 2**32
-            values.append((self.x >> 24) * self.tiny if i % 16 == 5 else (self.x >> 8) / 8388608 - 1)
-        return np.array(values).astype(self.dtype)
+        drawn = numbers()[self.drawn : self.drawn + self.size]
+        self.drawn += self.size
+        values = (drawn >> np.uint32(8)) / 8388608 - 1
+        values[5::16] = (drawn[5::16] >> np.uint32(24)) * self.tiny
+        return values.astype(self.dtype)
 
     def scalars(self, t: int) -> Scalars:
         """The scalars at the begin of a step.
@@ -157,20 +158,28 @@ class Training:
         """All steps, and what their outcome hashes to."""
         found = 0
         for t in range(1, STEPS + 1):
-            for value in self.step(t):
-                found = hashed(found, value)
+            found = hashed(found, np.array(self.step(t)))
             self.g = self.fill()
         arrays = [self.p]
         arrays += [np.array([self.state[s.name]]) if s.scalar else self.arrays[s.name] for s in self.kernel.state]
         for array in arrays:
-            for value in array.astype(np.float64).tolist():
-                found = hashed(found, value)
+            found = hashed(found, array.astype(np.float64))
         return found
 
 
-def hashed(found: int, value: float) -> int:
-    """The hash with one more value, any NaN like any other."""
-    (bits,) = struct.unpack("<Q", struct.pack("<d", value)) if value == value else (0x7FF8000000000000,)
-    found ^= bits
-    turned = (found << 29 | found >> 35) % 2**64
-    return turned * 0x9E3779B97F4A7C15 % 2**64
+@functools.cache
+def numbers() -> Any:
+    """What arrays are filled with, one behind the other: p, and the gradients of all steps, one more at the end."""
+    drawn, x = [], 1
+    for _ in range((2 + STEPS) * SIZE):
+        x = (x * 1664525 + 1013904223) % 2**32
+        drawn.append(x)
+    return np.array(drawn, np.uint32)
+
+
+def hashed(found: int, values: Any) -> int:
+    """The hash with more values, any NaN like any other."""
+    for bits in np.where(np.isnan(values), np.float64(np.nan), values).view(np.uint64).tolist():
+        found ^= bits
+        found = (found << 29 | found >> 35) % 2**64 * 0x9E3779B97F4A7C15 % 2**64
+    return found

@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -39,7 +40,7 @@ STORED: dict[Any, Format] = {
 }
 DTYPE = {own.name: dtype for dtype, own in STORED.items()}
 WORD = jnp.dtype(jnp.uint32)
-GRAD_SCALE = -1
+LARGEST = float(jnp.finfo(jnp.float32).max)
 
 Leaves = list[tuple[str, Any]]
 
@@ -345,11 +346,15 @@ def format_of(path: str, leaf: Any) -> Format:
     Raises
     ------
     TypeError
-        It is of another dtype.
+        It is of another dtype, or JAX would make another of it.
     """
     own = STORED.get(jnp.dtype(leaf.dtype))
     if own is None:
         raise TypeError(f"{path} is {leaf.dtype}; parameters are float32, float64, bfloat16 or float16")
+    if own.name == "f64" and not jax.config.jax_enable_x64:
+        raise TypeError(
+            f"{path} is float64, of which JAX makes float32 unless jax_enable_x64 is set: do either yourself"
+        )
     return own
 
 
@@ -395,7 +400,7 @@ class Steps:
     asked: Asked
     call: xla.Call
 
-    @property
+    @functools.cached_property
     def kernel(self) -> Kernel:
         """The compiled form, which state is told from."""
         return self.rule.kernel(**self.options)
@@ -468,7 +473,7 @@ class Steps:
         if grad_scale is not None:
             check_number("grad_scale", grad_scale)
             numbers.append(operand(grad_scale))
-            traced.append(GRAD_SCALE)
+            traced.append(xla.GRAD_SCALE)
         call = replace(
             self.call,
             name=name,
@@ -576,7 +581,7 @@ class Step:
             number = None
             if grad_scale is not None and not isinstance(grad_scale, jax.Array):
                 number, grad_scale = loss_scale(grad_scale), None
-                if np.float32(number) == number:  # another one is no other program then
+                if number <= LARGEST and np.float32(number) == number:  # another one is no other program then
                     number, grad_scale = None, jnp.float32(number)
             every = jax.tree.leaves((params, grads, state, grad_scale))
             if any(isinstance(leaf, jax.core.Tracer) for leaf in every):

@@ -6,6 +6,7 @@ import ctypes
 import functools
 import sys
 from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,6 @@ from .compiler import library
 from .formats import FORMAT_OF
 from .functions import Array
 from .inputs import Inputs
-from .render import TEMPLATES
 from .tensor import Tensor
 
 FORM = np.dtype([("shape", np.uintp), ("bytes", np.uint64), ("ndim", np.int32), ("bits", np.int32)], align=True)
@@ -89,7 +89,7 @@ class Look:
 @functools.cache
 def compiled() -> Any:
     """The compiled function, which is called with the interpreter's lock held."""
-    text = (TEMPLATES / "arrays" / "inputs.c").read_text(encoding="utf-8")
+    text = Path(__file__).with_name("inputs.c").read_text(encoding="utf-8")
     call = ctypes.PyDLL(str(library({"inputs.c": text}))).optforge_inputs
     call.argtypes, call.restype = (ctypes.c_void_p, ctypes.py_object, ctypes.py_object), ctypes.c_int
     return call

@@ -351,9 +351,10 @@ class Optimizer:
         Parameters
         ----------
         grads : list, tuple or dict of arrays
-            In the structure of `params`, each with the shape of its parameter and any dtype that these may have
-            (float64 where the parameter is), C-contiguous; None leaves
-            its tensor alone, and out of the norms. Where all are None nothing changes but `t`.
+            In the structure of `params`, each with the shape of its parameter and any dtype of these, float64 where the
+            parameter is, C-contiguous; None leaves its tensor alone, and out of the norms, and its own count
+            of steps, the t of the rule, where it is. Where all are None nothing changes but `t`. They may be other
+            arrays at each step; none is kept beyond it (but by target "cuda").
         grad_scale : float, optional
             The loss scale: gradients are multiplied by 1 / grad_scale, rounded to their dtype, before anything sees
             them.
@@ -610,10 +611,10 @@ class Optimizer:
         -------
         dict
             "rule" and "hash" (str), "options", "hyperparameters" (or "groups", a list with those of each, where there
-            are groups), "t" (int), "state" (name to copies in the structure of `params`) and "started" (whether each
-            tensor has had a step, in the structure of `params`). Where there are schedules, "schedules" has a dict for
-            each group: name to what the schedule's `to_dict()` gives, or to None for one that has no such method: of
-            that one only the present value is saved, and a warning says so.
+            are groups), "t" (int), "steps" (how many each tensor has taken, in the structure of `params`), "state"
+            (name to copies in that structure) and "started" (whether each tensor has had a step). Where there are
+            schedules, "schedules" has a dict for each group: name to what the schedule's `to_dict()` gives, or to None
+            for one that has no such method: of that one only the present value is saved, and a warning says so.
         """
         return resume.state_dict(self)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,6 @@ from .crule import render
 from .diagnostics import EnvironmentProblem, UsageError
 from .elaborate import elaborate
 from .formats import Storage
-from .functions import Array
 from .ir import Kernel
 from .lower import lower
 from .names import file_of
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 HANDLER, HEADER, KERNELS = "xla-handler.c", "xla-c-api.h", "xla-kernels.h"
 PLATFORM = "cpu"
+GRAD_SCALE = -1  # its number among the traced hyperparameters
 
 # ── the compiled side ───────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -67,13 +68,15 @@ def target(rule: Rule, options: tuple[tuple[str, bool | str], ...], storages: tu
     }
     # The same text has the same name in every process, as the compiled programs that JAX may keep expect.
     name = f"optforge_{prefix}_{digest(text.encode() for item in sorted(files.items()) for text in item)[:32]}"
-    if name not in REGISTERED:
-        register(name, library(files))
-        REGISTERED.add(name)
+    with LOCK:
+        if name not in REGISTERED:
+            register(name, library(files))
+            REGISTERED.add(name)
     return name
 
 
 REGISTERED: set[str] = set()
+LOCK = threading.Lock()
 
 
 def register(name: str, path: Path) -> None:
@@ -133,7 +136,7 @@ class Call:
     """A step over tensors, as it is traced.
 
     `kinds` has the number of each tensor's storage; `hyper` the values of all hyperparameters, of which those in
-    `traced`, by their number and -1 for `grad_scale`, are operands instead.
+    `traced`, by their number, are operands instead; GRAD_SCALE among them is the loss scale.
     """
 
     name: str
@@ -169,9 +172,9 @@ class Call:
         call = jax.ffi.ffi_call(self.name, results, vmap_method="sequential", input_output_aliases=aliases)
         made: list[Any] = call(
             *operands,
-            kernel=padded(self.kinds, np.int32),
-            hyper=padded(self.hyper, np.float64),
-            traced=padded(self.traced, np.int32),
+            kernel=np.array(self.kinds, np.int32),
+            hyper=np.array(self.hyper, np.float64),
+            traced=np.array(self.traced, np.int32),
             grad_scale=np.float64(self.grad_scale),
             **{name: np.uint64(getattr(self, name)) for name in ("skip_nonfinite", "threads", "seed", "stats")},
         )
@@ -181,8 +184,3 @@ class Call:
 def like(array: Any) -> jax.ShapeDtypeStruct:
     """The shape and dtype of an array."""
     return jax.ShapeDtypeStruct(array.shape, array.dtype)
-
-
-def padded(values: Sequence[float], dtype: type[np.generic]) -> Array:
-    """Values as an attribute."""
-    return np.array(values, dtype)

@@ -355,8 +355,9 @@ protected:
     size_t find_state(size_t k, const char *name, bool scalar) const noexcept
     {
         const size_t a = 2 + place(kernel_->state_names, name);
+        const bool there = k < size() && a < kernel_->arrays;
 
-        return k < size() && a < kernel_->arrays && (kernel_->formats[a] == OPTFORGE_SCALAR) == scalar ? a : 0;
+        return there && (kernel_->formats[a] == OPTFORGE_SCALAR) == scalar ? a : 0;
     }
 
     /* The place of a name in a list that ends with null. */

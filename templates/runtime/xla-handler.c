@@ -22,7 +22,8 @@ enum {
     NORMS = 5,
     COUNTS = 3,
     MESSAGE = 512,
-    FINER = 4 /* shares for each thread: one that starts late takes fewer */
+    FINER = 4,       /* shares for each thread: one that starts late takes fewer */
+    ALONE = 1 << 18  /* elements below which waking another thread costs more than it brings */
 };
 
 /* ---- what XLA passes ----------------------------------------------------------------------------------- */
@@ -145,13 +146,14 @@ static void run_shares(void *pool, size_t shares, void (*run)(void *work, size_t
     leave(c);
 }
 
-/* Let a step run on XLA's threads, at most so many; 0: all. */
-static void choose_threads(optforge_options *o, team *t, const XLA_FFI_CallFrame *call, size_t most) {
+/* Let a step over so many elements run on XLA's threads, at most so many of them; 0: all. */
+static void choose_threads(optforge_options *o, team *t, const XLA_FFI_CallFrame *call, size_t all,
+                           size_t most) {
     int64_t threads = 1;
     XLA_FFI_ThreadPool_NumThreads_Args args = {XLA_FFI_ThreadPool_NumThreads_Args_STRUCT_SIZE, NULL,
                                                call->ctx, &threads};
     o->threads = 1;
-    if (!good(call->api, call->api->XLA_FFI_ThreadPool_NumThreads(&args)))
+    if (all < ALONE || !good(call->api, call->api->XLA_FFI_ThreadPool_NumThreads(&args)))
         return;
     if (most == 0 || (int64_t)most > threads)
         most = threads > 1 ? (size_t)threads : 1;
@@ -211,7 +213,7 @@ static XLA_FFI_Error *take_step(XLA_FFI_CallFrame *call) {
     const int stats = (int)number(attrs, "stats");
     int32_t *const count = (int32_t *)rets[0]->data;
     uint64_t t = (uint64_t)*(const int32_t *)args[0]->data;
-    size_t words = 0, operand = first, result = 1, row = 0, lists = 0, size;
+    size_t words = 0, operand = first, result = 1, row = 0, lists = 0, all = 0, size;
     char message[MESSAGE];
     optforge_options o;
     team threads;
@@ -244,6 +246,7 @@ static XLA_FFI_Error *take_step(XLA_FFI_CallFrame *call) {
             s.numbers[row] = k;
             s.starting[row++] = t == 0;
             *s.tables = elements(args[operand]);
+            all += *s.tables;
             for (size_t a = 0; a < arrays; a++)
                 s.tables[1 + a] = (uintptr_t)args[operand + a]->data;
             if (t == 0)
@@ -260,7 +263,7 @@ static XLA_FFI_Error *take_step(XLA_FFI_CallFrame *call) {
         result += kernels[kind[k]]->arrays - 1;
 
     o.skip_nonfinite = (int)number(attrs, "skip_nonfinite");
-    choose_threads(&o, &threads, call, (size_t)number(attrs, "threads"));
+    choose_threads(&o, &threads, call, all, (size_t)number(attrs, "threads"));
     o.seed = number(attrs, "seed");
     o.applied = &t;
     if (stats) {

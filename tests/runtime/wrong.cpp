@@ -29,7 +29,7 @@ static double odd_real()
     return odd[draw(sizeof odd / sizeof *odd)];
 }
 
-enum { TENSORS = 3, ROOM = 1100 };
+enum { TENSORS = 3, ROOM = 1700 };
 
 template <class Real> struct Memory {
     std::vector<Real> p[TENSORS], g[TENSORS], delta[TENSORS];
