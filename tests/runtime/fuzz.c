@@ -157,7 +157,7 @@ int main(int count, char **words)
             case 22: kernel.begin = NULL; break;
             case 23: delta[k] = NULL; break;
             case 24: delta[k] = (void *)(uintptr_t)table[k * width + 1 + draw(width - 1)]; break;
-            case 25: delta[k] = (char *)delta[k] + draw(8); break;
+            case 25: delta[k] = delta[k] != NULL ? (char *)delta[k] + draw(8) : NULL; break;
             default: table[k * width] = (size_t)draw(2050); break;
             }
         }
