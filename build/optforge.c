@@ -107,7 +107,7 @@ OPTFORGE_INLINE float optforge_float(uint32_t bits) {
     return word.x;
 }
 
-/* What the random bits of stochastic rounding are made of. Element i adds OPTFORGE_TURN * i to the first word:
+/* What the random bits of stochastic rounding are made of. Element i adds OPTFORGE_TURN * i to the first:
  * neighbours that differed in few bits would have draws that depend on each other. */
 typedef struct optforge_draw {
     uint32_t first, second;

@@ -277,8 +277,9 @@ static_assert(sizeof(optforge_cuda_news) <= 4096, "an argument of a kernel has a
 
 #define OPTFORGE_DEVICE static __device__ __forceinline__
 
-/* Kernels, by the names under which they are launched. Those that pass over memory leave registers for so many
- * blocks on a multiprocessor; a rule's look at the gradients is one kernel with statistics and one without. */
+/* Kernels, by the names under which they are launched. Those that pass over memory leave registers for so
+ * many blocks on a multiprocessor; a rule's look at the gradients is one kernel with statistics and one
+ * without. */
 #define OPTFORGE_CUDA_KERNEL(name, argument, ...)                                                      \
     extern "C" __global__ void __launch_bounds__(OPTFORGE_CUDA_THREADS)                                \
         name(const __grid_constant__ argument given) { __VA_ARGS__(given); }

@@ -435,8 +435,8 @@ class Wanted:
         names = [names] if isinstance(names, str) else [*names]
         for name in names:
             if name not in DTYPES:
-                hint = f"; for {name} arrays give store" if name in FORMATS else f" (there are {', '.join(DTYPES)})"
-                raise UsageError(f"there is no dtype {name!r}{hint}")
+                hint = f"; arrays of {name} are asked for by store" if name in FORMATS else ""
+                raise UsageError(f"there is no dtype {name!r} (there are {', '.join(DTYPES)}){hint}")
         if self.suffix is not None and not own:
             raise UsageError("a suffix is for arrays that are stored otherwise: give store as well")
         if not names and not own:

@@ -524,8 +524,9 @@ static int optforge_cuda_go_on(optforge_cuda_plan w, int first, int last, cudaSt
             w.phase = phase - 1;
             w.slot = own->first + scans;
             if (sums > 0)
-                status = optforge_cuda_start(kernel->fold, optforge_cuda_blocks(w.chunks, OPTFORGE_CUDA_WARPS),
-                                             &w, stream, (unsigned)(sums - scans));
+                status = optforge_cuda_start(
+                    kernel->fold, optforge_cuda_blocks(w.chunks, OPTFORGE_CUDA_WARPS), &w, stream,
+                    (unsigned)(sums - scans));
         }
         if (status != OPTFORGE_OK)
             break;
@@ -533,8 +534,8 @@ static int optforge_cuda_go_on(optforge_cuda_plan w, int first, int last, cudaSt
             const uint64_t most = w.count > w.tensors ? w.count : w.tensors;
 
             if (w.observe || kernel->stores)
-                status = optforge_cuda_start(kernel->finish, optforge_cuda_blocks(most, OPTFORGE_CUDA_THREADS),
-                                             &w, stream);
+                status = optforge_cuda_start(
+                    kernel->finish, optforge_cuda_blocks(most, OPTFORGE_CUDA_THREADS), &w, stream);
         } else {
             const optforge_cuda_phase *own = &kernel->phases[phase];
             const bool observed = w.observe || (w.skip_nonfinite && phase == 0 && !own->scans);

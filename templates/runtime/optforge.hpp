@@ -215,7 +215,8 @@ public:
     }
 
     /* Says that the tensors are parts of larger ones, others of which may be on other ranks: the element that
-     * each begins at, and the number of the whole among all, whose sizes Options has. The arrays stay yours. */
+     * each begins at, and the number of the whole among all, whose sizes Options has. The arrays stay
+     * yours. */
     void set_parts(const size_t *part, const size_t *number) noexcept
     {
         part_ = part;
