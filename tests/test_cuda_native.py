@@ -20,6 +20,7 @@ from cuda import Cuda, Memory, Options, Plan, Stats, agree, order
 from data import same
 from emulation import compile_emulated
 from optforge import max_abs, scalar, tree
+from optforge.formats import Wanted
 from optimizing import SETTINGS, nadam
 from oracles import names, oracle
 from stepping import spread
@@ -514,7 +515,7 @@ def test_a_pair_that_stands_alone_has_the_same_bits(name: str, tmp_path: Path) -
     files: dict[str, str] = {}
     for prefix in ("k", "other"):
         rule = RULES[name]
-        files |= rule.emit("cuda", ["f32"], prefix, {}, True)
+        files |= rule.emit("cuda", Wanted("f32"), prefix, {}, True)
     assert sorted(files) == ["k.cu", "k.cuh", "other.cu", "other.cuh"]
     files |= RULES["adam"].generate("cuda", "f32", prefix="third")
     cuda = Cuda(RULES[name], tmp_path / "shared", dtypes="f32")
