@@ -12,6 +12,7 @@ from conftest import require
 from embedding import FULL, SOURCES, WARNINGS, run, write
 from optforge import rule, scalar
 from optforge.crule import rule_view
+from optforge.formats import Wanted
 from optforge.project import project
 
 DRIVERS = {"g++": "gcc", "clang++": "clang"}
@@ -46,7 +47,8 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The files of a project, and objects of those that are C."""
     require("gcc")
     kernels = [own.kernel(**own.definition.settings) for own in RULES.values()]
-    views = [rule_view(own, kernels[k], None, prefix) for k, (prefix, own) in enumerate(RULES.items())]
+    storages = [Wanted().storages(kernel) for kernel in kernels]
+    views = [rule_view(own, kernels[k], storages[k], prefix) for k, (prefix, own) in enumerate(RULES.items())]
     directory = write(tmp_path_factory.mktemp("project"), project(views, kernels, {}, "a command"))
     for name in [*RULES, "optforge"]:
         run(["gcc", "-std=c99", "-O1", "-c", f"{name}.c"], directory)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from .arrays import Forms, Ranges, address
+from .formats import spelled
 from .tensor import Tensor
 
 
@@ -105,7 +106,7 @@ class Inputs:
             if self.can_move(tensor.owner):
                 array = self.space.parameter(tensor.owner, tensor.label)
                 if array.shape != tensor.shape or array.dtype != tensor.p.dtype:
-                    now = f"{array.dtype} of shape {array.shape}"
+                    now = f"{spelled(array.dtype)} of shape {array.shape}"
                     raise ValueError(f"{tensor.label} has become {now} since the optimizer was made")
                 if address(self.space.memory(array)) != tensor.home:
                     moved[tensor.label] = array.reshape(-1)

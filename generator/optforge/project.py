@@ -85,5 +85,6 @@ def hyper(view: RuleView, kernel: Kernel) -> dict[str, str] | None:
     names = [name for name, _ in kernel.hyperparameters]
     if "lr" not in names:
         return None
-    field = view.hyper_fields[names.index("lr")].removeprefix("double ").partition(";")[0]
+    fields = [own for line in view.hyper_fields for own in line.removeprefix("double ").partition(";")[0].split(", ")]
+    field = fields[names.index("lr")]
     return {"field": field, "name": '"lr"'}
