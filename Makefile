@@ -31,7 +31,7 @@ test-host-i-z:
 
 test-cuda:
 	$(BIN)/pytest -q $(CUDA_TESTS)
-	$(BIN)/python tests/emulated.py
+	test -z "$$OPTFORGE_TEST_FULL" || $(BIN)/python tests/emulated.py
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
