@@ -235,7 +235,7 @@ class Run:
     @property
     def arrays(self) -> tuple[str, ...]:
         """All arrays as a tensor of the kernel has them."""
-        return (*self.order, *([self.own.beside_name] if self.own.master else []))
+        return (*self.order, *([self.own.beside.name] if self.own.beside else []))
 
     @property
     def hyper(self) -> list[float]:

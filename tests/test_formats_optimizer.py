@@ -189,6 +189,20 @@ def test_tensors_of_pytorch() -> None:
     assert half.tolist() == [0.5] * 8
 
 
+@pytest.mark.parametrize("target", ["c", "numpy"])
+def test_zeroed_gradients_are_apart_by_the_size_that_they_have(target: str) -> None:
+    """Gradients of half the size lie close together, and those of twice the size overlap where they do."""
+    together = np.ones(16, np.float16)
+    opt = of.Optimizer([np.ones(8, np.float32), np.ones(8, np.float32)], "sgd", target=target, zero_grads=True)
+    opt.step([together[:8], together[8:]])
+    assert not together.any()
+    wide = np.ones(12, np.float32)
+    opt = of.Optimizer([np.ones(8, np.float16), np.ones(8, np.float16)], "sgd", target=target, zero_grads=True)
+    with pytest.raises(ValueError, match=r"^grads\[0\] and grads\[1\] overlap in memory"):
+        opt.step([wide[:8], wide[4:]])
+    assert wide.all()
+
+
 def test_parameters_of_several_dtypes() -> None:
     both = []
     for target in ("c", "numpy"):

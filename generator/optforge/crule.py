@@ -16,7 +16,7 @@ from .celements import Elements, phase_title
 from .cscalars import Scalars, c_type, leaves, sum_names
 from .csource import Source
 from .dtypes import DTYPES, F64, DType
-from .formats import Storage, plain
+from .formats import MASTERS, Storage, plain
 from .golden import golden
 from .ir import Expr, Kernel, Let, Phase, Reduction, ScalarGroup, State
 from .names import CALLED, Names, check_prefix, file_of
@@ -348,7 +348,7 @@ class RuleSource(Source):
         dtypes = [dtype for dtype in DTYPES.values() if any(own.real is dtype for own in storages)]
         super().__init__(rule, kernel, dtypes, prefix, given_prefix, settings)
         kernel = self.kernel
-        self.beside = {own: self.fields.own(own) for own in ("p_master", "p_low")}
+        self.beside = {own.name: self.fields.own(own.name) for own in MASTERS.values()}
         self.first = int(kernel.phases[0].optional)  # the runtime itself looks at the gradients first
         self.sum_names = sum_names(kernel)
         statistics = {id: what for what, id in reversed(kernel.statistics)}
@@ -461,14 +461,14 @@ class RuleSource(Source):
             kind = "double" if name in scalar else storage[name].c
             yield f"{'const ' if name == 'g' else ''}{kind} *{self.fields.of[name]}"
         if storage.beside is not None:
-            yield f"{storage.beside.c} *{self.beside[storage.beside_name]}"
+            yield f"{storage.beside.format.c} *{self.beside[storage.beside.name]}"
 
     def storage_view(self, storage: Storage) -> StorageView:
         """What there is of one way to store arrays."""
         scalar = {state.name for state in self.kernel.scalar_state}
         names = ["p", "g", *(state.name for state in self.kernel.state)]
         formats = ["OPTFORGE_SCALAR" if n in scalar else f"OPTFORGE_{storage[n].name.upper()}" for n in names]
-        formats += {"": [], "f32": ["OPTFORGE_F32"], "split": ["OPTFORGE_LOW"]}[storage.master]
+        formats += [f"OPTFORGE_{storage.beside.code}"] if storage.beside is not None else []
         usual = all(own.name == storage.real.suffix for _, own in storage.formats)
         found = golden(self.kernel, storage.real) if usual else 0
         return StorageView(

@@ -88,8 +88,8 @@ def stored(kernel: Kernel, storage: Storage) -> list[str]:
     lines = [f"{name}: {storage[name].name}" for name in kernel.arrays]
     size = sum(storage[name].bytes for name in names)
     if storage.beside is not None:
-        lines.append(f"{storage.beside_name}: {storage.beside.bytes} bytes, from which p is rounded")
-        size += storage.beside.bytes
+        lines.append(f"{storage.beside.name}: {storage.beside.format.bytes} bytes, from which p is rounded")
+        size += storage.beside.format.bytes
     lines.append(
         f"rounding: {'at random, from seed, step, tensor and element' if storage.stochastic else 'to nearest'}"
     )

@@ -154,7 +154,25 @@ FORMATS: dict[str, Format] = {
 
 FORMAT_OF: dict[np.dtype[np.generic], Format] = {np.dtype(own.numpy): own for own in FORMATS.values()}
 
-MASTERS = ("f32", "split")
+
+@dataclass(frozen=True)
+class Master:
+    """What p is rounded from: an array beside it, which is one more state.
+
+    `name` is what users see, `format` holds its bits, `code` is what the runtime calls it (OPTFORGE_F32), and `initial`
+    how it begins, as of a State.
+    """
+
+    name: str
+    format: Format
+    code: str
+    initial: float | str
+
+
+MASTERS: dict[str, Master] = {
+    "f32": Master("p_master", FORMATS["f32"], "F32", "p"),
+    "split": Master("p_low", FORMATS["bf16"], "LOW", 0.0),
+}
 ROUNDINGS = ("nearest", "stochastic")
 
 
@@ -234,14 +252,9 @@ class Storage:
         return frozenset(name for name, own in self.formats if own.narrow and not (name == "p" and self.master))
 
     @property
-    def beside(self) -> Format | None:
-        """The format of the array beside p, if there is a master."""
-        return {"": None, "f32": FORMATS["f32"], "split": FORMATS["bf16"]}[self.master]
-
-    @property
-    def beside_name(self) -> str:
-        """What that array is called."""
-        return {"": "", "f32": "p_master", "split": "p_low"}[self.master]
+    def beside(self) -> Master | None:
+        """What p is rounded from, if there is a master."""
+        return MASTERS.get(self.master)
 
     def read(self, name: str) -> int:
         """Bytes that are read to load an element."""
@@ -251,7 +264,7 @@ class Storage:
 
     def written(self, name: str) -> int:
         """Bytes that are written to store an element."""
-        return self[name].bytes + (self.beside.bytes if name == "p" and self.beside else 0)
+        return self[name].bytes + (self.beside.format.bytes if name == "p" and self.beside else 0)
 
     def moved(self, loads: Iterable[str], stores: Iterable[str]) -> int:
         """Bytes that a pass moves per element."""
@@ -269,7 +282,7 @@ class Storage:
             if own.narrow:
                 words.setdefault(own.name, []).append(name)
         text = "; ".join(f"{' '.join(names)} as {format}" for format, names in words.items())
-        text += f", p rounded from its master {self.beside_name}" if self.master else ""
+        text += f", p rounded from its master {self.beside.name}" if self.beside else ""
         return text + (", rounded at random" if self.stochastic else "")
 
     def flags(self) -> list[str]:
@@ -401,7 +414,7 @@ def with_master(kernel: Kernel, master: str | None) -> Kernel:
     """
     if master is None:
         return kernel
-    own = State("p_master", "p") if master == "f32" else State("p_low", 0.0)
+    own = State(MASTERS[master].name, MASTERS[master].initial)
     if own.name in (state.name for state in kernel.state):
         raise UsageError(f"the master is called {own.name!r}, and so is a state of the rule: rename that")
     return replace(kernel, state=(*kernel.state, own))

@@ -415,7 +415,7 @@ class Steps:
                 own.name: [self.begin(own, p, storage) for (_, p), storage in zip(found, storages, strict=True)]
                 for own in kernel.state
             }
-            for name in {storage.beside_name for storage in storages} - {""}:
+            for name in {storage.beside.name for storage in storages if storage.beside}:
                 state[name] = [master(p, storage) for (_, p), storage in zip(found, storages, strict=True)]
             trees = {name: built(structure, own) for name, own in state.items()}
             return OptimizerState(jnp.zeros((), jnp.int32), trees)
@@ -517,7 +517,7 @@ class Steps:
             raise TypeError(f"the state is what init(params) gives, not {type(state).__name__}")
         check_shape("state.count", state.count, (), jnp.dtype(jnp.int32), "the count of steps")
         kernel = self.kernel
-        names = [own.name for own in kernel.state] + sorted({own.beside_name for own in storages} - {""})
+        names = [own.name for own in kernel.state] + sorted({own.beside.name for own in storages if own.beside})
         if sorted(state.state) != sorted(names):
             has, needed = (", ".join(sorted(own)) or "none" for own in (state.state, names))
             raise ValueError(f"the state is {has}, and rule {self.rule.name!r} over these parameters has {needed}")
@@ -538,8 +538,8 @@ class Steps:
 
 def forms(kernel: Kernel, name: str, shape: Sequence[int], storage: Storage) -> tuple[Any, Any] | None:
     """The shape and dtype of a state of a tensor that is stored so, or of its master; None where it has none."""
-    if name == storage.beside_name:
-        return shape, jnp.dtype(jnp.uint16) if storage.master == "split" else jnp.dtype(jnp.float32)
+    if storage.beside is not None and name == storage.beside.name:
+        return shape, jnp.dtype(storage.beside.format.numpy)
     if name in (own.name for own in kernel.scalar_state):
         return (2,), WORD
     return (shape, DTYPE[storage[name].name]) if name in kernel.arrays else None

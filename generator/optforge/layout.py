@@ -137,9 +137,9 @@ def members(name: str) -> list[tuple[str, str]]:
     return [(kind.strip(), own) for kind, own in re.findall(r"^    ([\w ]+[ *]+)(\w+);", match[1], re.M)]
 
 
-def constant(name: str) -> int:
-    """The value of an enumerator of CUDA's runtime."""
-    match = re.search(rf"\b{name} = (\d+)", runtime_file("optforge.cuh"))
+def constant(name: str, file: str = "optforge.cuh") -> int:
+    """The value of an enumerator of the runtime, of CUDA's where nothing else is said."""
+    match = re.search(rf"\b{name} = (\d+)", runtime_file(file))
     assert match is not None, name
     return int(match[1])
 

@@ -22,6 +22,7 @@ FORM = np.dtype([("shape", np.uintp), ("bytes", np.uint64), ("ndim", np.int32), 
 ABSENT, FOUND, ONE, OTHER = range(4)  # what a gradient is, as inputs.c says
 PARAMETERS, CHANGED, ASKED = 1, 2, 4  # what it leaves to do
 KINDS = [*FORMAT_OF]
+BYTES = np.array([0, *(dtype.itemsize for dtype in KINDS)], np.uint64)  # of an element, by 1 and the number of its kind
 POINTERS = "none item clear ndarray float32 float64 tensor parameter describe".split()
 
 
@@ -161,6 +162,7 @@ class NativeInputs(Inputs):
         self.addresses, self.present = self.look.addresses, b""
         self.usual = np.array([1 + KINDS.index(tensor.p.dtype) for tensor in tensors], np.uint8)
         self.kinds, self.mixed = self.usual.copy(), False  # of gradients: as a rule what their parameters are
+        self.elements = np.array([tensor.p.size for tensor in tensors], np.uint64)
         # Others stay where they are as long as there is a view of them.
         self.owners = [tensor.owner if self.can_move(tensor.owner) else None for tensor in tensors]
         self.views: list[Any] = []  # of gradients that live in them alone
@@ -231,7 +233,7 @@ class NativeInputs(Inputs):
         """Raise ValueError where two gradients overlap."""
         places = np.flatnonzero(self.addresses)
         places = places[np.argsort(self.addresses[places])]
-        starts, sizes = self.addresses[places], self.look.forms["bytes"][places]
+        starts, sizes = self.addresses[places], (self.elements * BYTES[self.kinds])[places]
         for k in np.flatnonzero(starts[:-1] + sizes[:-1] > starts[1:]):
             first, second = (self.tensors[place].gradient_label for place in places[k : k + 2])
             raise ValueError(f"{first} and {second} overlap in memory")

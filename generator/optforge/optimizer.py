@@ -14,7 +14,7 @@ from . import checkpoint, copying, resume, targets
 from .arrays import TAKEN, address, is_bits, kind, teller
 from .catalogue import BUILT_IN, named
 from .diagnostics import InterruptedStep, UsageError, nearest
-from .formats import FORMAT_OF, Storage, shown, spelled, storage, with_master
+from .formats import FORMAT_OF, MASTERS, Storage, shown, spelled, storage, with_master
 from .functions import Array
 from .groups import Group, chosen, settle, within
 from .hyperparameters import Hyperparameters
@@ -255,7 +255,7 @@ class Optimizer:
         """Tensors with their state allocated and, where it is a number, initialised; there are some `before` them."""
         space, kernel = self._space, self._kernel
         flats = [array.reshape(-1) for array in arrays]
-        beside = {"f32": "p_master", "split": "p_low"}.get(self.master or "", "")
+        beside = MASTERS[self.master].name if self.master else ""
         own_state = [state.name for state in kernel.array_state if state.name != beside]
         rule = replace(kernel, state=tuple(state for state in kernel.state if state.name != beside))
         by_format = {own["p"].name: own for own in self._storages(rule, arrays)}
@@ -263,7 +263,7 @@ class Optimizer:
         for array in arrays:
             stored = by_format[FORMAT_OF[array.dtype].name]
             dtypes.append([stored[name].numpy for name in own_state])
-            dtypes[-1] += [stored.beside.numpy] if stored.beside is not None else []
+            dtypes[-1] += [stored.beside.format.numpy] if stored.beside is not None else []
         names = [state.name for state in kernel.array_state]
         tensors = []
         for number, ((group, path), owner, array, flat, own) in enumerate(

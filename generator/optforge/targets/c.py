@@ -18,7 +18,7 @@ from ..compiler import library
 from ..crule import render
 from ..diagnostics import EnvironmentProblem
 from ..dtypes import DTYPES
-from ..formats import FORMAT_OF, Wanted
+from ..formats import FORMAT_OF, MASTERS, Wanted
 from ..functions import Array
 from ..ir import Kernel
 from ..names import file_of
@@ -73,9 +73,6 @@ class Table:
 GRADIENT = 2  # the column of gradients: behind the number of elements and the parameter
 
 
-CODES = {"F32": 1, "F64": 2, "SCALAR": 3, "BF16": 4, "F16": 5, "LOW": 6}  # OPTFORGE_F32 …
-
-
 class Plan:
     """A prepared step: lists of tensors, one for each combination of formats, and options, as the runtime takes them.
 
@@ -106,9 +103,8 @@ class Plan:
         self.own = [self.lists[k] for k in range(self.number)]
         self.parts: list[Array] = []
         self.kept: list[Any] = []
-        self.steps: list[
-            tuple[Array, Array]
-        ] = []  # where tensors count differently: theirs, and how far behind each is
+        # Where tensors count differently: their counts, and how far behind each is.
+        self.steps: list[tuple[Array, Array]] = []
         alike = not len(behind) or bool((behind == behind[0]).all())
         self.late = int(behind[0]) if alike and len(behind) else 0  # how far behind all are
         for own, numbers, members in zip(self.own, self.places, self.tensors, strict=True):
@@ -169,7 +165,8 @@ class Plan:
         options.grad_scale = how.grad_scale
         options.skip_nonfinite, options.zero_grads, options.seed = how.skip_nonfinite, how.zero_grads, how.seed
         for own, kind in zip(self.own, self.kinds, strict=True):
-            own.kernel = self.library.kernel(self.table.formats(*kind), how.master, how.stochastic)
+            if not own.kernel:  # whatever else changes, arrays are stored as they were
+                own.kernel = self.library.kernel(self.table.formats(*kind), how.master, how.stochastic)
         options.stats = options.tensor_stats = ffi.NULL
         options.applied = ffi.NULL if how.progress is None else ffi.cast("uint64_t *", address(how.progress.steps))
         if how.stats is not None:
@@ -227,9 +224,10 @@ class Library:
             return own
         key = (formats, master, stochastic)
         if key not in self.others:
-            made, codes = self.ffi.new("optforge_kernel *", own[0]), [CODES[format] for format in formats]
+            made = self.ffi.new("optforge_kernel *", own[0])
             if master:
-                codes[-1], made.master = CODES["F32" if master == "f32" else "LOW"], len(codes) - 1
+                formats, made.master = (*formats[:-1], MASTERS[master].code), len(formats) - 1
+            codes = [layout.constant(f"OPTFORGE_{format}", "optforge.h") for format in formats]
             made.arrays, made.formats = len(codes), (table := self.ffi.new("unsigned char[]", codes))
             made.stochastic = stochastic
             self.others[key] = made, table
