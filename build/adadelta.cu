@@ -45,8 +45,7 @@ struct adadelta_cuda_elements : optforge_cuda_pass_of<adadelta_cuda_rule, real> 
     static __device__ constexpr bool loads(int a) { return true; }
     static __device__ constexpr bool stores(int a) { return a != 1; }
     template <bool observe>
-    OPTFORGE_DEVICE void run(const adadelta_cuda_scalars &s, real (&x)[4][4], real (&added)[ALL + 1][4])
-    {
+    OPTFORGE_DEVICE void run(const adadelta_cuda_scalars &s, real (&x)[4][4], real (&added)[ALL + 1][4]) {
         const real unscale(s.unscale);
         const real rho(s.rho);
         const real one_minus_rho(s.one_minus_rho);
@@ -86,8 +85,7 @@ OPTFORGE_CUDA_KERNEL(adadelta_cuda_fold, optforge_cuda_plan, optforge_cuda_fold<
 OPTFORGE_CUDA_KERNEL(adadelta_cuda_finish, optforge_cuda_plan, optforge_cuda_finish<adadelta_cuda_rule>)
 
 /* What depends on hyperparameters and t alone, on the host. */
-static int adadelta_cuda_begin_step(void *scalars, const void *hyper_, uint64_t step, double unscale)
-{
+static int adadelta_cuda_begin_step(void *scalars, const void *hyper_, uint64_t step, double unscale) {
     adadelta_cuda_scalars *s = (adadelta_cuda_scalars *)scalars;
     const adadelta_cuda_hyper *h = (const adadelta_cuda_hyper *)hyper_;
     const double lr = h->lr, rho = h->rho, eps = h->eps;
@@ -97,7 +95,6 @@ static int adadelta_cuda_begin_step(void *scalars, const void *hyper_, uint64_t 
         return OPTFORGE_ERROR_ASSERT;
 
     s->one_minus_rho = 1.0 - rho;
-
     s->unscale = unscale;
     s->rho = rho;
     s->eps = eps;
@@ -129,8 +126,7 @@ const optforge_cuda_kernel adadelta_cuda_kernel_f32 = {
 };
 
 int adadelta_cuda_plan_f32(adadelta_cuda_plan *plan, const adadelta_cuda_tensor_f32 *tensors, size_t count,
-                           const adadelta_cuda_options *options, cudaStream_t stream)
-{
+                           const adadelta_cuda_options *options, cudaStream_t stream) {
     return optforge_cuda_plan_list(plan, &adadelta_cuda_kernel_f32, tensors, count, options, stream);
 }
 
@@ -153,60 +149,51 @@ const optforge_cuda_kernel adadelta_cuda_kernel_f64 = {
 };
 
 int adadelta_cuda_plan_f64(adadelta_cuda_plan *plan, const adadelta_cuda_tensor_f64 *tensors, size_t count,
-                           const adadelta_cuda_options *options, cudaStream_t stream)
-{
+                           const adadelta_cuda_options *options, cudaStream_t stream) {
     return optforge_cuda_plan_list(plan, &adadelta_cuda_kernel_f64, tensors, count, options, stream);
 }
 
-const char *adadelta_cuda_strerror(int status)
-{
+const char *adadelta_cuda_strerror(int status) {
     return optforge_cuda_strerror(&adadelta_cuda_kernel_f32, status);
 }
 
 void adadelta_cuda_hyper_init(adadelta_cuda_hyper *h) { memcpy(h, adadelta_cuda_defaults, sizeof *h); }
 void adadelta_cuda_options_init(adadelta_cuda_options *o) { optforge_cuda_options_init(o); }
 
-size_t adadelta_cuda_workspace_size(uint64_t elements, size_t count, size_t groups)
-{
+size_t adadelta_cuda_workspace_size(uint64_t elements, size_t count, size_t groups) {
     return optforge_cuda_workspace_size(&adadelta_cuda_kernel_f32, elements, count, groups);
 }
 
-int adadelta_cuda_gradients(const adadelta_cuda_plan *plan, const void *const *gradients, cudaStream_t stream)
-{
+int adadelta_cuda_gradients(const adadelta_cuda_plan *plan, const void *const *gradients,
+                            cudaStream_t stream) {
     return optforge_cuda_gradients(plan, gradients, stream);
 }
 
 int adadelta_cuda_state_init(const adadelta_cuda_plan *plan, const adadelta_cuda_hyper *h,
-                             cudaStream_t stream)
-{
+                             cudaStream_t stream) {
     return optforge_cuda_state_init(plan, h, stream);
 }
 
 int adadelta_cuda_step(const adadelta_cuda_hyper *h, uint64_t t, const adadelta_cuda_plan *plan,
-                       const adadelta_cuda_options *options, cudaStream_t stream)
-{
+                       const adadelta_cuda_options *options, cudaStream_t stream) {
     return optforge_cuda_step(h, t, plan, options, stream);
 }
 
 int adadelta_cuda_rows(const adadelta_cuda_plan *plan, const adadelta_cuda_hyper *h, uint64_t t,
-                       size_t number, int set, const adadelta_cuda_options *options, cudaStream_t stream)
-{
+                       size_t number, int set, const adadelta_cuda_options *options, cudaStream_t stream) {
     return optforge_cuda_rows(plan, h, t, number, set, options, stream);
 }
 
 int adadelta_cuda_launch(const adadelta_cuda_plan *plan, const adadelta_cuda_options *options,
-                         cudaStream_t stream)
-{
+                         cudaStream_t stream) {
     return optforge_cuda_launch(plan, options, stream);
 }
 
 int adadelta_cuda_phases(const adadelta_cuda_plan *plan, const adadelta_cuda_options *options, int first,
-                         int last, cudaStream_t stream)
-{
+                         int last, cudaStream_t stream) {
     return optforge_cuda_phases(plan, options, first, last, stream);
 }
 
-double *adadelta_cuda_partials(const adadelta_cuda_plan *plan, int phase, size_t *number)
-{
+double *adadelta_cuda_partials(const adadelta_cuda_plan *plan, int phase, size_t *number) {
     return optforge_cuda_partials(plan, phase, number);
 }

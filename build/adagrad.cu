@@ -45,8 +45,7 @@ struct adagrad_cuda_elements : optforge_cuda_pass_of<adagrad_cuda_rule, real> {
     static __device__ constexpr bool loads(int a) { return true; }
     static __device__ constexpr bool stores(int a) { return a != 1; }
     template <bool observe>
-    OPTFORGE_DEVICE void run(const adagrad_cuda_scalars &s, real (&x)[3][4], real (&added)[ALL + 1][4])
-    {
+    OPTFORGE_DEVICE void run(const adagrad_cuda_scalars &s, real (&x)[3][4], real (&added)[ALL + 1][4]) {
         const real unscale(s.unscale);
         const real lr(s.lr);
         const real eps(s.eps);
@@ -80,8 +79,7 @@ OPTFORGE_CUDA_KERNEL(adagrad_cuda_fold, optforge_cuda_plan, optforge_cuda_fold<a
 OPTFORGE_CUDA_KERNEL(adagrad_cuda_finish, optforge_cuda_plan, optforge_cuda_finish<adagrad_cuda_rule>)
 
 /* What depends on hyperparameters and t alone, on the host. */
-static int adagrad_cuda_begin_step(void *scalars, const void *hyper_, uint64_t step, double unscale)
-{
+static int adagrad_cuda_begin_step(void *scalars, const void *hyper_, uint64_t step, double unscale) {
     adagrad_cuda_scalars *s = (adagrad_cuda_scalars *)scalars;
     const adagrad_cuda_hyper *h = (const adagrad_cuda_hyper *)hyper_;
     const double lr = h->lr, eps = h->eps;
@@ -117,8 +115,7 @@ const optforge_cuda_kernel adagrad_cuda_kernel_f32 = {
 };
 
 int adagrad_cuda_plan_f32(adagrad_cuda_plan *plan, const adagrad_cuda_tensor_f32 *tensors, size_t count,
-                          const adagrad_cuda_options *options, cudaStream_t stream)
-{
+                          const adagrad_cuda_options *options, cudaStream_t stream) {
     return optforge_cuda_plan_list(plan, &adagrad_cuda_kernel_f32, tensors, count, options, stream);
 }
 
@@ -140,59 +137,49 @@ const optforge_cuda_kernel adagrad_cuda_kernel_f64 = {
 };
 
 int adagrad_cuda_plan_f64(adagrad_cuda_plan *plan, const adagrad_cuda_tensor_f64 *tensors, size_t count,
-                          const adagrad_cuda_options *options, cudaStream_t stream)
-{
+                          const adagrad_cuda_options *options, cudaStream_t stream) {
     return optforge_cuda_plan_list(plan, &adagrad_cuda_kernel_f64, tensors, count, options, stream);
 }
 
-const char *adagrad_cuda_strerror(int status)
-{
+const char *adagrad_cuda_strerror(int status) {
     return optforge_cuda_strerror(&adagrad_cuda_kernel_f32, status);
 }
 
 void adagrad_cuda_hyper_init(adagrad_cuda_hyper *h) { memcpy(h, adagrad_cuda_defaults, sizeof *h); }
 void adagrad_cuda_options_init(adagrad_cuda_options *o) { optforge_cuda_options_init(o); }
 
-size_t adagrad_cuda_workspace_size(uint64_t elements, size_t count, size_t groups)
-{
+size_t adagrad_cuda_workspace_size(uint64_t elements, size_t count, size_t groups) {
     return optforge_cuda_workspace_size(&adagrad_cuda_kernel_f32, elements, count, groups);
 }
 
-int adagrad_cuda_gradients(const adagrad_cuda_plan *plan, const void *const *gradients, cudaStream_t stream)
-{
+int adagrad_cuda_gradients(const adagrad_cuda_plan *plan, const void *const *gradients, cudaStream_t stream) {
     return optforge_cuda_gradients(plan, gradients, stream);
 }
 
-int adagrad_cuda_state_init(const adagrad_cuda_plan *plan, const adagrad_cuda_hyper *h, cudaStream_t stream)
-{
+int adagrad_cuda_state_init(const adagrad_cuda_plan *plan, const adagrad_cuda_hyper *h, cudaStream_t stream) {
     return optforge_cuda_state_init(plan, h, stream);
 }
 
 int adagrad_cuda_step(const adagrad_cuda_hyper *h, uint64_t t, const adagrad_cuda_plan *plan,
-                      const adagrad_cuda_options *options, cudaStream_t stream)
-{
+                      const adagrad_cuda_options *options, cudaStream_t stream) {
     return optforge_cuda_step(h, t, plan, options, stream);
 }
 
 int adagrad_cuda_rows(const adagrad_cuda_plan *plan, const adagrad_cuda_hyper *h, uint64_t t, size_t number,
-                      int set, const adagrad_cuda_options *options, cudaStream_t stream)
-{
+                      int set, const adagrad_cuda_options *options, cudaStream_t stream) {
     return optforge_cuda_rows(plan, h, t, number, set, options, stream);
 }
 
 int adagrad_cuda_launch(const adagrad_cuda_plan *plan, const adagrad_cuda_options *options,
-                        cudaStream_t stream)
-{
+                        cudaStream_t stream) {
     return optforge_cuda_launch(plan, options, stream);
 }
 
 int adagrad_cuda_phases(const adagrad_cuda_plan *plan, const adagrad_cuda_options *options, int first,
-                        int last, cudaStream_t stream)
-{
+                        int last, cudaStream_t stream) {
     return optforge_cuda_phases(plan, options, first, last, stream);
 }
 
-double *adagrad_cuda_partials(const adagrad_cuda_plan *plan, int phase, size_t *number)
-{
+double *adagrad_cuda_partials(const adagrad_cuda_plan *plan, int phase, size_t *number) {
     return optforge_cuda_partials(plan, phase, number);
 }

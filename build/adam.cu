@@ -56,8 +56,7 @@ struct adam_cuda_elements : optforge_cuda_pass_of<adam_cuda_rule, real> {
     static __device__ constexpr bool loads(int a) { return true; }
     static __device__ constexpr bool stores(int a) { return a != 1; }
     template <bool observe>
-    OPTFORGE_DEVICE void run(const adam_cuda_scalars &s, real (&x)[4][4], real (&added)[ALL + 1][4])
-    {
+    OPTFORGE_DEVICE void run(const adam_cuda_scalars &s, real (&x)[4][4], real (&added)[ALL + 1][4]) {
         const real unscale(s.unscale);
         const real beta1_t(s.beta1_t);
         const real one_minus_beta1_t(s.one_minus_beta1_t);
@@ -100,8 +99,7 @@ OPTFORGE_CUDA_KERNEL(adam_cuda_fold, optforge_cuda_plan, optforge_cuda_fold<adam
 OPTFORGE_CUDA_KERNEL(adam_cuda_finish, optforge_cuda_plan, optforge_cuda_finish<adam_cuda_rule>)
 
 /* What depends on hyperparameters and t alone, on the host. */
-static int adam_cuda_begin_step(void *scalars, const void *hyper_, uint64_t step, double unscale)
-{
+static int adam_cuda_begin_step(void *scalars, const void *hyper_, uint64_t step, double unscale) {
     adam_cuda_scalars *s = (adam_cuda_scalars *)scalars;
     const adam_cuda_hyper *h = (const adam_cuda_hyper *)hyper_;
     const double lr = h->lr, beta1 = h->beta1, beta2 = h->beta2, eps = h->eps, lam = h->lam;
@@ -116,7 +114,6 @@ static int adam_cuda_begin_step(void *scalars, const void *hyper_, uint64_t step
     s->one_minus_beta2 = 1.0 - beta2;
     s->one_minus_beta1_pow_t = 1.0 - adam_cuda_power(beta1, t, &failed);
     s->one_minus_beta2_pow_t = 1.0 - adam_cuda_power(beta2, t, &failed);
-
     s->unscale = unscale;
     s->beta1_t = beta1_t;
     s->beta2 = beta2;
@@ -147,8 +144,7 @@ const optforge_cuda_kernel adam_cuda_kernel_f32 = {
 };
 
 int adam_cuda_plan_f32(adam_cuda_plan *plan, const adam_cuda_tensor_f32 *tensors, size_t count,
-                       const adam_cuda_options *options, cudaStream_t stream)
-{
+                       const adam_cuda_options *options, cudaStream_t stream) {
     return optforge_cuda_plan_list(plan, &adam_cuda_kernel_f32, tensors, count, options, stream);
 }
 
@@ -170,58 +166,48 @@ const optforge_cuda_kernel adam_cuda_kernel_f64 = {
 };
 
 int adam_cuda_plan_f64(adam_cuda_plan *plan, const adam_cuda_tensor_f64 *tensors, size_t count,
-                       const adam_cuda_options *options, cudaStream_t stream)
-{
+                       const adam_cuda_options *options, cudaStream_t stream) {
     return optforge_cuda_plan_list(plan, &adam_cuda_kernel_f64, tensors, count, options, stream);
 }
 
-const char *adam_cuda_strerror(int status)
-{
+const char *adam_cuda_strerror(int status) {
     return optforge_cuda_strerror(&adam_cuda_kernel_f32, status);
 }
 
 void adam_cuda_hyper_init(adam_cuda_hyper *h) { memcpy(h, adam_cuda_defaults, sizeof *h); }
 void adam_cuda_options_init(adam_cuda_options *o) { optforge_cuda_options_init(o); }
 
-size_t adam_cuda_workspace_size(uint64_t elements, size_t count, size_t groups)
-{
+size_t adam_cuda_workspace_size(uint64_t elements, size_t count, size_t groups) {
     return optforge_cuda_workspace_size(&adam_cuda_kernel_f32, elements, count, groups);
 }
 
-int adam_cuda_gradients(const adam_cuda_plan *plan, const void *const *gradients, cudaStream_t stream)
-{
+int adam_cuda_gradients(const adam_cuda_plan *plan, const void *const *gradients, cudaStream_t stream) {
     return optforge_cuda_gradients(plan, gradients, stream);
 }
 
-int adam_cuda_state_init(const adam_cuda_plan *plan, const adam_cuda_hyper *h, cudaStream_t stream)
-{
+int adam_cuda_state_init(const adam_cuda_plan *plan, const adam_cuda_hyper *h, cudaStream_t stream) {
     return optforge_cuda_state_init(plan, h, stream);
 }
 
 int adam_cuda_step(const adam_cuda_hyper *h, uint64_t t, const adam_cuda_plan *plan,
-                   const adam_cuda_options *options, cudaStream_t stream)
-{
+                   const adam_cuda_options *options, cudaStream_t stream) {
     return optforge_cuda_step(h, t, plan, options, stream);
 }
 
 int adam_cuda_rows(const adam_cuda_plan *plan, const adam_cuda_hyper *h, uint64_t t, size_t number, int set,
-                   const adam_cuda_options *options, cudaStream_t stream)
-{
+                   const adam_cuda_options *options, cudaStream_t stream) {
     return optforge_cuda_rows(plan, h, t, number, set, options, stream);
 }
 
-int adam_cuda_launch(const adam_cuda_plan *plan, const adam_cuda_options *options, cudaStream_t stream)
-{
+int adam_cuda_launch(const adam_cuda_plan *plan, const adam_cuda_options *options, cudaStream_t stream) {
     return optforge_cuda_launch(plan, options, stream);
 }
 
 int adam_cuda_phases(const adam_cuda_plan *plan, const adam_cuda_options *options, int first, int last,
-                     cudaStream_t stream)
-{
+                     cudaStream_t stream) {
     return optforge_cuda_phases(plan, options, first, last, stream);
 }
 
-double *adam_cuda_partials(const adam_cuda_plan *plan, int phase, size_t *number)
-{
+double *adam_cuda_partials(const adam_cuda_plan *plan, int phase, size_t *number) {
     return optforge_cuda_partials(plan, phase, number);
 }

@@ -63,8 +63,7 @@ struct adamw_cuda_elements : optforge_cuda_pass_of<adamw_cuda_rule, real> {
     static __device__ constexpr bool loads(int a) { return true; }
     static __device__ constexpr bool stores(int a) { return a != 1; }
     template <bool observe>
-    OPTFORGE_DEVICE void run(const adamw_cuda_scalars &s, real (&x)[4][4], real (&added)[ALL + 1][4])
-    {
+    OPTFORGE_DEVICE void run(const adamw_cuda_scalars &s, real (&x)[4][4], real (&added)[ALL + 1][4]) {
         const real unscale(s.unscale);
         const real one_minus_lr_times_weight_decay(s.one_minus_lr_times_weight_decay);
         const real beta1(s.beta1);
@@ -108,8 +107,7 @@ OPTFORGE_CUDA_KERNEL(adamw_cuda_fold, optforge_cuda_plan, optforge_cuda_fold<ada
 OPTFORGE_CUDA_KERNEL(adamw_cuda_finish, optforge_cuda_plan, optforge_cuda_finish<adamw_cuda_rule>)
 
 /* What depends on hyperparameters and t alone, on the host. */
-static int adamw_cuda_begin_step(void *scalars, const void *hyper_, uint64_t step, double unscale)
-{
+static int adamw_cuda_begin_step(void *scalars, const void *hyper_, uint64_t step, double unscale) {
     adamw_cuda_scalars *s = (adamw_cuda_scalars *)scalars;
     const adamw_cuda_hyper *h = (const adamw_cuda_hyper *)hyper_;
     const double lr = h->lr, beta1 = h->beta1, beta2 = h->beta2, eps = h->eps, weight_decay = h->weight_decay;
@@ -124,7 +122,6 @@ static int adamw_cuda_begin_step(void *scalars, const void *hyper_, uint64_t ste
     s->one_minus_beta2 = 1.0 - beta2;
     s->step_size = adamw_cuda_divide(lr, 1.0 - adamw_cuda_power(beta1, t, &failed), &failed);
     s->one_minus_beta2_pow_t = 1.0 - adamw_cuda_power(beta2, t, &failed);
-
     s->unscale = unscale;
     s->beta1 = beta1;
     s->beta2 = beta2;
@@ -156,8 +153,7 @@ const optforge_cuda_kernel adamw_cuda_kernel_f32 = {
 };
 
 int adamw_cuda_plan_f32(adamw_cuda_plan *plan, const adamw_cuda_tensor_f32 *tensors, size_t count,
-                        const adamw_cuda_options *options, cudaStream_t stream)
-{
+                        const adamw_cuda_options *options, cudaStream_t stream) {
     return optforge_cuda_plan_list(plan, &adamw_cuda_kernel_f32, tensors, count, options, stream);
 }
 
@@ -180,58 +176,48 @@ const optforge_cuda_kernel adamw_cuda_kernel_f64 = {
 };
 
 int adamw_cuda_plan_f64(adamw_cuda_plan *plan, const adamw_cuda_tensor_f64 *tensors, size_t count,
-                        const adamw_cuda_options *options, cudaStream_t stream)
-{
+                        const adamw_cuda_options *options, cudaStream_t stream) {
     return optforge_cuda_plan_list(plan, &adamw_cuda_kernel_f64, tensors, count, options, stream);
 }
 
-const char *adamw_cuda_strerror(int status)
-{
+const char *adamw_cuda_strerror(int status) {
     return optforge_cuda_strerror(&adamw_cuda_kernel_f32, status);
 }
 
 void adamw_cuda_hyper_init(adamw_cuda_hyper *h) { memcpy(h, adamw_cuda_defaults, sizeof *h); }
 void adamw_cuda_options_init(adamw_cuda_options *o) { optforge_cuda_options_init(o); }
 
-size_t adamw_cuda_workspace_size(uint64_t elements, size_t count, size_t groups)
-{
+size_t adamw_cuda_workspace_size(uint64_t elements, size_t count, size_t groups) {
     return optforge_cuda_workspace_size(&adamw_cuda_kernel_f32, elements, count, groups);
 }
 
-int adamw_cuda_gradients(const adamw_cuda_plan *plan, const void *const *gradients, cudaStream_t stream)
-{
+int adamw_cuda_gradients(const adamw_cuda_plan *plan, const void *const *gradients, cudaStream_t stream) {
     return optforge_cuda_gradients(plan, gradients, stream);
 }
 
-int adamw_cuda_state_init(const adamw_cuda_plan *plan, const adamw_cuda_hyper *h, cudaStream_t stream)
-{
+int adamw_cuda_state_init(const adamw_cuda_plan *plan, const adamw_cuda_hyper *h, cudaStream_t stream) {
     return optforge_cuda_state_init(plan, h, stream);
 }
 
 int adamw_cuda_step(const adamw_cuda_hyper *h, uint64_t t, const adamw_cuda_plan *plan,
-                    const adamw_cuda_options *options, cudaStream_t stream)
-{
+                    const adamw_cuda_options *options, cudaStream_t stream) {
     return optforge_cuda_step(h, t, plan, options, stream);
 }
 
 int adamw_cuda_rows(const adamw_cuda_plan *plan, const adamw_cuda_hyper *h, uint64_t t, size_t number,
-                    int set, const adamw_cuda_options *options, cudaStream_t stream)
-{
+                    int set, const adamw_cuda_options *options, cudaStream_t stream) {
     return optforge_cuda_rows(plan, h, t, number, set, options, stream);
 }
 
-int adamw_cuda_launch(const adamw_cuda_plan *plan, const adamw_cuda_options *options, cudaStream_t stream)
-{
+int adamw_cuda_launch(const adamw_cuda_plan *plan, const adamw_cuda_options *options, cudaStream_t stream) {
     return optforge_cuda_launch(plan, options, stream);
 }
 
 int adamw_cuda_phases(const adamw_cuda_plan *plan, const adamw_cuda_options *options, int first, int last,
-                      cudaStream_t stream)
-{
+                      cudaStream_t stream) {
     return optforge_cuda_phases(plan, options, first, last, stream);
 }
 
-double *adamw_cuda_partials(const adamw_cuda_plan *plan, int phase, size_t *number)
-{
+double *adamw_cuda_partials(const adamw_cuda_plan *plan, int phase, size_t *number) {
     return optforge_cuda_partials(plan, phase, number);
 }

@@ -38,8 +38,7 @@ static double lamb_cuda_power(double a, double b, int *failed) {
 
 /* What depends on totals over a tensor. */
 static __device__ void lamb_cuda_tensor_behind_2(lamb_cuda_scalars *s, optforge_f64 p_squares,
-                                                 optforge_f64 update_squares)
-{
+                                                 optforge_f64 update_squares) {
     const optforge_f64 lr = s->lr;
 
     const optforge_f64 p_norm = sqrt(p_squares);
@@ -61,8 +60,7 @@ struct lamb_cuda_rule : optforge_cuda_rule<lamb_cuda_scalars> {
         UPDATE = lamb_cuda_SUM_update_squares_2
     };
     static __device__ optforge_f64 unscale(const scalars &s) { return s.unscale; }
-    static __device__ scalars own(const optforge_cuda_tensor &x, int phase)
-    {
+    static __device__ scalars own(const optforge_cuda_tensor &x, int phase) {
         scalars s = *x.row<scalars>();
 
         (void)phase;
@@ -80,8 +78,7 @@ struct lamb_cuda_pass_1 : optforge_cuda_pass_of<lamb_cuda_rule, real> {
     static __device__ constexpr bool loads(int a) { return true; }
     static __device__ constexpr bool stores(int a) { return a == 2 || a == 3; }
     template <bool observe>
-    OPTFORGE_DEVICE void run(const lamb_cuda_scalars &s, real (&x)[4][4], real (&added)[ALL + 1][4])
-    {
+    OPTFORGE_DEVICE void run(const lamb_cuda_scalars &s, real (&x)[4][4], real (&added)[ALL + 1][4]) {
         const real unscale(s.unscale);
         const real beta1(s.beta1);
         const real one_minus_beta1(s.one_minus_beta1);
@@ -123,8 +120,7 @@ struct lamb_cuda_pass_2 : optforge_cuda_pass_of<lamb_cuda_rule, real> {
     static __device__ constexpr bool loads(int a) { return a != 1; }
     static __device__ constexpr bool stores(int a) { return a == 0; }
     template <bool observe>
-    OPTFORGE_DEVICE void run(const lamb_cuda_scalars &s, real (&x)[4][4], real (&added)[ALL + 1][4])
-    {
+    OPTFORGE_DEVICE void run(const lamb_cuda_scalars &s, real (&x)[4][4], real (&added)[ALL + 1][4]) {
         const real one_minus_beta1_pow_t(s.one_minus_beta1_pow_t);
         const real one_minus_beta2_pow_t(s.one_minus_beta2_pow_t);
         const real eps(s.eps);
@@ -158,8 +154,7 @@ OPTFORGE_CUDA_KERNEL(lamb_cuda_fold, optforge_cuda_plan, optforge_cuda_fold<lamb
 OPTFORGE_CUDA_KERNEL(lamb_cuda_finish, optforge_cuda_plan, optforge_cuda_finish<lamb_cuda_rule>)
 
 /* What depends on hyperparameters and t alone, on the host. */
-static int lamb_cuda_begin_step(void *scalars, const void *hyper_, uint64_t step, double unscale)
-{
+static int lamb_cuda_begin_step(void *scalars, const void *hyper_, uint64_t step, double unscale) {
     lamb_cuda_scalars *s = (lamb_cuda_scalars *)scalars;
     const lamb_cuda_hyper *h = (const lamb_cuda_hyper *)hyper_;
     const double lr = h->lr, beta1 = h->beta1, beta2 = h->beta2, eps = h->eps, weight_decay = h->weight_decay;
@@ -173,7 +168,6 @@ static int lamb_cuda_begin_step(void *scalars, const void *hyper_, uint64_t step
     s->one_minus_beta2 = 1.0 - beta2;
     s->one_minus_beta1_pow_t = 1.0 - lamb_cuda_power(beta1, t, &failed);
     s->one_minus_beta2_pow_t = 1.0 - lamb_cuda_power(beta2, t, &failed);
-
     s->unscale = unscale;
     s->beta1 = beta1;
     s->beta2 = beta2;
@@ -209,8 +203,7 @@ const optforge_cuda_kernel lamb_cuda_kernel_f32 = {
 };
 
 int lamb_cuda_plan_f32(lamb_cuda_plan *plan, const lamb_cuda_tensor_f32 *tensors, size_t count,
-                       const lamb_cuda_options *options, cudaStream_t stream)
-{
+                       const lamb_cuda_options *options, cudaStream_t stream) {
     return optforge_cuda_plan_list(plan, &lamb_cuda_kernel_f32, tensors, count, options, stream);
 }
 
@@ -235,58 +228,48 @@ const optforge_cuda_kernel lamb_cuda_kernel_f64 = {
 };
 
 int lamb_cuda_plan_f64(lamb_cuda_plan *plan, const lamb_cuda_tensor_f64 *tensors, size_t count,
-                       const lamb_cuda_options *options, cudaStream_t stream)
-{
+                       const lamb_cuda_options *options, cudaStream_t stream) {
     return optforge_cuda_plan_list(plan, &lamb_cuda_kernel_f64, tensors, count, options, stream);
 }
 
-const char *lamb_cuda_strerror(int status)
-{
+const char *lamb_cuda_strerror(int status) {
     return optforge_cuda_strerror(&lamb_cuda_kernel_f32, status);
 }
 
 void lamb_cuda_hyper_init(lamb_cuda_hyper *h) { memcpy(h, lamb_cuda_defaults, sizeof *h); }
 void lamb_cuda_options_init(lamb_cuda_options *o) { optforge_cuda_options_init(o); }
 
-size_t lamb_cuda_workspace_size(uint64_t elements, size_t count, size_t groups)
-{
+size_t lamb_cuda_workspace_size(uint64_t elements, size_t count, size_t groups) {
     return optforge_cuda_workspace_size(&lamb_cuda_kernel_f32, elements, count, groups);
 }
 
-int lamb_cuda_gradients(const lamb_cuda_plan *plan, const void *const *gradients, cudaStream_t stream)
-{
+int lamb_cuda_gradients(const lamb_cuda_plan *plan, const void *const *gradients, cudaStream_t stream) {
     return optforge_cuda_gradients(plan, gradients, stream);
 }
 
-int lamb_cuda_state_init(const lamb_cuda_plan *plan, const lamb_cuda_hyper *h, cudaStream_t stream)
-{
+int lamb_cuda_state_init(const lamb_cuda_plan *plan, const lamb_cuda_hyper *h, cudaStream_t stream) {
     return optforge_cuda_state_init(plan, h, stream);
 }
 
 int lamb_cuda_step(const lamb_cuda_hyper *h, uint64_t t, const lamb_cuda_plan *plan,
-                   const lamb_cuda_options *options, cudaStream_t stream)
-{
+                   const lamb_cuda_options *options, cudaStream_t stream) {
     return optforge_cuda_step(h, t, plan, options, stream);
 }
 
 int lamb_cuda_rows(const lamb_cuda_plan *plan, const lamb_cuda_hyper *h, uint64_t t, size_t number, int set,
-                   const lamb_cuda_options *options, cudaStream_t stream)
-{
+                   const lamb_cuda_options *options, cudaStream_t stream) {
     return optforge_cuda_rows(plan, h, t, number, set, options, stream);
 }
 
-int lamb_cuda_launch(const lamb_cuda_plan *plan, const lamb_cuda_options *options, cudaStream_t stream)
-{
+int lamb_cuda_launch(const lamb_cuda_plan *plan, const lamb_cuda_options *options, cudaStream_t stream) {
     return optforge_cuda_launch(plan, options, stream);
 }
 
 int lamb_cuda_phases(const lamb_cuda_plan *plan, const lamb_cuda_options *options, int first, int last,
-                     cudaStream_t stream)
-{
+                     cudaStream_t stream) {
     return optforge_cuda_phases(plan, options, first, last, stream);
 }
 
-double *lamb_cuda_partials(const lamb_cuda_plan *plan, int phase, size_t *number)
-{
+double *lamb_cuda_partials(const lamb_cuda_plan *plan, int phase, size_t *number) {
     return optforge_cuda_partials(plan, phase, number);
 }

@@ -23,8 +23,7 @@ enum {
 
 /* What depends on totals over a tensor. */
 static __device__ void lars_cuda_tensor_behind_1(lars_cuda_scalars *s, optforge_f64 p_squares,
-                                                 optforge_f64 g_squares)
-{
+                                                 optforge_f64 g_squares) {
     const optforge_f64 weight_decay = s->weight_decay;
     const optforge_f64 trust_coefficient = s->trust_coefficient;
     const optforge_f64 lr = s->lr;
@@ -50,8 +49,7 @@ struct lars_cuda_rule : optforge_cuda_rule<lars_cuda_scalars> {
         UPDATE = lars_cuda_SUM_update_squares
     };
     static __device__ optforge_f64 unscale(const scalars &s) { return s.unscale; }
-    static __device__ scalars own(const optforge_cuda_tensor &x, int phase)
-    {
+    static __device__ scalars own(const optforge_cuda_tensor &x, int phase) {
         scalars s = *x.row<scalars>();
 
         (void)phase;
@@ -67,8 +65,7 @@ struct lars_cuda_pass_1 : optforge_cuda_pass_of<lars_cuda_rule, real> {
     enum {NUMBER = 0, FIRST = 0, OWN = 2, ALL = 2, COUNTED = 1, AT_ONCE = 2};
     static __device__ constexpr bool loads(int a) { return a != 2; }
     template <bool observe>
-    OPTFORGE_DEVICE void run(const lars_cuda_scalars &s, real (&x)[3][4], real (&added)[ALL + 1][4])
-    {
+    OPTFORGE_DEVICE void run(const lars_cuda_scalars &s, real (&x)[3][4], real (&added)[ALL + 1][4]) {
         const real unscale(s.unscale);
         real (&p_)[4] = x[0], (&g_)[4] = x[1], (&added_p)[4] = added[0], (&added_g)[4] = added[1];
 
@@ -91,8 +88,7 @@ struct lars_cuda_pass_2 : optforge_cuda_pass_of<lars_cuda_rule, real> {
     static __device__ constexpr bool loads(int a) { return true; }
     static __device__ constexpr bool stores(int a) { return a != 1; }
     template <bool observe>
-    OPTFORGE_DEVICE void run(const lars_cuda_scalars &s, real (&x)[3][4], real (&added)[ALL + 1][4])
-    {
+    OPTFORGE_DEVICE void run(const lars_cuda_scalars &s, real (&x)[3][4], real (&added)[ALL + 1][4]) {
         const real unscale(s.unscale);
         const real momentum(s.momentum);
         const real lr_times_local_rate(s.lr_times_local_rate);
@@ -126,8 +122,7 @@ OPTFORGE_CUDA_KERNEL(lars_cuda_fold, optforge_cuda_plan, optforge_cuda_fold<lars
 OPTFORGE_CUDA_KERNEL(lars_cuda_finish, optforge_cuda_plan, optforge_cuda_finish<lars_cuda_rule>)
 
 /* What depends on hyperparameters and t alone, on the host. */
-static int lars_cuda_begin_step(void *scalars, const void *hyper_, uint64_t step, double unscale)
-{
+static int lars_cuda_begin_step(void *scalars, const void *hyper_, uint64_t step, double unscale) {
     lars_cuda_scalars *s = (lars_cuda_scalars *)scalars;
     const lars_cuda_hyper *h = (const lars_cuda_hyper *)hyper_;
     const double lr = h->lr, momentum = h->momentum, weight_decay = h->weight_decay,
@@ -169,8 +164,7 @@ const optforge_cuda_kernel lars_cuda_kernel_f32 = {
 };
 
 int lars_cuda_plan_f32(lars_cuda_plan *plan, const lars_cuda_tensor_f32 *tensors, size_t count,
-                       const lars_cuda_options *options, cudaStream_t stream)
-{
+                       const lars_cuda_options *options, cudaStream_t stream) {
     return optforge_cuda_plan_list(plan, &lars_cuda_kernel_f32, tensors, count, options, stream);
 }
 
@@ -193,58 +187,48 @@ const optforge_cuda_kernel lars_cuda_kernel_f64 = {
 };
 
 int lars_cuda_plan_f64(lars_cuda_plan *plan, const lars_cuda_tensor_f64 *tensors, size_t count,
-                       const lars_cuda_options *options, cudaStream_t stream)
-{
+                       const lars_cuda_options *options, cudaStream_t stream) {
     return optforge_cuda_plan_list(plan, &lars_cuda_kernel_f64, tensors, count, options, stream);
 }
 
-const char *lars_cuda_strerror(int status)
-{
+const char *lars_cuda_strerror(int status) {
     return optforge_cuda_strerror(&lars_cuda_kernel_f32, status);
 }
 
 void lars_cuda_hyper_init(lars_cuda_hyper *h) { memcpy(h, lars_cuda_defaults, sizeof *h); }
 void lars_cuda_options_init(lars_cuda_options *o) { optforge_cuda_options_init(o); }
 
-size_t lars_cuda_workspace_size(uint64_t elements, size_t count, size_t groups)
-{
+size_t lars_cuda_workspace_size(uint64_t elements, size_t count, size_t groups) {
     return optforge_cuda_workspace_size(&lars_cuda_kernel_f32, elements, count, groups);
 }
 
-int lars_cuda_gradients(const lars_cuda_plan *plan, const void *const *gradients, cudaStream_t stream)
-{
+int lars_cuda_gradients(const lars_cuda_plan *plan, const void *const *gradients, cudaStream_t stream) {
     return optforge_cuda_gradients(plan, gradients, stream);
 }
 
-int lars_cuda_state_init(const lars_cuda_plan *plan, const lars_cuda_hyper *h, cudaStream_t stream)
-{
+int lars_cuda_state_init(const lars_cuda_plan *plan, const lars_cuda_hyper *h, cudaStream_t stream) {
     return optforge_cuda_state_init(plan, h, stream);
 }
 
 int lars_cuda_step(const lars_cuda_hyper *h, uint64_t t, const lars_cuda_plan *plan,
-                   const lars_cuda_options *options, cudaStream_t stream)
-{
+                   const lars_cuda_options *options, cudaStream_t stream) {
     return optforge_cuda_step(h, t, plan, options, stream);
 }
 
 int lars_cuda_rows(const lars_cuda_plan *plan, const lars_cuda_hyper *h, uint64_t t, size_t number, int set,
-                   const lars_cuda_options *options, cudaStream_t stream)
-{
+                   const lars_cuda_options *options, cudaStream_t stream) {
     return optforge_cuda_rows(plan, h, t, number, set, options, stream);
 }
 
-int lars_cuda_launch(const lars_cuda_plan *plan, const lars_cuda_options *options, cudaStream_t stream)
-{
+int lars_cuda_launch(const lars_cuda_plan *plan, const lars_cuda_options *options, cudaStream_t stream) {
     return optforge_cuda_launch(plan, options, stream);
 }
 
 int lars_cuda_phases(const lars_cuda_plan *plan, const lars_cuda_options *options, int first, int last,
-                     cudaStream_t stream)
-{
+                     cudaStream_t stream) {
     return optforge_cuda_phases(plan, options, first, last, stream);
 }
 
-double *lars_cuda_partials(const lars_cuda_plan *plan, int phase, size_t *number)
-{
+double *lars_cuda_partials(const lars_cuda_plan *plan, int phase, size_t *number) {
     return optforge_cuda_partials(plan, phase, number);
 }

@@ -45,8 +45,7 @@ struct momentum_cuda_elements : optforge_cuda_pass_of<momentum_cuda_rule, real> 
     static __device__ constexpr bool loads(int a) { return true; }
     static __device__ constexpr bool stores(int a) { return a != 1; }
     template <bool observe>
-    OPTFORGE_DEVICE void run(const momentum_cuda_scalars &s, real (&x)[3][4], real (&added)[ALL + 1][4])
-    {
+    OPTFORGE_DEVICE void run(const momentum_cuda_scalars &s, real (&x)[3][4], real (&added)[ALL + 1][4]) {
         const real unscale(s.unscale);
         const real momentum(s.momentum);
         const real lr(s.lr);
@@ -81,8 +80,7 @@ OPTFORGE_CUDA_KERNEL(momentum_cuda_fold, optforge_cuda_plan, optforge_cuda_fold<
 OPTFORGE_CUDA_KERNEL(momentum_cuda_finish, optforge_cuda_plan, optforge_cuda_finish<momentum_cuda_rule>)
 
 /* What depends on hyperparameters and t alone, on the host. */
-static int momentum_cuda_begin_step(void *scalars, const void *hyper_, uint64_t step, double unscale)
-{
+static int momentum_cuda_begin_step(void *scalars, const void *hyper_, uint64_t step, double unscale) {
     momentum_cuda_scalars *s = (momentum_cuda_scalars *)scalars;
     const momentum_cuda_hyper *h = (const momentum_cuda_hyper *)hyper_;
     const double lr = h->lr, momentum = h->momentum;
@@ -118,8 +116,7 @@ const optforge_cuda_kernel momentum_cuda_kernel_f32 = {
 };
 
 int momentum_cuda_plan_f32(momentum_cuda_plan *plan, const momentum_cuda_tensor_f32 *tensors, size_t count,
-                           const momentum_cuda_options *options, cudaStream_t stream)
-{
+                           const momentum_cuda_options *options, cudaStream_t stream) {
     return optforge_cuda_plan_list(plan, &momentum_cuda_kernel_f32, tensors, count, options, stream);
 }
 
@@ -141,60 +138,51 @@ const optforge_cuda_kernel momentum_cuda_kernel_f64 = {
 };
 
 int momentum_cuda_plan_f64(momentum_cuda_plan *plan, const momentum_cuda_tensor_f64 *tensors, size_t count,
-                           const momentum_cuda_options *options, cudaStream_t stream)
-{
+                           const momentum_cuda_options *options, cudaStream_t stream) {
     return optforge_cuda_plan_list(plan, &momentum_cuda_kernel_f64, tensors, count, options, stream);
 }
 
-const char *momentum_cuda_strerror(int status)
-{
+const char *momentum_cuda_strerror(int status) {
     return optforge_cuda_strerror(&momentum_cuda_kernel_f32, status);
 }
 
 void momentum_cuda_hyper_init(momentum_cuda_hyper *h) { memcpy(h, momentum_cuda_defaults, sizeof *h); }
 void momentum_cuda_options_init(momentum_cuda_options *o) { optforge_cuda_options_init(o); }
 
-size_t momentum_cuda_workspace_size(uint64_t elements, size_t count, size_t groups)
-{
+size_t momentum_cuda_workspace_size(uint64_t elements, size_t count, size_t groups) {
     return optforge_cuda_workspace_size(&momentum_cuda_kernel_f32, elements, count, groups);
 }
 
-int momentum_cuda_gradients(const momentum_cuda_plan *plan, const void *const *gradients, cudaStream_t stream)
-{
+int momentum_cuda_gradients(const momentum_cuda_plan *plan, const void *const *gradients,
+                            cudaStream_t stream) {
     return optforge_cuda_gradients(plan, gradients, stream);
 }
 
 int momentum_cuda_state_init(const momentum_cuda_plan *plan, const momentum_cuda_hyper *h,
-                             cudaStream_t stream)
-{
+                             cudaStream_t stream) {
     return optforge_cuda_state_init(plan, h, stream);
 }
 
 int momentum_cuda_step(const momentum_cuda_hyper *h, uint64_t t, const momentum_cuda_plan *plan,
-                       const momentum_cuda_options *options, cudaStream_t stream)
-{
+                       const momentum_cuda_options *options, cudaStream_t stream) {
     return optforge_cuda_step(h, t, plan, options, stream);
 }
 
 int momentum_cuda_rows(const momentum_cuda_plan *plan, const momentum_cuda_hyper *h, uint64_t t,
-                       size_t number, int set, const momentum_cuda_options *options, cudaStream_t stream)
-{
+                       size_t number, int set, const momentum_cuda_options *options, cudaStream_t stream) {
     return optforge_cuda_rows(plan, h, t, number, set, options, stream);
 }
 
 int momentum_cuda_launch(const momentum_cuda_plan *plan, const momentum_cuda_options *options,
-                         cudaStream_t stream)
-{
+                         cudaStream_t stream) {
     return optforge_cuda_launch(plan, options, stream);
 }
 
 int momentum_cuda_phases(const momentum_cuda_plan *plan, const momentum_cuda_options *options, int first,
-                         int last, cudaStream_t stream)
-{
+                         int last, cudaStream_t stream) {
     return optforge_cuda_phases(plan, options, first, last, stream);
 }
 
-double *momentum_cuda_partials(const momentum_cuda_plan *plan, int phase, size_t *number)
-{
+double *momentum_cuda_partials(const momentum_cuda_plan *plan, int phase, size_t *number) {
     return optforge_cuda_partials(plan, phase, number);
 }

@@ -45,8 +45,7 @@ struct nesterov_cuda_elements : optforge_cuda_pass_of<nesterov_cuda_rule, real> 
     static __device__ constexpr bool loads(int a) { return true; }
     static __device__ constexpr bool stores(int a) { return a != 1; }
     template <bool observe>
-    OPTFORGE_DEVICE void run(const nesterov_cuda_scalars &s, real (&x)[3][4], real (&added)[ALL + 1][4])
-    {
+    OPTFORGE_DEVICE void run(const nesterov_cuda_scalars &s, real (&x)[3][4], real (&added)[ALL + 1][4]) {
         const real unscale(s.unscale);
         const real momentum(s.momentum);
         const real lr(s.lr);
@@ -81,8 +80,7 @@ OPTFORGE_CUDA_KERNEL(nesterov_cuda_fold, optforge_cuda_plan, optforge_cuda_fold<
 OPTFORGE_CUDA_KERNEL(nesterov_cuda_finish, optforge_cuda_plan, optforge_cuda_finish<nesterov_cuda_rule>)
 
 /* What depends on hyperparameters and t alone, on the host. */
-static int nesterov_cuda_begin_step(void *scalars, const void *hyper_, uint64_t step, double unscale)
-{
+static int nesterov_cuda_begin_step(void *scalars, const void *hyper_, uint64_t step, double unscale) {
     nesterov_cuda_scalars *s = (nesterov_cuda_scalars *)scalars;
     const nesterov_cuda_hyper *h = (const nesterov_cuda_hyper *)hyper_;
     const double lr = h->lr, momentum = h->momentum;
@@ -118,8 +116,7 @@ const optforge_cuda_kernel nesterov_cuda_kernel_f32 = {
 };
 
 int nesterov_cuda_plan_f32(nesterov_cuda_plan *plan, const nesterov_cuda_tensor_f32 *tensors, size_t count,
-                           const nesterov_cuda_options *options, cudaStream_t stream)
-{
+                           const nesterov_cuda_options *options, cudaStream_t stream) {
     return optforge_cuda_plan_list(plan, &nesterov_cuda_kernel_f32, tensors, count, options, stream);
 }
 
@@ -141,60 +138,51 @@ const optforge_cuda_kernel nesterov_cuda_kernel_f64 = {
 };
 
 int nesterov_cuda_plan_f64(nesterov_cuda_plan *plan, const nesterov_cuda_tensor_f64 *tensors, size_t count,
-                           const nesterov_cuda_options *options, cudaStream_t stream)
-{
+                           const nesterov_cuda_options *options, cudaStream_t stream) {
     return optforge_cuda_plan_list(plan, &nesterov_cuda_kernel_f64, tensors, count, options, stream);
 }
 
-const char *nesterov_cuda_strerror(int status)
-{
+const char *nesterov_cuda_strerror(int status) {
     return optforge_cuda_strerror(&nesterov_cuda_kernel_f32, status);
 }
 
 void nesterov_cuda_hyper_init(nesterov_cuda_hyper *h) { memcpy(h, nesterov_cuda_defaults, sizeof *h); }
 void nesterov_cuda_options_init(nesterov_cuda_options *o) { optforge_cuda_options_init(o); }
 
-size_t nesterov_cuda_workspace_size(uint64_t elements, size_t count, size_t groups)
-{
+size_t nesterov_cuda_workspace_size(uint64_t elements, size_t count, size_t groups) {
     return optforge_cuda_workspace_size(&nesterov_cuda_kernel_f32, elements, count, groups);
 }
 
-int nesterov_cuda_gradients(const nesterov_cuda_plan *plan, const void *const *gradients, cudaStream_t stream)
-{
+int nesterov_cuda_gradients(const nesterov_cuda_plan *plan, const void *const *gradients,
+                            cudaStream_t stream) {
     return optforge_cuda_gradients(plan, gradients, stream);
 }
 
 int nesterov_cuda_state_init(const nesterov_cuda_plan *plan, const nesterov_cuda_hyper *h,
-                             cudaStream_t stream)
-{
+                             cudaStream_t stream) {
     return optforge_cuda_state_init(plan, h, stream);
 }
 
 int nesterov_cuda_step(const nesterov_cuda_hyper *h, uint64_t t, const nesterov_cuda_plan *plan,
-                       const nesterov_cuda_options *options, cudaStream_t stream)
-{
+                       const nesterov_cuda_options *options, cudaStream_t stream) {
     return optforge_cuda_step(h, t, plan, options, stream);
 }
 
 int nesterov_cuda_rows(const nesterov_cuda_plan *plan, const nesterov_cuda_hyper *h, uint64_t t,
-                       size_t number, int set, const nesterov_cuda_options *options, cudaStream_t stream)
-{
+                       size_t number, int set, const nesterov_cuda_options *options, cudaStream_t stream) {
     return optforge_cuda_rows(plan, h, t, number, set, options, stream);
 }
 
 int nesterov_cuda_launch(const nesterov_cuda_plan *plan, const nesterov_cuda_options *options,
-                         cudaStream_t stream)
-{
+                         cudaStream_t stream) {
     return optforge_cuda_launch(plan, options, stream);
 }
 
 int nesterov_cuda_phases(const nesterov_cuda_plan *plan, const nesterov_cuda_options *options, int first,
-                         int last, cudaStream_t stream)
-{
+                         int last, cudaStream_t stream) {
     return optforge_cuda_phases(plan, options, first, last, stream);
 }
 
-double *nesterov_cuda_partials(const nesterov_cuda_plan *plan, int phase, size_t *number)
-{
+double *nesterov_cuda_partials(const nesterov_cuda_plan *plan, int phase, size_t *number) {
     return optforge_cuda_partials(plan, phase, number);
 }

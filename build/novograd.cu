@@ -21,15 +21,13 @@ enum {
 };
 
 /* What depends on the state or the size of a tensor. */
-static __device__ int novograd_cuda_tensor_scalars(novograd_cuda_scalars *s, optforge_f64 v)
-{
+static __device__ int novograd_cuda_tensor_scalars(novograd_cuda_scalars *s, optforge_f64 v) {
     s->v = v;
     return OPTFORGE_OK;
 }
 
 /* What depends on totals over a tensor. */
-static __device__ void novograd_cuda_tensor_behind_1(novograd_cuda_scalars *s, optforge_f64 g_squares)
-{
+static __device__ void novograd_cuda_tensor_behind_1(novograd_cuda_scalars *s, optforge_f64 g_squares) {
     const optforge_f64 v = s->v;
     const optforge_f64 beta2 = s->beta2;
     const optforge_f64 eps = s->eps;
@@ -38,7 +36,6 @@ static __device__ void novograd_cuda_tensor_behind_1(novograd_cuda_scalars *s, o
     const optforge_f64 squares = g_norm * g_norm;
     const optforge_f64 v_2 = v == 0.0 ? squares : beta2 * v + (1.0 - beta2) * squares;
     s->sqrt_v_plus_eps = sqrt(v_2) + eps;
-
     s->v_2 = v_2;
 }
 
@@ -55,8 +52,7 @@ struct novograd_cuda_rule : optforge_cuda_rule<novograd_cuda_scalars> {
         UPDATE = novograd_cuda_SUM_update_squares
     };
     static __device__ optforge_f64 unscale(const scalars &s) { return s.unscale; }
-    static __device__ scalars own(const optforge_cuda_tensor &x, int phase)
-    {
+    static __device__ scalars own(const optforge_cuda_tensor &x, int phase) {
         scalars s = *x.row<scalars>();
 
         (void)phase;
@@ -65,8 +61,7 @@ struct novograd_cuda_rule : optforge_cuda_rule<novograd_cuda_scalars> {
             novograd_cuda_tensor_behind_1(&s, x.sum(novograd_cuda_SUM_g_squares));
         return s;
     }
-    static __device__ void finish(const optforge_cuda_tensor &x)
-    {
+    static __device__ void finish(const optforge_cuda_tensor &x) {
         const scalars s = own(x, 2);
 
         *x.state(3) = s.v_2.x;
@@ -79,8 +74,7 @@ struct novograd_cuda_pass_1 : optforge_cuda_pass_of<novograd_cuda_rule, real> {
     enum {NUMBER = 0, FIRST = 0, OWN = 1, ALL = 1, COUNTED = 0, AT_ONCE = 4};
     static __device__ constexpr bool loads(int a) { return a == 1; }
     template <bool observe>
-    OPTFORGE_DEVICE void run(const novograd_cuda_scalars &s, real (&x)[4][4], real (&added)[ALL + 1][4])
-    {
+    OPTFORGE_DEVICE void run(const novograd_cuda_scalars &s, real (&x)[4][4], real (&added)[ALL + 1][4]) {
         const real unscale(s.unscale);
         real (&g_)[4] = x[1], (&added_g)[4] = added[0];
 
@@ -101,8 +95,7 @@ struct novograd_cuda_pass_2 : optforge_cuda_pass_of<novograd_cuda_rule, real> {
     static __device__ constexpr bool loads(int a) { return a != 3; }
     static __device__ constexpr bool stores(int a) { return a == 0 || a == 2; }
     template <bool observe>
-    OPTFORGE_DEVICE void run(const novograd_cuda_scalars &s, real (&x)[4][4], real (&added)[ALL + 1][4])
-    {
+    OPTFORGE_DEVICE void run(const novograd_cuda_scalars &s, real (&x)[4][4], real (&added)[ALL + 1][4]) {
         const real unscale(s.unscale);
         const real beta1(s.beta1);
         const real sqrt_v_plus_eps(s.sqrt_v_plus_eps);
@@ -137,8 +130,7 @@ OPTFORGE_CUDA_KERNEL(novograd_cuda_fold, optforge_cuda_plan, optforge_cuda_fold<
 OPTFORGE_CUDA_KERNEL(novograd_cuda_finish, optforge_cuda_plan, optforge_cuda_finish<novograd_cuda_rule>)
 
 /* What depends on hyperparameters and t alone, on the host. */
-static int novograd_cuda_begin_step(void *scalars, const void *hyper_, uint64_t step, double unscale)
-{
+static int novograd_cuda_begin_step(void *scalars, const void *hyper_, uint64_t step, double unscale) {
     novograd_cuda_scalars *s = (novograd_cuda_scalars *)scalars;
     const novograd_cuda_hyper *h = (const novograd_cuda_hyper *)hyper_;
     const double lr = h->lr, beta1 = h->beta1, beta2 = h->beta2, eps = h->eps, weight_decay = h->weight_decay;
@@ -182,8 +174,7 @@ const optforge_cuda_kernel novograd_cuda_kernel_f32 = {
 };
 
 int novograd_cuda_plan_f32(novograd_cuda_plan *plan, const novograd_cuda_tensor_f32 *tensors, size_t count,
-                           const novograd_cuda_options *options, cudaStream_t stream)
-{
+                           const novograd_cuda_options *options, cudaStream_t stream) {
     return optforge_cuda_plan_list(plan, &novograd_cuda_kernel_f32, tensors, count, options, stream);
 }
 
@@ -207,60 +198,51 @@ const optforge_cuda_kernel novograd_cuda_kernel_f64 = {
 };
 
 int novograd_cuda_plan_f64(novograd_cuda_plan *plan, const novograd_cuda_tensor_f64 *tensors, size_t count,
-                           const novograd_cuda_options *options, cudaStream_t stream)
-{
+                           const novograd_cuda_options *options, cudaStream_t stream) {
     return optforge_cuda_plan_list(plan, &novograd_cuda_kernel_f64, tensors, count, options, stream);
 }
 
-const char *novograd_cuda_strerror(int status)
-{
+const char *novograd_cuda_strerror(int status) {
     return optforge_cuda_strerror(&novograd_cuda_kernel_f32, status);
 }
 
 void novograd_cuda_hyper_init(novograd_cuda_hyper *h) { memcpy(h, novograd_cuda_defaults, sizeof *h); }
 void novograd_cuda_options_init(novograd_cuda_options *o) { optforge_cuda_options_init(o); }
 
-size_t novograd_cuda_workspace_size(uint64_t elements, size_t count, size_t groups)
-{
+size_t novograd_cuda_workspace_size(uint64_t elements, size_t count, size_t groups) {
     return optforge_cuda_workspace_size(&novograd_cuda_kernel_f32, elements, count, groups);
 }
 
-int novograd_cuda_gradients(const novograd_cuda_plan *plan, const void *const *gradients, cudaStream_t stream)
-{
+int novograd_cuda_gradients(const novograd_cuda_plan *plan, const void *const *gradients,
+                            cudaStream_t stream) {
     return optforge_cuda_gradients(plan, gradients, stream);
 }
 
 int novograd_cuda_state_init(const novograd_cuda_plan *plan, const novograd_cuda_hyper *h,
-                             cudaStream_t stream)
-{
+                             cudaStream_t stream) {
     return optforge_cuda_state_init(plan, h, stream);
 }
 
 int novograd_cuda_step(const novograd_cuda_hyper *h, uint64_t t, const novograd_cuda_plan *plan,
-                       const novograd_cuda_options *options, cudaStream_t stream)
-{
+                       const novograd_cuda_options *options, cudaStream_t stream) {
     return optforge_cuda_step(h, t, plan, options, stream);
 }
 
 int novograd_cuda_rows(const novograd_cuda_plan *plan, const novograd_cuda_hyper *h, uint64_t t,
-                       size_t number, int set, const novograd_cuda_options *options, cudaStream_t stream)
-{
+                       size_t number, int set, const novograd_cuda_options *options, cudaStream_t stream) {
     return optforge_cuda_rows(plan, h, t, number, set, options, stream);
 }
 
 int novograd_cuda_launch(const novograd_cuda_plan *plan, const novograd_cuda_options *options,
-                         cudaStream_t stream)
-{
+                         cudaStream_t stream) {
     return optforge_cuda_launch(plan, options, stream);
 }
 
 int novograd_cuda_phases(const novograd_cuda_plan *plan, const novograd_cuda_options *options, int first,
-                         int last, cudaStream_t stream)
-{
+                         int last, cudaStream_t stream) {
     return optforge_cuda_phases(plan, options, first, last, stream);
 }
 
-double *novograd_cuda_partials(const novograd_cuda_plan *plan, int phase, size_t *number)
-{
+double *novograd_cuda_partials(const novograd_cuda_plan *plan, int phase, size_t *number) {
     return optforge_cuda_partials(plan, phase, number);
 }

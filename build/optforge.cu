@@ -15,8 +15,7 @@
 
 /* Running totals of what each of `count` tensors takes, from 0 on, by all threads of one block. */
 template <typename Taken>
-static __device__ void optforge_cuda_running(uint64_t *before, uint64_t count, Taken taken)
-{
+static __device__ void optforge_cuda_running(uint64_t *before, uint64_t count, Taken taken) {
     __shared__ uint64_t sums[OPTFORGE_CUDA_THREADS];
     uint64_t all = 0;
 
@@ -41,19 +40,16 @@ static __device__ void optforge_cuda_running(uint64_t *before, uint64_t count, T
     }
 }
 
-static __host__ __device__ uint64_t optforge_cuda_parts(uint64_t n, uint64_t size)
-{
+static __host__ __device__ uint64_t optforge_cuda_parts(uint64_t n, uint64_t size) {
     return n / size + (n % size != 0);
 }
 
-OPTFORGE_DEVICE uint64_t optforge_cuda_size(const optforge_cuda_plan &w, uint64_t k)
-{
+OPTFORGE_DEVICE uint64_t optforge_cuda_size(const optforge_cuda_plan &w, uint64_t k) {
     return *(const uint64_t *)(w.list + k * w.stride);
 }
 
 /* Fills in the columns of a plan. */
-OPTFORGE_DEVICE void optforge_cuda_lay_out_tensors(const optforge_cuda_plan &w)
-{
+OPTFORGE_DEVICE void optforge_cuda_lay_out_tensors(const optforge_cuda_plan &w) {
     const uint64_t chunk = (uint64_t)OPTFORGE_LEAF * OPTFORGE_CUDA_CHUNK;
 
     for (uint64_t k = threadIdx.x; k < w.count; k += OPTFORGE_CUDA_THREADS) {
@@ -79,8 +75,7 @@ OPTFORGE_DEVICE void optforge_cuda_lay_out_tensors(const optforge_cuda_plan &w)
 }
 
 /* Lists the leaves of tensors, or the chunks: a warp for each. */
-OPTFORGE_DEVICE void optforge_cuda_lay_out_units(const optforge_cuda_plan &w)
-{
+OPTFORGE_DEVICE void optforge_cuda_lay_out_units(const optforge_cuda_plan &w) {
     const uint64_t k = blockIdx.x * (uint64_t)OPTFORGE_CUDA_WARPS + threadIdx.x / 32, lane = threadIdx.x % 32;
 
     if (k < w.count)
@@ -105,8 +100,7 @@ struct optforge_cuda_beginning {
 template <typename number>
 static __device__ void optforge_cuda_write(const optforge_cuda_beginning &x,
                                            const optforge_cuda_tensor &tensor, uint64_t begin,
-                                           uint64_t end, uint64_t step)
-{
+                                           uint64_t end, uint64_t step) {
     number *const to = (number *)tensor.array(x.a);
     const number *const p = (const number *)tensor.array(0);
     const number *const g = (const number *)x.plan.gradients[tensor.k];
@@ -116,8 +110,7 @@ static __device__ void optforge_cuda_write(const optforge_cuda_beginning &x,
 }
 
 /* Writes initial state: a warp for each leaf, or a thread for each tensor where it is scalar. */
-OPTFORGE_DEVICE void optforge_cuda_write_arrays(const optforge_cuda_beginning &x)
-{
+OPTFORGE_DEVICE void optforge_cuda_write_arrays(const optforge_cuda_beginning &x) {
     const optforge_cuda_plan &w = x.plan;
     const uint64_t k = blockIdx.x * (uint64_t)OPTFORGE_CUDA_THREADS + threadIdx.x, u = k / 32, lane = k % 32;
 
@@ -140,15 +133,13 @@ OPTFORGE_CUDA_KERNEL(optforge_cuda_write_state, optforge_cuda_beginning, optforg
 /* ---- the host ------------------------------------------------------------------------------------------ */
 
 /* How many blocks are needed, at least one, if each does so many. */
-static uint64_t optforge_cuda_blocks(uint64_t n, uint64_t size)
-{
+static uint64_t optforge_cuda_blocks(uint64_t n, uint64_t size) {
     return n > size ? optforge_cuda_parts(n, size) : 1;
 }
 
 /* Launches a kernel, if it has any blocks. */
 static int optforge_cuda_start(const void *kernel, uint64_t blocks, const void *argument, cudaStream_t stream,
-                               unsigned sums = 1)
-{
+                               unsigned sums = 1) {
     void *arguments[] = {(void *)argument};
     const dim3 grid((unsigned)blocks, sums), block(OPTFORGE_CUDA_THREADS);
 
@@ -160,22 +151,19 @@ static int optforge_cuda_start(const void *kernel, uint64_t blocks, const void *
 static int optforge_cuda_done(cudaError_t error) { return error == cudaSuccess ? 0 : +OPTFORGE_ERROR_CUDA; }
 
 /* Copies a table from the host, which may change its memory when this returns. */
-static int optforge_cuda_bring(void *to, const void *from, uint64_t bytes, cudaStream_t stream)
-{
+static int optforge_cuda_bring(void *to, const void *from, uint64_t bytes, cudaStream_t stream) {
     return bytes == 0 ? +OPTFORGE_OK
                       : optforge_cuda_done(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, stream));
 }
 
-static int optforge_cuda_clear(void *to, uint64_t bytes, cudaStream_t stream)
-{
+static int optforge_cuda_clear(void *to, uint64_t bytes, cudaStream_t stream) {
     return bytes == 0 ? +OPTFORGE_OK : optforge_cuda_done(cudaMemsetAsync(to, 0, bytes, stream));
 }
 
 static size_t optforge_cuda_format_size(unsigned char format) { return format == OPTFORGE_F32 ? 4 : 8; }
 
 /* Whether a tensor's arrays are there, aligned, and apart from each other. */
-static int optforge_cuda_check_tensor(const optforge_cuda_kernel *kernel, const char *tensor)
-{
+static int optforge_cuda_check_tensor(const optforge_cuda_kernel *kernel, const char *tensor) {
     const size_t n = *(const size_t *)tensor;
     const uintptr_t *arrays = (const uintptr_t *)(tensor + sizeof n);
 
@@ -201,8 +189,7 @@ static int optforge_cuda_check_tensor(const optforge_cuda_kernel *kernel, const 
 }
 
 /* Whether tensor k of a list is a part of a whole one, between leaves. */
-static int optforge_cuda_check_part(const optforge_cuda_options *o, size_t k, size_t n)
-{
+static int optforge_cuda_check_part(const optforge_cuda_options *o, size_t k, size_t n) {
     const size_t number = o->number[k], part = o->part[k];
 
     if (number >= o->tensors)
@@ -215,16 +202,14 @@ static int optforge_cuda_check_part(const optforge_cuda_options *o, size_t k, si
 
 /* Places a part of the workspace. */
 template <typename T>
-static void optforge_cuda_take(T **part, char **at, uint64_t number)
-{
+static void optforge_cuda_take(T **part, char **at, uint64_t number) {
     *part = (T *)*at;
     *at += (number * sizeof(T) + 15) / 16 * 16;
 }
 
 /* Places all parts of the workspace; the end of them. What is behind `list` is its own plan's beside
  * another. */
-static char *optforge_cuda_place(optforge_cuda_plan *w, char *at)
-{
+static char *optforge_cuda_place(optforge_cuda_plan *w, char *at) {
     const uint64_t sums = (uint64_t)w->kernel->sums;
 
     if (!w->beside) {
@@ -252,8 +237,7 @@ static char *optforge_cuda_place(optforge_cuda_plan *w, char *at)
 }
 
 static optforge_cuda_plan optforge_cuda_empty(const optforge_cuda_kernel *kernel, uint64_t count,
-                                              size_t groups)
-{
+                                              size_t groups) {
     optforge_cuda_plan w;
 
     memset(&w, 0, sizeof w);
@@ -266,8 +250,7 @@ static optforge_cuda_plan optforge_cuda_empty(const optforge_cuda_kernel *kernel
 }
 
 OPTFORGE_CUDA_API size_t optforge_cuda_workspace_size(const optforge_cuda_kernel *kernel, uint64_t elements,
-                                                      size_t count, size_t groups)
-{
+                                                      size_t count, size_t groups) {
     optforge_cuda_plan w = optforge_cuda_empty(kernel, count, groups);
 
     w.units = w.leaves = elements / OPTFORGE_LEAF + count;
@@ -276,8 +259,7 @@ OPTFORGE_CUDA_API size_t optforge_cuda_workspace_size(const optforge_cuda_kernel
 }
 
 /* Loads the kernels of a rule, so that its first step can be captured. */
-static int optforge_cuda_load_kernels(const optforge_cuda_kernel *kernel)
-{
+static int optforge_cuda_load_kernels(const optforge_cuda_kernel *kernel) {
     const void *const kernels[] = {kernel->begin, kernel->fold, kernel->finish, kernel->attempt};
     cudaFuncAttributes found;
     cudaError_t error = cudaSuccess;
@@ -295,8 +277,7 @@ static int optforge_cuda_load_kernels(const optforge_cuda_kernel *kernel)
 
 OPTFORGE_CUDA_API int optforge_cuda_plan_list(optforge_cuda_plan *plan, const optforge_cuda_kernel *kernel,
                                               const void *tensors, size_t count,
-                                              const optforge_cuda_options *o, cudaStream_t stream)
-{
+                                              const optforge_cuda_options *o, cudaStream_t stream) {
     static_assert(sizeof(size_t) == sizeof(uint64_t), "sizes of the host are copied as they are");
     const uint64_t chunk = (uint64_t)OPTFORGE_LEAF * OPTFORGE_CUDA_CHUNK;
 
@@ -372,8 +353,7 @@ OPTFORGE_CUDA_API int optforge_cuda_plan_list(optforge_cuda_plan *plan, const op
 }
 
 OPTFORGE_CUDA_API int optforge_cuda_gradients(const optforge_cuda_plan *plan, const void *const *gradients,
-                                              cudaStream_t stream)
-{
+                                              cudaStream_t stream) {
     if (plan == NULL || (gradients == NULL && plan->count > 0))
         return OPTFORGE_ERROR_NULL;
     for (uint64_t k = 0; k < plan->count; k++)
@@ -383,8 +363,7 @@ OPTFORGE_CUDA_API int optforge_cuda_gradients(const optforge_cuda_plan *plan, co
 }
 
 OPTFORGE_CUDA_API int optforge_cuda_state_init(const optforge_cuda_plan *plan, const void *hyper,
-                                               cudaStream_t stream)
-{
+                                               cudaStream_t stream) {
     if (plan == NULL)
         return OPTFORGE_ERROR_NULL;
     const optforge_cuda_kernel *kernel = plan->kernel;
@@ -415,8 +394,7 @@ OPTFORGE_CUDA_API int optforge_cuda_state_init(const optforge_cuda_plan *plan, c
 
 /* The scalars of row k of those of steps from t on: each step has one for each group. */
 static int optforge_cuda_row(const optforge_cuda_plan *plan, const void *hyper, uint64_t t, uint64_t k,
-                             double unscale, uint64_t *row)
-{
+                             double unscale, uint64_t *row) {
     const uint64_t group = k % plan->groups, late = plan->late != NULL ? plan->late[group] : 0;
     const double *own = (const double *)hyper + group * plan->kernel->hypers;
 
@@ -431,8 +409,7 @@ static int optforge_cuda_row(const optforge_cuda_plan *plan, const void *hyper, 
 
 /* Hands over the scalars of steps, as arguments of kernels that store them; the last may begin a step. */
 static int optforge_cuda_tell_rows(optforge_cuda_news *news, const void *hyper, uint64_t t, size_t number,
-                                   double unscale, cudaStream_t stream)
-{
+                                   double unscale, cudaStream_t stream) {
     const optforge_cuda_plan *plan = &news->plan;
     const uint64_t width = plan->width, all = number * plan->groups, most = OPTFORGE_CUDA_NEWS / width;
     const int begins = news->begins;
@@ -460,8 +437,7 @@ static int optforge_cuda_tell_rows(optforge_cuda_news *news, const void *hyper, 
 
 /* Whether scalars can be handed over in a stream now. */
 static int optforge_cuda_check_step(const optforge_cuda_plan *plan, const void *hyper, double grad_scale,
-                                    cudaStream_t stream)
-{
+                                    cudaStream_t stream) {
     cudaStreamCaptureStatus capturing = cudaStreamCaptureStatusNone;
 
     if (plan == NULL || (hyper == NULL && plan->kernel->hypers > 0))
@@ -475,8 +451,7 @@ static int optforge_cuda_check_step(const optforge_cuda_plan *plan, const void *
 
 OPTFORGE_CUDA_API int optforge_cuda_rows(const optforge_cuda_plan *plan, const void *hyper, uint64_t t,
                                          size_t number, int set, const optforge_cuda_options *options,
-                                         cudaStream_t stream)
-{
+                                         cudaStream_t stream) {
     const double grad_scale = options != NULL ? options->grad_scale : 1.0;
     const int status = optforge_cuda_check_step(plan, hyper, grad_scale, stream);
     optforge_cuda_news news;
@@ -493,8 +468,8 @@ OPTFORGE_CUDA_API int optforge_cuda_rows(const optforge_cuda_plan *plan, const v
 }
 
 /* A plan as the kernels of this step take it. */
-static optforge_cuda_plan optforge_cuda_asked(const optforge_cuda_plan *plan, const optforge_cuda_options *o)
-{
+static optforge_cuda_plan optforge_cuda_asked(const optforge_cuda_plan *plan,
+                                              const optforge_cuda_options *o) {
     optforge_cuda_plan w = *plan;
 
     if (o != NULL) {
@@ -509,8 +484,7 @@ static optforge_cuda_plan optforge_cuda_asked(const optforge_cuda_plan *plan, co
 }
 
 /* Does phases of a step that has begun, and the last, which only finishes. */
-static int optforge_cuda_go_on(optforge_cuda_plan w, int first, int last, cudaStream_t stream)
-{
+static int optforge_cuda_go_on(optforge_cuda_plan w, int first, int last, cudaStream_t stream) {
     const optforge_cuda_kernel *kernel = w.kernel;
     const uint64_t blocks = optforge_cuda_parts(w.units, OPTFORGE_CUDA_WARPS);
     int status = OPTFORGE_OK;
@@ -548,8 +522,7 @@ static int optforge_cuda_go_on(optforge_cuda_plan w, int first, int last, cudaSt
 }
 
 /* Looks for scalars without value, where there may be such, when a step has begun. */
-static int optforge_cuda_attempted(const optforge_cuda_plan *w, cudaStream_t stream)
-{
+static int optforge_cuda_attempted(const optforge_cuda_plan *w, cudaStream_t stream) {
     const void *const kernel = w->kernel->attempt;
     const uint64_t blocks = kernel != NULL ? optforge_cuda_parts(w->count, OPTFORGE_CUDA_THREADS) : 0;
 
@@ -558,8 +531,7 @@ static int optforge_cuda_attempted(const optforge_cuda_plan *w, cudaStream_t str
 
 OPTFORGE_CUDA_API int optforge_cuda_phases(const optforge_cuda_plan *plan,
                                            const optforge_cuda_options *options, int first, int last,
-                                           cudaStream_t stream)
-{
+                                           cudaStream_t stream) {
     optforge_cuda_news news;
     int status = OPTFORGE_OK;
 
@@ -579,14 +551,12 @@ OPTFORGE_CUDA_API int optforge_cuda_phases(const optforge_cuda_plan *plan,
 }
 
 OPTFORGE_CUDA_API int optforge_cuda_launch(const optforge_cuda_plan *plan,
-                                           const optforge_cuda_options *options, cudaStream_t stream)
-{
+                                           const optforge_cuda_options *options, cudaStream_t stream) {
     return optforge_cuda_phases(plan, options, 0, plan != NULL ? plan->kernel->phase_count + 1 : 0, stream);
 }
 
 OPTFORGE_CUDA_API int optforge_cuda_step(const void *hyper, uint64_t t, const optforge_cuda_plan *plan,
-                                         const optforge_cuda_options *options, cudaStream_t stream)
-{
+                                         const optforge_cuda_options *options, cudaStream_t stream) {
     const double grad_scale = options != NULL ? options->grad_scale : 1.0;
     int status = optforge_cuda_check_step(plan, hyper, grad_scale, stream);
     optforge_cuda_news news;
@@ -605,8 +575,7 @@ OPTFORGE_CUDA_API int optforge_cuda_step(const void *hyper, uint64_t t, const op
     return status;
 }
 
-OPTFORGE_CUDA_API double *optforge_cuda_partials(const optforge_cuda_plan *plan, int phase, size_t *number)
-{
+OPTFORGE_CUDA_API double *optforge_cuda_partials(const optforge_cuda_plan *plan, int phase, size_t *number) {
     if (number == NULL)
         return NULL;
     *number = 0;
@@ -619,15 +588,13 @@ OPTFORGE_CUDA_API double *optforge_cuda_partials(const optforge_cuda_plan *plan,
 
 /* ---- small things -------------------------------------------------------------------------------------- */
 
-OPTFORGE_CUDA_API void optforge_cuda_options_init(optforge_cuda_options *o)
-{
+OPTFORGE_CUDA_API void optforge_cuda_options_init(optforge_cuda_options *o) {
     memset(o, 0, sizeof *o);
     o->size = sizeof *o;
     o->grad_scale = 1.0;
 }
 
-OPTFORGE_CUDA_API const char *optforge_cuda_strerror(const optforge_cuda_kernel *kernel, int status)
-{
+OPTFORGE_CUDA_API const char *optforge_cuda_strerror(const optforge_cuda_kernel *kernel, int status) {
     static const struct {
         int status;
         const char *text;

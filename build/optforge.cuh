@@ -341,8 +341,7 @@ struct optforge_f32 {
     friend __device__ optforge_f32 fabs(optforge_f32 a) { return ::fabsf(a.x); }
 
     /* As a double. Most GPUs convert slowly; a normal float only needs its exponent in another place. */
-    __device__ double wide() const
-    {
+    __device__ double wide() const {
         const unsigned u = __float_as_uint(x), low = u << 29;
         const unsigned high = (u & 0x80000000u) | ((u >> 3 & 0x0fffffffu) + 0x38000000u);
 
@@ -351,8 +350,7 @@ struct optforge_f32 {
         return x;
     }
     /* The square of a float is exact in double, so that nothing is lost when it is added at once. */
-    __device__ double add_square(double sum) const
-    {
+    __device__ double add_square(double sum) const {
         const double w = wide();
 
         return __fma_rn(w, w, sum);
@@ -385,15 +383,13 @@ OPTFORGE_CUDA_LIBRARY_OF_TWO(fmod)
 
 OPTFORGE_DEVICE bool optforge_cuda_aligned(const void *at) { return (uintptr_t)at % 16 == 0; }
 
-OPTFORGE_DEVICE void optforge_cuda_load_vector(optforge_f32 (&to)[4], const float *from)
-{
+OPTFORGE_DEVICE void optforge_cuda_load_vector(optforge_f32 (&to)[4], const float *from) {
     const float4 v = OPTFORGE_CUDA_READ((const float4 *)from);
 
     to[0] = v.x, to[1] = v.y, to[2] = v.z, to[3] = v.w;
 }
 
-OPTFORGE_DEVICE void optforge_cuda_load_vector(optforge_f64 (&to)[4], const double *from)
-{
+OPTFORGE_DEVICE void optforge_cuda_load_vector(optforge_f64 (&to)[4], const double *from) {
     const double2 v = OPTFORGE_CUDA_READ((const double2 *)from);
     const double2 w = OPTFORGE_CUDA_READ((const double2 *)from + 1);
 
@@ -401,31 +397,26 @@ OPTFORGE_DEVICE void optforge_cuda_load_vector(optforge_f64 (&to)[4], const doub
 }
 
 /* Into shared memory. */
-OPTFORGE_DEVICE void optforge_cuda_stage(float *to, const optforge_f32 (&from)[4])
-{
+OPTFORGE_DEVICE void optforge_cuda_stage(float *to, const optforge_f32 (&from)[4]) {
     *(float4 *)to = make_float4(from[0].x, from[1].x, from[2].x, from[3].x);
 }
 
-OPTFORGE_DEVICE void optforge_cuda_stage(double *to, const optforge_f64 (&from)[4])
-{
+OPTFORGE_DEVICE void optforge_cuda_stage(double *to, const optforge_f64 (&from)[4]) {
     ((double2 *)to)[0] = make_double2(from[0].x, from[1].x);
     ((double2 *)to)[1] = make_double2(from[2].x, from[3].x);
 }
 
-OPTFORGE_DEVICE void optforge_cuda_store_vector(float *to, const optforge_f32 (&from)[4])
-{
+OPTFORGE_DEVICE void optforge_cuda_store_vector(float *to, const optforge_f32 (&from)[4]) {
     OPTFORGE_CUDA_WRITE((float4 *)to, make_float4(from[0].x, from[1].x, from[2].x, from[3].x));
 }
 
-OPTFORGE_DEVICE void optforge_cuda_store_vector(double *to, const optforge_f64 (&from)[4])
-{
+OPTFORGE_DEVICE void optforge_cuda_store_vector(double *to, const optforge_f64 (&from)[4]) {
     OPTFORGE_CUDA_WRITE((double2 *)to, make_double2(from[0].x, from[1].x));
     OPTFORGE_CUDA_WRITE((double2 *)to + 1, make_double2(from[2].x, from[3].x));
 }
 
 template <typename real>
-OPTFORGE_DEVICE void optforge_cuda_load(real (&to)[4], const typename real::number *from, int live)
-{
+OPTFORGE_DEVICE void optforge_cuda_load(real (&to)[4], const typename real::number *from, int live) {
     if (live == 4 && optforge_cuda_aligned(from)) {
         optforge_cuda_load_vector(to, from);
     } else {
@@ -436,8 +427,7 @@ OPTFORGE_DEVICE void optforge_cuda_load(real (&to)[4], const typename real::numb
 }
 
 template <typename real>
-OPTFORGE_DEVICE void optforge_cuda_store(typename real::number *to, const real (&from)[4], int live)
-{
+OPTFORGE_DEVICE void optforge_cuda_store(typename real::number *to, const real (&from)[4], int live) {
     if (live == 4 && optforge_cuda_aligned(to)) {
         optforge_cuda_store_vector(to, from);
     } else {
@@ -451,16 +441,14 @@ OPTFORGE_DEVICE void optforge_cuda_store(typename real::number *to, const real (
 /* ---- the summation tree: one fixed order, whatever the grid: 32 lanes, leaf by leaf, chunk by chunk, and
  * the sums of chunks and of tensors in the same way ---- */
 
-OPTFORGE_DEVICE double optforge_cuda_combine(double a, double b, bool largest)
-{
+OPTFORGE_DEVICE double optforge_cuda_combine(double a, double b, bool largest) {
     if (!largest)
         return __dadd_rn(a, b);
     return a != a || a > b ? a : b;
 }
 
 /* The values of a warp as one, which all its threads have. */
-OPTFORGE_DEVICE double optforge_cuda_fold_lanes(double value, bool largest)
-{
+OPTFORGE_DEVICE double optforge_cuda_fold_lanes(double value, bool largest) {
 #pragma unroll
     for (int h = 16; h > 0; h /= 2)
         value = optforge_cuda_combine(value, __shfl_down_sync(0xffffffffu, value, h, 32), largest);
@@ -468,8 +456,7 @@ OPTFORGE_DEVICE double optforge_cuda_fold_lanes(double value, bool largest)
 }
 
 /* The total of n values that other warps have written: of chunks, or of tensors. */
-static __device__ double optforge_cuda_tree(const double *values, uint64_t n, bool largest)
-{
+static __device__ double optforge_cuda_tree(const double *values, uint64_t n, bool largest) {
     const uint64_t lane = threadIdx.x % 32, size = (uint64_t)OPTFORGE_CUDA_MOST * 32;
     const uint64_t nodes = (n + size - 1) / size;
     double lanes = 0.0, upper = 0.0, total = 0.0; /* lane by lane: totals of nodes, and of 1,024 nodes */
@@ -504,8 +491,7 @@ static __device__ double optforge_cuda_tree(const double *values, uint64_t n, bo
 }
 
 /* Whether this warp is the last of so many that come here; what all have written before is seen then. */
-OPTFORGE_DEVICE bool optforge_cuda_last(uint32_t *arrived, uint64_t number)
-{
+OPTFORGE_DEVICE bool optforge_cuda_last(uint32_t *arrived, uint64_t number) {
     unsigned before = 0;
 
     if (threadIdx.x % 32 == 0) {
@@ -522,8 +508,7 @@ OPTFORGE_DEVICE bool optforge_cuda_last(uint32_t *arrived, uint64_t number)
 /* ---- the begin of a step ---- */
 
 /* Stores scalars of steps to come; begins a step: finds its number, and its scalars among them. */
-OPTFORGE_DEVICE void optforge_cuda_begin(const optforge_cuda_news &given)
-{
+OPTFORGE_DEVICE void optforge_cuda_begin(const optforge_cuda_news &given) {
     const optforge_cuda_plan &w = given.plan;
     optforge_cuda_control *c = w.control;
     const uint64_t words = w.groups * w.width;
@@ -566,8 +551,7 @@ struct optforge_cuda_tensor {
     uint64_t k, number;
 
     __device__ optforge_cuda_tensor(const optforge_cuda_plan &w, uint64_t k)
-        : w(w), at(w.list + k * w.stride), k(k), number(w.number[k])
-    {
+        : w(w), at(w.list + k * w.stride), k(k), number(w.number[k]) {
     }
     __device__ void *array(int a) const { return ((void *const *)(at + sizeof(uint64_t)))[a]; }
     __device__ double *state(int a) const { return (double *)array(a); }
@@ -576,8 +560,7 @@ struct optforge_cuda_tensor {
     __device__ optforge_f64 sum(int slot) const { return w.tensor_sums[slot * w.tensors + number]; }
     __device__ optforge_f64 total(int slot) const { return w.totals[slot]; }
     template <class scalars>
-    __device__ scalars *row() const
-    {
+    __device__ scalars *row() const {
         return (scalars *)(w.scalars + w.group[k] * w.width);
     }
 };
@@ -604,8 +587,7 @@ struct optforge_cuda_rule {
 
 /* Looks for tensors with a scalar that has no value; the step is not done then. */
 template <class Rule>
-OPTFORGE_DEVICE void optforge_cuda_attempt(const optforge_cuda_plan &w)
-{
+OPTFORGE_DEVICE void optforge_cuda_attempt(const optforge_cuda_plan &w) {
     const uint64_t k = blockIdx.x * (uint64_t)OPTFORGE_CUDA_THREADS + threadIdx.x;
 
     if (k < w.count && Rule::attempt(optforge_cuda_tensor(w, k)) != OPTFORGE_OK) {
@@ -624,8 +606,7 @@ struct optforge_cuda_leaf {
     bool skipped;
 
     /* Whether there is anything to do for this warp. */
-    __device__ bool find(const optforge_cuda_plan &w, int slot)
-    {
+    __device__ bool find(const optforge_cuda_plan &w, int slot) {
         const uint64_t u = blockIdx.x * (uint64_t)OPTFORGE_CUDA_WARPS + threadIdx.x / 32;
 
         if (u >= w.units || w.control->idle)
@@ -642,15 +623,13 @@ struct optforge_cuda_leaf {
         return true;
     }
     /* How many of a thread's four elements of a row exist. */
-    __device__ int live(int row) const
-    {
+    __device__ int live(int row) const {
         const int i = left - row - 4 * lane;
 
         return i <= 0 ? 0 : i < 4 ? i : 4;
     }
     template <typename number>
-    __device__ number *gradient(const optforge_cuda_plan &w) const
-    {
+    __device__ number *gradient(const optforge_cuda_plan &w) const {
         return (number *)w.gradients[tensor] + begin;
     }
 };
@@ -658,8 +637,7 @@ struct optforge_cuda_leaf {
 /* Counts NaN and infinity among the unscaled gradients of a leaf, where any may be. */
 template <typename real>
 static __device__ __noinline__ void optforge_cuda_count(const typename real::number *g, real unscale,
-                                                        int left, double *sums, uint64_t leaves)
-{
+                                                        int left, double *sums, uint64_t leaves) {
     int nan = 0, inf = 0;
 
     for (int i = threadIdx.x % 32; i < left; i += 32) {
@@ -677,8 +655,7 @@ static __device__ __noinline__ void optforge_cuda_count(const typename real::num
 }
 
 template <typename real>
-OPTFORGE_DEVICE void optforge_cuda_zero(typename real::number *g, const optforge_cuda_leaf &leaf)
-{
+OPTFORGE_DEVICE void optforge_cuda_zero(typename real::number *g, const optforge_cuda_leaf &leaf) {
     const real none[4] = {0.0, 0.0, 0.0, 0.0};
 
     for (int row = 0; row < leaf.left; row += OPTFORGE_CUDA_ROW)
@@ -688,8 +665,7 @@ OPTFORGE_DEVICE void optforge_cuda_zero(typename real::number *g, const optforge
 /* Adds a row to the lanes: through shared memory, for element i of a tensor is in lane i mod 32. */
 template <typename real>
 OPTFORGE_DEVICE double optforge_cuda_add(double sum, typename real::number *stage, const real (&value)[4],
-                                         int live, int kind)
-{
+                                         int live, int kind) {
     const int lane = threadIdx.x % 32;
     real own[4];
 
@@ -729,8 +705,7 @@ struct optforge_cuda_pass_of {
 
 /* A pass of a rule over one leaf for each warp. Nothing in it waits for other warps. */
 template <class Pass, bool observe>
-OPTFORGE_DEVICE void optforge_cuda_pass(const optforge_cuda_plan &w)
-{
+OPTFORGE_DEVICE void optforge_cuda_pass(const optforge_cuda_plan &w) {
     typedef typename Pass::element real;
     typedef typename Pass::rule rule;
     typedef typename rule::scalars scalars;
@@ -842,8 +817,8 @@ struct optforge_cuda_scan : optforge_cuda_pass_of<Rule, real> {
 
     static __device__ constexpr bool loads(int a) { return a == 1; }
     template <bool observe>
-    OPTFORGE_DEVICE void run(const typename Rule::scalars &s, real (&x)[Rule::ARRAYS][4], real (&added)[2][4])
-    {
+    OPTFORGE_DEVICE void run(const typename Rule::scalars &s, real (&x)[Rule::ARRAYS][4],
+                             real (&added)[2][4]) {
         const real unscale(Rule::unscale(s));
 
 #pragma unroll
@@ -854,8 +829,7 @@ struct optforge_cuda_scan : optforge_cuda_pass_of<Rule, real> {
 
 /* The same without statistics: whether all are finite, and no squares. */
 template <class Rule, typename real>
-OPTFORGE_DEVICE void optforge_cuda_look(const optforge_cuda_plan &w)
-{
+OPTFORGE_DEVICE void optforge_cuda_look(const optforge_cuda_plan &w) {
     enum { AT_ONCE = 4, STRIDE = AT_ONCE * OPTFORGE_CUDA_ROW };
     typedef typename Rule::scalars scalars;
     optforge_cuda_leaf leaf;
@@ -890,8 +864,7 @@ OPTFORGE_DEVICE void optforge_cuda_look(const optforge_cuda_plan &w)
 /* Adds up what a pass left: a warp for each chunk and sum. The last of a tensor goes on over its chunks,
  * the last of a sum over all tensors, and the last of all to the scalars of the next phase. */
 template <class Rule>
-OPTFORGE_DEVICE void optforge_cuda_fold(const optforge_cuda_plan &w)
-{
+OPTFORGE_DEVICE void optforge_cuda_fold(const optforge_cuda_plan &w) {
     const uint64_t c = blockIdx.x * (uint64_t)OPTFORGE_CUDA_WARPS + threadIdx.x / 32;
     const uint64_t lane = threadIdx.x % 32, slot = w.slot + blockIdx.y;
     const bool largest = Rule::largest((int)slot);
@@ -937,8 +910,7 @@ OPTFORGE_DEVICE void optforge_cuda_fold(const optforge_cuda_plan &w)
 
 /* The norms of one tensor, or of all, from the sums of squares. */
 template <class Rule>
-OPTFORGE_DEVICE optforge_stats optforge_cuda_tell(const double *sums, uint64_t stride, bool skipped)
-{
+OPTFORGE_DEVICE optforge_stats optforge_cuda_tell(const double *sums, uint64_t stride, bool skipped) {
     const int grad = skipped ? +Rule::FIRST_GRAD : +Rule::GRAD;
     const int nan = skipped ? +Rule::FIRST_NAN : +Rule::GRAD_NAN;
     optforge_stats own;
@@ -959,8 +931,7 @@ OPTFORGE_DEVICE optforge_stats optforge_cuda_tell(const double *sums, uint64_t s
 
 /* Tells the statistics, and lets scalar state advance, when all elements of all tensors are done. */
 template <class Rule>
-OPTFORGE_DEVICE void optforge_cuda_finish(const optforge_cuda_plan &w)
-{
+OPTFORGE_DEVICE void optforge_cuda_finish(const optforge_cuda_plan &w) {
     const uint64_t k = blockIdx.x * (uint64_t)OPTFORGE_CUDA_THREADS + threadIdx.x;
     const bool skipped = w.control->skipped != 0;
     __shared__ double largest[OPTFORGE_CUDA_WARPS];

@@ -45,8 +45,7 @@ struct rmsprop_cuda_elements : optforge_cuda_pass_of<rmsprop_cuda_rule, real> {
     static __device__ constexpr bool loads(int a) { return true; }
     static __device__ constexpr bool stores(int a) { return a != 1; }
     template <bool observe>
-    OPTFORGE_DEVICE void run(const rmsprop_cuda_scalars &s, real (&x)[3][4], real (&added)[ALL + 1][4])
-    {
+    OPTFORGE_DEVICE void run(const rmsprop_cuda_scalars &s, real (&x)[3][4], real (&added)[ALL + 1][4]) {
         const real unscale(s.unscale);
         const real rho(s.rho);
         const real one_minus_rho(s.one_minus_rho);
@@ -82,8 +81,7 @@ OPTFORGE_CUDA_KERNEL(rmsprop_cuda_fold, optforge_cuda_plan, optforge_cuda_fold<r
 OPTFORGE_CUDA_KERNEL(rmsprop_cuda_finish, optforge_cuda_plan, optforge_cuda_finish<rmsprop_cuda_rule>)
 
 /* What depends on hyperparameters and t alone, on the host. */
-static int rmsprop_cuda_begin_step(void *scalars, const void *hyper_, uint64_t step, double unscale)
-{
+static int rmsprop_cuda_begin_step(void *scalars, const void *hyper_, uint64_t step, double unscale) {
     rmsprop_cuda_scalars *s = (rmsprop_cuda_scalars *)scalars;
     const rmsprop_cuda_hyper *h = (const rmsprop_cuda_hyper *)hyper_;
     const double lr = h->lr, rho = h->rho, eps = h->eps;
@@ -93,7 +91,6 @@ static int rmsprop_cuda_begin_step(void *scalars, const void *hyper_, uint64_t s
         return OPTFORGE_ERROR_ASSERT;
 
     s->one_minus_rho = 1.0 - rho;
-
     s->unscale = unscale;
     s->rho = rho;
     s->lr = lr;
@@ -123,8 +120,7 @@ const optforge_cuda_kernel rmsprop_cuda_kernel_f32 = {
 };
 
 int rmsprop_cuda_plan_f32(rmsprop_cuda_plan *plan, const rmsprop_cuda_tensor_f32 *tensors, size_t count,
-                          const rmsprop_cuda_options *options, cudaStream_t stream)
-{
+                          const rmsprop_cuda_options *options, cudaStream_t stream) {
     return optforge_cuda_plan_list(plan, &rmsprop_cuda_kernel_f32, tensors, count, options, stream);
 }
 
@@ -146,59 +142,49 @@ const optforge_cuda_kernel rmsprop_cuda_kernel_f64 = {
 };
 
 int rmsprop_cuda_plan_f64(rmsprop_cuda_plan *plan, const rmsprop_cuda_tensor_f64 *tensors, size_t count,
-                          const rmsprop_cuda_options *options, cudaStream_t stream)
-{
+                          const rmsprop_cuda_options *options, cudaStream_t stream) {
     return optforge_cuda_plan_list(plan, &rmsprop_cuda_kernel_f64, tensors, count, options, stream);
 }
 
-const char *rmsprop_cuda_strerror(int status)
-{
+const char *rmsprop_cuda_strerror(int status) {
     return optforge_cuda_strerror(&rmsprop_cuda_kernel_f32, status);
 }
 
 void rmsprop_cuda_hyper_init(rmsprop_cuda_hyper *h) { memcpy(h, rmsprop_cuda_defaults, sizeof *h); }
 void rmsprop_cuda_options_init(rmsprop_cuda_options *o) { optforge_cuda_options_init(o); }
 
-size_t rmsprop_cuda_workspace_size(uint64_t elements, size_t count, size_t groups)
-{
+size_t rmsprop_cuda_workspace_size(uint64_t elements, size_t count, size_t groups) {
     return optforge_cuda_workspace_size(&rmsprop_cuda_kernel_f32, elements, count, groups);
 }
 
-int rmsprop_cuda_gradients(const rmsprop_cuda_plan *plan, const void *const *gradients, cudaStream_t stream)
-{
+int rmsprop_cuda_gradients(const rmsprop_cuda_plan *plan, const void *const *gradients, cudaStream_t stream) {
     return optforge_cuda_gradients(plan, gradients, stream);
 }
 
-int rmsprop_cuda_state_init(const rmsprop_cuda_plan *plan, const rmsprop_cuda_hyper *h, cudaStream_t stream)
-{
+int rmsprop_cuda_state_init(const rmsprop_cuda_plan *plan, const rmsprop_cuda_hyper *h, cudaStream_t stream) {
     return optforge_cuda_state_init(plan, h, stream);
 }
 
 int rmsprop_cuda_step(const rmsprop_cuda_hyper *h, uint64_t t, const rmsprop_cuda_plan *plan,
-                      const rmsprop_cuda_options *options, cudaStream_t stream)
-{
+                      const rmsprop_cuda_options *options, cudaStream_t stream) {
     return optforge_cuda_step(h, t, plan, options, stream);
 }
 
 int rmsprop_cuda_rows(const rmsprop_cuda_plan *plan, const rmsprop_cuda_hyper *h, uint64_t t, size_t number,
-                      int set, const rmsprop_cuda_options *options, cudaStream_t stream)
-{
+                      int set, const rmsprop_cuda_options *options, cudaStream_t stream) {
     return optforge_cuda_rows(plan, h, t, number, set, options, stream);
 }
 
 int rmsprop_cuda_launch(const rmsprop_cuda_plan *plan, const rmsprop_cuda_options *options,
-                        cudaStream_t stream)
-{
+                        cudaStream_t stream) {
     return optforge_cuda_launch(plan, options, stream);
 }
 
 int rmsprop_cuda_phases(const rmsprop_cuda_plan *plan, const rmsprop_cuda_options *options, int first,
-                        int last, cudaStream_t stream)
-{
+                        int last, cudaStream_t stream) {
     return optforge_cuda_phases(plan, options, first, last, stream);
 }
 
-double *rmsprop_cuda_partials(const rmsprop_cuda_plan *plan, int phase, size_t *number)
-{
+double *rmsprop_cuda_partials(const rmsprop_cuda_plan *plan, int phase, size_t *number) {
     return optforge_cuda_partials(plan, phase, number);
 }

@@ -45,8 +45,7 @@ struct sgd_cuda_elements : optforge_cuda_pass_of<sgd_cuda_rule, real> {
     static __device__ constexpr bool loads(int a) { return true; }
     static __device__ constexpr bool stores(int a) { return a == 0; }
     template <bool observe>
-    OPTFORGE_DEVICE void run(const sgd_cuda_scalars &s, real (&x)[2][4], real (&added)[ALL + 1][4])
-    {
+    OPTFORGE_DEVICE void run(const sgd_cuda_scalars &s, real (&x)[2][4], real (&added)[ALL + 1][4]) {
         const real unscale(s.unscale);
         const real lr(s.lr);
         real (&p_)[4] = x[0], (&g_)[4] = x[1], (&added_g)[4] = added[0], (&added_p)[4] = added[1],
@@ -76,8 +75,7 @@ OPTFORGE_CUDA_KERNEL(sgd_cuda_fold, optforge_cuda_plan, optforge_cuda_fold<sgd_c
 OPTFORGE_CUDA_KERNEL(sgd_cuda_finish, optforge_cuda_plan, optforge_cuda_finish<sgd_cuda_rule>)
 
 /* What depends on hyperparameters and t alone, on the host. */
-static int sgd_cuda_begin_step(void *scalars, const void *hyper_, uint64_t step, double unscale)
-{
+static int sgd_cuda_begin_step(void *scalars, const void *hyper_, uint64_t step, double unscale) {
     sgd_cuda_scalars *s = (sgd_cuda_scalars *)scalars;
     const sgd_cuda_hyper *h = (const sgd_cuda_hyper *)hyper_;
     const double lr = h->lr;
@@ -107,8 +105,7 @@ const optforge_cuda_kernel sgd_cuda_kernel_f32 = {
 };
 
 int sgd_cuda_plan_f32(sgd_cuda_plan *plan, const sgd_cuda_tensor_f32 *tensors, size_t count,
-                      const sgd_cuda_options *options, cudaStream_t stream)
-{
+                      const sgd_cuda_options *options, cudaStream_t stream) {
     return optforge_cuda_plan_list(plan, &sgd_cuda_kernel_f32, tensors, count, options, stream);
 }
 
@@ -129,58 +126,48 @@ const optforge_cuda_kernel sgd_cuda_kernel_f64 = {
 };
 
 int sgd_cuda_plan_f64(sgd_cuda_plan *plan, const sgd_cuda_tensor_f64 *tensors, size_t count,
-                      const sgd_cuda_options *options, cudaStream_t stream)
-{
+                      const sgd_cuda_options *options, cudaStream_t stream) {
     return optforge_cuda_plan_list(plan, &sgd_cuda_kernel_f64, tensors, count, options, stream);
 }
 
-const char *sgd_cuda_strerror(int status)
-{
+const char *sgd_cuda_strerror(int status) {
     return optforge_cuda_strerror(&sgd_cuda_kernel_f32, status);
 }
 
 void sgd_cuda_hyper_init(sgd_cuda_hyper *h) { memcpy(h, sgd_cuda_defaults, sizeof *h); }
 void sgd_cuda_options_init(sgd_cuda_options *o) { optforge_cuda_options_init(o); }
 
-size_t sgd_cuda_workspace_size(uint64_t elements, size_t count, size_t groups)
-{
+size_t sgd_cuda_workspace_size(uint64_t elements, size_t count, size_t groups) {
     return optforge_cuda_workspace_size(&sgd_cuda_kernel_f32, elements, count, groups);
 }
 
-int sgd_cuda_gradients(const sgd_cuda_plan *plan, const void *const *gradients, cudaStream_t stream)
-{
+int sgd_cuda_gradients(const sgd_cuda_plan *plan, const void *const *gradients, cudaStream_t stream) {
     return optforge_cuda_gradients(plan, gradients, stream);
 }
 
-int sgd_cuda_state_init(const sgd_cuda_plan *plan, const sgd_cuda_hyper *h, cudaStream_t stream)
-{
+int sgd_cuda_state_init(const sgd_cuda_plan *plan, const sgd_cuda_hyper *h, cudaStream_t stream) {
     return optforge_cuda_state_init(plan, h, stream);
 }
 
 int sgd_cuda_step(const sgd_cuda_hyper *h, uint64_t t, const sgd_cuda_plan *plan,
-                  const sgd_cuda_options *options, cudaStream_t stream)
-{
+                  const sgd_cuda_options *options, cudaStream_t stream) {
     return optforge_cuda_step(h, t, plan, options, stream);
 }
 
 int sgd_cuda_rows(const sgd_cuda_plan *plan, const sgd_cuda_hyper *h, uint64_t t, size_t number, int set,
-                  const sgd_cuda_options *options, cudaStream_t stream)
-{
+                  const sgd_cuda_options *options, cudaStream_t stream) {
     return optforge_cuda_rows(plan, h, t, number, set, options, stream);
 }
 
-int sgd_cuda_launch(const sgd_cuda_plan *plan, const sgd_cuda_options *options, cudaStream_t stream)
-{
+int sgd_cuda_launch(const sgd_cuda_plan *plan, const sgd_cuda_options *options, cudaStream_t stream) {
     return optforge_cuda_launch(plan, options, stream);
 }
 
 int sgd_cuda_phases(const sgd_cuda_plan *plan, const sgd_cuda_options *options, int first, int last,
-                    cudaStream_t stream)
-{
+                    cudaStream_t stream) {
     return optforge_cuda_phases(plan, options, first, last, stream);
 }
 
-double *sgd_cuda_partials(const sgd_cuda_plan *plan, int phase, size_t *number)
-{
+double *sgd_cuda_partials(const sgd_cuda_plan *plan, int phase, size_t *number) {
     return optforge_cuda_partials(plan, phase, number);
 }

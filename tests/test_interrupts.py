@@ -88,13 +88,20 @@ def interrupt(*_: object) -> None:
     raise Interruption
 
 
+def finalizes(frame: FrameType | None) -> bool:
+    """Whether an object is being finalized: Python itself takes what is raised there, and nobody sees it."""
+    while frame is not None and frame.f_code.co_name != "__del__":
+        frame = frame.f_back
+    return frame is not None
+
+
 def instructions(function: Callable[[], Any], at: int) -> int:
     """Call a function, and raise an Interruption at an instruction of the package; how many it had."""
     count = 0
 
     def trace(frame: FrameType, event: str, _: Any) -> Any:
         nonlocal count
-        if not frame.f_code.co_filename.startswith(PACKAGE):
+        if not frame.f_code.co_filename.startswith(PACKAGE) or finalizes(frame):
             return None
         frame.f_trace_opcodes, frame.f_trace_lines = True, False
         if event == "opcode":
