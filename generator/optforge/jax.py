@@ -31,6 +31,7 @@ from .language import Rule
 from .mistakes import SHORT
 from .optimizer import check_threads, loss_scale, named_rule
 from .scalars import check_hyperparameters
+from .settings import check_seed
 
 __all__ = ["Optimizer", "OptimizerState", "Stats", "constructor", "doubles"]
 
@@ -171,8 +172,7 @@ class Optimizer(Pair):
             if not isinstance(skip_nonfinite, (bool, np.bool_)):
                 raise TypeError(f"skip_nonfinite is True or False, not {skip_nonfinite!r}")
             check_threads(threads)
-            if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed < 1 << 64:
-                raise ValueError(f"seed is a whole number from 0 to 2^64 - 1, not {seed!r}")
+            check_seed(seed)
             rule = named_rule(rule)
             asked = Asked(dict(store or {}), master, rounding)
             call = xla.Call("", (), (), skip_nonfinite=bool(skip_nonfinite), threads=threads or 0, seed=int(seed))

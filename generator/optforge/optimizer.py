@@ -23,7 +23,7 @@ from .ir import Kernel, State
 from .language import Rule
 from .mistakes import MISTAKES, SHORT, shorten
 from .resume import steps_taken
-from .settings import double
+from .settings import check_seed, double
 from .spaces import HOST, Host
 from .stats import RECORD, Stats
 from .structure import Structure, structured
@@ -679,14 +679,6 @@ def loss_scale(value: Any) -> float:
     if not (number > 0 and math.isfinite(number) and math.isfinite(1 / number)):
         raise ValueError(f"grad_scale is a positive number with a finite inverse, not {value!r}")
     return number
-
-
-def check_seed(seed: Any) -> None:
-    """Raise where this is no seed."""
-    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)):
-        raise TypeError(f"seed is a whole number, not {seed!r}")
-    if not 0 <= seed < 2**64:
-        raise ValueError(f"seed has 64 bits, and cannot be {seed}")
 
 
 def check_threads(threads: Any) -> None:

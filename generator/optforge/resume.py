@@ -16,7 +16,7 @@ from .functions import Array
 from .hyperparameters import Hyperparameters, Schedules
 from .ir import Kernel
 from .language import Rule
-from .settings import real
+from .settings import check_seed, real
 from .structure import Structure
 from .tensor import Tensor
 
@@ -139,8 +139,7 @@ def checked(opt: Optimizer, saved: Any) -> Saved:
     changes = saved_state(opt._kernel, opt._structure, opt._tensors, saved["state"], problems)
     steps = saved_steps(opt, saved, t, started, problems)
     seed = saved.get("seed", opt.seed)
-    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**64:
-        problems.append(f"its seed is {seed!r}")
+    noting(problems, check_seed, seed)
     if problems:
         raise ValueError("; ".join(problems))
     return Saved(t, steps, hyperparameters, lost, started, changes, int(seed))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+import numpy as np
+
 from .compose import Composition
 from .diagnostics import nearest
 from .options import choose
@@ -46,6 +48,20 @@ def settings(composition: Composition, given: Mapping[str, object]) -> tuple[dic
         if name in hyperparameters:
             hyperparameters[name] = real(name, value)
     return hyperparameters, options
+
+
+def check_seed(seed: object) -> None:
+    """Raise where this is no seed of stochastic rounding.
+
+    Raises
+    ------
+    TypeError, ValueError
+        It is no whole number, or has more than 64 bits.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)):
+        raise TypeError(f"seed is a whole number, not {seed!r}")
+    if not 0 <= seed < 2**64:
+        raise ValueError(f"seed is a whole number from 0 to 2^64 - 1, not {seed}")
 
 
 def configure(composition: Composition, given: Mapping[str, object]) -> Composition:
