@@ -14,7 +14,7 @@ import numpy as np
 from conftest import require
 from embedding import SOURCES
 from native import STRICT, instruction_sets
-from optforge import layout
+from optforge.emit import layout
 
 LOAD, NEAREST, STOCHASTIC = range(3)
 BF16, F16, SPLIT = range(3)

@@ -13,7 +13,7 @@ import numpy as np
 import optforge as of
 from data import Guarded, same
 from emulation import compile_emulated
-from optforge import layout
+from optforge.emit import layout
 
 NORMS = ("grad_norm", "clipped_grad_norm", "param_norm", "update_norm", "max_update_ratio")
 TYPES = {

@@ -14,9 +14,9 @@ import cffi
 import numpy as np
 
 import optforge as of
-from optforge import layout
-from optforge.crule import rule_text
-from optforge.formats import Wanted
+from optforge.core.formats import Wanted
+from optforge.emit import layout
+from optforge.emit.c import rule_text
 
 FULL = bool(os.environ.get("OPTFORGE_TEST_FULL"))
 SOURCES = Path(__file__).with_name("runtime")

@@ -19,8 +19,8 @@ import numpy as np
 
 import optforge as of
 from data import same
-from optforge.device import device
-from optforge.diagnostics import PerformanceWarning
+from optforge.core.diagnostics import PerformanceWarning
+from optforge.engines.cuda.device import device
 
 STEPS = 5
 SIZES = (7, 4097, 0, 32769)

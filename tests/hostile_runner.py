@@ -24,9 +24,9 @@ from pathlib import Path
 import numpy as np
 
 from optforge import Optimizer, cli
-from optforge.diagnostics import OptforgeError
-from optforge.language import Rule
-from optforge.render import environment
+from optforge.core.diagnostics import OptforgeError
+from optforge.emit.text import environment
+from optforge.library.rule import Rule
 
 SECONDS, PATIENCE = 5, 120  # of the processor; until it counts as waiting for ever
 MEBIBYTES = 500

@@ -15,7 +15,7 @@ from typing import Any
 import cffi
 import numpy as np
 
-from optforge import layout
+from optforge.emit import layout
 
 STRICT = (
     "-std=c99",

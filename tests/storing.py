@@ -14,8 +14,9 @@ import numpy as np
 import data
 import optforge as of
 from embedding import FULL, NORMS, Library, Part, shared, step
-from optforge import layout, norm, rule
-from optforge.formats import Storage, storage
+from optforge import norm, rule
+from optforge.core.formats import Storage, storage
+from optforge.emit import layout
 from oracles import _formats, begin, names, oracle
 
 SEED = 2**63 + 25

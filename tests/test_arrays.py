@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from optforge.arrays import Ranges, address, checked, gradient, is_array, kind, parameter, pointer, view
+from optforge.engines.arrays import Ranges, address, checked, gradient, is_array, kind, parameter, pointer, view
 from optimizing import Elsewhere, Exporter, FakeTensor, bits
 
 FLOATS = [0.25, -1.5, 3.0]

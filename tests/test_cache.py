@@ -22,13 +22,15 @@ import numpy as np
 import pytest
 
 from conftest import require
-from optforge import Optimizer, compiler, nativeinputs, rules
-from optforge.diagnostics import EnvironmentProblem
+from optforge import Optimizer, rules
+from optforge.core.diagnostics import EnvironmentProblem
+from optforge.engines.c import compile as compiler
+from optforge.engines.c import inputs as nativeinputs
 
 ROOT = os.geteuid() == 0
 TINY = {"tiny.h": "int tiny(void);\n", "tiny.c": '#include "tiny.h"\nint tiny(void) { return 42; }\n'}
 # The library of TINY, in a process of its own.
-BUILD = f"from optforge.compiler import library\nprint(library({TINY!r}))\n"
+BUILD = f"from optforge.engines.c.compile import library\nprint(library({TINY!r}))\n"
 
 
 @pytest.fixture(autouse=True)
@@ -503,7 +505,7 @@ def test_a_read_only_cache_serves_what_it_has(own: Path, wrapper: Wrapper, monke
     [
         ("os.fsync", OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))),
         ("os.replace", OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))),
-        ("optforge.compiler.locked", NotImplementedError("the file system has no locks")),
+        ("optforge.engines.c.compile.locked", NotImplementedError("the file system has no locks")),
     ],
 )
 def test_a_cache_that_fails_on_the_way(

@@ -21,7 +21,9 @@ import numpy as np
 import pytest
 
 import optforge as of
-from optforge import Optimizer, atomic, tensorfile
+from optforge import Optimizer
+from optforge.core import atomic
+from optforge.train import tensorfile
 from optimizing import SETTINGS, TARGETS, FakeTensor, bits, everything, nadam, small
 from oracles import names, oracle
 
@@ -221,7 +223,7 @@ class Halving:
 
 
 def test_a_schedule_that_can_be_saved_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from optforge import resume
+    from optforge.train import resume
 
     monkeypatch.setattr(resume, "schedule_of", lambda saved: Halving(**saved))
     groups = [{"params": small(1), "lr": Halving(3.0)}, {"params": small(2)}]
@@ -586,7 +588,8 @@ DYING = textwrap.dedent("""
     from pathlib import Path
     import numpy as np
     import optforge as of
-    from optforge import atomic, tensorfile
+    from optforge.core import atomic
+    from optforge.train import tensorfile
 
     path, point = Path(sys.argv[1]), sys.argv[2]
     opt = of.Optimizer([np.full(5000, 2.0)], "adam", target="numpy")

@@ -22,9 +22,10 @@ from pathlib import Path
 import pytest
 
 from native import defaults
-from optforge import __version__, cli, demo, demo_training, rules, transforms
-from optforge.diagnostics import RuleError
-from optforge.language import Rule
+from optforge import __version__, cli, rules, transforms
+from optforge.cli import demo, demo_training
+from optforge.core.diagnostics import RuleError
+from optforge.library.rule import Rule
 
 DONE, DIFFERENT, MISTAKE, ENVIRONMENT, INTERRUPTED = 0, 1, 2, 3, 130
 COMMANDS = ("list", "show", "generate", "demo")
@@ -455,7 +456,7 @@ def test_a_mistake_in_the_program_itself_is_no_traceback(run: Run, monkeypatch: 
     def fail(*_: object) -> None:
         raise KeyError("lost")
 
-    monkeypatch.setattr("optforge.catalogue.select", fail)
+    monkeypatch.setattr("optforge.cli.generate.select", fail)
     result = run("generate", "adam")
     assert result.code == ENVIRONMENT
     assert "KeyError: 'lost'" in result.err
@@ -500,7 +501,7 @@ def test_what_is_up_to_date_needs_no_permission(run: Run, monkeypatch: pytest.Mo
         raise OSError(errno.EROFS, "Read-only file system", "build/.optforge-1234")
 
     run("generate", "sgd")
-    monkeypatch.setattr("optforge.write.workplace", refuse)
+    monkeypatch.setattr("optforge.cli.write.workplace", refuse)
     assert run("generate", "sgd").code == DONE
     result = run("generate", "adam")
     assert result.code == ENVIRONMENT

@@ -14,7 +14,7 @@ import optforge as of
 from data import DTYPES, same
 from native import defaults
 from optforge import cli, mean, norm, scalar, sqrt, where
-from optforge.diagnostics import RuleError, UsageError
+from optforge.core.diagnostics import RuleError, UsageError
 from optimizing import TARGETS, everything
 
 Run = Callable[..., tuple[int, str, str]]

@@ -11,9 +11,9 @@ import optforge as of
 from conftest import require
 from embedding import FULL, SOURCES, WARNINGS, run, write
 from optforge import rule, scalar
-from optforge.crule import rule_view
-from optforge.formats import Wanted
-from optforge.project import project
+from optforge.core.formats import Wanted
+from optforge.emit.c import rule_view
+from optforge.emit.project import project
 
 DRIVERS = {"g++": "gcc", "clang++": "clang"}
 

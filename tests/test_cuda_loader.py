@@ -19,7 +19,7 @@ import warnings
 import numpy as np
 import optforge as of
 from data import same
-from optforge.diagnostics import EnvironmentProblem
+from optforge.core.diagnostics import EnvironmentProblem
 from optimizing import FakeTensor, bits
 rng = np.random.default_rng(3)
 shapes = [((5, 7), "f4"), ((33,), "f8"), ((0, 3), "f4"), ((4099,), "f4")]
@@ -38,8 +38,8 @@ def make(rule="adam", target="cuda", params=None, **named):
 DEVICE = """
 from pycuda import gpuarray
 import pycuda.driver as drv
-from optforge.device import device
-from optforge.targets.cuda import CudaTarget
+from optforge.engines.cuda.device import device
+from optforge.engines.cuda.engine import CudaTarget
 import atexit
 gpu = device(0)
 gpu.context.push()  # for the arrays that are made here; the optimizer leaves it as it finds it
@@ -298,7 +298,7 @@ def test_threads_that_use_a_device_may_end(process: Process) -> None:
     process(
         """
         import threading
-        from optforge.device import device
+        from optforge.engines.cuda.device import device
         import pycuda.driver as drv
         warnings.simplefilter("error")
         warnings.filterwarnings("ignore", category=of.PerformanceWarning)

@@ -19,8 +19,9 @@ from conftest import require
 from cuda import Cuda, Memory, Options, Plan, Stats, agree, order
 from data import same
 from emulation import compile_emulated
-from optforge import max_abs, scalar, tree
-from optforge.formats import Wanted
+from optforge import max_abs, scalar
+from optforge.core import summation as tree
+from optforge.core.formats import Wanted
 from optimizing import SETTINGS, nadam
 from oracles import names, oracle
 from stepping import spread

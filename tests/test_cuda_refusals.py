@@ -13,7 +13,8 @@ import optforge as of
 from conftest import require
 from cuda import Cuda, Options, Plan
 from emulation import compile_emulated
-from optforge import layout, scalar
+from optforge import scalar
+from optforge.emit import layout
 
 LEAF, CHUNK = 1024, 32768
 

@@ -10,8 +10,9 @@ import pytest
 from rich.console import Console
 
 import optforge as of
-from optforge import Optimizer, ReduceLROnPlateau, checkpoint
-from optforge.write import write_all
+from optforge import Optimizer, ReduceLROnPlateau
+from optforge.cli.write import write_all
+from optforge.train import checkpoint
 
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
@@ -19,7 +20,7 @@ pytest.importorskip("matplotlib")
 
 def short_run(rules: list[str], directory: Path, kernels: Path | None = None) -> tuple[list[int | None], str]:
     """Where each rule first differs, and what was printed."""
-    from optforge.demo import run
+    from optforge.cli.demo import run
 
     printed = io.StringIO()
     console = Console(file=printed, width=200)
@@ -37,7 +38,9 @@ def test_trajectories_are_bit_identical(tmp_path: Path) -> None:
 
 def test_a_picture_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What its place cannot be is said before training; what happens later names the picture."""
-    from optforge import atomic, demo, pictures
+    from optforge.cli import demo
+    from optforge.core import atomic
+    from optforge.train import pictures
 
     with monkeypatch.context() as changed:
         changed.setattr(demo, "train", lambda *_, **__: pytest.fail("it trains"))
@@ -79,7 +82,7 @@ def test_a_changed_constant_shows(tmp_path: Path) -> None:
 
 def short_training(directory: Path, **arguments: object) -> tuple[Any, str]:
     """The outcome of the training that is resumed, and what was printed."""
-    from optforge.demo_training import run
+    from optforge.cli.demo_training import run
 
     printed = io.StringIO()
     console = Console(file=printed, width=200)

@@ -15,25 +15,13 @@ import pytest
 import optforge as of
 from conftest import COMPILERS, require
 from native import STRICT
-from optforge import (
-    exp,
-    layout,
-    log,
-    maximum,
-    minimum,
-    project,
-    pypackage,
-    render,
-    rule,
-    scalar,
-    sign,
-    sqrt,
-    tanh,
-    where,
-)
-from optforge.catalogue import emit, select
-from optforge.formats import Wanted
-from optforge.write import differences, write_all
+from optforge import exp, log, maximum, minimum, rule, scalar, sign, sqrt, tanh, where
+from optforge.cli.generate import emit, select
+from optforge.cli.write import differences, write_all
+from optforge.core.formats import Wanted
+from optforge.emit import layout, project
+from optforge.emit import python_package as pypackage
+from optforge.emit import text as render
 
 x86 = pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="looks for x86 instructions")
 ROOT = Path(__file__).resolve().parent.parent

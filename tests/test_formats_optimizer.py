@@ -13,8 +13,8 @@ import pytest
 
 import optforge as of
 from conftest import require_torch
-from optforge.formats import FORMATS, draw
-from optforge.functions import Array
+from optforge.core.formats import FORMATS, draw
+from optforge.core.functions import Array
 
 SIZES = (1, 33, 1030, 40_000)
 

@@ -9,7 +9,7 @@ import pytest
 
 import optforge as of
 from optforge.cli import main
-from optforge.diagnostics import UsageError
+from optforge.core.diagnostics import UsageError
 
 WRONG: dict[str, tuple[str, list[str], dict[str, Any], list[str]]] = {
     "an unknown array": (

@@ -15,7 +15,7 @@ import optforge as of
 from conftest import require
 from embedding import Library, Part, shared, step
 from native import code
-from optforge import layout
+from optforge.emit import layout
 from oracles import _formats, _transforms, begin, oracle
 from storing import alike, check_told, moved
 

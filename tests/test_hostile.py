@@ -11,8 +11,8 @@ from conftest import COMPILERS, require
 from hostile_rules import ACCEPTED, REFUSED, Accepted, Refused
 from native import STRICT
 from optforge.cli import main
-from optforge.diagnostics import RuleError, UsageError
-from optforge.language import Rule
+from optforge.core.diagnostics import RuleError, UsageError
+from optforge.library.rule import Rule
 
 
 def test_there_are_enough() -> None:

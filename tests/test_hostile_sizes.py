@@ -15,10 +15,10 @@ import pytest
 import hostile_runner
 from hostile_rules import ACCEPTED, IMPORTS, REFUSED, function, usual
 from hostile_sizes import CASES, LAST, TRANSFORM, Sized, body, declared, lines, listed
-from optforge import bounds
 from optforge.cli import main
-from optforge.diagnostics import RuleError, UsageError
-from optforge.language import Rule
+from optforge.core import bounds
+from optforge.core.diagnostics import RuleError, UsageError
+from optforge.library.rule import Rule
 
 EVERY = [*CASES, *(Sized(f"refused-{c.id}", c.source, c.name) for c in REFUSED)]
 EVERY += [Sized(f"accepted-{c.id}", c.source, c.name) for c in ACCEPTED]
@@ -236,8 +236,8 @@ def test_a_killed_command_leaves_nothing_for_ever(tmp_path: Path) -> None:
 
 
 def test_commands_at_work_leave_each_other_alone(tmp_path: Path) -> None:
-    from optforge import write
-    from optforge.atomic import workplace
+    from optforge.cli import write
+    from optforge.core.atomic import workplace
 
     with workplace(tmp_path, write.HIDDEN) as (work, _):
         (work / "0").touch()

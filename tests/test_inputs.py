@@ -19,7 +19,7 @@ import pytest
 
 import optforge as of
 from conftest import require_torch
-from optforge import nativeinputs
+from optforge.engines.c import inputs as nativeinputs
 from optimizing import TARGETS, Exporter, FakeTensor, bits, everything
 
 pytestmark = pytest.mark.skipif("c" not in TARGETS, reason="is about arrays of the host")

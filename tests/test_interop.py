@@ -9,8 +9,9 @@ import pytest
 
 import optforge as of
 from conftest import require_torch
-from optforge import Optimizer, interop
-from optforge.interop import PYTORCH
+from optforge import Optimizer
+from optforge.train import interop
+from optforge.train.interop import PYTORCH
 from optimizing import bits, everything
 
 SIZES = [(40, 3), (7,), ()]

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import optforge as of
-from optforge.diagnostics import InterruptedStep
+from optforge.core.diagnostics import InterruptedStep
 from optimizing import TARGETS, bits, everything, nadam
 
 PACKAGE = str(Path(of.__file__).parent)

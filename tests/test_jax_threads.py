@@ -9,7 +9,7 @@ import pytest
 
 import optforge as of
 from conftest import require, require_jax
-from optforge import layout
+from optforge.emit import layout
 
 jax = require_jax()
 

@@ -12,7 +12,7 @@ import pytest
 import optforge as of
 from data import DTYPES, gradients, same, special
 from optforge import exp, log, maximum, minimum, rule, scalar, sign, sqrt, tanh, where
-from optforge.language import Rule
+from optforge.library.rule import Rule
 
 
 @rule

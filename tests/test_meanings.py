@@ -14,8 +14,8 @@ import pytest
 import optforge as of
 from data import DTYPES, same
 from optforge import abs, max_abs, maximum, minimum, norm, scalar, sign, where
-from optforge.ir import Expr, Let, Phase, Type
-from optforge.variables import Variable, Variables, check
+from optforge.core.ir import Expr, Let, Phase, Type
+from optforge.emit.variables import Variable, Variables, check
 from optimizing import TARGETS
 from oracles._tree import norm as norm_of
 

@@ -22,10 +22,10 @@ import pytest
 from rich.console import Console
 
 import optforge as of
-from optforge import curves, display, monitor
-from optforge.curves import History
-from optforge.diagnostics import EnvironmentProblem
-from optforge.journal import Journal
+from optforge.core.diagnostics import EnvironmentProblem
+from optforge.train import curves, display, monitor
+from optforge.train.curves import History
+from optforge.train.journal import Journal
 
 COLUMNS = [
     "step",

@@ -12,8 +12,8 @@ import pytest
 
 import optforge as of
 from data import gradients, same
-from optforge.diagnostics import RuleError
-from optforge.language import Rule
+from optforge.core.diagnostics import RuleError
+from optforge.library.rule import Rule
 from oracles import begin, names, oracle
 
 FLIPPED = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult}

@@ -11,9 +11,9 @@ import pytest
 import optforge as of
 from conftest import require
 from native import STRICT, run
-from optforge.diagnostics import UsageError
-from optforge.names import HEADERS, KEYWORDS, claimed
-from optforge.render import comment_text
+from optforge.core.diagnostics import UsageError
+from optforge.core.names import HEADERS, KEYWORDS, claimed
+from optforge.emit.text import comment_text
 
 C = """assert complex ctype errno fenv float inttypes iso646 limits locale math setjmp signal stdarg stdbool stddef stdint
 stdio stdlib string time wchar wctype unistd pthread""".split()

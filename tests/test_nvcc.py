@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from conftest import require
-from optforge import nvcc
-from optforge.diagnostics import EnvironmentProblem
+from optforge.core.diagnostics import EnvironmentProblem
+from optforge.engines.cuda import nvcc
 
 VARIABLES = ("NVCC", *nvcc.ADDED)
 FILES = {"k.cu": 'extern "C" __global__ void scale(float *x) { x[0] = __fmul_rn(x[0], 0.5f); }\n'}

@@ -15,9 +15,10 @@ import pytest
 
 import optforge as of
 from conftest import require_torch
-from optforge import Optimizer, arrays, rule
-from optforge.diagnostics import EnvironmentProblem
-from optforge.targets.c import CTarget
+from optforge import Optimizer, rule
+from optforge.core.diagnostics import EnvironmentProblem
+from optforge.engines import arrays
+from optforge.engines.c.engine import CTarget
 from optimizing import (
     SETTINGS,
     TARGETS,

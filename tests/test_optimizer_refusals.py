@@ -14,7 +14,7 @@ import pytest
 
 import optforge as of
 from optforge import Optimizer, RuleError, rule, scalar
-from optforge.diagnostics import ScalarError, UsageError
+from optforge.core.diagnostics import ScalarError, UsageError
 from optimizing import (
     SETTINGS,
     TARGETS,

@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 
 import optforge as of
-from optforge.companions import COMPANIONS
-from optforge.language import Rule
+from optforge.cli.companions import COMPANIONS
+from optforge.library.rule import Rule
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 HEAVY = ("numpy", "jinja2", "cffi", "typer", "click", "rich", "filelock", "platformdirs")
@@ -126,7 +126,7 @@ def test_the_source_distribution_gives_the_same_wheel(wheel: Path, tmp_path: Pat
 
 
 def test_the_wheel_alone_is_used(installed: Path, tmp_path: Path) -> None:
-    code = "import optforge, optforge.render, sys; print(optforge.__file__, optforge.render.TEMPLATES, *sys.path)"
+    code = "import optforge, optforge.emit.text, sys; print(optforge.__file__, optforge.emit.text.TEMPLATES, *sys.path)"
     file, templates, *paths = outside([installed / "python", "-c", code], tmp_path).split()
     package = Path(file).parent
     assert package.is_relative_to(installed.parent)
@@ -171,7 +171,9 @@ def test_importing_is_light() -> None:
     assert "optforge" in modules
     assert not modules & set(HEAVY)
     assert {name for name in modules if name.startswith("optforge.")} == {
-        "optforge.catalogues",
+        "optforge.core",
+        "optforge.core.catalogue",
+        "optforge.core.version",
         "optforge.rules",
         "optforge.transforms",
     }
@@ -243,7 +245,7 @@ def test_rules_by_attribute_index_and_iteration() -> None:
 )
 def test_a_rule_is_never_a_module(code: str) -> None:
     said = python(f"{code}\nimport optforge\nassert optforge.rules.adam is rule\nprint(type(rule), rule.name)")
-    assert said == "<class 'optforge.language.Rule'> adam\n"
+    assert said == "<class 'optforge.library.rule.Rule'> adam\n"
 
 
 def test_an_unknown_rule() -> None:

@@ -12,10 +12,10 @@ import pytest
 
 from conftest import require
 from optforge import ReduceLROnPlateau
-from optforge.catalogue import emit
-from optforge.companions import COMPANIONS
-from optforge.diagnostics import UsageError
-from optforge.formats import Wanted
+from optforge.cli.companions import COMPANIONS
+from optforge.cli.generate import emit
+from optforge.core.diagnostics import UsageError
+from optforge.core.formats import Wanted
 from plateaus import SETTINGS, One, both_bounds, metrics
 
 WARNINGS = ("-Wall", "-Wextra", "-Wpedantic", "-Wconversion", "-Wshadow", "-Werror")

@@ -14,8 +14,8 @@ import pytest
 import optforge as of
 from data import DTYPES, same, special
 from optforge import exp, global_norm, global_sum, log, max_abs, maximum, mean, norm, scalar, sqrt, sum, where
-from optforge.diagnostics import RuleError, ScalarError
-from optforge.tree import tensor_total, total
+from optforge.core.diagnostics import RuleError, ScalarError
+from optforge.core.summation import tensor_total, total
 from optimizing import TARGETS, bits
 from oracles import _tree as oracle
 

@@ -18,9 +18,9 @@ import pytest
 
 import optforge as of
 from conftest import require_torch
-from optforge import schedules
-from optforge.diagnostics import EnvironmentProblem
-from optforge.schedules import Schedule
+from optforge.core.diagnostics import EnvironmentProblem
+from optforge.train import schedules
+from optforge.train.schedules import Schedule
 
 Expected = dict[int, float]
 V = 0.3  # no power of two, so that roundings would show

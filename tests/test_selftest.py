@@ -14,8 +14,8 @@ import optforge as of
 from conftest import COMPILERS, require
 from embedding import WAYS, emitted, run, write
 from optforge import exp, norm, rule, scalar, sqrt, tanh
-from optforge.dtypes import DTYPES
-from optforge.golden import golden
+from optforge.core.dtypes import DTYPES
+from optforge.engines.golden import golden
 
 OK, SELFTEST, ASSERT, SCALAR = 0, 18, 100, 7
 

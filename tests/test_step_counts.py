@@ -11,7 +11,8 @@ import pytest
 
 import optforge as of
 from conftest import require_torch
-from optforge import Optimizer, rule, tensorfile
+from optforge import Optimizer, rule
+from optforge.train import tensorfile
 from optimizing import TARGETS, Judge, bits, everything, nadam
 from rules_of_others import pytorch
 

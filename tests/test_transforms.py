@@ -180,7 +180,7 @@ def test_a_hyperparameter_changes_between_steps() -> None:
 
 def test_emitted_defaults_are_the_settings(tmp_path: Path) -> None:
     """A committed kernel of a composition is taken, and has the defaults that were chosen."""
-    from optforge.targets.c import CTarget
+    from optforge.engines.c.engine import CTarget
 
     made = of.clip_by_global_norm(max_norm=2.5) >> of.rules.sgd
     files = made.generate()

@@ -24,7 +24,7 @@ import numpy as np
 
 import optforge as of
 from data import same, special
-from optforge.targets import c
+from optforge.engines.c import engine as c
 
 from .author import COMMON, TELLING, Case
 from .oracle import Optimizer, Undefined
@@ -87,7 +87,7 @@ class Collected(Exception):
 class Together:
     """Compiles the C of many rules in one go, and gives the loader the library: this is for speed alone.
 
-    It stands in for `optforge.compiler.library`; what it has not built goes there.
+    It stands in for `optforge.engines.c.compile.library`; what it has not built goes there.
     """
 
     def __init__(self, directory: Path):

@@ -13,8 +13,8 @@ from typing import Annotated, Any
 
 import typer
 
-from . import __version__
-from .diagnostics import EnvironmentProblem, OptforgeError, RuleError, UsageError
+from ..core.diagnostics import EnvironmentProblem, OptforgeError, RuleError, UsageError
+from ..core.version import __version__
 
 HELP = """Turn optimizer update rules into fused C and CUDA kernels.
 
@@ -92,9 +92,9 @@ def list_rules() -> None:
     Behind them come the transforms, which stand before a rule, clip_by_global_norm:adam, and what else `optforge
     generate` writes.
     """
-    from .catalogue import BUILT_IN, TRANSFORMS
+    from ..core.dtypes import F32
+    from ..library.rule import BUILT_IN, TRANSFORMS
     from .companions import COMPANIONS
-    from .dtypes import F32
 
     rows = [("RULE", "STATE", "BYTES", "")]
     for name in BUILT_IN:
@@ -129,11 +129,12 @@ def show(
       optforge show my_rule.py:my_rule --set nesterov=true
       optforge show adamw --store p=bf16,g=bf16 --master split
     """  # noqa: D301 - click reads the \b, which keeps lines as they are
-    from .catalogue import named, parse_settings
+    from ..core.formats import Wanted, parse_store
+    from ..library.named import parse_settings
     from .describe import describe
-    from .formats import Wanted, parse_store
+    from .generate import rule as rule_named
 
-    found = named(rule)
+    found = rule_named(rule)
     wanted = Wanted(None, parse_store(store), master, rounding)
     say(describe(found, parse_settings(setting or [], [found])[found.name], wanted))
 
@@ -209,8 +210,8 @@ def generate(
     With --check the exit code is 1 if a file is missing or differs. With --all as well, an emitted file in DIR that
     belongs to no rule counts too.
     """  # noqa: D301
-    from .catalogue import emit, select
-    from .formats import Wanted, parse_store
+    from ..core.formats import Wanted, parse_store
+    from .generate import emit, select
     from .write import differences, write_all
 
     targets = target or ["c"]

@@ -6,9 +6,9 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from .dtypes import F64
-from .names import check_prefix
-from .render import fold, render_template, status_lines
+from ..core.dtypes import F64
+from ..core.names import check_prefix
+from ..emit.text import fold, render_template, status_lines
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ PLATEAU_STATUSES = (
 
 def plateau(prefix: str, command: str) -> str:
     """The header that does what ReduceLROnPlateau does."""
-    from .plateau import EPS, ReduceLROnPlateau
+    from ..train.plateau import EPS, ReduceLROnPlateau
 
     given = {name: own.default for name, own in inspect.signature(ReduceLROnPlateau).parameters.items()}
     numbers = {name: F64.constant(given[name]) for name in ("factor", "threshold", "min_lr")}

@@ -15,11 +15,11 @@ from rich.table import Table
 from rich.text import Text
 
 from optforge import Optimizer
-from optforge.diagnostics import EnvironmentProblem
-from optforge.digits import BATCH, Digits, Floats, Network, batches, initial_parameters, load_digits
-from optforge.optimizer import named_rule
-from optforge.pictures import new_figure, require_place, save, tidy
-from optforge.targets.c import CTarget
+from optforge.cli.digits import BATCH, Digits, Floats, Network, batches, initial_parameters, load_digits
+from optforge.core.diagnostics import EnvironmentProblem
+from optforge.engines.c.engine import CTarget
+from optforge.library.named import named_rule
+from optforge.train.pictures import new_figure, require_place, save, tidy
 
 SEED_RULES = ("sgd", "momentum", "nesterov", "adagrad", "adadelta", "rmsprop", "adam")
 

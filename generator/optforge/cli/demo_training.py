@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.text import Text
 
 from optforge import Monitor, Optimizer, ReduceLROnPlateau, clip_by_global_norm
-from optforge.demo import require_extra, same_bits
-from optforge.digits import BATCH, Digits, Network, batches, initial_parameters, load_digits
-from optforge.optimizer import named_rule
+from optforge.cli.demo import require_extra, same_bits
+from optforge.cli.digits import BATCH, Digits, Network, batches, initial_parameters, load_digits
+from optforge.library.named import named_rule
 
 RULE = clip_by_global_norm(max_norm=1.0) >> named_rule("adam")
 RATE = 0.02  # ten times what suits this network: there is something to clip, and to reduce

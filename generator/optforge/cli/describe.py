@@ -5,12 +5,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Mapping
 
-from .diagnostics import printable
-from .dtypes import F64
-from .emit import Printer
-from .formats import Storage, Wanted
-from .ir import Expr, Kernel, Reduction
-from .language import Rule
+from ..core.diagnostics import printable
+from ..core.dtypes import F64
+from ..core.formats import Storage, Wanted
+from ..core.ir import Expr, Kernel, Reduction
+from ..emit.printer import Printer
+from ..library.rule import Rule
 
 USUAL = Wanted()
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from .reduced import IEEE, Reduced
-from .tree import tensor_total
+from .ieee_scalar import IEEE, Reduced
+from .summation import tensor_total
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

@@ -9,7 +9,7 @@ from types import TracebackType
 from .diagnostics import OptforgeError
 
 MISTAKES = (OptforgeError, TypeError, ValueError, AttributeError)
-PACKAGE = str(Path(__file__).parent)
+PACKAGE = str(Path(__file__).parent.parent)
 
 
 class Shortened:

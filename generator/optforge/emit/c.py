@@ -9,23 +9,21 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from ..core.dtypes import DTYPES, F64, DType
+from ..core.formats import MASTERS, Storage, plain
+from ..core.ir import Expr, Kernel, Let, Phase, Reduction, ScalarGroup, State
+from ..core.names import CALLED, Names, check_prefix, file_of
 from . import layout
-from .celements import Elements, phase_title
-from .cscalars import Scalars, c_type, leaves, sum_names
-from .csource import Source
-from .dtypes import DTYPES, F64, DType
-from .formats import MASTERS, Storage, plain
-from .golden import golden
-from .ir import Expr, Kernel, Let, Phase, Reduction, ScalarGroup, State
-from .names import CALLED, Names, check_prefix, file_of
-from .render import c_string, comment, comment_text, fold, render_template, wrapped
+from .elements import Elements, phase_title
+from .rule import Rule
+from .scalars import Scalars, c_type, leaves, sum_names
+from .source import Source
+from .text import c_string, comment, comment_text, fold, render_template, wrapped
 from .variables import Variable, Variables
 
-if TYPE_CHECKING:
-    from .language import Rule
-
+ENDINGS = (".h", ".c")
 STATISTICS = ("grad", "clipped", "param", "update")
 MOST_SUMS, MOST_PASSES = 32, 16
 SLOTS = {what: f"OPTFORGE_{what.upper()}" for what in STATISTICS}
@@ -470,7 +468,7 @@ class RuleSource(Source):
         formats = ["OPTFORGE_SCALAR" if n in scalar else f"OPTFORGE_{storage[n].name.upper()}" for n in names]
         formats += [f"OPTFORGE_{storage.beside.code}"] if storage.beside is not None else []
         usual = all(own.name == storage.real.suffix for _, own in storage.formats)
-        found = golden(self.kernel, storage.real) if usual else 0
+        found = self.rule.golden(self.kernel, storage.real) if usual else 0
         return StorageView(
             storage.suffix,
             storage.comment(),

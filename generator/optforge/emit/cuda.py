@@ -5,23 +5,23 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from ..core.diagnostics import UsageError
+from ..core.dtypes import F64, DType
+from ..core.formats import Storage
+from ..core.functions import FUNCTIONS, RAISES
+from ..core.ir import Expr, Kernel, ScalarGroup
+from ..core.names import check_prefix, file_of
 from . import helpers, layout
-from .celements import phase_title
-from .crule import FunctionView, RuleScalars, RuleSource, declared
-from .cscalars import c_type
-from .cudaelements import REAL, CudaElements, PassView, Sums, among
-from .diagnostics import UsageError
-from .dtypes import F64, DType
-from .formats import Storage
-from .functions import FUNCTIONS, RAISES
-from .ir import Expr, Kernel, ScalarGroup
-from .names import check_prefix, file_of
-from .render import c_string, fold, render_template
+from .c import FunctionView, RuleScalars, RuleSource, declared
+from .cuda_elements import REAL, CudaElements, PassView, Sums, among
+from .elements import phase_title
+from .rule import Rule
+from .scalars import c_type
+from .text import c_string, fold, render_template
 
-if TYPE_CHECKING:
-    from .language import Rule
+ENDINGS = (".cuh", ".cu")
 
 FLUSHES = "not with -ftz=true or --use_fast_math, which make subnormal floats 0: steps are errors then"
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from .celements import Elements, phase_title
-from .cscalars import COUNTED, leaves, sum_names
-from .dtypes import F64, DType
-from .emit import POSTFIX, Printer
-from .ir import Expr, Kernel, Let, Reduction, Type
-from .names import CALLED, Names
+from ..core.dtypes import F64, DType
+from ..core.ir import Expr, Kernel, Let, Reduction, Type
+from ..core.names import CALLED, Names
+from .elements import Elements, phase_title
+from .printer import POSTFIX, Printer
+from .scalars import COUNTED, leaves, sum_names
 from .variables import Variable, Variables
 
 # Elements of whichever dtype a template is used with: constants are doubles that are rounded to it.

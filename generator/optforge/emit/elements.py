@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from .cscalars import Scalars
-from .dtypes import F64, DType
-from .emit import Printer
-from .ir import Expr, Kernel, Phase, Reduction, Type
-from .names import Names
+from ..core.dtypes import F64, DType
+from ..core.ir import Expr, Kernel, Phase, Reduction, Type
+from ..core.names import Names
+from .printer import Printer
+from .scalars import Scalars
 from .variables import Variables
 
 

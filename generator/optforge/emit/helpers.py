@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from .dtypes import DType
-from .functions import FUNCTIONS
+from ..core.dtypes import DType
+from ..core.functions import FUNCTIONS
 
 # role: parameters, comment, body lines. Roles that begin with "scalar" note where Python would raise, those that begin
 # with "ieee" are the same without.

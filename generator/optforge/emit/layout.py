@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .render import TEMPLATES, comment, render_template
+from .text import TEMPLATES, comment, render_template
 
 FILES = ("optforge.h", "optforge.c")
 CUDA_FILES = ("optforge.h", "optforge.cuh", "optforge.cu")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from .dtypes import F64, DType
-from .functions import FUNCTIONS, RAISES
-from .ir import Expr, Type
+from ..core.dtypes import F64, DType
+from ..core.functions import FUNCTIONS, RAISES
+from ..core.ir import Expr, Type
 
 # How tightly C binds, loosest first.
 TERNARY, OR, AND, EQUALITY, RELATION, SUM, PRODUCT, UNARY, POSTFIX = range(1, 10)

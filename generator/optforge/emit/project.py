@@ -6,14 +6,15 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from . import __version__, layout
-from .crule import RuleView, view_text
-from .diagnostics import UsageError
-from .names import claimed
-from .render import TEMPLATES, WIDTH, comment_text, fold, render_template
+from ..core.diagnostics import UsageError
+from ..core.names import claimed
+from ..core.version import __version__
+from . import layout
+from .c import RuleView, view_text
+from .text import TEMPLATES, WIDTH, comment_text, fold, render_template
 
 if TYPE_CHECKING:
-    from .ir import Kernel
+    from ..core.ir import Kernel
 
 ROOM = "project"
 

@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from . import __version__, layout
-from .crule import RuleView, view_text
-from .diagnostics import UsageError
-from .dtypes import DTYPES
-from .render import TEMPLATES, fold, render_template
+from ..core.diagnostics import UsageError
+from ..core.dtypes import DTYPES
+from ..core.version import __version__
+from . import layout
+from .c import RuleView, view_text
+from .rule import Rule
+from .text import TEMPLATES, fold, render_template
 
 if TYPE_CHECKING:
-    from .ir import Kernel
-    from .language import Rule
+    from ..core.ir import Kernel
 
 ROOM = "python"
 BY_SUFFIX = {dtype.suffix: np.dtype(dtype.numpy).name for dtype in DTYPES.values()}

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from .dtypes import F64, DType
-from .emit import LEAVES, Printer
-from .ir import Expr, Kernel, Let, ScalarGroup, Type
-from .names import CALLED, Names
+from ..core.dtypes import F64, DType
+from ..core.ir import Expr, Kernel, Let, ScalarGroup, Type
+from ..core.names import CALLED, Names
+from .printer import LEAVES, Printer
 
 Key = tuple[int, bool]  # before which phase, and whether per tensor
 

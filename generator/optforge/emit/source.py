@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import shlex
-from typing import TYPE_CHECKING
 
+from ..core.dtypes import F64, DType
+from ..core.ir import Kernel
+from ..core.names import Names
 from . import helpers
-from .dtypes import F64, DType
-from .ir import Kernel
-from .names import Names
-from .render import comment, wrapped
-
-if TYPE_CHECKING:
-    from .language import Rule
+from .rule import Rule
+from .text import comment, wrapped
 
 BROKEN = "the hyperparameters break: "
 
@@ -87,7 +84,7 @@ class Source:
         lines = wrapped(f"{rule.name}: {summary}" if summary else f"{rule.name}: an optimizer's update rule")
         if rest.strip():
             lines += ["", *(part for line in rest.strip("\n").splitlines() for part in wrapped(line))]
-        lines += ["", *(f"    {line}".rstrip() for line in rule.definition.formulas.splitlines())]
+        lines += ["", *(f"    {line}".rstrip() for line in rule.formulas.splitlines())]
         lines += ["", "p is the parameter, g its gradient."]
         lines += [f"State: {'; '.join(state)}." if state else "The rule has no state."]
         lines += [f"Options: {chosen}."] if chosen else []

@@ -9,15 +9,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .diagnostics import printable
+from ..core.diagnostics import printable
 
 if TYPE_CHECKING:
     import jinja2
 
 WIDTH = 110
-HERE = Path(__file__).resolve().parent
+PACKAGE = Path(__file__).resolve().parent.parent
 # Inside the wheel the templates are beside this module, in a checkout beside generator/.
-TEMPLATES = HERE / "templates" if (HERE / "templates").is_dir() else HERE.parent.parent / "templates"
+TEMPLATES = next(where for where in (PACKAGE / "templates", PACKAGE.parent.parent / "templates") if where.is_dir())
 
 
 @functools.cache

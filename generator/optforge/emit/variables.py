@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from .ir import Expr, Let, Phase, Type
+from ..core.ir import Expr, Let, Phase, Type
 
 Meaning = int | str
 """The `id` of a binding, or the name of an array whose element has been loaded."""

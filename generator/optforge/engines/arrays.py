@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from .formats import FORMAT_OF, raw, spelled
-from .functions import Array
+from ..core.formats import FORMAT_OF, raw, spelled
+from ..core.functions import Array
 
 
 def view(array: Any, label: str) -> Array:

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from .dtypes import DType
-from .functions import FUNCTIONS
-from .ir import Kernel, Let
-from .scalars import Scalars, Value, check_hyperparameters
+from ..core.dtypes import DType
+from ..core.functions import FUNCTIONS
+from ..core.ir import Kernel, Let
+from ..core.scalars import Scalars, Value, check_hyperparameters
 
 STEPS, SIZE, ARRAYS = 3, 164, 4096
 HIGHEST = 64  # a power beyond it is not looked at
@@ -132,9 +132,9 @@ class Training:
 
     def step(self, t: int) -> list[float]:
         """One step; the norms of its statistics."""
-        from .targets.numpy import Walk
+        from ..core.summation import total
+        from .numpy import Walk
         from .tensor import How
-        from .tree import total
 
         tensor: Any = self  # it has what a step reads
         walk = Walk(tensor, self.g, self.scalars(t), self.kernel, How())

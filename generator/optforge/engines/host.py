@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from ..core.formats import FORMAT_OF
+from ..core.functions import Array
 from . import arrays, memory
-from .formats import FORMAT_OF
-from .functions import Array
 
 
 class Host:

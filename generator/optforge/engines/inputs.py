@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from ..core.formats import spelled
 from .arrays import Forms, Ranges, address
-from .formats import spelled
 from .tensor import Tensor
 
 

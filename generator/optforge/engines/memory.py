@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from ..core.functions import Array
 from .arrays import address
-from .functions import Array
 
 PAGE, LINE = 4096, 64
 SMALL = 1 << 16  # bytes of an array up to which all of a step's arrays fit into a cache, where they lie close together

@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..formats import FORMAT_OF, draw, parted, whole
-from ..functions import FUNCTIONS, Array
-from ..inputs import Inputs
-from ..ir import Expr, Kernel, Let, Phase, Reduction
-from ..scalars import Scalars
-from ..stats import fill
-from ..tree import tensor_total, total
+from ..core.formats import FORMAT_OF, draw, parted, whole
+from ..core.functions import FUNCTIONS, Array
+from ..core.ir import Expr, Kernel, Let, Phase, Reduction
+from ..core.scalars import Scalars
+from ..core.summation import tensor_total, total
+from ..emit.rule import Rule
+from .inputs import Inputs
+from .stats import fill
 
 if TYPE_CHECKING:
-    from ..language import Rule
-    from ..tensor import How, Tensor
+    from .tensor import How, Tensor
 
 OPERATIONS: dict[str, Callable[..., Any]] = {
     "neg": np.negative,

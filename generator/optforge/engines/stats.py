@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .functions import Array
+from ..core.functions import Array
 
 NORMS = ("grad_norm", "clipped_grad_norm", "param_norm", "update_norm")
 RECORD = np.dtype(

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from ..core.diagnostics import ScalarError
+from ..core.functions import Array
+from ..core.ir import Kernel
+from ..core.scalars import Scalars, check_hyperparameters
 from .arrays import address
-from .diagnostics import ScalarError
-from .functions import Array
-from .ir import Kernel
-from .scalars import Scalars, check_hyperparameters
-from .spaces import HOST
+from .host import HOST
 
 
 @dataclass

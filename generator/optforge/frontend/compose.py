@@ -7,10 +7,10 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from . import bounds
-from .diagnostics import Text, UsageError, nearest
-from .ir import State
-from .names import spelled
+from ..core import bounds
+from ..core.diagnostics import Text, UsageError, nearest
+from ..core.ir import State
+from ..core.names import spelled
 from .parse import Definition
 
 

@@ -6,12 +6,12 @@ import ast
 import unicodedata
 from collections.abc import Mapping, Set
 
-from . import bounds
-from .bounds import enumerated
+from ..core import bounds
+from ..core.bounds import enumerated
+from ..core.diagnostics import Reporter, nearest, printable
+from ..core.functions import FUNCTIONS, IMPORTABLE, REDUCTIONS
+from ..core.ir import Assert, Expr, Let, Program, Type
 from .compose import Composition
-from .diagnostics import Reporter, nearest, printable
-from .functions import FUNCTIONS, IMPORTABLE, REDUCTIONS
-from .ir import Assert, Expr, Let, Program, Type
 from .literals import OPERATORS, fold_checked, is_two, number
 from .options import Options, choices, configurations
 from .parse import Definition

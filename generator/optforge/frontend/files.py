@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import ast
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Protocol
 
-from .bounds import FILE_BYTES, NESTING, enumerated
+from ..core.bounds import FILE_BYTES, NESTING, enumerated
+from ..core.diagnostics import Diagnostic, Reporter, RuleError, Text, UsageError, nearest, printable
+from ..core.reading import read_regular
 from .compose import Composition, compose
-from .diagnostics import Diagnostic, Reporter, RuleError, Text, UsageError, nearest, printable
 from .literals import literal
-from .module import TopLevel, kind_of
 from .parse import NESTING_HINT, Definition, define, nesting
-from .reading import read_regular
+from .settings import configure
+from .toplevel import TopLevel, kind_of
 
 
 def read(path: Path) -> Text:
@@ -54,8 +57,8 @@ def syntax(text: Text) -> ast.Module:
         raise RuleError([Diagnostic(line, 1, "nested too deeply", NESTING_HINT, text=text)]) from None
 
 
-def parse_file(path: Path, name: str) -> Composition:
-    """The rule, transform or composition of this name at the top level of a file.
+def parse_file(path: Path, name: str, rules: Mapping[str, Declared], transforms: Mapping[str, Declared]) -> Composition:
+    """The rule, transform or composition of this name at the top level of a file, which may use those built in.
 
     Raises
     ------
@@ -65,7 +68,15 @@ def parse_file(path: Path, name: str) -> Composition:
         There is no such file, or no such rule in it.
     """
     text = read(path)
-    return Module(text, syntax(text)).named(name)
+    return Module(text, syntax(text), rules, transforms).named(name)
+
+
+class Declared(Protocol):
+    """A rule or transform that is there already."""
+
+    @property
+    def definition(self) -> Composition:
+        """Its checked text."""
 
 
 A_RULE_IS = "a rule is a function under @rule (from optforge import rule)"
@@ -74,8 +85,9 @@ A_RULE_IS = "a rule is a function under @rule (from optforge import rule)"
 class Module:
     """A file's top level, in which names are looked up as far as they are rules or transforms."""
 
-    def __init__(self, text: Text, tree: ast.Module):
+    def __init__(self, text: Text, tree: ast.Module, rules: Mapping[str, Declared], transforms: Mapping[str, Declared]):
         self.text, self.top = text, TopLevel(tree)
+        self.rules, self.transforms = rules, transforms
         self.aliases, self.packages = self.top.aliases, self.top.packages
         self.resolved: dict[str, Composition] = {}
         self.open: list[str] = []
@@ -148,10 +160,10 @@ class Module:
                 return self.named(own)
         path = self.dotted(node)
         if path[:1] == ["rules"] and len(path) == 2:
-            found = builtin_rule(path[1])
+            found = built_in(self.rules, path[1])
         else:
             path = path[1:] if path[:1] == ["transforms"] else path
-            found = builtin_transform(path[0]) if len(path) == 1 else None
+            found = built_in(self.transforms, path[0]) if len(path) == 1 else None
         if found is None:
             hint = (
                 "a composition is transform(setting=1.0) >> rule, of transforms and rules of this file or of optforge"
@@ -161,8 +173,6 @@ class Module:
 
     def configured(self, function: ast.expr, keywords: list[ast.keyword], name: str) -> Composition:
         """A transform with settings."""
-        from .settings import configure
-
         transform = self.value(function, name)
         if transform.last.kind == "rule":
             raise self.refused(function, "a rule takes no settings here", "give them to the Optimizer, or with --set")
@@ -200,18 +210,9 @@ class Module:
         return isinstance(node, ast.Name) and node.id in self.packages
 
 
-def builtin_rule(name: str) -> Composition | None:
-    """A built-in rule."""
-    from .catalogue import BUILT_IN
-
-    return BUILT_IN[name].definition if name in BUILT_IN else None
-
-
-def builtin_transform(name: str) -> Composition | None:
-    """A built-in transform."""
-    from .catalogue import TRANSFORMS
-
-    return TRANSFORMS[name].definition if name in TRANSFORMS else None
+def built_in(known: Mapping[str, Declared], name: str) -> Composition | None:
+    """What is built in under a name."""
+    return known[name].definition if name in known else None
 
 
 def parse_function(kind: str, text: Text, name: str, line: int) -> Definition:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import math
 
-from .diagnostics import Reporter
+from ..core.diagnostics import Reporter
 
 LARGEST_INTEGER = 2**53
 

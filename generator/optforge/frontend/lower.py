@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 
-from .functions import RAISES, REDUCTIONS
-from .ir import Expr, Kernel, Let, Program, Reduction, Type
-from .plan import Element, Planner
+from ..core.functions import RAISES, REDUCTIONS
+from ..core.ir import Expr, Kernel, Let, Program, Reduction, Type
+from .phases import Element, Planner
 
 LONGEST_NAME = 40
 

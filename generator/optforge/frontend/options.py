@@ -6,8 +6,8 @@ import ast
 import itertools
 from collections.abc import Iterator, Mapping
 
+from ..core.diagnostics import UsageError
 from .compose import Composition
-from .diagnostics import UsageError
 
 Options = Mapping[str, bool | str]
 

@@ -9,13 +9,13 @@ import textwrap
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from . import bounds
-from .diagnostics import Reporter, Text
-from .functions import REDUCTIONS
-from .ir import State
+from ..core import bounds
+from ..core.diagnostics import Reporter, Text
+from ..core.functions import REDUCTIONS
+from ..core.ir import State
+from ..core.names import spelled
 from .literals import literal
-from .module import TopLevel, decorated, shadowed
-from .names import spelled
+from .toplevel import TopLevel, decorated, shadowed
 
 # Names that the Optimizer uses itself.
 RESERVED = frozenset(

@@ -12,7 +12,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from .ir import Expr, Let, Phase, Reduction, ScalarGroup, Type
+from ..core.ir import Expr, Let, Phase, Reduction, ScalarGroup, Type
 
 Element = Let | Reduction
 Stores = tuple[tuple[str, Expr], ...]

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from ..core.functions import IMPORTABLE, where
+from ..core.ir import State
 from .compose import Composition
-from .functions import IMPORTABLE, where
-from .ir import State
 from .literals import is_two
 from .parse import Definition
 

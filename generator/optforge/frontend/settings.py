@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 
+from ..core.diagnostics import nearest
 from .compose import Composition
-from .diagnostics import nearest
 from .options import choose
 
 ELSEWHERE = {  # names that other libraries have, and ours

@@ -6,8 +6,8 @@ import ast
 import functools
 from collections.abc import Iterator, Mapping
 
-from .diagnostics import Reporter
-from .functions import IMPORTABLE
+from ..core.diagnostics import Reporter
+from ..core.functions import IMPORTABLE
 
 
 def top_level(body: list[ast.stmt]) -> Iterator[ast.stmt]:

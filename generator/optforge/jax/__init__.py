@@ -21,17 +21,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from . import formats, xla
-from .catalogue import BUILT_IN
-from .diagnostics import UsageError
-from .dtypes import DTYPES
-from .formats import FORMATS, Format, Storage
-from .ir import Kernel, State
-from .language import Rule
-from .mistakes import SHORT
-from .optimizer import check_threads, loss_scale, named_rule
-from .scalars import check_hyperparameters
-from .settings import check_seed
+from ..core import formats
+from ..core.diagnostics import UsageError
+from ..core.dtypes import DTYPES
+from ..core.formats import FORMATS, Format, Storage
+from ..core.ir import Kernel, State
+from ..core.scalars import check_hyperparameters
+from ..core.tracebacks import SHORT
+from ..frontend.settings import check_seed
+from ..library.named import named_rule
+from ..library.rule import BUILT_IN, Rule
+from ..train.optimizer import check_threads, loss_scale
+from . import xla
 
 __all__ = ["Optimizer", "OptimizerState", "Stats", "constructor", "doubles"]
 

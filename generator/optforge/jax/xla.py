@@ -14,19 +14,19 @@ import jax.extend.core
 import numpy as np
 from jax.interpreters import batching, mlir
 
-from . import layout
-from .compiler import digest, library
-from .crule import render
-from .diagnostics import EnvironmentProblem, UsageError
-from .elaborate import elaborate
-from .formats import Storage
-from .ir import Kernel
-from .lower import lower
-from .names import file_of
-from .targets.c import opened
+from ..core.diagnostics import EnvironmentProblem, UsageError
+from ..core.formats import Storage
+from ..core.ir import Kernel
+from ..core.names import file_of
+from ..emit import layout
+from ..emit.c import render
+from ..engines.c.compile import digest, library
+from ..engines.c.engine import opened
+from ..frontend.elaborate import elaborate
+from ..frontend.lower import lower
 
 if TYPE_CHECKING:
-    from .language import Rule
+    from ..library.rule import Rule
 
 HANDLER, HEADER, KERNELS = "xla-handler.c", "xla-c-api.h", "xla-kernels.h"
 PLATFORM = "cpu"

@@ -1,27 +1,19 @@
-"""Rules and settings as the command line names them."""
+"""Rules by name, and settings as text: `adam`, `FILE.py:NAME`, `clip_by_global_norm:adam`, `lr=1e-3`."""
 
 from __future__ import annotations
 
 import functools
 import math
-import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import cast
 
-from . import rules, targets, transforms
-from .companions import COMPANIONS, Companion
-from .compose import Composition, compose
-from .diagnostics import RuleError, UsageError, nearest
-from .dtypes import DTYPES
-from .finding import parse_file
-from .formats import Wanted
-from .language import Rule, Transform, rule_of
-from .names import check_prefix
-from .scalars import check_hyperparameters
+from ..core.diagnostics import RuleError, UsageError, nearest
+from ..core.scalars import check_hyperparameters
+from ..engines.arrays import kind
+from ..frontend.compose import Composition, compose
+from ..frontend.files import parse_file
+from .rule import BUILT_IN, TRANSFORMS, Rule, rule_of
 
-BUILT_IN = cast("Mapping[str, Rule]", rules)  # the packages stand as mappings
-TRANSFORMS = cast("Mapping[str, Transform]", transforms)
 TRUE, FALSE = ("true", "1", "yes", "on"), ("false", "0", "no", "off")
 
 
@@ -36,8 +28,6 @@ def named(name: str) -> Rule:
         There is none.
     """
     parts = pieces(name)
-    if name in COMPANIONS:
-        raise UsageError(f"{name!r} is no rule; `optforge generate {name}` writes {name}.h")
     if len(parts) == 1 and parts[0] in BUILT_IN:
         rule = BUILT_IN[parts[0]]
         rule.definition  # noqa: B018 - errors appear here
@@ -47,6 +37,20 @@ def named(name: str) -> Rule:
         if own.last.kind == "rule":
             raise UsageError(f"{name!r}: {part} is a rule, and a rule is last in a composition")
     return rule_of(functools.reduce(compose, found), name)
+
+
+def named_rule(rule: Rule | str) -> Rule:
+    """A rule, or the built-in one of this name."""
+    if isinstance(rule, Rule):
+        return rule
+    if not isinstance(rule, str):
+        raise TypeError(f"a rule is made by @rule, or is the name of a built-in one, not {kind(rule)}")
+    if ":" in rule:
+        return named(rule)
+    if rule not in BUILT_IN:
+        listed = f"; there are {', '.join(BUILT_IN)}"
+        raise UsageError(f"there is no rule {rule!r}{nearest(rule, BUILT_IN) or listed}")
+    return BUILT_IN[rule]
 
 
 def pieces(name: str) -> list[str]:
@@ -66,7 +70,7 @@ def definition(part: str, last: bool) -> Composition:
     if colon:
         if not own.isidentifier():
             raise UsageError(f"{part!r}: {own!r} is not the name of a rule; write {path}:NAME")
-        return parse_file(Path(path), own)
+        return parse_file(Path(path), own, BUILT_IN, TRANSFORMS)
     if part.endswith(".py"):
         raise UsageError(f"{part!r} names a file; write {part}:NAME for the rule NAME in it")
     for built_in in (BUILT_IN, TRANSFORMS):
@@ -77,128 +81,6 @@ def definition(part: str, last: bool) -> Composition:
     what = "rule" if last else "transform"
     hint = nearest(part, [*BUILT_IN, *TRANSFORMS]) or "; `optforge list` shows the rules and transforms"
     raise UsageError(f"there is no {what} {part!r}{hint}")
-
-
-def select(given: Sequence[str], every: bool) -> list[Rule | Companion]:
-    """The rules, and what is emitted beside them, that the command line asks for, each once."""
-    wanted = [*given, *([*BUILT_IN, *COMPANIONS] if every else ())]
-    if not wanted:
-        raise UsageError("no rule is given; name some, or say --all")
-    found: dict[str, Rule | Companion] = {}
-    for name in dict.fromkeys(wanted):
-        rule = COMPANIONS.get(name) or named(name)
-        if rule.name in found and found[rule.name].hash != rule.hash:
-            raise UsageError(f"two different rules are called {rule.name!r}; emit them one at a time, with --prefix")
-        found.setdefault(rule.name, rule)
-    return list(found.values())
-
-
-def emit(
-    selected: Sequence[Rule | Companion],
-    wanted: Sequence[str],
-    stored: Wanted,
-    settings: Sequence[str],
-    prefix: str | None,
-    single: bool = False,
-    bundle: str | None = None,
-    layout: str | None = None,
-) -> dict[str, str]:
-    """The files, for each of the targets that are wanted: name to text.
-
-    `single` files need no others; a `bundle` is one pair of this name for all rules; a `layout` is "project" or
-    "python".
-    """
-    if prefix is not None and len(selected) > 1:
-        raise UsageError("--prefix names the files of one rule; give one rule")
-    if layout is not None:
-        if single or bundle is not None:
-            raise UsageError("--layout says where all files go: leave --single and --bundle out")
-        return laid_out(layout, selected, wanted, stored, settings, prefix)
-    if bundle is not None:
-        return bundled(bundle, selected, wanted, stored, settings, prefix, single)
-    chosen = parse_settings(settings, [rule for rule in selected if isinstance(rule, Rule)])
-    files: dict[str, str] = {}
-    for target in dict.fromkeys(wanted):
-        targets.renderer(target)  # raises where there is none
-        for item in selected:
-            if isinstance(item, Rule):
-                files |= item.emit(target, stored, prefix, chosen[item.name], single)
-            else:
-                files |= item.emit(target, prefix)
-    if not files:
-        raise UsageError(f"{selected[0].name!r} is C for the host: emit it with --target c")
-    return files
-
-
-def bundled(
-    name: str,
-    selected: Sequence[Rule | Companion],
-    wanted: Sequence[str],
-    stored: Wanted,
-    settings: Sequence[str],
-    prefix: str | None,
-    single: bool,
-) -> dict[str, str]:
-    """The pair of files of a bundle."""
-    from .layout import bundle
-
-    check_prefix(name)
-    if [*dict.fromkeys(wanted)] != ["c"]:
-        raise UsageError("--bundle is of C: leave --target out")
-    if single or prefix is not None:
-        raise UsageError("--bundle makes one pair of files of all rules: leave --single and --prefix out")
-    rules = [item for item in selected if isinstance(item, Rule)]
-    chosen = parse_settings(settings, rules)
-    texts = [rule.text(stored, chosen[rule.name], (f"--bundle {name}",)) for rule in rules]
-    if name in (text.prefix for text in texts):
-        raise UsageError(f"the bundle {name!r} is called like one of its rules: give it another name")
-    if not texts:
-        raise UsageError("a bundle is of rules, and none was given")
-    return bundle(name, texts)
-
-
-LAYOUTS = ("project", "python")
-
-
-def laid_out(
-    name: str,
-    selected: Sequence[Rule | Companion],
-    wanted: Sequence[str],
-    stored: Wanted,
-    settings: Sequence[str],
-    prefix: str | None,
-) -> dict[str, str]:
-    """The files of a project, or of a Python package."""
-    from .crule import rule_view
-    from .project import project
-    from .pypackage import package
-
-    if name not in LAYOUTS:
-        listed = f"; there are {', '.join(LAYOUTS)}"
-        raise UsageError(f"there is no layout {name!r}{nearest(name, LAYOUTS) or listed}")
-    if [*dict.fromkeys(wanted)] != ["c"]:
-        raise UsageError("--layout is of C: leave --target out")
-    if stored.own:
-        raise UsageError("--layout is of arrays of float and double: leave --store, --master and --rounding out")
-    rules = [item for item in selected if isinstance(item, Rule)]
-    others = [item for item in selected if not isinstance(item, Rule)]
-    if not rules:
-        raise UsageError(f"a {name} is of rules, and none was given")
-    chosen = parse_settings(settings, rules)
-    every = [{**rule.definition.settings, **chosen[rule.name]} for rule in rules]
-    kernels = [rule.kernel(**own) for rule, own in zip(rules, every, strict=True)]
-    storages = [stored.storages(kernel) for kernel in kernels]
-    views = [rule_view(rule, kernels[k], storages[k], prefix, every[k]) for k, rule in enumerate(rules)]
-    flags = [f"--dtype {own.suffix}" for own in storages[0]] if len(storages[0]) < len(DTYPES) else []
-    flags += [f"--set {shlex.quote(setting)}" for setting in settings]
-    flags += [f"--prefix {prefix}"] if prefix is not None else []
-    origins = [shlex.quote(item.origin if isinstance(item, Rule) else item.name) for item in selected]
-    command = " ".join(["optforge generate", *origins, *flags, f"--layout {name} --out DIR"])
-    if name == "project":
-        return project(views, kernels, {k: v for item in others for k, v in item.emit("c", None).items()}, command)
-    if len(selected) > 1:
-        raise UsageError("--layout python is a package of one rule: give one")
-    return package(rules[0], views[0], kernels[0], command)
 
 
 def parse_settings(given: Iterable[str], selected: Sequence[Rule]) -> dict[str, dict[str, object]]:

@@ -9,23 +9,25 @@ import linecache
 import types
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, Self
+from typing import TYPE_CHECKING, Any, NoReturn, Self, cast
 
-from . import finding
-from .compose import Composition, compose
-from .diagnostics import Diagnostic, RuleError, Text, UsageError
-from .elaborate import check, elaborate
-from .formats import Storage, Wanted
-from .ir import Kernel
-from .lower import lower
-from .mistakes import SHORT
-from .options import choices
-from .parse import Definition
-from .plain import plain_python
-from .settings import configure, settings
+from .. import rules, transforms
+from ..core.diagnostics import Diagnostic, RuleError, Text, UsageError
+from ..core.formats import Storage, Wanted
+from ..core.ir import Kernel
+from ..core.tracebacks import SHORT
+from ..frontend import files
+from ..frontend.compose import Composition, compose
+from ..frontend.elaborate import check, elaborate
+from ..frontend.lower import lower
+from ..frontend.options import choices
+from ..frontend.parse import Definition
+from ..frontend.plain_python import plain_python
+from ..frontend.settings import configure, settings
 
 if TYPE_CHECKING:
-    from .layout import RuleText
+    from ..core.dtypes import DType
+    from ..emit.layout import RuleText
 
 
 class OfItself:
@@ -74,6 +76,11 @@ class Declared:
     def doc(self) -> str:
         """The docstring."""
         return self.definition.doc
+
+    @property
+    def formulas(self) -> str:
+        """The body, as the author wrote it."""
+        return self.definition.formulas
 
     @property
     def hyperparameters(self) -> Mapping[str, float]:
@@ -170,7 +177,7 @@ class Rule(Declared):
             There is no such file, or no such rule in it.
         """
         with SHORT:
-            return rule_of(finding.parse_file(Path(path), name), f"{path}:{name}")
+            return rule_of(files.parse_file(Path(path), name, BUILT_IN, TRANSFORMS), f"{path}:{name}")
 
     @functools.cached_property
     def function(self) -> Callable[..., Any]:
@@ -213,6 +220,12 @@ class Rule(Declared):
         hyperparameters, options = self.settings(settings)
         program = elaborate(self.definition, options)
         return lower(self.name, tuple(hyperparameters.items()), program, inexact, cost)
+
+    def golden(self, kernel: Kernel, dtype: DType) -> int:
+        """What the self-test of a kernel of this rule has to find: a short training on the reference, as one number."""
+        from ..engines.golden import golden
+
+        return golden(kernel, dtype)
 
     def generate(
         self,
@@ -280,7 +293,7 @@ class Rule(Declared):
 
     def text(self, wanted: Wanted, settings: Mapping[str, object], flags: tuple[str, ...]) -> RuleText:
         """What the rule's part of a bundle in C says."""
-        from .crule import rule_text
+        from ..emit.c import rule_text
 
         every = {**self.definition.settings, **settings}
         return rule_text(self, *self.stored(wanted, every), None, every, flags)
@@ -372,7 +385,7 @@ def restored(
     kind: type[Declared], name: str, parts: Iterable[tuple[str, Text, str, int]], settings: Mapping[str, object]
 ) -> Declared:
     """A rule or transform from its pickle, which has the texts."""
-    made = kind(name, lambda: Composition(tuple(finding.parse_function(*part) for part in parts), settings))
+    made = kind(name, lambda: Composition(tuple(files.parse_function(*part) for part in parts), settings))
     made.definition  # noqa: B018 - errors appear here
     return made
 
@@ -380,7 +393,7 @@ def restored(
 def origin(part: Definition) -> str:
     """How the command line names a rule or transform."""
     file = Path(part.text.file)
-    built_in = file.parent.parent == Path(__file__).parent and file.parent.name in ("rules", "transforms")
+    built_in = file.parent.parent == Path(__file__).parent.parent and file.parent.name in ("rules", "transforms")
     return part.name if built_in else f"{file.name}:{part.name}"
 
 
@@ -408,7 +421,7 @@ def decorated(kind: str, function: Callable[..., Any]) -> tuple[str, Callable[[]
         message = f"the text of {kind} {name!r} cannot be found"
         hint = f"put the {kind} in a file; code run from a string keeps no text"
         return name, refused(text, code.co_firstlineno, message, hint)
-    return name, lambda: Composition((finding.parse_function(kind, text, name, code.co_firstlineno),))
+    return name, lambda: Composition((files.parse_function(kind, text, name, code.co_firstlineno),))
 
 
 def refused(text: Text, line: int, message: str, hint: str = "") -> Callable[[], Composition]:
@@ -422,3 +435,8 @@ def refused(text: Text, line: int, message: str, hint: str = "") -> Callable[[],
 
 class scalar:
     """Annotation of a state that is one double per tensor: `def nadam(p, g, mu: scalar = 1.0, …)`."""
+
+
+# The packages stand as mappings.
+BUILT_IN = cast("Mapping[str, Rule]", rules)
+TRANSFORMS = cast("Mapping[str, Transform]", transforms)

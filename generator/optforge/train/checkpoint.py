@@ -23,31 +23,30 @@ import types
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 import numpy as np
 
+from ..core.diagnostics import UsageError
+from ..core.formats import spelled
+from ..core.functions import Array
+from ..core.scalars import check_hyperparameters
+from ..engines.arrays import kind
+from ..library.named import named, named_rule
+from ..library.rule import Rule
 from . import tensorfile
-from .arrays import kind
-from .catalogue import named
-from .diagnostics import UsageError
-from .formats import spelled
-from .forms import KEY_LENGTH, malformed, structure_of
-from .functions import Array
-from .language import Rule
+from .checkpoint_header import KEY_LENGTH, malformed, structure_of
+from .optimizer_like import OptimizerLike
 from .resume import Saved, checked, noting, other_options, other_rule, schedules_to_save
-from .scalars import check_hyperparameters
-
-if TYPE_CHECKING:
-    from .optimizer import Optimizer
 
 FORMAT = 2
 OLDER = (1,)  # formats that are read as well: 1 has one count of steps for all tensors
 
 PathLike = str | os.PathLike[str]
+Own = TypeVar("Own", bound=OptimizerLike)
 
 
-def save(opt: Optimizer, path: PathLike, companions: Mapping[str, Any]) -> None:
+def save(opt: OptimizerLike, path: PathLike, companions: Mapping[str, Any]) -> None:
     """`Optimizer.save`."""
     check_companions(companions)
     opt._inputs.follow()
@@ -145,11 +144,11 @@ def unlike_json(value: Any, path: str) -> Iterator[str]:
 class Load:
     """`opt.load(path)` takes a checkpoint over, `Optimizer.load(path)` makes an optimizer of one."""
 
-    def __get__(self, opt: Optimizer | None, owner: type[Optimizer]) -> Callable[..., Any]:
+    def __get__(self, opt: Own | None, owner: Callable[..., Own]) -> Callable[..., Any]:
         return types.MethodType(create, owner) if opt is None else types.MethodType(load, opt)
 
 
-def load(opt: Optimizer, path: PathLike, /, **companions: Any) -> None:
+def load(opt: OptimizerLike, path: PathLike, /, **companions: Any) -> None:
     """Take a checkpoint over, parameters included, in place; the next step has the bits that it would have had there.
 
     Parameters
@@ -186,7 +185,7 @@ def mention_companions(path: PathLike, header: Mapping[str, Any], companions: Ma
 
 
 def create(
-    cls: type[Optimizer],
+    cls: Callable[..., Own],
     path: PathLike,
     *,
     rule: Rule | str | None = None,
@@ -195,7 +194,7 @@ def create(
     skip_nonfinite: bool = False,
     zero_grads: bool = False,
     **others: Any,
-) -> Optimizer:
+) -> Own:
     """Make an optimizer of a checkpoint, whose parameters are new NumPy arrays, in the structure of those saved.
 
     What was saved with it, such as a ReduceLROnPlateau, is made over the new optimizer, and restored by
@@ -217,8 +216,6 @@ def create(
     ValueError
         It is damaged, or is of another rule.
     """
-    from .optimizer import named_rule
-
     header, arrays = contents(path)
     for name in others:
         advice = f": make it over the new optimizer, then opt.load(path, {name}={name})"
@@ -290,7 +287,7 @@ def contents(path: PathLike) -> tuple[dict[str, Any], dict[str, Array]]:
 
 
 def fitting(
-    opt: Optimizer,
+    opt: OptimizerLike,
     path: PathLike,
     header: Mapping[str, Any],
     arrays: Mapping[str, Array],
@@ -319,7 +316,7 @@ def fitting(
 
 
 def take_over(
-    opt: Optimizer, path: PathLike, header: Mapping[str, Any], companions: Mapping[str, Any], change: Saved
+    opt: OptimizerLike, path: PathLike, header: Mapping[str, Any], companions: Mapping[str, Any], change: Saved
 ) -> None:
     """Make an optimizer and its companions what a checkpoint says, or nothing of it."""
     before: list[tuple[Any, Any]] = []
@@ -337,7 +334,7 @@ def take_over(
     change.make(opt)
 
 
-def other_parameters(opt: Optimizer, header: Mapping[str, Any]) -> list[str]:
+def other_parameters(opt: OptimizerLike, header: Mapping[str, Any]) -> list[str]:
     """What does not fit of the parameters that were saved."""
     if header["grouped"] != opt._structure.grouped:
         return ["it is of parameters " + ("in groups, here are none" if header["grouped"] else "without groups")]
@@ -353,7 +350,7 @@ def other_parameters(opt: Optimizer, header: Mapping[str, Any]) -> list[str]:
     return problems + [f"its {label} is not here" for label in saved]
 
 
-def missing_state(opt: Optimizer, arrays: Mapping[str, Array]) -> list[str]:
+def missing_state(opt: OptimizerLike, arrays: Mapping[str, Array]) -> list[str]:
     """The state that a checkpoint lacks."""
     problems = []
     for own in opt._kernel.state:
@@ -367,7 +364,7 @@ def missing_state(opt: Optimizer, arrays: Mapping[str, Array]) -> list[str]:
     return problems
 
 
-def as_state_dict(opt: Optimizer, header: Mapping[str, Any], arrays: Mapping[str, Array]) -> dict[str, Any]:
+def as_state_dict(opt: OptimizerLike, header: Mapping[str, Any], arrays: Mapping[str, Array]) -> dict[str, Any]:
     """A checkpoint with the parameters of an optimizer as its `state_dict` would be."""
     structure, rows, tensors = opt._structure, header["hyperparameters"], header["tensors"]
     places = {one["path"]: place for place, one in enumerate(tensors)}

@@ -7,8 +7,8 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from .formats import FORMAT_OF, FORMATS, MASTERS, ROUNDINGS
-from .functions import Array
+from ..core.formats import FORMAT_OF, FORMATS, MASTERS, ROUNDINGS
+from ..core.functions import Array
 from .structure import Branch, Structure
 
 KINDS: dict[str, type] = {"list": list, "tuple": tuple, "dict": dict}

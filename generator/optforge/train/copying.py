@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 from . import resume
-
-if TYPE_CHECKING:
-    from .optimizer import Optimizer
-
+from .optimizer_like import OptimizerLike
 
 HOW = ("target", "threads", "skip_nonfinite", "zero_grads", "store", "master", "rounding", "seed")
 
 
-def recipe(opt: Optimizer) -> dict[str, Any]:
+Own = TypeVar("Own", bound=OptimizerLike)
+
+
+def recipe(opt: OptimizerLike) -> dict[str, Any]:
     """What `made` needs to make an optimizer like this one: its own parameters, and copies of all else."""
     hyper, grouped = opt._hyper, opt._structure.grouped
     saved = resume.state_dict(opt, lambda _: [])
@@ -36,7 +36,7 @@ def recipe(opt: Optimizer) -> dict[str, Any]:
     }
 
 
-def made(kind: type[Optimizer], recipe: Mapping[str, Any]) -> Optimizer:
+def made(kind: Callable[..., Own], recipe: Mapping[str, Any]) -> Own:
     """An optimizer that goes on with the same bits."""
     opt = kind(recipe["params"], recipe["rule"], **recipe["how"], **recipe["settings"])
     opt._set(_common=dict(recipe["common"]))
@@ -44,7 +44,7 @@ def made(kind: type[Optimizer], recipe: Mapping[str, Any]) -> Optimizer:
     return opt
 
 
-def deep(opt: Optimizer, memo: dict[int, Any]) -> Optimizer:
+def deep(opt: Own, memo: dict[int, Any]) -> Own:
     """A copy over copies of the parameters; those that are copied already, with a model, are the same there."""
     own = recipe(opt)
     target = own["how"].pop("target")  # it may hold a stream

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
-from .diagnostics import nearest
-from .language import Rule
-from .mistakes import SHORT
-
-if TYPE_CHECKING:
-    from .optimizer import Optimizer
+from ..core.diagnostics import nearest
+from ..core.tracebacks import SHORT
+from ..library.rule import Rule
+from .optimizer_like import OptimizerLike
 
 
 class Group(MutableMapping[str, Any]):
@@ -20,7 +18,7 @@ class Group(MutableMapping[str, Any]):
     Setting one is like setting it on the optimizer, for this group alone: `opt.groups[1]["lr"] = 1e-4`.
     """
 
-    def __init__(self, optimizer: Optimizer, number: int):
+    def __init__(self, optimizer: OptimizerLike, number: int):
         self._optimizer, self._number = optimizer, number
 
     def _values(self) -> dict[str, float]:

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from .functions import Array
-from .ir import Kernel
-from .scalars import check_hyperparameters
-from .settings import real
+from ..core.functions import Array
+from ..core.ir import Kernel
+from ..core.scalars import check_hyperparameters
+from ..frontend.settings import real
 
 Schedule = Callable[[int], Any]
 Schedules = dict[tuple[int, str], Schedule]

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .arrays import is_array, kind, view
-from .diagnostics import UsageError
+from ..core.diagnostics import UsageError
+from ..engines.arrays import is_array, kind, view
 from .resume import checked
 
 if TYPE_CHECKING:
@@ -233,7 +233,7 @@ def step_of(own: Counterpart, place: int, entry: Mapping[str, Any], problems: li
 
 def counterpart(opt: Optimizer) -> Counterpart:
     """The optimizer of PyTorch with the formula of a built-in rule."""
-    from .catalogue import BUILT_IN
+    from ..library.rule import BUILT_IN
 
     name = opt.rule.name
     if name not in PYTORCH or opt.rule.hash != BUILT_IN[name].hash:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from .diagnostics import UsageError
+from ..core.diagnostics import UsageError
 
 Row = Mapping[str, float | int | None]
 

@@ -12,12 +12,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from ..engines.stats import Stats
 from .curves import History, draw
 from .display import Display
 from .journal import Journal
 from .pictures import require_matplotlib, require_place
 from .schedules import count, positive
-from .stats import Stats
 
 NORMS = ("grad_norm", "clipped_grad_norm", "param_norm", "update_norm")
 COLUMNS = ("step", "loss", "lr", *NORMS, "ratio", "max_update_ratio", "nan", "inf", "skipped", "seconds")

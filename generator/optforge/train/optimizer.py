@@ -10,24 +10,25 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from . import checkpoint, copying, resume, targets
-from .arrays import TAKEN, address, is_bits, kind, teller
-from .catalogue import BUILT_IN, named
-from .diagnostics import InterruptedStep, UsageError, nearest
-from .formats import FORMAT_OF, MASTERS, Storage, shown, spelled, storage, with_master
-from .functions import Array
+from ..core.diagnostics import InterruptedStep, UsageError, nearest
+from ..core.formats import FORMAT_OF, MASTERS, Storage, shown, spelled, storage, with_master
+from ..core.functions import Array
+from ..core.ir import Kernel, State
+from ..core.tracebacks import MISTAKES, SHORT, shorten
+from ..engines.arrays import TAKEN, address, is_bits, kind, teller
+from ..engines.host import HOST, Host
+from ..engines.inputs import Inputs
+from ..engines.stats import RECORD, Stats
+from ..engines.tensor import How, Progress, Tensor
+from ..frontend.settings import check_seed, double
+from ..library import targets
+from ..library.named import named_rule
+from ..library.rule import Rule
+from . import checkpoint, copying, resume
 from .groups import Group, chosen, settle, within
 from .hyperparameters import Hyperparameters
-from .inputs import Inputs
-from .ir import Kernel, State
-from .language import Rule
-from .mistakes import MISTAKES, SHORT, shorten
 from .resume import steps_taken
-from .settings import check_seed, double
-from .spaces import HOST, Host
-from .stats import RECORD, Stats
 from .structure import Structure, structured
-from .tensor import How, Progress, Tensor
 
 MOST_THREADS = 1024  # more are never of use, and starting them can end the process
 
@@ -698,17 +699,3 @@ def engine(target: Any) -> Callable[..., Any]:
     if not callable(target):
         raise TypeError(f"target is the name of a target, or a callable that gives an engine, not {kind(target)}")
     return target  # type: ignore[no-any-return]
-
-
-def named_rule(rule: Rule | str) -> Rule:
-    """A rule, or the built-in one of this name."""
-    if isinstance(rule, Rule):
-        return rule
-    if not isinstance(rule, str):
-        raise TypeError(f"a rule is made by @rule, or is the name of a built-in one, not {kind(rule)}")
-    if ":" in rule:
-        return named(rule)
-    if rule not in BUILT_IN:
-        listed = f"; there are {', '.join(BUILT_IN)}"
-        raise UsageError(f"there is no rule {rule!r}{nearest(rule, BUILT_IN) or listed}")
-    return BUILT_IN[rule]

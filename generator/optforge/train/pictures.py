@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from .atomic import replace_file
-from .diagnostics import EnvironmentProblem
+from ..core.atomic import replace_file
+from ..core.diagnostics import EnvironmentProblem
 
 # Okabe and Ito's palette, which the colour-blind can tell apart, without its yellow, which is too faint on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")

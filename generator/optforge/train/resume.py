@@ -6,26 +6,24 @@ import importlib
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from .arrays import kind, teller
-from .formats import raw, spelled
-from .functions import Array
+from ..core.formats import raw, spelled
+from ..core.functions import Array
+from ..core.ir import Kernel
+from ..engines.arrays import kind, teller
+from ..engines.tensor import Tensor
+from ..frontend.settings import check_seed, real
+from ..library.rule import Rule
 from .hyperparameters import Hyperparameters, Schedules
-from .ir import Kernel
-from .language import Rule
-from .settings import check_seed, real
+from .optimizer_like import OptimizerLike
 from .structure import Structure
-from .tensor import Tensor
-
-if TYPE_CHECKING:
-    from .optimizer import Optimizer
 
 
 def state_dict(
-    opt: Optimizer, describe: Callable[[Hyperparameters], list[dict[str, Any]]] | None = None
+    opt: OptimizerLike, describe: Callable[[Hyperparameters], list[dict[str, Any]]] | None = None
 ) -> dict[str, Any]:
     """`Optimizer.state_dict`; `describe` gives what it says of the schedules."""
     structure, hyper = opt._structure, opt._hyper
@@ -70,7 +68,7 @@ class Saved:
     changes: list[tuple[Array, Array]]
     seed: int
 
-    def apply(self, opt: Optimizer) -> None:
+    def apply(self, opt: OptimizerLike) -> None:
         """Say what is lost, and make the changes."""
         self.warn(4)
         self.make(opt)
@@ -81,7 +79,7 @@ class Saved:
             message = f"{name} was a function that could not be saved; it is {value!r} from here on"
             warnings.warn(message, stacklevel=level)
 
-    def make(self, opt: Optimizer) -> None:
+    def make(self, opt: OptimizerLike) -> None:
         """Make the changes."""
         progress = opt._progress
         if progress.unfinished:
@@ -105,7 +103,7 @@ class Saved:
         progress.unfinished = ""
 
 
-def checked(opt: Optimizer, saved: Any) -> Saved:
+def checked(opt: OptimizerLike, saved: Any) -> Saved:
     """What a state dict changes.
 
     Raises
@@ -146,7 +144,7 @@ def checked(opt: Optimizer, saved: Any) -> Saved:
 
 
 def saved_steps(
-    opt: Optimizer, saved: Mapping[str, Any], t: int | None, started: Sequence[Any], problems: list[str]
+    opt: OptimizerLike, saved: Mapping[str, Any], t: int | None, started: Sequence[Any], problems: list[str]
 ) -> list[int]:
     """The tensors' own counts of steps in a state dict; what does not fit is noted.
 
@@ -169,7 +167,7 @@ def other_rule(rule: Rule, saved: Mapping[str, Any]) -> list[str]:
     return [f"it is of another version of rule {rule.name!r} (the hashes differ)"] if saved["hash"] != rule.hash else []
 
 
-def other_options(opt: Optimizer, saved: Mapping[str, Any]) -> list[str]:
+def other_options(opt: OptimizerLike, saved: Mapping[str, Any]) -> list[str]:
     """What does not fit of the options that were saved."""
     if saved["options"] == opt._options:
         return []

@@ -33,7 +33,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from .diagnostics import UsageError, nearest
+from ..core.diagnostics import UsageError, nearest
 
 __all__ = [
     "Schedule",

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
-from .arrays import is_array, kind
+from ..engines.arrays import is_array, kind
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from .atomic import replace_file
-from .bounds import HEADER_BYTES
-from .diagnostics import EnvironmentProblem, UsageError
-from .functions import Array
-from .reading import open_regular
+from ..core.atomic import replace_file
+from ..core.bounds import HEADER_BYTES
+from ..core.diagnostics import EnvironmentProblem, UsageError
+from ..core.functions import Array
+from ..core.reading import open_regular
 
 BLANK = "0" * 64  # stands for the checksum while it is computed
 CHECKSUM = re.compile(rb'"sha256":"([0-9a-f]{64})"')

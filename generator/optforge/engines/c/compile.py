@@ -22,9 +22,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .bounds import CACHED_BYTES, COMPILER_SAYS, COMPILER_SECONDS
-from .diagnostics import EnvironmentProblem
-from .reading import read_regular
+from ...core.bounds import CACHED_BYTES, COMPILER_SAYS, COMPILER_SECONDS
+from ...core.diagnostics import EnvironmentProblem
+from ...core.reading import read_regular
 
 CANDIDATES = ("cc", "gcc", "clang")
 FLAGS = ("-std=c99", "-O2", "-fPIC")

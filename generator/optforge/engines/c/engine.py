@@ -8,29 +8,23 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from .. import layout
+from ...core.diagnostics import EnvironmentProblem
+from ...core.dtypes import DTYPES
+from ...core.formats import FORMAT_OF, MASTERS, Wanted
+from ...core.functions import Array
+from ...core.ir import Kernel
+from ...core.names import file_of
+from ...emit import layout
+from ...emit.c import render
+from ...emit.rule import Rule
 from ..arrays import address
-from ..compiler import library
-from ..crule import render
-from ..diagnostics import EnvironmentProblem
-from ..dtypes import DTYPES
-from ..formats import FORMAT_OF, MASTERS, Wanted
-from ..functions import Array
-from ..ir import Kernel
-from ..names import file_of
-from ..nativeinputs import KINDS, NativeInputs
 from ..tensor import How, Tensor, explain
-
-if TYPE_CHECKING:
-    from ..language import Rule
-
-__all__ = ["CEngine", "CTarget", "engine", "render"]
-
-ENDINGS = (".h", ".c")  # of the files that it emits
+from .compile import library
+from .inputs import KINDS, NativeInputs
 
 forked = False  # OpenMP's threads do not survive a fork: a child runs its steps on one
 

@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from .arrays import Ranges, address
-from .compiler import library
-from .formats import FORMAT_OF
-from .functions import Array
-from .inputs import Inputs
-from .tensor import Tensor
+from ...core.formats import FORMAT_OF
+from ...core.functions import Array
+from ..arrays import Ranges, address
+from ..inputs import Inputs
+from ..tensor import Tensor
+from .compile import library
 
 FORM = np.dtype([("shape", np.uintp), ("bytes", np.uint64), ("ndim", np.int32), ("bits", np.int32)], align=True)
 ABSENT, FOUND, ONE, OTHER = range(4)  # what a gradient is, as inputs.c says

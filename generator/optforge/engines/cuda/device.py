@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from . import arrays
-from .arrays import kind
-from .diagnostics import EnvironmentProblem, PerformanceWarning
-from .dtypes import BY_NUMPY
-from .functions import Array
-from .spaces import Host
+from ...core.diagnostics import EnvironmentProblem, PerformanceWarning
+from ...core.dtypes import BY_NUMPY
+from ...core.functions import Array
+from .. import arrays
+from ..arrays import kind
+from ..host import Host
 
 ALIGNMENT = 256  # bytes to a multiple of which arrays begin
 OLDEST = (7, 0)  # the compute capability that emitted kernels need

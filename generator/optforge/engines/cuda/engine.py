@@ -5,31 +5,25 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from .. import layout
-from ..cudasource import Pass, passes_of, render, scalars_can_fail
-from ..device import ALIGNMENT, Device, DeviceSpace
-from ..devicesteps import DeviceSteps, Row, struct
-from ..dtypes import BY_NUMPY
-from ..formats import Wanted
-from ..functions import Array
+from ...core.dtypes import BY_NUMPY
+from ...core.formats import Wanted
+from ...core.functions import Array
+from ...core.ir import Kernel
+from ...core.summation import CHUNK, LEAF
+from ...emit import layout
+from ...emit.cuda import Pass, passes_of, render, scalars_can_fail
+from ...emit.rule import Rule
 from ..inputs import SameInputs
-from ..ir import Kernel
-from ..nvcc import cubin
-from ..rowsource import Rows
 from ..stats import RECORD
 from ..tensor import How, Progress, Tensor, explain
-from ..tree import CHUNK, LEAF
-
-if TYPE_CHECKING:
-    from ..language import Rule
-
-__all__ = ["CudaEngine", "CudaTarget", "engine", "render"]
-
-ENDINGS = (".cuh", ".cu")  # of the files that it emits
+from .device import ALIGNMENT, Device, DeviceSpace
+from .nvcc import cubin
+from .rows import Rows
+from .steps import DeviceSteps, Row, struct
 
 PREFIX = "k"
 PLAN_STRUCT = struct("optforge_cuda_plan")

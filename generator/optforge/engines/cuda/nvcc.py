@@ -9,8 +9,8 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from .compiler import ROOM, Compiler, cached, digest, run
-from .diagnostics import EnvironmentProblem
+from ...core.diagnostics import EnvironmentProblem
+from ..c.compile import ROOM, Compiler, cached, digest, run
 
 FLAGS = ("-cubin", "-std=c++17", "-O3")
 PLACES = ("CUDA_HOME", "CUDA_PATH")  # variables that name a toolkit

@@ -7,11 +7,11 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
-from .cscalars import Scalars
-from .diagnostics import ScalarError
-from .functions import FUNCTIONS
-from .ir import Expr, Kernel, Type
-from .names import Names
+from ...core.diagnostics import ScalarError
+from ...core.functions import FUNCTIONS
+from ...core.ir import Expr, Kernel, Type
+from ...core.names import Names
+from ...emit.scalars import Scalars
 
 INFIX = {"add": "+", "sub": "-", "mul": "*", "div": "/", "mod": "%", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
 INFIX |= {"eq": "==", "ne": "!=", "and": "and", "or": "or"}

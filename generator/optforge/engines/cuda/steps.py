@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from . import layout
+from ...emit import layout
 from .device import Device
-from .rowsource import Rows
+from .rows import Rows
 
 KINDS = {"uint64_t": "u8", "uint32_t": "u4", "int32_t": "i4"}
 
