@@ -173,7 +173,7 @@ class Run:
         options = ["-q", "--tb=short", "-W", "ignore::optforge.PerformanceWarning", f"--junitxml={report}"]
         if self.quick:
             options += ["-k", QUICK_TESTS, "--maxfail=5"]
-        command = [sys.executable, "-m", "pytest", *options, str(HERE / f"test_{name}.py")]
+        command = [sys.executable, "-m", "pytest", *options, str(next(HERE.glob(f"*/test_{name}.py")))]
         try:
             said = run(command, 1800, {"OPTFORGE_TEST_TARGETS": "cuda"}, fine=range(6))
         except (Failure, subprocess.TimeoutExpired) as problem:

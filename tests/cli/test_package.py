@@ -20,8 +20,9 @@ import pytest
 import optforge as of
 from optforge.cli.companions import COMPANIONS
 from optforge.library.rule import Rule
+from places import ROOT
 
-CHECKOUT = Path(__file__).resolve().parent.parent
+CHECKOUT = ROOT
 HEAVY = ("numpy", "jinja2", "cffi", "typer", "click", "rich", "filelock", "platformdirs")
 
 

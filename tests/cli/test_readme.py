@@ -10,9 +10,10 @@ import pytest
 
 from optforge import Rule
 from optimizing import bits
+from places import ROOT
 
 pytest.importorskip("matplotlib")
-README = Path(__file__).resolve().parent.parent / "README.md"
+README = ROOT / "README.md"
 
 
 def whole_training() -> str:

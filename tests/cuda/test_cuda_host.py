@@ -13,8 +13,9 @@ import optforge as of
 from conftest import require
 from data import same
 from emulation import compile_emulated
+from places import ROOT
 
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 HEAD = """
 extern "C" int train(size_t n, float *weights, const float *gradients, float *m, float *v, uint64_t steps, cudaStream_t stream)
 {

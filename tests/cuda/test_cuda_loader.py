@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from conftest import require
+from places import TESTS
 
-HERE = Path(__file__).parent
 START = """
 import warnings
 import numpy as np
@@ -62,7 +62,7 @@ class Process:
     """What a piece of code says in a process of its own, with the emulated driver before any other."""
 
     def __init__(self, emulated: Mapping[str, str], cache: Path):
-        self.variables = {**emulated, "OPTFORGE_CACHE_DIR": str(cache), "PYTHONPATH": str(HERE)}
+        self.variables = {**emulated, "OPTFORGE_CACHE_DIR": str(cache), "PYTHONPATH": f"{TESTS}:{TESTS / 'support'}"}
 
     def __call__(self, code: str, begin: str = "", code_of_exit: int = 0, **variables: str) -> str:
         own = {**self.variables, **variables}

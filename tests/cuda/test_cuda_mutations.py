@@ -16,13 +16,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from test_cuda_native import Steps
 
 import optforge as of
 from conftest import require
 from cuda import Cuda, Memory, order
 from emulation import compile_emulated
 from optforge import global_norm, max_abs, scalar
-from test_cuda_native import Steps
 
 CHUNK, TILE = 32768, 4096
 SIZES = (3, 0, CHUNK + 1029, 35, TILE + 2, *[7] * 260)

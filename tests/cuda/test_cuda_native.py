@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from test_phases_native import CHUNKS, KERNELS, Run, Told, run_of
 
 import optforge as of
 from conftest import require
@@ -25,7 +26,6 @@ from optforge.core.formats import Wanted
 from optimizing import SETTINGS, nadam
 from oracles import names, oracle
 from stepping import spread
-from test_phases_native import CHUNKS, KERNELS, Run, Told, run_of
 
 LEAF, CHUNK, TILE = 1024, 32768, 4096
 SIZES = (0, 1, 3, 4, 5, 31, 32, 33, 1023, 1025, TILE - 1, TILE + 1, CHUNK - 1, CHUNK, CHUNK + 5, 2 * CHUNK + 1028)

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_cuda_compiled import STRICT
+from test_cuda_native import Steps
 
 from conftest import require
 from cuda import Cuda, Memory, order
@@ -17,8 +19,6 @@ from data import DTYPES
 from emulation import run
 from others import FULL, SIZES, STEPS, ULP, agree, spread
 from rules_of_others import CASES, RULES, label, settings, variants
-from test_cuda_compiled import STRICT
-from test_cuda_native import Steps
 
 ARCHITECTURES = "arch=compute_75,code=[sm_75,sm_90,sm_120]"
 # Scalars of every kind before and behind reductions, options, state of every kind, transforms.

@@ -13,9 +13,9 @@ import pytest
 
 import gpu
 from conftest import require
+from places import TESTS
 
-HERE = Path(__file__).parent
-SCRIPT, TORCH, BENCHMARK = HERE / "gpu.py", HERE / "gpu_torch.py", HERE.parent / "benchmarks" / "gpu.py"
+SCRIPT, TORCH, BENCHMARK = TESTS / "gpu.py", TESTS / "gpu_torch.py", TESTS.parent / "benchmarks" / "gpu.py"
 
 
 def start(*words: str | Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
@@ -56,7 +56,7 @@ def test_refuses_steps_that_it_does_not_know() -> None:
 
 
 def test_modules_are_those_of_the_project() -> None:
-    project = tomllib.loads((HERE.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    project = tomllib.loads((TESTS.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert {"typer", "rich", "safetensors", "numpy", "pycuda", "pytest"} <= set(gpu.MODULES)
     assert len(gpu.MODULES) == len(project["dependencies"]) + 2 and all(name.isidentifier() for name in gpu.MODULES)
 

@@ -16,8 +16,9 @@ import pytest
 import optforge as of
 from conftest import require
 from oracles import names
+from places import ROOT
 
-HEADER = Path(__file__).parent.parent / "examples" / "hip"
+HEADER = ROOT / "examples" / "hip"
 INSTRUCTION = re.compile(r"^\tv_(pk_)?([a-z_]+?)_(f32|f64)(?:_e32|_e64)?\b", re.MULTILINE)
 FUSED = {"fma", "fmac", "mad", "mac", "fmaak", "fmamk", "madak", "madmk"}
 # How many fused operations are in the exact sequences of a division, a square root and a conversion to uint64_t, each

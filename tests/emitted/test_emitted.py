@@ -22,9 +22,9 @@ from optforge.core.formats import Wanted
 from optforge.emit import layout, project
 from optforge.emit import python_package as pypackage
 from optforge.emit import text as render
+from places import ROOT
 
 x86 = pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="looks for x86 instructions")
-ROOT = Path(__file__).resolve().parent.parent
 
 
 @rule

@@ -14,8 +14,9 @@ import pytest
 import optforge as of
 from conftest import require
 from native import STRICT, run
+from places import ROOT
 
-EXAMPLE = Path(__file__).parent.parent / "examples" / "mpi"
+EXAMPLE = ROOT / "examples" / "mpi"
 SIZES = (10, 100000, 65536, 7, 300001)
 STEPS, BAD_STEP = 5, 3
 

@@ -13,8 +13,8 @@ import pytest
 from cli_runner import optforge
 from conftest import require
 from embedding import FULL, WARNINGS, run, write
+from places import GENERATOR
 
-GENERATOR = Path(__file__).resolve().parent.parent / "generator"
 RULE = '''from optforge import rule
 
 

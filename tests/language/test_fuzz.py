@@ -19,8 +19,9 @@ from fuzzing.author import Author
 from fuzzing.oracle import Optimizer
 from fuzzing.shrink import shrink, size
 from oracles import begin, names, oracle
+from places import GENERATOR
 
-RULES = Path(__file__).parents[1] / "generator" / "optforge" / "rules"
+RULES = GENERATOR / "optforge" / "rules"
 
 
 def fuzzed(*arguments: str) -> None:

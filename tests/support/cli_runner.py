@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-GENERATOR = Path(__file__).resolve().parent.parent / "generator"
+from places import GENERATOR
 
 
 def optforge(*arguments: str, cwd: Path, code: int = 0) -> str:

@@ -17,9 +17,10 @@ import optforge as of
 from optforge.core.formats import Wanted
 from optforge.emit import layout
 from optforge.emit.c import rule_text
+from places import TESTS
 
 FULL = bool(os.environ.get("OPTFORGE_TEST_FULL"))
-SOURCES = Path(__file__).with_name("runtime")
+SOURCES = TESTS / "runtime"
 WARNINGS = tuple("-Wall -Wextra -Wpedantic -Wconversion -Wshadow -Wcast-qual -Wdouble-promotion -Werror".split())
 WAYS = ("split", "single", "bundle")
 

@@ -13,6 +13,7 @@ import pytest
 import optforge as of
 from conftest import require_jax
 from data import same
+from places import ROOT
 
 jax = require_jax("optax")
 jnp = jax.numpy
@@ -163,7 +164,7 @@ def test_schedules_of_optax_count_from_0() -> None:
 
 
 def test_the_examples_of_the_docs_run(tmp_path: Path) -> None:
-    text = (Path(__file__).resolve().parent.parent / "docs" / "jax.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "jax.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```python\n(.*?)```", text, re.S)
     assert len(blocks) == 4
     path = tmp_path / "example.py"  # a rule is read from a file

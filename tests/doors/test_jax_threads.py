@@ -10,6 +10,7 @@ import pytest
 import optforge as of
 from conftest import require, require_jax
 from optforge.emit import layout
+from places import TESTS
 
 jax = require_jax()
 
@@ -21,7 +22,7 @@ def test_shares_on_threads_of_others(sanitizer: str, tmp_path: Path) -> None:
     gcc = require("gcc")
     for name, text in of.rules.adamw.generate("c", ["f32"]).items():
         (tmp_path / name).write_text(text)
-    own = Path(__file__).resolve().parent / "runtime" / "xla.c"
+    own = TESTS / "runtime" / "xla.c"
     (tmp_path / "xla.c").write_text(own.read_text())
     (tmp_path / "xla-handler.c").write_text(layout.runtime_file("xla-handler.c"))
     header = Path(jax.ffi.include_dir()) / "xla" / "ffi" / "api" / "c_api.h"
