@@ -7,6 +7,7 @@ Memory is for what is written alone, at most 8.1 GiB: 2^31 + 17 floats, or 2^32 
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -55,8 +56,17 @@ full = pytest.mark.skipif(not FULL, reason="takes long and 9 GiB; set OPTFORGE_T
 
 @pytest.mark.parametrize("case", ["f32", *(pytest.param(own, marks=full) for own in ("bf16", "state"))])
 def test_the_program(case: str, tmp_path: Path) -> None:
-    """It works, and would find an element that is left out: with sizes that every machine has."""
+    """It works, with a size that every machine has room for."""
     assert run([built(tmp_path, case), str(2**23 + 17)], tmp_path) == f"{2**23 + 17} elements\n"
+
+
+@full
+@pytest.mark.parametrize("case", CASES)
+def test_an_index_that_is_too_narrow_is_found(case: str, tmp_path: Path) -> None:
+    """One of 22 bits, as one of 32 would be with larger tensors."""
+    program = built(tmp_path, case, {"k * OPTFORGE_LEAF, leaf + k": "(k & 4095) * OPTFORGE_LEAF, leaf + k"})
+    answer = subprocess.run([program, str(2**23 + 17)], capture_output=True, text=True, check=False)
+    assert answer.returncode == 1 and ("differs in period" in answer.stderr or "norms are" in answer.stderr)
 
 
 @full
