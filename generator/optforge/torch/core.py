@@ -1,0 +1,337 @@
+"""What steps the parameters of some groups: an `optforge.Optimizer` over their memory, and its state as tensors.
+
+It is made of groups and state, which stay what users see; where those change in form, another one is made of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from operator import is_
+from typing import Any
+
+import numpy as np
+import torch
+
+from .. import targets
+from ..diagnostics import UsageError
+from ..groups import within
+from ..optimizer import Optimizer as ArrayOptimizer
+from ..stats import RECORD, Stats
+from .formulas import Formula
+from .tensors import NativeTensorInputs, TensorInputs, TensorSpace, check, is_sharded, local, spelled, view
+
+MASTERS = ("p_master", "p_low")
+
+
+@dataclass
+class How:
+    """How steps are done, whatever the groups are."""
+
+    target: str | None
+    threads: int | None
+    skip_nonfinite: bool
+    zero_grads: bool
+    store: dict[str, str]
+    master: str | None
+    rounding: str = "nearest"
+    seed: int = 0
+
+
+@dataclass
+class Target:
+    """An engine of the host over tensors: pass it as `target` to `optforge.Optimizer`."""
+
+    name: str
+    made: list[TensorSpace] = field(default_factory=list)
+
+    def space(self) -> TensorSpace:
+        """Where the tensors are."""
+        self.made.append(TensorSpace())
+        return self.made[-1]
+
+    def __call__(self, rule: Any, kernel: Any) -> Any:
+        """The engine of a rule."""
+        engine = targets.engine(self.name)(rule, kernel)
+        engine.inputs = NativeTensorInputs if self.name == "c" else TensorInputs
+        return engine
+
+
+class Core:
+    """The steps of some groups.
+
+    Parameters
+    ----------
+    formula : Formula
+    how : How
+    groups : sequence of dict
+        Parameter groups of PyTorch.
+    state : mapping
+        For parameters that have had a step, their state; it is copied.
+
+    Raises
+    ------
+    TypeError, ValueError
+        A parameter, a hyperparameter or the state does not do.
+    """
+
+    def __init__(self, formula: Formula, how: How, groups: Sequence[dict[str, Any]], state: Mapping[Any, Any]):
+        self.formula, self.how = formula, how
+        self.members = [list(group["params"]) for group in groups]
+        self.params = [p for members in self.members for p in members]
+        self.paths = [path(group, k, place) for k, group in enumerate(groups) for place in range(len(group["params"]))]
+        self.keys = tuple(dict.fromkeys(key[0] if isinstance(key, tuple) else key for key in formula.keys.values()))
+        self.keys += formula.options
+        self.options = formula.chosen(groups)
+        self.rows = [self.row(group) for group in groups]
+        self.looked = False
+        self.entries: list[dict[str, Any] | None] = [None] * len(self.params)
+        self.sharded = any(map(is_sharded, self.params))
+        self.owners = [local(p) for p in self.params]
+        self.opt: ArrayOptimizer | None = None
+        for p, label in zip(self.owners, self.paths, strict=True):
+            check(p, label)
+            if p.device.type != "cpu":
+                raise UsageError(f"{label} is on {p.device}; this door steps tensors on the CPU so far")
+        if not self.params:
+            return
+        own_groups = []
+        for k, (group, members) in enumerate(zip(groups, self.members, strict=True)):
+            if members:
+                named = "param_names" in group and len(set(group["param_names"])) == len(members)
+                names = group["param_names"] if named else range(len(members))
+                mine = [local(p) for p in members]
+                with within(f"param_groups[{k}]: "):
+                    row = formula.row(group)
+                own_groups.append({"params": dict(zip(names, mine, strict=True)) if named else mine, **row})
+        self.row_of = [k for k, members in enumerate(self.members) if members]
+        target = Target(how.target or "c")
+        self.opt = ArrayOptimizer(
+            own_groups,
+            formula.rule,
+            target=target,
+            threads=how.threads,
+            skip_nonfinite=how.skip_nonfinite,
+            zero_grads=how.zero_grads,
+            store=how.store,
+            master=how.master,
+            rounding=how.rounding,
+            seed=how.seed,
+            **self.options,
+        )
+        self.space = target.made[0]
+        self.steps = np.zeros(len(self.params), np.float32)  # what "step" is a view of
+        self.take(state)
+
+    def row(self, group: Mapping[str, Any]) -> list[Any]:
+        """What a step relies on of a group."""
+        return [group.get(key) for key in self.keys]
+
+    # ── state ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def names(self) -> dict[str, str]:
+        """The state that the kernel has, by its names: what a parameter's state calls it."""
+        return {own.name: self.formula.state.get(own.name, own.name) for own in self.opt._kernel.state}
+
+    def entry(self, k: int) -> dict[str, Any]:
+        """The state of a parameter as live tensors."""
+        tensor, owner, p = self.opt._tensors[k], self.owners[k], self.params[k]
+        entry: dict[str, Any] = {}
+        if self.formula.steps or self.opt._usual.stochastic:
+            entry["step"] = torch.from_numpy(self.steps)[k]
+        for name, key in self.names().items():
+            if name in tensor.scalars:
+                entry[key] = torch.from_numpy(tensor.scalars[name])[0]
+            else:
+                entry[key] = like(view(tensor.arrays[name], owner), p)
+        return entry
+
+    def show(self, state: Any) -> None:
+        """Let the state of parameters have what it is now."""
+        if self.opt is None:
+            return
+        self.opt._settle()
+        self.steps[...] = self.opt._progress.counts
+        for k, (p, tensor) in enumerate(zip(self.params, self.opt._tensors, strict=True)):
+            if tensor.started and self.entries[k] is None:
+                made = self.entries[k] = self.entry(k)
+                own = state.get(p) or {}
+                state[p] = own
+                own.update(made)
+        self.looked = True
+
+    def edited(self, state: Any) -> bool:
+        """Whether somebody has put other tensors, or another count of steps, into the state that was shown."""
+        self.looked = False
+        counts = self.steps.astype(np.int64)
+        if self.opt is not None and (counts != self.opt._progress.counts).any():
+            return True
+        for p, shown in zip(self.params, self.entries, strict=True):
+            own = state.get(p) if p in state else None
+            if shown is None:
+                if own:
+                    return True
+            elif own is None or any(own.get(key) is not value for key, value in shown.items()):
+                return True
+        return False
+
+    def take(self, state: Mapping[Any, Any]) -> None:
+        """Copy the state of parameters that have had a step."""
+        assert self.opt is not None
+        opt, names = self.opt, self.names()
+        counts, problems = np.zeros(len(self.params), np.int64), []
+        for k, (p, tensor) in enumerate(zip(self.params, opt._tensors, strict=True)):
+            entry = state.get(p) if p in state else None
+            if not entry:
+                continue
+            label = f"the state of {self.paths[k]}"
+            given = {key: value for key, value in entry.items() if value is not None}
+            missing = [key for name, key in names.items() if key not in given and name not in MASTERS]
+            unknown = [key for key in given if key not in names.values() and key != "step"]
+            if missing and (unknown or any(isinstance(s.initial, str) for s in opt._kernel.state if s.name not in MASTERS)):
+                also = f" and has {', '.join(map(repr, unknown))}" if unknown else ""
+                problems.append(f"{label} lacks {', '.join(map(repr, missing))}{also}")
+                continue
+            try:
+                counts[k] = steps_of(given.get("step"), self.formula, label)
+                for name, key in names.items():
+                    if key in given:
+                        self.write(k, name, given[key], f"{label}: {key!r}")
+            except (TypeError, ValueError) as problem:
+                problems.append(str(problem))
+            tensor.started = True
+        if problems:
+            shown = [*problems[:5], *([f"and {len(problems) - 5} more"] if len(problems) > 5 else [])]
+            raise ValueError("; ".join(shown))
+        opt._progress.begin(int(counts.max(initial=0)), counts)
+        self.entries = [None] * len(self.params)
+
+    def write(self, k: int, name: str, value: Any, label: str) -> None:
+        """Copy a state of a parameter."""
+        tensor, owner, p = self.opt._tensors[k], self.owners[k], self.params[k]
+        if name in tensor.scalars:
+            tensor.scalars[name][0] = float(value)
+            return
+        if not isinstance(value, torch.Tensor):
+            raise TypeError(f"{label} is {value!r}, not a tensor")
+        if tuple(value.shape) != tuple(p.shape):
+            raise ValueError(f"{label} has the shape {tuple(value.shape)}, its parameter {tuple(p.shape)}")
+        if value.dtype.is_complex or value.layout != torch.strided:
+            raise TypeError(f"{label} is {spelled(value)} ({value.layout}), not a dense tensor of real numbers")
+        array = tensor.arrays[name]
+        with torch.no_grad():
+            if name == "p_low":  # bits, not numbers
+                view(array.view(np.int16), owner).copy_(part(value, p).view(torch.int16))
+            else:
+                view(array, owner).copy_(part(value, p))
+
+    # ── steps ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def serves(self, groups: Sequence[dict[str, Any]], state: Any) -> bool:
+        """Whether it is for these groups and this state as they are; hyperparameters are taken over.
+
+        Raises
+        ------
+        TypeError, ValueError
+            A hyperparameter does not do.
+        """
+        if len(groups) != len(self.members) or (self.looked and self.edited(state)):
+            return False
+        for k, (group, members) in enumerate(zip(groups, self.members, strict=True)):
+            params = group["params"]
+            if len(params) != len(members) or not all(map(is_, params, members)):
+                return False
+            row = [group.get(key) for key in self.keys]
+            if row != self.rows[k] or any(type(value) is torch.Tensor for value in row):
+                if self.formula.chosen(groups) != self.options:
+                    return False
+                self.assign(k, group)
+                self.rows[k] = row
+        return True
+
+    def assign(self, k: int, group: Mapping[str, Any]) -> None:
+        """Take over the hyperparameters of a group."""
+        if self.opt is None or k not in self.row_of:
+            return
+        where = f"param_groups[{k}]: "
+        row, hyper = self.formula.row(group, where), self.opt._hyper
+        values = hyper.values.copy()
+        own = self.row_of.index(k)
+        values[own, : len(hyper.names)] = [row[name] for name in hyper.names]
+        with within(where if len(self.row_of) == 1 else ""):
+            hyper.check(values, [own])
+        hyper.replace(values, {})
+
+    def step(self, grad_scale: float | None, stats: bool) -> Stats | None:
+        """One step with the gradients that the parameters have.
+
+        Raises
+        ------
+        Moved
+            A parameter has another form than when this was made; nothing was written.
+        """
+        opt = self.opt
+        if opt is None:
+            return Stats(np.zeros(1, RECORD), [], 0) if stats else None
+        if opt._begun is not None or opt._progress.unfinished:
+            opt._resolve()
+        grads = [p.grad for p in self.params]
+        if self.sharded:
+            grads = [None if g is None else local(g) for g in grads]
+        told = opt._step(grads, grad_scale, stats)
+        if self.space.copied:
+            for gradient in self.space.copied:
+                gradient.zero_()
+            self.space.copied = []
+        return told
+
+    def skipped(self) -> Stats:
+        """What is told of a step that was skipped because of what GradScaler has found."""
+        record = np.zeros(1 + len(self.params), RECORD)
+        for name in ("grad_norm", "clipped_grad_norm", "param_norm"):
+            record[name] = np.nan
+        record["skipped"] = 1
+        return Stats(record, list(range(len(self.params))), len(self.params))
+
+
+def path(group: Mapping[str, Any], k: int, place: int) -> str:
+    """What messages call a parameter."""
+    names = group.get("param_names")
+    return f"param_groups[{k}]['params'][{place}]" if names is None else f"parameter {names[place]!r}"
+
+
+def steps_of(value: Any, formula: Formula, label: str) -> int:
+    """The steps that a parameter with state has taken."""
+    if value is None:
+        if formula.steps and formula.rule.definition.time:
+            raise ValueError(f"{label} lacks 'step'")
+        return 1  # as far as anybody can tell
+    number = float(value)
+    if not (number >= 0 and number.is_integer()):
+        raise ValueError(f"{label}: 'step' is a whole number from 0, not {value!r}")
+    return int(number)
+
+
+def like(made: Any, p: Any) -> Any:
+    """A tensor of state, which is a DTensor where its parameter is one."""
+    if not is_sharded(p):
+        return made
+    from torch.distributed.tensor import DTensor
+
+    return DTensor.from_local(made, p.device_mesh, p.placements, run_check=False, shape=p.shape, stride=p.stride())
+
+
+def part(value: Any, p: Any) -> Any:
+    """What this process has of a state: of a whole tensor, the shard that it has of the parameter."""
+    if is_sharded(value):
+        if tuple(value.placements) != tuple(p.placements):
+            value = value.redistribute(p.device_mesh, p.placements)
+        return local(value)
+    if not is_sharded(p):
+        return value.detach()
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    shape, offset = compute_local_shape_and_global_offset(p.shape, p.device_mesh, p.placements)
+    return value.detach()[tuple(slice(o, o + n) for o, n in zip(offset, shape, strict=True))]
+
+
