@@ -81,7 +81,7 @@ class Core:
         self.params = [p for members in self.members for p in members]
         self.paths = [path(group, k, place) for k, group in enumerate(groups) for place in range(len(group["params"]))]
         self.keys = tuple(dict.fromkeys(key[0] if isinstance(key, tuple) else key for key in formula.keys.values()))
-        self.keys += formula.options
+        self.keys += (*formula.options, *formula.others)
         self.options = formula.chosen(groups)
         self.rows = [self.row(group) for group in groups]
         self.looked = False
@@ -143,26 +143,24 @@ class Core:
             if name in tensor.scalars:
                 entry[key] = torch.from_numpy(tensor.scalars[name])[0]
             else:
-                entry[key] = like(view(tensor.arrays[name], owner), p)
+                entry[key] = like(view(tensor.arrays[name], self.space.layout(owner)), p)
         return entry
 
     def show(self, state: Any) -> None:
         """Let the state of parameters have what it is now."""
-        if self.opt is None:
+        if self.opt is None or self.looked:
             return
         self.opt._settle()
         self.steps[...] = self.opt._progress.counts
         for k, (p, tensor) in enumerate(zip(self.params, self.opt._tensors, strict=True)):
             if tensor.started and self.entries[k] is None:
                 made = self.entries[k] = self.entry(k)
-                own = state.get(p) or {}
-                state[p] = own
-                own.update(made)
+                if made:
+                    state[p] = {**(state.get(p) or {}), **made}
         self.looked = True
 
     def edited(self, state: Any) -> bool:
         """Whether somebody has put other tensors, or another count of steps, into the state that was shown."""
-        self.looked = False
         counts = self.steps.astype(np.int64)
         if self.opt is not None and (counts != self.opt._progress.counts).any():
             return True
@@ -171,8 +169,9 @@ class Core:
             if shown is None:
                 if own:
                     return True
-            elif own is None or any(own.get(key) is not value for key, value in shown.items()):
+            elif shown and (own is None or any(own.get(key) is not value for key, value in shown.items())):
                 return True
+        self.looked = False
         return False
 
     def take(self, state: Mapping[Any, Any]) -> None:
@@ -186,9 +185,10 @@ class Core:
                 continue
             label = f"the state of {self.paths[k]}"
             given = {key: value for key, value in entry.items() if value is not None}
-            missing = [key for name, key in names.items() if key not in given and name not in MASTERS]
-            unknown = [key for key in given if key not in names.values() and key != "step"]
-            if missing and (unknown or any(isinstance(s.initial, str) for s in opt._kernel.state if s.name not in MASTERS)):
+            begun_anew = self.formula.later.union(MASTERS)
+            missing = [key for name, key in names.items() if key not in given and name not in begun_anew]
+            unknown = [key for key in given if key not in names.values() and key not in ("step", *self.formula.later)]
+            if missing:
                 also = f" and has {', '.join(map(repr, unknown))}" if unknown else ""
                 problems.append(f"{label} lacks {', '.join(map(repr, missing))}{also}")
                 continue
@@ -221,9 +221,9 @@ class Core:
         array = tensor.arrays[name]
         with torch.no_grad():
             if name == "p_low":  # bits, not numbers
-                view(array.view(np.int16), owner).copy_(part(value, p).view(torch.int16))
+                view(array.view(np.int16), self.space.layout(owner)).copy_(part(value, p).view(torch.int16))
             else:
-                view(array, owner).copy_(part(value, p))
+                view(array, self.space.layout(owner)).copy_(part(value, p))
 
     # ── steps ───────────────────────────────────────────────────────────────────────────────────────────────────────
 

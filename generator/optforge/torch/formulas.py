@@ -45,6 +45,10 @@ class Formula:
         Whether a state dict has the count of steps.
     missing : mapping of str to Any
         What groups of PyTorch do not have, and what it is there.
+    others : mapping of str to Any
+        What groups of PyTorch have beside it, and have to have, where the formula is this one.
+    later : frozenset of str
+        State that an option brings, which begins anew where a hyperparameter turns that on.
     """
 
     rule: Rule
@@ -55,6 +59,8 @@ class Formula:
     needed: Mapping[str, str] = field(default_factory=dict)
     steps: bool = True
     missing: Mapping[str, Any] = field(default_factory=dict)
+    others: Mapping[str, Any] = field(default_factory=dict)
+    later: frozenset[str] = frozenset()
 
     @property
     def flat(self) -> dict[str, tuple[str, int]]:
@@ -121,6 +127,11 @@ class Formula:
             They differ.
         """
         first, options = groups[0] if groups else self.defaults, {}
+        for k, group in enumerate(groups):
+            for name, value in self.others.items():
+                if group.get(name, value) != value:
+                    also = f"; {BY_LOWER[self.name]!r} has it" if self.name in BY_LOWER else ""
+                    raise ValueError(f"param_groups[{k}]: {self.name} has no {name} (given is {group[name]!r}){also}")
         for name in self.options:
             options[name] = first.get(name, self.defaults[name])
             for group in groups:
@@ -179,18 +190,22 @@ WITH_MOMENTUM: Mapping[str, str] = MappingProxyType({"with_momentum": "momentum"
 OF_TORCH: dict[str, tuple[Rule, dict[str, Any]]] = {
     "Adadelta": (rules.adadelta, {}),
     "Adagrad": (rules.adagrad, {"state": {"sum_": "sum"}}),
-    "Adam": (rules.adam, {"keys": BETAS}),
+    "Adam": (rules.adam, {"keys": BETAS, "later": {"max_exp_avg_sq"}}),
     "AdamW": (
         rules.adam,
-        {"keys": BETAS, "defaults": {"weight_decay": 0.01, "decoupled_weight_decay": True}},
+        {
+            "keys": BETAS,
+            "later": {"max_exp_avg_sq"},
+            "defaults": {"weight_decay": 0.01, "decoupled_weight_decay": True},
+        },
     ),
     "Adamax": (rules.adamax, {"keys": BETAS}),
     "ASGD": (rules.asgd, {}),
     "NAdam": (rules.nadam, {"keys": BETAS}),
     "RAdam": (rules.radam, {"keys": BETAS}),
-    "RMSprop": (rules.rmsprop, {"needed": WITH_MOMENTUM}),
+    "RMSprop": (rules.rmsprop, {"needed": WITH_MOMENTUM, "later": {"grad_avg", "momentum_buffer"}}),
     "Rprop": (rules.rprop, {"keys": ETAS}),
-    "SGD": (rules.sgd, {"needed": WITH_MOMENTUM, "steps": False}),
+    "SGD": (rules.sgd, {"needed": WITH_MOMENTUM, "later": {"momentum_buffer"}, "steps": False}),
 }
 BY_LOWER = {name.lower(): name for name in OF_TORCH}
 
@@ -212,7 +227,7 @@ def formula(rule: Rule | str, settings: Mapping[str, Any]) -> Formula:
     if same in OF_TORCH and last in PYTORCH and not PYTORCH[last].fixed:
         # The built-in rule is that formula, but for some of its settings: those of the user decide.
         theirs, own = of_torch(same, before), BUILT_IN[last].hyperparameters
-        more = {*theirs.defaults, *theirs.flat} - {*of_rule(BUILT_IN[last]).defaults, *own}
+        more = {*theirs.defaults, *theirs.flat} - {*made(BUILT_IN[last], BETAS, {}, {}).defaults, *own}
         if more & settings.keys():
             return replace(theirs, defaults={**theirs.defaults, **{k: v for k, v in own.items() if k in theirs.defaults}})
     return of_rule(named_rule(rule))
@@ -229,7 +244,8 @@ def of_torch(name: str, before: Sequence[str] = ()) -> Formula:
         rule = rule_of(functools.reduce(compose, [*parts, rule.definition]), ":".join([*before, name]))
     own = made(rule, more.get("keys", {}), more.get("state", {}), more.get("needed", {}))
     defaults = {**own.defaults, **more.get("defaults", {})}
-    return replace(own, name=":".join([*before, name]), defaults=defaults, steps=more.get("steps", True))
+    later = frozenset(more.get("later", ()))
+    return replace(own, name=":".join([*before, name]), defaults=defaults, steps=more.get("steps", True), later=later)
 
 
 def of_rule(rule: Rule) -> Formula:
@@ -241,7 +257,10 @@ def of_rule(rule: Rule) -> Formula:
         wanted = [f"beta{k}" for k in range(1, len(names) + 1)]
         keys = {name: ("betas", k) for k, name in enumerate(wanted)} if len(names) > 1 and names == wanted else {}
         return made(rule, keys, {}, {})
-    return replace(made(rule, known.hyperparameters, known.state, {}), steps=known.steps, missing=known.fixed)
+    own = made(rule, known.hyperparameters, known.state, {})
+    others = {name: value for name, value in known.others.items() if name not in own.defaults}
+    defaults = {**own.defaults, **others}
+    return replace(own, defaults=defaults, steps=known.steps, missing=known.fixed, others=others)
 
 
 def made(rule: Rule, keys: Mapping[str, Key], state: Mapping[str, str], needed: Mapping[str, str]) -> Formula:

@@ -340,7 +340,7 @@ def loaded(
     for p, place in zip(params, itertools.chain.from_iterable(pairs), strict=True):
         entry = saved["state"].get(place.number)
         if entry:
-            state[p] = entry
+            state[p] = dict(entry)
     known = {place.number for row in pairs for place in row}
     lost = [number for number, entry in saved["state"].items() if number not in known and entry]
     if lost:
@@ -366,13 +366,16 @@ def places(groups: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping[str, An
     more = sorted(by_name.keys() - set(names))
     if missing or more:
         parts = [f"it lacks {', '.join(map(repr, missing))}"] if missing else []
-        parts += [f"it has {', '.join(map(repr, more))}, which is not here"] if more else []
+        parts += [f"it has {', '.join(map(repr, more))}, not to be found here"] if more else []
         raise ValueError(f"the state dict is of other parameters: {'; '.join(parts)}")
     return [[by_name[name] for name in group["param_names"]] for group in groups]
 
 
 def hyper(own: Formula, group: Mapping[str, Any]) -> dict[str, Any]:
     """What a group has beside its parameters, but for how PyTorch is to run it."""
+    differing = [f"{name}={group[name]!r}" for name, value in own.others.items() if group.get(name, value) != value]
+    if differing:
+        raise ValueError(f"it is of another formula than {own.name}: {', '.join(differing)}")
     left = ("params", "param_names", *RUN)
     missing = {name: value for name, value in own.missing.items() if name not in group}
     options = {name: own.defaults[name] for name in own.options if name not in group}

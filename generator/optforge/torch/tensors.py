@@ -90,12 +90,12 @@ def flat(tensor: Any) -> Any:
     return plain.numpy()
 
 
-def view(array: Any, like: Any) -> Any:
-    """A tensor over the memory of a flat array, laid out as another tensor."""
+def view(array: Any, laid: tuple[tuple[int, ...], tuple[int, ...]]) -> Any:
+    """A tensor over the memory of a flat array, of a shape and strides."""
     made = torch.from_numpy(array)
     if made.dtype == torch.uint16:
         made = made.view(torch.bfloat16)
-    return made.as_strided(*layout(like))
+    return made.as_strided(*laid)
 
 
 class TensorSpace(Host):
