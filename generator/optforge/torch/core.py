@@ -5,6 +5,7 @@ It is made of groups and state, which stay what users see; where those change in
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import is_
@@ -40,9 +41,13 @@ class How:
 
 @dataclass
 class Target:
-    """An engine of the host over tensors: pass it as `target` to `optforge.Optimizer`."""
+    """An engine of the host over tensors: pass it as `target` to `optforge.Optimizer`.
+
+    A `group` of ranks has shards of them.
+    """
 
     name: str
+    group: Any = None
     made: list[TensorSpace] = field(default_factory=list)
 
     def space(self) -> TensorSpace:
@@ -54,6 +59,12 @@ class Target:
         """The engine of a rule."""
         engine = targets.engine(self.name)(rule, kernel)
         engine.inputs = NativeTensorInputs if self.name == "c" else TensorInputs
+        if self.group is not None:
+            if self.name != "c":
+                raise UsageError(f"shards of DTensors are stepped by target 'c', not {self.name!r}")
+            from .sharded import plan
+
+            engine.plan = functools.partial(plan, engine, self.group)
         return engine
 
 
@@ -105,7 +116,7 @@ class Core:
                     row = formula.row(group)
                 own_groups.append({"params": dict(zip(names, mine, strict=True)) if named else mine, **row})
         self.row_of = [k for k, members in enumerate(self.members) if members]
-        target = Target(how.target or "c")
+        target = Target(how.target or "c", self.group())
         self.opt = ArrayOptimizer(
             own_groups,
             formula.rule,
@@ -122,6 +133,14 @@ class Core:
         self.space = target.made[0]
         self.steps = np.zeros(len(self.params), np.float32)  # what "step" is a view of
         self.take(state)
+
+    def group(self) -> Any:
+        """The ranks that have shards of the parameters, or None."""
+        if not self.sharded:
+            return None
+        from .sharded import group_of
+
+        return group_of(self.params, self.paths)
 
     def row(self, group: Mapping[str, Any]) -> list[Any]:
         """What a step relies on of a group."""
