@@ -62,7 +62,7 @@ typedef struct Inputs {
 } Inputs;
 
 enum { ABSENT, FOUND, ONE, OTHER };               /* a gradient; ONE is a tensor of one element */
-enum { PARAMETERS = 1, CHANGED = 2, ASKED = 4 };  /* what there is to do: bits of the result */
+enum { PARAMETERS = 1, CHANGED = 2, ASKED = 4, MOVED = 8 }; /* what there is to do: bits of the result */
 
 static const void *type_of(const Inputs *in, const void *object)
 {
@@ -162,7 +162,8 @@ int optforge_inputs(Inputs *in, void *parameters, void *gradients)
         if (kind == OTHER)
             address = 0;
         result |= kind == ONE || kind == OTHER ? ASKED : 0;
-        result |= address != in->addresses[k] || (kind == ABSENT) != (in->gradients[k] == ABSENT) ? CHANGED : 0;
+        result |= address != in->addresses[k] ? MOVED : 0;
+        result |= (kind == ABSENT) != (in->gradients[k] == ABSENT) ? CHANGED : 0; /* other tensors have one */
         in->gradients[k] = (unsigned char)kind;
         in->addresses[k] = address;
     }

@@ -27,7 +27,7 @@ FORM = np.dtype(
 )
 FLOAT, BFLOAT = 2, 4  # types of numbers, as DLPack calls them
 ABSENT, FOUND, ONE, OTHER = range(4)  # what a gradient is, as inputs.c says
-PARAMETERS, CHANGED, ASKED = 1, 2, 4  # what it leaves to do
+PARAMETERS, CHANGED, ASKED, MOVED = 1, 2, 4, 8  # what it leaves to do
 KINDS = [*FORMAT_OF]
 BYTES = np.array([0, *(dtype.itemsize for dtype in KINDS)], np.uint64)  # of an element, by 1 and the number of its kind
 POINTERS = "none item clear ndarray float32 float64 tensor parameter describe".split()
@@ -237,6 +237,10 @@ class NativeInputs(Inputs):
             found |= self.look(self.owners, listed)
         others = bool(found & ASKED) and self.ask(listed)
         if not (found & CHANGED or others) and settled and plan is not None:
+            if found & MOVED:
+                if self.zero_grads:
+                    self.check_gradients_apart()
+                plan.aim(self.addresses)
             self.settled = True
             return True
         if self.zero_grads:

@@ -121,6 +121,11 @@ class Plan:
                 steps = np.zeros(len(rows), np.uint64), behind[numbers].astype(np.uint64)
                 own.steps = ffi.cast("uint64_t *", address(steps[0]))
                 self.steps.append(steps)
+        every = [len(members) == len(table.rows) for members in self.tensors]  # in order, as a slice finds them faster
+        self.columns = [
+            (rows[:, GRADIENT], slice(None) if whole else members)
+            for rows, members, whole in zip(self.parts, self.tensors, every, strict=True)
+        ]
         self.aim(inputs.addresses)
         self.options = ffi.new("optforge_options *")
         library.calls.options_init(self.options)
@@ -129,8 +134,8 @@ class Plan:
 
     def aim(self, addresses: Array) -> None:
         """Take gradients at these addresses, of all tensors, which were checked as the runtime would check them."""
-        for rows, members in zip(self.parts, self.tensors, strict=True):
-            rows[:, GRADIENT] = addresses[members]
+        for column, members in self.columns:
+            column[...] = addresses[members]
 
     def step(self, hyperparameters: Any, t: int, how: How) -> bool:
         """One step in place, with the hyperparameters of each group; whether it was skipped.

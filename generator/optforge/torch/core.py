@@ -94,7 +94,10 @@ class Core:
         self.keys = tuple(dict.fromkeys(key[0] if isinstance(key, tuple) else key for key in formula.keys.values()))
         self.keys += (*formula.options, *formula.others)
         self.options = formula.chosen(groups)
-        self.rows = [self.row(group) for group in groups]
+        self.rows: list[list[Any]] = [[]] * len(groups)
+        self.variable: set[int] = set()  # groups with hyperparameters that are tensors
+        for k, group in enumerate(groups):
+            self.note(k, [group.get(key) for key in self.keys])
         self.looked = False
         self.entries: list[dict[str, Any] | None] = [None] * len(self.params)
         self.sharded = any(map(is_sharded, self.params))
@@ -141,10 +144,6 @@ class Core:
         from .sharded import group_of
 
         return group_of(self.params, self.paths)
-
-    def row(self, group: Mapping[str, Any]) -> list[Any]:
-        """What a step relies on of a group."""
-        return [group.get(key) for key in self.keys]
 
     # ── state ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -261,12 +260,21 @@ class Core:
             if len(params) != len(members) or not all(map(is_, params, members)):
                 return False
             row = [group.get(key) for key in self.keys]
-            if row != self.rows[k] or any(type(value) is torch.Tensor for value in row):
+            if row != self.rows[k] or k in self.variable:
                 if self.formula.chosen(groups) != self.options:
                     return False
                 self.assign(k, group)
-                self.rows[k] = row
+                self.note(k, row)
         return True
+
+    def note(self, k: int, row: list[Any]) -> None:
+        """Remember the hyperparameters of a group; those that are tensors may change where they are."""
+        self.rows[k] = row
+        flat = [own for value in row for own in (value if isinstance(value, tuple) else (value,))]
+        if any(isinstance(own, torch.Tensor) for own in flat):
+            self.variable.add(k)
+        else:
+            self.variable.discard(k)
 
     def assign(self, k: int, group: Mapping[str, Any]) -> None:
         """Take over the hyperparameters of a group."""
