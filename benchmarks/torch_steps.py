@@ -2,8 +2,8 @@
 
     python benchmarks/torch_steps.py
 
-For 6, 148 and 10,000 tensors: AdamW of PyTorch (fused, foreach) and of optforge.torch, in turn, medians of `step` alone.
-The last columns are what our `step` takes beside the kernel: in all, and for each new gradient.
+For 6, 148 and 10,000 tensors: AdamW of PyTorch (fused, foreach) and of optforge.torch, in turn; medians of `step`
+alone. The last columns are what our `step` takes beside the kernel: in all, and for each new gradient.
 """
 
 from __future__ import annotations
@@ -32,12 +32,14 @@ MAKE: dict[str, Callable[[list[Any]], Any]] = {
 
 
 def microseconds(do: Callable[[], Any]) -> float:
+    """How long it takes."""
     begin = time.perf_counter()
     do()
     return 1e6 * (time.perf_counter() - begin)
 
 
 def measure(shapes: list[tuple[int, ...]], rounds: int) -> dict[str, float]:
+    """The medians of a row."""
     values = [torch.randn(shape) for shape in shapes]
     made = {name: [torch.nn.Parameter(v.clone()) for v in values] for name in MAKE}
     optimizers = {name: make(made[name]) for name, make in MAKE.items()}
@@ -50,7 +52,7 @@ def measure(shapes: list[tuple[int, ...]], rounds: int) -> dict[str, float]:
             if turn >= 3:
                 times[name].append(took)
             if name == "ours" and turn >= 3:  # the same step once more, without all that is around it
-                inner = opt._core.opt
+                inner = opt._stepper.opt
                 times["kernel"].append(microseconds(lambda inner=inner: again(inner)))
             opt.zero_grad()
     return {name: statistics.median(own) for name, own in times.items()}
@@ -62,19 +64,19 @@ def again(inner: Any) -> None:
 
 
 def main() -> None:
+    """Print a line for each row."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    print(f"{'tensors':>8} {'fused µs':>12} {'foreach µs':>12} {'ours µs':>10} {'fused/ours':>11} {'around µs':>10} {'each':>6}")
+    heads = [*(f"{name} µs" for name in MAKE), "fused/ours", "around µs", "each"]
+    print(f"{'tensors':>8}" + "".join(f"{head:>12}" for head in heads))
     for name, shapes in ROWS.items():
         own = measure(shapes, max(given.rounds // (10 if len(shapes) > 1000 else 1), 5))
         around = own["ours"] - own["kernel"]
-        print(
-            f"{name:>8} {own['fused']:>12.0f} {own['foreach']:>12.0f} {own['ours']:>10.0f} "
-            f"{own['fused'] / own['ours']:>11.2f} {around:>10.1f} {around / len(shapes):>6.2f}"
-        )
+        figures = [own[kind] for kind in MAKE] + [own["fused"] / own["ours"], around, around / len(shapes)]
+        print(f"{name:>8}" + "".join(f"{figure:>12.2f}" for figure in figures))
 
 
 if __name__ == "__main__":

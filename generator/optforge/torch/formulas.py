@@ -1,5 +1,4 @@
-"""What parameter groups and state dicts call the hyperparameters, options and state of a rule: as PyTorch does, where it
-has the formula."""
+"""What groups and state dicts call the hyperparameters and the state of a rule: as PyTorch, which may have it too."""
 
 from __future__ import annotations
 
@@ -10,13 +9,13 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
-from ..catalogue import BUILT_IN, definition, pieces
-from ..compose import Composition, compose
-from ..diagnostics import UsageError, nearest
-from ..interop import PYTORCH
-from ..language import Rule, rule_of
-from ..optimizer import named_rule
-from ..settings import double
+from ..core.diagnostics import UsageError, nearest
+from ..frontend.compose import Composition, compose
+from ..frontend.settings import double
+from ..library.named import BUILT_IN, definition, pieces
+from ..library.rule import Rule, rule_of
+from ..train.interop import PYTORCH
+from ..train.optimizer import named_rule
 from . import rules
 
 Key = str | tuple[str, int]  # of a parameter group: a name, or a name and a place in the tuple there
@@ -229,7 +228,8 @@ def formula(rule: Rule | str, settings: Mapping[str, Any]) -> Formula:
         theirs, own = of_torch(same, before), BUILT_IN[last].hyperparameters
         more = {*theirs.defaults, *theirs.flat} - {*made(BUILT_IN[last], BETAS, {}, {}).defaults, *own}
         if more & settings.keys():
-            return replace(theirs, defaults={**theirs.defaults, **{k: v for k, v in own.items() if k in theirs.defaults}})
+            shared = {name: value for name, value in own.items() if name in theirs.defaults}
+            return replace(theirs, defaults={**theirs.defaults, **shared})
     return of_rule(named_rule(rule))
 
 

@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
-from ..language import Rule
-from ..mistakes import MISTAKES, SHORT, shorten
-from ..optimizer import check_threads
-from ..settings import check_seed
-from ..stats import Stats
-from .core import Core, How
+from ..core.tracebacks import MISTAKES, SHORT, shorten
+from ..engines.stats import Stats
+from ..frontend.settings import check_seed
+from ..library.rule import Rule
+from ..train.optimizer import check_threads
 from .formulas import RUN, Formula, formula
+from .stepper import How, Stepper
 from .tensors import Moved
 
 Loss = Any
@@ -31,8 +31,8 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
     Parameters
     ----------
     params : iterable of tensors, of (name, tensor), or of dicts
-        As of every optimizer of PyTorch: `model.parameters()`, `model.named_parameters()`, or parameter groups, dicts of
-        "params" and of hyperparameters of their own. Float32, float64, bfloat16 or float16, dense in memory in any
+        As of every optimizer of PyTorch: `model.parameters()`, `model.named_parameters()`, or parameter groups, dicts
+        of "params" and of hyperparameters of their own. Float32, float64, bfloat16 or float16, dense in memory in any
         order of dimensions (channels-last), on the CPU; DTensors of `fully_shard` too.
     rule : Rule or str
         A rule; the name of a built-in one, "adamw"; a composition, "clip_by_global_norm:adamw"; "FILE.py:NAME"; or the
@@ -51,8 +51,8 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
     store, master, rounding, seed
         How arrays are stored: as of `optforge.Optimizer`.
     **settings
-        Hyperparameters and static options of the rule. `betas=(b1, b2)` are a rule's beta1 and beta2, which may be given
-        so too; in `param_groups` they are "betas". `foreach` and `fused` are taken and mean nothing.
+        Hyperparameters and static options of the rule. `betas=(b1, b2)` are a rule's beta1 and beta2, which may be
+        given so too; in `param_groups` they are "betas". `foreach` and `fused` are taken and mean nothing.
 
     Attributes
     ----------
@@ -87,7 +87,7 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
     rule: Rule
     _formula: Formula
     _how: How
-    _core: Core | None
+    _stepper: Stepper | None
 
     def __init__(
         self,
@@ -115,12 +115,12 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
             self._formula = formula(rule, given)
             self._how = How(target, threads, bool(skip_nonfinite), bool(zero_grads), dict(store or {}), master)
             self._how.rounding, self._how.seed = rounding, int(seed)
-            self.rule, self._core = self._formula.rule, None
+            self.rule, self._stepper = self._formula.rule, None
             self._formula.check_names(given)
             check_run(given)
             defaults = self._formula.take(given, self._formula.defaults)
             super().__init__(params, {k: v for k, v in defaults.items() if k not in RUN})
-            self._core = Core(self._formula, self._how, self.param_groups, {})
+            self._stepper = Stepper(self._formula, self._how, self.param_groups, {})
 
     # ── parameter groups and state ──────────────────────────────────────────────────────────────────────────────────
 
@@ -143,9 +143,9 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
                 param_group = {k: v for k, v in param_group.items() if k not in own and k not in RUN}
                 param_group |= {k: v for k, v in taken.items() if k not in RUN and k not in flat}
             super().add_param_group(param_group)
-            if self._core is not None:  # else the first groups are being taken
+            if self._stepper is not None:  # else the first groups are being taken
                 try:
-                    self._core = self._renewed()
+                    self._stepper = self._renewed()
                 except BaseException:
                     del self.param_groups[-1]
                     raise
@@ -153,17 +153,17 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
     @property
     def state(self) -> Any:
         """For each parameter that has had a step, its state by name."""
-        if self._core is not None:
-            self._core.show(self._state)
+        if self._stepper is not None:
+            self._stepper.show(self._state)
         return self._state
 
     @state.setter
     def state(self, state: Any) -> None:
-        self._state, self._core = state, None
+        self._state, self._stepper = state, None
 
-    def _renewed(self) -> Core:
+    def _renewed(self) -> Stepper:
         """What steps the groups as they are now, with the state that there is."""
-        return Core(self._formula, self._how, self.param_groups, self.state)
+        return Stepper(self._formula, self._how, self.param_groups, self.state)
 
     # ── steps ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -212,21 +212,21 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
             with torch.enable_grad():
                 loss = closure()
         try:
-            core, own = self._core, self.__dict__
-            if core is None or not core.serves(self.param_groups, self._state):
-                core = self._core = self._renewed()
+            stepper, own = self._stepper, self.__dict__
+            if stepper is None or not stepper.serves(self.param_groups, self._state):
+                stepper = self._stepper = self._renewed()
             if "found_inf" in own:  # GradScaler has looked at the gradients
                 grad_scale = product(own.get("grad_scale"), grad_scale)
                 if own["found_inf"] is not None and float(whole(own["found_inf"])) != 0:
-                    told = core.skipped() if stats else None
+                    told = stepper.skipped() if stats else None
                     return told if loss is None else (loss, told) if stats else loss
             if grad_scale is not None:
                 grad_scale = float(whole(grad_scale))
             try:
-                told = core.step(grad_scale, stats)
+                told = stepper.step(grad_scale, stats)
             except Moved:
-                core = self._core = self._renewed()
-                told = core.step(grad_scale, stats)
+                stepper = self._stepper = self._renewed()
+                told = stepper.step(grad_scale, stats)
         except MISTAKES as problem:
             shorten(problem)
             raise
@@ -253,8 +253,8 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
                 changed = hook(self, saved)
                 saved = saved if changed is None else changed
             groups, state = loaded(self._formula, self.param_groups, saved)
-            core = Core(self._formula, self._how, groups, state)
-            self.param_groups, self._state, self._core = groups, defaultdict(dict, state), core
+            stepper = Stepper(self._formula, self._how, groups, state)
+            self.param_groups, self._state, self._stepper = groups, defaultdict(dict, state), stepper
             for hook in self._optimizer_load_state_dict_post_hooks.values():
                 hook(self)
 
@@ -390,5 +390,3 @@ def different(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
 def copied(value: Any) -> Any:
     """A value of a group that nobody else has."""
     return value.detach().clone() if isinstance(value, torch.Tensor) else value
-
-

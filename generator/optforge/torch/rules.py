@@ -12,7 +12,7 @@ def sgd(p, g, momentum_buffer=0.0, *, t, lr=1e-3, momentum=0.0, dampening=0.0, w
         nesterov=False, maximize=False, with_momentum=False):  # fmt: skip
     """SGD of PyTorch: the first velocity is the first gradient itself, and dampening begins with the second.
 
-    g ← g + weight_decay·p;  b ← momentum·b + (1 − dampening)·g;  p ← p − lr·b, or with `nesterov` p − lr·(g + momentum·b)
+    g ← g + weight_decay·p;  b ← momentum·b + (1 − dampening)·g;  p ← p − lr·b, with `nesterov` p − lr·(g + momentum·b)
     """
     assert lr >= 0 and momentum >= 0 and weight_decay >= 0
     if maximize:
@@ -20,10 +20,7 @@ def sgd(p, g, momentum_buffer=0.0, *, t, lr=1e-3, momentum=0.0, dampening=0.0, w
     g = g + weight_decay * p
     if with_momentum:
         momentum_buffer = momentum * momentum_buffer + (1 - dampening) * g if t > 1 else g
-        if nesterov:
-            g = g + momentum * momentum_buffer
-        else:
-            g = momentum_buffer
+        g = g + momentum * momentum_buffer if nesterov else momentum_buffer
     p = p - lr * g
     return p, momentum_buffer
 

@@ -19,13 +19,13 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from ..arrays import address
-from ..diagnostics import UsageError
-from ..functions import Array
-from ..stats import NORMS, RECORD
-from ..targets.c import SKIPPED, CEngine, Plan, Table
-from ..tensor import How
-from ..tree import CHUNK, LEAF
+from ..core.diagnostics import UsageError
+from ..core.functions import Array
+from ..core.summation import CHUNK, LEAF
+from ..engines.arrays import address
+from ..engines.c.engine import SKIPPED, CEngine, Plan, Table
+from ..engines.stats import NORMS, RECORD
+from ..engines.tensor import How
 from .tensors import is_sharded
 
 LEAVES = CHUNK // LEAF  # of a chunk
@@ -91,9 +91,7 @@ def group_of(params: Sequence[Any], labels: Sequence[str]) -> Group | None:
         if found is None:
             found = own, dims[0], label
         elif dist.get_process_group_ranks(own) != dist.get_process_group_ranks(found[0]):
-            raise UsageError(
-                f"{label} is sharded over other ranks than {found[2]}: give them Optimizers of their own"
-            )
+            raise UsageError(f"{label} is sharded over other ranks than {found[2]}: give them Optimizers of their own")
     if found is None:
         return None
     size = dist.get_world_size(found[0])

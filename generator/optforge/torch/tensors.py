@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..arrays import TAKEN, kind
-from ..formats import FORMAT_OF
-from ..inputs import Inputs
-from ..nativeinputs import NativeInputs
-from ..spaces import Host
+from ..core.formats import FORMAT_OF
+from ..engines.arrays import TAKEN, kind
+from ..engines.c.inputs import NativeInputs
+from ..engines.host import Host
+from ..engines.inputs import Inputs
 
 TAKEN_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -99,7 +99,7 @@ def view(array: Any, laid: tuple[tuple[int, ...], tuple[int, ...]]) -> Any:
 
 
 class TensorSpace(Host):
-    """Tensors on the CPU as flat arrays in memory order: what lies densely, channels-last too, is stepped as it lies."""
+    """Tensors on the CPU as flat arrays in memory order: what is dense, channels-last too, is stepped as it lies."""
 
     def __init__(self) -> None:
         self.forms: dict[int, Any] = {}  # of each parameter, by its id: what state was laid out for

@@ -21,8 +21,8 @@ from ..tensor import Tensor
 from .compile import library
 
 FORM = np.dtype(
-    [("shape", np.uintp), ("strides", np.uintp), ("bytes", np.uint64)]
-    + [("ndim", np.int32), ("code", np.int32), ("bits", np.int32)],
+    [*((name, np.uintp) for name in ("shape", "strides")), ("bytes", np.uint64)]
+    + [(name, np.int32) for name in ("ndim", "code", "bits")],
     align=True,
 )
 FLOAT, BFLOAT = 2, 4  # types of numbers, as DLPack calls them
@@ -236,7 +236,8 @@ class NativeInputs(Inputs):
         if found & PARAMETERS and self.follow(np.flatnonzero(self.look.parameters).tolist()):
             found |= self.look(self.owners, listed)
         others = bool(found & ASKED) and self.ask(listed)
-        if not (found & CHANGED or others) and settled and plan is not None:
+        same = plan is not None and plan.table is self.table  # which is another one where parameters are elsewhere
+        if same and settled and not (found & CHANGED or others):
             if found & MOVED:
                 if self.zero_grads:
                     self.check_gradients_apart()
@@ -246,7 +247,7 @@ class NativeInputs(Inputs):
         if self.zero_grads:
             self.check_gradients_apart()
         self.present = np.where(self.look.gradients != ABSENT, self.kinds, 0).astype(np.uint8).tobytes()
-        if plan is None or plan.table is not self.table or plan.present != self.present:
+        if not same or plan.present != self.present:
             self.places = np.flatnonzero(self.look.gradients).tolist()
             return False
         plan.aim(self.addresses)

@@ -20,7 +20,6 @@ if not torch.distributed.is_available():
 
 import torch_ranks  # noqa: E402
 
-HERE = Path(__file__).parent
 FULL = bool(os.environ.get("OPTFORGE_TEST_FULL"))
 long = pytest.mark.skipif(not FULL, reason="OPTFORGE_TEST_FULL is not set")
 SIZES = (1, 2, 3, 4)
@@ -31,7 +30,7 @@ CLIPPED = {"rule": "clip_by_global_norm:adamw", "how": {"lr": 0.01, "max_norm": 
 def run(size: int, path: Path, what: dict[str, Any]) -> dict[str, Any]:
     """What rank 0 of so many prints."""
     store = path / f"store.{len([*path.iterdir()])}"
-    command = [sys.executable, str(HERE / "torch_ranks.py")]
+    command = [sys.executable, torch_ranks.__file__]
     ranks = [
         subprocess.Popen(
             [*command, str(rank), str(size), str(store), json.dumps(what)],
@@ -56,7 +55,9 @@ def close(one: dict[str, Any], other: dict[str, Any], bound: float) -> bool:
 
 
 @pytest.mark.parametrize("size", [2] if not FULL else SIZES)
-@pytest.mark.parametrize("rule", [CLIPPED] if not FULL else [CLIPPED, {"rule": "lamb", "how": {"skip_nonfinite": True}}])
+@pytest.mark.parametrize(
+    "rule", [CLIPPED] if not FULL else [CLIPPED, {"rule": "lamb", "how": {"skip_nonfinite": True}}]
+)
 def test_shards_that_end_at_leaves_have_the_bits_of_one_process(rule: Any, size: int, tmp_path: Path) -> None:
     """Norms, the skipped step, parameters and state."""
     what = {"model": "leaves", "steps": [0, STEPS], **rule}
@@ -78,7 +79,9 @@ def test_other_shards_are_within_the_rounding_of_their_norms(size: int, tmp_path
 
 
 @long
-@pytest.mark.parametrize("how", [{}, {"rounding": "stochastic", "store": {"m": "bf16"}, "seed": 5}], ids=["", "stochastic"])
+@pytest.mark.parametrize(
+    "how", [{}, {"rounding": "stochastic", "store": {"m": "bf16"}, "seed": 5}], ids=["", "stochastic"]
+)
 def test_element_wise_rules_have_the_same_bits_however_they_are_sharded(how: Any, tmp_path: Path) -> None:
     """Nothing travels between ranks, and random bits are those of the element."""
     what = {"model": "uneven", "steps": [0, 3], "rule": "adamw", "how": how, "plain": True}

@@ -176,7 +176,7 @@ def test_another_formula_is_not_loaded() -> None:
         opt = ours(params, name)
         train(range(1), (params, opt))
         before = copy.deepcopy(opt.state_dict())
-        with pytest.raises(ValueError, match="another formula|lacks|needs"):
+        with pytest.raises(ValueError, match=r"another formula|lacks|needs"):
             opt.load_state_dict(other.state_dict())
         after = opt.state_dict()
         assert after["param_groups"] == before["param_groups"]
@@ -562,7 +562,9 @@ def test_a_model_that_is_moved_is_followed() -> None:
 
 
 @pytest.mark.parametrize("format", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("how", [{"master": "f32"}, {"rounding": "stochastic", "seed": 3}, {"store": {"m": "bf16"}}, {}])
+@pytest.mark.parametrize(
+    "how", [{"master": "f32"}, {"rounding": "stochastic", "seed": 3}, {"store": {"m": "bf16"}}, {}]
+)
 def test_parameters_of_16_bits(format: Any, how: dict[str, Any]) -> None:
     """The bits of `optforge.Optimizer`, and through a state dict, with masters that state dicts of PyTorch lack."""
     generator = torch.Generator().manual_seed(5)
@@ -671,7 +673,7 @@ def test_copies_go_on_with_the_same_bits(how: str) -> None:
         torch.save((net, opt), file)
         file.seek(0)
         twin, its = torch.load(file, weights_only=False)
-    assert [*its.param_groups[0]["params"]][0] is next(twin.parameters())
+    assert next(iter(its.param_groups[0]["params"])) is next(twin.parameters())
     fit(net, opt, range(3, 6))
     fit(twin, its, range(3, 6))
     assert same([*net.parameters()], [*twin.parameters()])
@@ -699,7 +701,7 @@ def test_other_groups_are_found_by_name() -> None:
     split.param_groups[0]["lr"] = 0.02
     with pytest.raises(ValueError, match="hyperparameters differ"):
         again.load_state_dict(split.state_dict())
-    with pytest.raises(ValueError, match="other parameters.*lacks .*'2.weight'"):
+    with pytest.raises(ValueError, match=r"other parameters.*lacks .*'2\.weight'"):
         again.load_state_dict(ours(nn.Linear(2, 2).named_parameters(), "adamw").state_dict() | {"state": {}})
     with pytest.raises(ValueError, match=r"groups of \[2, 2\] parameters, here are \[4\].*named_parameters"):
         ours(net.parameters(), "adamw").load_state_dict(split.state_dict())

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from .. import targets
-from ..diagnostics import UsageError
-from ..groups import within
-from ..optimizer import Optimizer as ArrayOptimizer
-from ..stats import RECORD, Stats
+from ..core.diagnostics import UsageError
+from ..engines.stats import RECORD, Stats
+from ..library.targets import engine as engine_of
+from ..train.groups import within
+from ..train.optimizer import Optimizer as ArrayOptimizer
 from .formulas import Formula
 from .tensors import NativeTensorInputs, TensorInputs, TensorSpace, check, is_sharded, local, spelled, view
 
@@ -57,7 +57,7 @@ class Target:
 
     def __call__(self, rule: Any, kernel: Any) -> Any:
         """The engine of a rule."""
-        engine = targets.engine(self.name)(rule, kernel)
+        engine = engine_of(self.name)(rule, kernel)
         engine.inputs = NativeTensorInputs if self.name == "c" else TensorInputs
         if self.group is not None:
             if self.name != "c":
@@ -68,7 +68,7 @@ class Target:
         return engine
 
 
-class Core:
+class Stepper:
     """The steps of some groups.
 
     Parameters
@@ -360,5 +360,3 @@ def part(value: Any, p: Any) -> Any:
 
     shape, offset = compute_local_shape_and_global_offset(p.shape, p.device_mesh, p.placements)
     return value.detach()[tuple(slice(o, o + n) for o, n in zip(offset, shape, strict=True))]
-
-
