@@ -6,7 +6,10 @@ import copy
 import io
 import os
 import pickle
+import re
+import runpy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +22,9 @@ torch = require_torch()
 nn = torch.nn
 
 from optforge.torch import Optimizer  # noqa: E402
-from optforge.torch.formulas import RUN  # noqa: E402
+from optforge.torch.formulas import OF_TORCH, RUN  # noqa: E402
+
+ROOT = Path(__file__).resolve().parents[2]
 
 TARGET = "c" if os.environ.get("OPTFORGE_TEST_FULL") else "numpy"
 SHAPES = [(7, 5), (33,), (), (2, 3, 4), (0, 3)]
@@ -772,3 +777,18 @@ def test_rules_of_files_and_of_users(tmp_path: Any) -> None:
     assert [*opt.state[next(net.parameters())]] == ["step", "m"]
     assert repr(opt).startswith("lion Optimizer (")
     assert isinstance(opt, torch.optim.Optimizer)
+
+
+def test_the_docs_run(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All blocks of docs/pytorch.md in one script, but for what wants several processes."""
+    text = (ROOT / "docs" / "pytorch.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", text, re.S)
+    script = tmp_path / "script.py"
+    script.write_text("\n".join(blocks))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("optforge.torch.stepper.USUAL", TARGET)
+    names = runpy.run_path(str(script))
+    assert names["stats"].grad_norm > 0
+    assert names["low"].weight.dtype == torch.bfloat16
+    listed = set(re.findall(r"`([A-Z][A-Za-z ]+)`", text.split("| `foreach=True`")[0]))
+    assert set(OF_TORCH) <= {word for words in listed for word in words.split()} | {"AdamW", "Adam", "SGD"}

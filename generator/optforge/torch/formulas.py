@@ -12,10 +12,9 @@ from typing import Any
 from ..core.diagnostics import UsageError, nearest
 from ..frontend.compose import Composition, compose
 from ..frontend.settings import double
-from ..library.named import BUILT_IN, definition, pieces
-from ..library.rule import Rule, rule_of
+from ..library.named import definition, named_rule, pieces
+from ..library.rule import BUILT_IN, Rule, rule_of
 from ..train.interop import PYTORCH
-from ..train.optimizer import named_rule
 from . import rules
 
 Key = str | tuple[str, int]  # of a parameter group: a name, or a name and a place in the tuple there

@@ -22,7 +22,7 @@ from .stepper import How, Stepper
 from .tensors import Moved
 
 Loss = Any
-profiling: Callable[[], bool] = torch.autograd._profiler_enabled  # type: ignore[attr-defined]
+profiling: Callable[[], bool] = torch.autograd._profiler_enabled
 
 
 class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
@@ -84,10 +84,12 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
     [0.5, 0.5, 0.5]
     """
 
+    param_groups: list[dict[str, Any]]
     rule: Rule
     _formula: Formula
     _how: How
     _stepper: Stepper | None
+    _step_supports_amp_scaling = True  # GradScaler leaves the scale to `step`
 
     def __init__(
         self,
@@ -279,7 +281,6 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
 
 
 hooked_step = torch.optim.Optimizer.profile_hook_step(Optimizer._step)
-Optimizer._step_supports_amp_scaling = True  # GradScaler leaves the scale to `step`
 
 
 def whole(value: Any) -> Any:

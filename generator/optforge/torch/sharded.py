@@ -23,7 +23,7 @@ from ..core.diagnostics import UsageError
 from ..core.functions import Array
 from ..core.summation import CHUNK, LEAF
 from ..engines.arrays import address
-from ..engines.c.engine import SKIPPED, CEngine, Plan, Table
+from ..engines.c.engine import SKIPPED, CEngine, CPlan, Table
 from ..engines.stats import NORMS, RECORD
 from ..engines.tensor import How
 from .tensors import is_sharded
@@ -114,11 +114,11 @@ def spread(p: Any, mesh_dim: int | None, size: int) -> Shards:
 
 def contiguous(shape: Sequence[int]) -> tuple[int, ...]:
     """The strides of a contiguous tensor."""
-    return torch.empty(tuple(shape), device="meta").stride()
+    return tuple(torch.empty(tuple(shape), device="meta").stride())
 
 
-class ShardedPlan(Plan):
-    """A `Plan` over shards: where a step adds up, all ranks of the group do it together."""
+class ShardedPlan(CPlan):
+    """A `CPlan` over shards: where a step adds up, all ranks of the group do it together."""
 
     def __init__(self, engine: CEngine, group: Group, inputs: Any, behind: Array):
         super().__init__(engine.library, engine.kernel, inputs, behind)
@@ -131,7 +131,7 @@ class ShardedPlan(Plan):
         self.work = self.library.ffi.new("optforge_work *")
 
     def set(self, how: How) -> None:
-        """`Plan.set`."""
+        """`CPlan.set`."""
         together = self.kernel.reduces or self.per_tensor or how.skip_nonfinite or how.stats is not None
         if together != self.together:
             self.place(together)
@@ -145,7 +145,10 @@ class ShardedPlan(Plan):
         """Number what this rank has among what all have: whole parameters, or shards that do not end at leaves."""
         group, ffi = self.group, self.library.ffi
         self.entries: list[tuple[int, int]] = []  # of each parameter: its first number, and how many it has
-        numbers, parts, sizes, owners = [], [], [], []
+        numbers: list[int] = []
+        parts: list[int] = []
+        sizes: list[int] = []
+        owners: list[tuple[int, ...]] = []
         for k, own in enumerate(self.shards):
             n = own.begins[-1]
             if own.whole or (own.at_leaves if together else own.ranges):
@@ -179,7 +182,10 @@ class ShardedPlan(Plan):
 
     def travel(self, owners: Sequence[Sequence[int]]) -> None:
         """Which sums of leaves travel; `owners` has for each number where the shares of ranks begin and end."""
-        first, travel, folded, mine = 0, [], [], []
+        first = 0
+        travel: list[int] = []
+        folded: list[int] = []
+        mine: list[Array] = []
         rank = self.group.rank
         for begins in owners:
             cuts = [-(-begin // LEAF) for begin in begins]
@@ -201,7 +207,7 @@ class ShardedPlan(Plan):
         self.leaves = first
 
     def step(self, hyperparameters: Any, t: int, how: How) -> bool:
-        """`Plan.step`; every rank of the group calls it, where the step adds up."""
+        """`CPlan.step`; every rank of the group calls it, where the step adds up."""
         if how is not self.last:
             self.set(how)
         if not self.together:

@@ -23,6 +23,7 @@ from .formulas import Formula
 from .tensors import NativeTensorInputs, TensorInputs, TensorSpace, check, is_sharded, local, spelled, view
 
 MASTERS = ("p_master", "p_low")
+USUAL = "c"  # the target where none is given
 
 
 @dataclass
@@ -102,7 +103,8 @@ class Stepper:
         self.entries: list[dict[str, Any] | None] = [None] * len(self.params)
         self.sharded = any(map(is_sharded, self.params))
         self.owners = [local(p) for p in self.params]
-        self.opt: ArrayOptimizer | None = None
+        self.opt: ArrayOptimizer  # where there are parameters
+        self.empty = not self.params
         for p, label in zip(self.owners, self.paths, strict=True):
             check(p, label)
             if p.device.type != "cpu":
@@ -119,7 +121,7 @@ class Stepper:
                     row = formula.row(group)
                 own_groups.append({"params": dict(zip(names, mine, strict=True)) if named else mine, **row})
         self.row_of = [k for k, members in enumerate(self.members) if members]
-        target = Target(how.target or "c", self.group())
+        target = Target(how.target or USUAL, self.group())
         self.opt = ArrayOptimizer(
             own_groups,
             formula.rule,
@@ -166,7 +168,7 @@ class Stepper:
 
     def show(self, state: Any) -> None:
         """Let the state of parameters have what it is now."""
-        if self.opt is None or self.looked:
+        if self.empty or self.looked:
             return
         self.opt._settle()
         self.steps[...] = self.opt._progress.counts
@@ -180,7 +182,7 @@ class Stepper:
     def edited(self, state: Any) -> bool:
         """Whether somebody has put other tensors, or another count of steps, into the state that was shown."""
         counts = self.steps.astype(np.int64)
-        if self.opt is not None and (counts != self.opt._progress.counts).any():
+        if not self.empty and (counts != self.opt._progress.counts).any():
             return True
         for p, shown in zip(self.params, self.entries, strict=True):
             own = state.get(p) if p in state else None
@@ -194,7 +196,6 @@ class Stepper:
 
     def take(self, state: Mapping[Any, Any]) -> None:
         """Copy the state of parameters that have had a step."""
-        assert self.opt is not None
         opt, names = self.opt, self.names()
         counts, problems = np.zeros(len(self.params), np.int64), []
         for k, (p, tensor) in enumerate(zip(self.params, opt._tensors, strict=True)):
@@ -278,7 +279,7 @@ class Stepper:
 
     def assign(self, k: int, group: Mapping[str, Any]) -> None:
         """Take over the hyperparameters of a group."""
-        if self.opt is None or k not in self.row_of:
+        if self.empty or k not in self.row_of:
             return
         where = f"param_groups[{k}]: "
         row, hyper = self.formula.row(group, where), self.opt._hyper
@@ -297,9 +298,9 @@ class Stepper:
         Moved
             A parameter has another form than when this was made; nothing was written.
         """
-        opt = self.opt
-        if opt is None:
+        if self.empty:
             return Stats(np.zeros(1, RECORD), [], 0) if stats else None
+        opt = self.opt
         if opt._begun is not None or opt._progress.unfinished:
             opt._resolve()
         grads = [p.grad for p in self.params]
