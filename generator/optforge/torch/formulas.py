@@ -11,9 +11,9 @@ from typing import Any
 
 from ..core.diagnostics import UsageError, nearest
 from ..frontend.compose import Composition, compose
-from ..frontend.settings import double
+from ..frontend.settings import ELSEWHERE, double
 from ..library.named import definition, named_rule, pieces
-from ..library.rule import BUILT_IN, Rule, rule_of
+from ..library.rule import BUILT_IN, TRANSFORMS, Rule, rule_of
 from ..train.interop import PYTORCH
 from . import rules
 
@@ -100,7 +100,7 @@ class Formula:
         for name in given:
             if name in known or name in RUN:
                 continue
-            like = nearest(str(name), known)
+            like = nearest(str(name), known) or elsewhere(str(name), known, self.name)
             if like or not others:
                 listed = f" (there are {', '.join(self.defaults)})"
                 raise TypeError(f"{where}{name!r} is not a hyperparameter of {self.name}{like}{listed}")
@@ -139,6 +139,17 @@ class Formula:
         for name, hyperparameter in self.needed.items():
             options[name] = any(self.row(group)[hyperparameter] != 0 for group in groups)
         return options
+
+
+def elsewhere(name: str, known: Sequence[str], rule: str) -> str:
+    """What to write for a name that another library has, or a transform; empty where nobody has it."""
+    ours = ELSEWHERE.get(name, ())
+    if ours and set(ours) <= set(known):
+        return f"; write {', '.join(f'{own}=…' for own in ours)}"
+    for transform in TRANSFORMS:
+        if name in TRANSFORMS[transform].hyperparameters:
+            return f"; {transform}:{rule} has it"
+    return ""
 
 
 def number(value: Any, name: str) -> float:
@@ -216,6 +227,8 @@ def formula(rule: Rule | str, settings: Mapping[str, Any]) -> Formula:
     TypeError, ValueError
         There is none.
     """
+    if isinstance(rule, type) and rule.__name__ in OF_TORCH:
+        raise TypeError(f"the rule is a name: {rule.__name__!r}, not {rule}")
     if not isinstance(rule, str):
         return of_rule(named_rule(rule))
     *before, last = pieces(rule)
@@ -229,6 +242,11 @@ def formula(rule: Rule | str, settings: Mapping[str, Any]) -> Formula:
         if more & settings.keys():
             shared = {name: value for name, value in own.items() if name in theirs.defaults}
             return replace(theirs, defaults={**theirs.defaults, **shared})
+    if last.isidentifier() and last not in BUILT_IN and last not in TRANSFORMS:
+        like = nearest(last, [*OF_TORCH, *BUILT_IN]) or f"; there are {', '.join([*BUILT_IN, *OF_TORCH])}"
+        if last.lower() in BY_LOWER:
+            like = f"; did you mean {BY_LOWER[last.lower()]!r}?"
+        raise UsageError(f"there is no rule {last!r}{like}")
     return of_rule(named_rule(rule))
 
 

@@ -13,6 +13,7 @@ import torch
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from ..core.tracebacks import MISTAKES, SHORT, shorten
+from ..core.diagnostics import UsageError
 from ..engines.stats import Stats
 from ..frontend.settings import check_seed
 from ..library.rule import Rule
@@ -21,6 +22,7 @@ from .formulas import RUN, Formula, formula
 from .stepper import How, Stepper
 from .tensors import Moved
 
+TARGETS = ("c", "numpy")
 Loss = Any
 profiling: Callable[[], bool] = torch.autograd._profiler_enabled
 
@@ -111,6 +113,10 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
             for name, value in (("skip_nonfinite", skip_nonfinite), ("zero_grads", zero_grads)):
                 if not isinstance(value, (bool, np.bool_)):
                     raise TypeError(f"{name} is True or False, not {value!r}")
+            if isinstance(params, str):
+                raise TypeError(f"the parameters come first: Optimizer(params, {params!r})")
+            if target not in (None, *TARGETS):
+                raise UsageError(f"target is {' or '.join(map(repr, TARGETS))}, not {target!r}")
             check_threads(threads)
             check_seed(seed)
             given = {**settings, **({} if lr is None else {"lr": lr})}
@@ -318,7 +324,8 @@ def loaded(
         It is no state dict, or its groups do not fit.
     """
     if not isinstance(saved, Mapping) or not {"state", "param_groups"} <= set(saved):
-        raise TypeError(f"a state dict has 'state' and 'param_groups', not {type(saved).__name__}")
+        has = f"; this one has {', '.join(map(repr, [*saved][:3]))} …" if isinstance(saved, Mapping) else ""
+        raise TypeError(f"the state dict of an optimizer has 'state' and 'param_groups'{has}")
     theirs = saved["param_groups"]
     pairs = places(groups, theirs)
     found: list[dict[str, Any]] = []

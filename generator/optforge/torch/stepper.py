@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from operator import is_
+from operator import is_, itemgetter
 from typing import Any
 
 import numpy as np
@@ -95,10 +95,11 @@ class Stepper:
         self.keys = tuple(dict.fromkeys(key[0] if isinstance(key, tuple) else key for key in formula.keys.values()))
         self.keys += (*formula.options, *formula.others)
         self.options = formula.chosen(groups)
-        self.rows: list[list[Any]] = [[]] * len(groups)
+        self.read = itemgetter(*self.keys, "params")  # a tuple, however few hyperparameters there are
+        self.rows: list[tuple[Any, ...]] = [()] * len(groups)
         self.variable: set[int] = set()  # groups with hyperparameters that are tensors
         for k, group in enumerate(groups):
-            self.note(k, [group.get(key) for key in self.keys])
+            self.note(k, self.row(group))
         self.looked = False
         self.entries: list[dict[str, Any] | None] = [None] * len(self.params)
         self.sharded = any(map(is_sharded, self.params))
@@ -256,11 +257,11 @@ class Stepper:
         """
         if len(groups) != len(self.members) or (self.looked and self.edited(state)):
             return False
-        for k, (group, members) in enumerate(zip(groups, self.members, strict=True)):
-            params = group["params"]
+        for k, group in enumerate(groups):
+            params, members = group["params"], self.members[k]
             if len(params) != len(members) or not all(map(is_, params, members)):
                 return False
-            row = [group.get(key) for key in self.keys]
+            row = self.row(group)
             if row != self.rows[k] or k in self.variable:
                 if self.formula.chosen(groups) != self.options:
                     return False
@@ -268,7 +269,14 @@ class Stepper:
                 self.note(k, row)
         return True
 
-    def note(self, k: int, row: list[Any]) -> None:
+    def row(self, group: Mapping[str, Any]) -> tuple[Any, ...]:
+        """What a step relies on of a group."""
+        try:
+            return self.read(group)
+        except KeyError:
+            return tuple(group.get(key) for key in self.keys)
+
+    def note(self, k: int, row: tuple[Any, ...]) -> None:
         """Remember the hyperparameters of a group; those that are tensors may change where they are."""
         self.rows[k] = row
         flat = [own for value in row for own in (value if isinstance(value, tuple) else (value,))]
