@@ -48,9 +48,8 @@ def digits():
 def train(make, lr, seed, training, held_out):
     """The loss on held-out images behind each epoch, and the share of them that is read rightly in the end."""
     torch.manual_seed(seed)
-    model = nn.Sequential(
-        nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 32, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(288, 10)
-    )
+    layers = nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 32, 3, stride=2), nn.ReLU()
+    model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(288, 10))
     optimizer = make(model.parameters(), lr)
     images, labels = training
     steps = EPOCHS * (len(images) // BATCH)
@@ -78,8 +77,8 @@ def main():
         right = sum(share for _, share in runs) / len(runs)
         print(f"{name:26} lr {best:g}, {100 * right:.1f} % of the test images, loss {runs[0][0][-1]:.4f}")
         for k, (losses, _) in enumerate(runs):
-            style = {"label": f"{name}, lr {best:g}"} if k == 0 else {}
-            axes.plot(range(1, EPOCHS + 1), losses, color=colour, linestyle="--" if "optforge" in name else "-", **style)
+            label, line = f"{name}, lr {best:g}" if k == 0 else None, "--" if "optforge" in name else "-"
+            axes.plot(range(1, EPOCHS + 1), losses, color=colour, linestyle=line, label=label)
     axes.set(xlabel="epoch", ylabel="loss on the test images", yscale="log")
     axes.grid(color="0.9")
     axes.spines[["top", "right"]].set_visible(False)

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
-from ..core.tracebacks import MISTAKES, SHORT, shorten
 from ..core.diagnostics import UsageError
+from ..core.tracebacks import MISTAKES, SHORT, shorten
 from ..engines.stats import Stats
 from ..frontend.settings import check_seed
 from ..library.rule import Rule
@@ -22,7 +22,7 @@ from .formulas import RUN, Formula, formula
 from .stepper import How, Stepper
 from .tensors import Moved
 
-TARGETS = ("c", "numpy")
+TARGETS = ("c", "cuda", "numpy")
 Loss = Any
 profiling: Callable[[], bool] = torch.autograd._profiler_enabled
 
@@ -43,7 +43,7 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
     lr : float or tensor, optional
         A hyperparameter like the others of `settings`, which may stand third, as in torch.optim.
     target : str, optional
-        "c" for the compiled kernel, which is the default, or "numpy" for the reference.
+        "c", "cuda" or "numpy", the reference; where parameters are decides between the first two if it is left out.
     threads : int, optional
         Largest number of threads of a step, which never changes its bits.
     skip_nonfinite : bool
@@ -225,7 +225,9 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
                 stepper = self._stepper = self._renewed()
             if "found_inf" in own:  # GradScaler has looked at the gradients
                 grad_scale = product(own.get("grad_scale"), grad_scale)
-                if own["found_inf"] is not None and float(whole(own["found_inf"])) != 0:
+                if getattr(own["found_inf"], "is_cuda", False):  # the device finds the same, without being waited for
+                    stepper.skip_from_here()
+                elif own["found_inf"] is not None and float(whole(own["found_inf"])) != 0:
                     told = stepper.skipped() if stats else None
                     return told if loss is None else (loss, told) if stats else loss
             if grad_scale is not None:

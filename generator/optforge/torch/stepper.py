@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from operator import is_, itemgetter
 from typing import Any
 
@@ -20,7 +20,7 @@ from ..library.targets import engine as engine_of
 from ..train.groups import within
 from ..train.optimizer import Optimizer as ArrayOptimizer
 from .formulas import Formula
-from .tensors import NativeTensorInputs, TensorInputs, TensorSpace, check, is_sharded, local, spelled, view
+from .tensors import NativeTensorInputs, TensorInputs, TensorSpace, check, is_sharded, local, on_gpu, spelled
 
 MASTERS = ("p_master", "p_low")
 USUAL = "c"  # the target where none is given
@@ -108,8 +108,11 @@ class Stepper:
         self.empty = not self.params
         for p, label in zip(self.owners, self.paths, strict=True):
             check(p, label)
-            if p.device.type != "cpu":
-                raise UsageError(f"{label} is on {p.device}; this door steps tensors on the CPU so far")
+            if p.device != self.owners[0].device:
+                devices = f"{label} is on {p.device}, and {self.paths[0]} on {self.owners[0].device}"
+                raise UsageError(f"{devices}: give the parameters of each device an Optimizer of their own")
+            if p.device.type not in ("cpu", "cuda"):
+                raise UsageError(f"{label} is on {p.device}; parameters are on the CPU or on a CUDA device")
         if not self.params:
             return
         own_groups = []
@@ -122,7 +125,7 @@ class Stepper:
                     row = formula.row(group)
                 own_groups.append({"params": dict(zip(names, mine, strict=True)) if named else mine, **row})
         self.row_of = [k for k, members in enumerate(self.members) if members]
-        target = Target(how.target or USUAL, self.group())
+        target = self.target()
         self.opt = ArrayOptimizer(
             own_groups,
             formula.rule,
@@ -139,6 +142,21 @@ class Stepper:
         self.space = target.made[0]
         self.steps = np.zeros(len(self.params), np.float32)  # what "step" is a view of
         self.take(state)
+
+    def target(self) -> Any:
+        """What makes the engine, of the device that the parameters are on."""
+        self.gpu = on_gpu(self.owners[0])
+        if not self.gpu:
+            if self.how.target == "cuda":
+                raise UsageError("target 'cuda' steps tensors on a CUDA device, and the parameters are on the CPU")
+            return Target(self.how.target or USUAL, self.group())
+        if self.how.target not in (None, "cuda"):
+            raise UsageError(f"target {self.how.target!r} steps tensors on the CPU; leave target out for a GPU")
+        if self.sharded:
+            raise UsageError("shards of DTensors are stepped on the CPU so far")
+        from .cuda import DeviceTarget
+
+        return DeviceTarget(self.owners[0].device.index or 0)
 
     def group(self) -> Any:
         """The ranks that have shards of the parameters, or None."""
@@ -162,9 +180,10 @@ class Stepper:
             entry["step"] = torch.from_numpy(self.steps)[k]
         for name, key in self.names().items():
             if name in tensor.scalars:
-                entry[key] = torch.from_numpy(tensor.scalars[name])[0]
+                entry[key] = self.space.tensor(tensor.scalars[name])[0]
             else:
-                entry[key] = like(view(tensor.arrays[name], self.space.layout(owner)), p)
+                made = self.space.tensor(tensor.arrays[name])
+                entry[key] = like(made.as_strided(*self.space.layout(owner)), p)
         return entry
 
     def show(self, state: Any) -> None:
@@ -230,7 +249,7 @@ class Stepper:
         """Copy a state of a parameter."""
         tensor, owner, p = self.opt._tensors[k], self.owners[k], self.params[k]
         if name in tensor.scalars:
-            tensor.scalars[name][0] = float(value)
+            self.space.write(tensor.scalars[name], float(value))
             return
         if not isinstance(value, torch.Tensor):
             raise TypeError(f"{label} is {value!r}, not a tensor")
@@ -240,10 +259,10 @@ class Stepper:
             raise TypeError(f"{label} is {spelled(value)} ({value.layout}), not a dense tensor of real numbers")
         array = tensor.arrays[name]
         with torch.no_grad():
+            own, given = self.space.tensor(array), part(value, p)
             if name == "p_low":  # bits, not numbers
-                view(array.view(np.int16), self.space.layout(owner)).copy_(part(value, p).view(torch.int16))
-            else:
-                view(array, self.space.layout(owner)).copy_(part(value, p))
+                own, given = own.view(torch.int16), given.view(torch.int16)
+            own.as_strided(*self.space.layout(owner)).copy_(given)
 
     # ── steps ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -272,7 +291,8 @@ class Stepper:
     def row(self, group: Mapping[str, Any]) -> tuple[Any, ...]:
         """What a step relies on of a group."""
         try:
-            return self.read(group)
+            row: tuple[Any, ...] = self.read(group)
+            return row
         except KeyError:
             return tuple(group.get(key) for key in self.keys)
 
@@ -314,12 +334,25 @@ class Stepper:
         grads = [p.grad for p in self.params]
         if self.sharded:
             grads = [None if g is None else local(g) for g in grads]
-        told = opt._step(grads, grad_scale, stats)
+        if self.gpu:
+            from .cuda import in_order
+
+            with in_order(self.owners[0].device):
+                told = opt._step(grads, grad_scale, stats)
+        else:
+            told = opt._step(grads, grad_scale, stats)
         if self.space.copied:
             for gradient in self.space.copied:
                 gradient.zero_()
             self.space.copied = []
         return told
+
+    def skip_from_here(self) -> None:
+        """Let the device decide whether steps are skipped, which nobody then waits for."""
+        if not self.how.skip_nonfinite:
+            self.how.skip_nonfinite = True
+            opt = self.opt
+            opt._set(_usual=replace(opt._usual, skip_nonfinite=True), _how=replace(opt._how, skip_nonfinite=True))
 
     def skipped(self) -> Stats:
         """What is told of a step that was skipped because of what GradScaler has found."""

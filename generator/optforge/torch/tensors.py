@@ -90,12 +90,9 @@ def flat(tensor: Any) -> Any:
     return plain.numpy()
 
 
-def view(array: Any, laid: tuple[tuple[int, ...], tuple[int, ...]]) -> Any:
-    """A tensor over the memory of a flat array, of a shape and strides."""
-    made = torch.from_numpy(array)
-    if made.dtype == torch.uint16:
-        made = made.view(torch.bfloat16)
-    return made.as_strided(*laid)
+def on_gpu(tensor: Any) -> bool:
+    """Whether a tensor is on a CUDA device."""
+    return bool(tensor.device.type == "cuda")
 
 
 class TensorSpace(Host):
@@ -119,7 +116,16 @@ class TensorSpace(Host):
         check(array, label)
         if array.numel() and not array.data_ptr():
             raise ValueError(f"{label} has no memory: that of its storage was freed")
-        return flat(array)
+        return self.flat(array, label)
+
+    def flat(self, tensor: Any, label: str) -> Any:
+        """An array of one dimension over the memory of a dense tensor."""
+        return flat(tensor)
+
+    def tensor(self, array: Any) -> Any:
+        """A tensor over the memory of a flat array."""
+        made = torch.from_numpy(array)
+        return made.view(torch.bfloat16) if made.dtype == torch.uint16 else made
 
     def layout(self, owner: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Shape and strides that a parameter and its gradient have."""
@@ -148,22 +154,22 @@ def laid_out(inputs: Any, place: int, given: Any) -> Any:
         raise TypeError(f"{label} is sparse ({given.layout}), and kernels are for dense gradients: {advice}")
     if given.dtype not in TAKEN_DTYPES:
         raise TypeError(f"{label} is {spelled(given)}; it must be {TAKEN}")
-    if given.device.type != "cpu":
-        raise ValueError(f"{label} is on {given.device}, its parameter on the CPU")
+    if given.device != tensor.owner.device:
+        raise ValueError(f"{label} is on {given.device}, its parameter on {tensor.owner.device}")
     if tuple(given.shape) != shape:
         raise ValueError(f"{label} has the shape {tuple(given.shape)}, its parameter {shape}")
     plain = given.detach()
     unlike = any(n != 1 and own != s for n, own, s in zip(shape, plain.stride(), strides, strict=True))
     if (unlike and plain.numel()) or plain.is_neg():
-        copy = torch.empty_strided(shape, strides, dtype=plain.dtype)
+        copy = torch.empty_strided(shape, strides, dtype=plain.dtype, device=plain.device)
         copy.copy_(plain)
         if inputs.zero_grads:
             inputs.space.copied.append(plain)
         plain = copy
-    array = flat(plain)
+    array = inputs.space.flat(plain, label)
     if FORMAT_OF[array.dtype].real is not FORMAT_OF[tensor.p.dtype].real:
         raise TypeError(f"{label} is {spelled(given)}, its parameter {spelled(tensor.owner)}")
-    inputs.ranges.check_apart(array, label)
+    inputs.ranges.check_apart(inputs.space.memory(array), label)
     return array
 
 
