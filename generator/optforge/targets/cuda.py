@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -302,6 +303,20 @@ class Plan:
         self.run(Launch(self.engine.function("begin"), (1, 1, 1), self.first + news))
 
 
+def compiled(rule: Rule, kernel: Kernel, capability: tuple[int, int]) -> dict[str, Path]:
+    """The cubins of a rule and of the runtime, by what the names of their kernels begin with.
+
+    Raises
+    ------
+    EnvironmentProblem
+        They cannot be compiled.
+    """
+    files = render(rule, kernel, Wanted().storages(kernel), PREFIX)
+    own = {name: text for name, text in files.items() if name != "optforge.cu"}
+    shared = {name: files[name] for name in layout.CUDA_FILES}
+    return {f"{PREFIX}_cuda": cubin(own, capability), "optforge_cuda": cubin(shared, capability)}
+
+
 class Places:
     """Gives out places in a block of memory."""
 
@@ -330,13 +345,7 @@ class CudaEngine:
         self.steps = DeviceSteps(device, Rows(kernel), stream)
         self.slots = sum(own.all_sums for own in self.passes)
         self.first = [sum(own.all_sums for own in self.passes[:k]) for k in range(len(self.passes))]
-        files = render(rule, kernel, Wanted().storages(kernel), PREFIX)
-        shared = {name: files[name] for name in layout.CUDA_FILES}
-        own = {name: text for name, text in files.items() if name != "optforge.cu"}
-        self.modules = {
-            f"{PREFIX}_cuda": device.module(cubin(own, device.capability)),
-            "optforge_cuda": device.module(cubin(shared, device.capability)),
-        }
+        self.modules = {name: device.module(path) for name, path in compiled(rule, kernel, device.capability).items()}
         self.functions: dict[tuple[str, str], Any] = {}
         self.last: Plan | None = None
         self.block: Any = None
