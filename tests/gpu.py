@@ -54,6 +54,7 @@ SUITE = {
     "bits": USUAL,
     "transforms": USUAL,
     "checkpoints": USUAL,
+    "formats_optimizer": "adamw or lamb or stochastic or own_step or dtypes",
     "optimizer": "",
     "statistics": USUAL,
     "groups": USUAL,
