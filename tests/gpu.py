@@ -41,9 +41,11 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
+PLACES = [HERE, HERE / "support"]  # of what the parts import
 if importlib.util.find_spec("optforge") is None:  # not installed: the sources will do
-    sys.path.insert(0, str(ROOT / "generator"))
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT / "generator"), os.environ.get("PYTHONPATH")]))
+    PLACES.append(ROOT / "generator")
+sys.path[:0] = map(str, PLACES)
+os.environ["PYTHONPATH"] = os.pathsep.join([*map(str, PLACES), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 NEEDED = (*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["cuda"], "pytest")
@@ -104,7 +106,7 @@ def missing() -> list[str]:
     if importlib.util.find_spec("optforge") is None:
         lines.append("optforge: neither installed nor in ../generator")
     elif not any("Python module" in line for line in lines):
-        from optforge import nvcc
+        from optforge.engines.cuda import nvcc
 
         lines += beyond_modules("nvcc", nvcc.find)
     return lines
@@ -173,7 +175,7 @@ def together(compute_mode: int) -> int:
 
 def find_tool(name: str) -> str | None:
     """A program of the toolkit: of PATH, of the toolkit whose nvcc is used, or of /usr/local/cuda."""
-    from optforge import nvcc
+    from optforge.engines.cuda import nvcc
 
     own = Path(nvcc.find().command[0])
     places = [os.environ.get("PATH", os.defpath), own.parent, own.resolve().parent, "/usr/local/cuda/bin"]
@@ -282,10 +284,10 @@ class Run:
     def suite(self, name: str) -> dict[str, Any]:
         """The counts of one file of tests."""
         report = self.scratch / f"{name}.xml"
-        options = ["-q", "--tb=short", "-W", "ignore::optforge.diagnostics.PerformanceWarning", f"--junitxml={report}"]
+        options = ["-q", "--tb=short", "-W", "ignore::optforge.PerformanceWarning", f"--junitxml={report}"]
         options += ["-p", "no:cacheprovider", "--maxfail=5"]
         options += ["-k", SUITE[name]] if SUITE[name] else []
-        command = [sys.executable, "-m", "pytest", *options, str(HERE / f"test_{name}.py")]
+        command = [sys.executable, "-m", "pytest", *options, str(next(HERE.glob(f"*/test_{name}.py")))]
         said = self.command(command, 300, {"OPTFORGE_TEST_TARGETS": "cuda"}, fine=range(6))
         if not report.exists():
             raise Failure(said)

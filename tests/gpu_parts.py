@@ -29,9 +29,9 @@ import numpy as np
 import optforge as of
 from data import same
 from gpu import EMULATED, HERE, MODULES, run
-from optforge import nvcc
-from optforge.device import DeviceSpace, device, driver
-from optforge.targets.cuda import compiled
+from optforge.engines.cuda import nvcc
+from optforge.engines.cuda.device import DeviceSpace, device, driver
+from optforge.engines.cuda.engine import compiled
 from oracles import oracle
 from stepping import spread
 
