@@ -323,6 +323,7 @@ struct optforge_f64 {
     typedef double number;
     enum { FORMAT = OPTFORGE_F64 };
     enum { BLOCKS = (OPTFORGE_CUDA_MIN_BLOCKS + 1) / 2, MORE_BLOCKS = OPTFORGE_CUDA_MIN_BLOCKS / 2 + 1 };
+    enum { FEWER_BLOCKS = 1 };
     double x;
 
     optforge_f64() = default;
@@ -340,6 +341,7 @@ struct optforge_f32 {
     typedef float number;
     enum { FORMAT = OPTFORGE_F32 };
     enum { BLOCKS = OPTFORGE_CUDA_MIN_BLOCKS, MORE_BLOCKS = BLOCKS + 1 }; /* the more where a pass is small */
+    enum { FEWER_BLOCKS = BLOCKS > 1 ? BLOCKS - 1 : 1 };                  /* the fewer where it is large */
     float x;
 
     optforge_f32() = default;
@@ -584,6 +586,7 @@ struct optforge_cuda_arrays {
 
     static __device__ constexpr bool narrow(int a) { return optforge_cuda_narrow(Storage::format(a)); }
     static __device__ constexpr bool mastered(int a) { return Storage::MASTER != 0 && a == 0; }
+    static __device__ constexpr bool rounds(int a) { return narrow(a) && !mastered(a); }
 
     /* Takes an array; the gradient has an address of its own. */
     __device__ void take(int a, void *from, uint64_t begin) {
@@ -628,14 +631,12 @@ struct optforge_cuda_arrays {
     }
     __device__ uint16_t encode(real x, int a, int i) const {
         const bool draws = Storage::STOCHASTIC && !mastered(a);
-        const uint32_t random = draws ? draw[Storage::STOCHASTIC ? a : 0](element + (uint32_t)i) : 0;
+        const uint32_t random = draws ? draw[draws ? a : 0](element + (uint32_t)i) : 0;
 
         return optforge_cuda_encode(Storage::format(a), optforge_f32(x.x), draws, random);
     }
-    /* What is left of a number where its array holds it. */
+    /* What is left of a number where its array holds it rounded. */
     __device__ real kept(real x, int a, int i) const {
-        if (!narrow(a) || mastered(a))
-            return x;
         return real(optforge_cuda_decode(Storage::format(a), encode(x, a, i)).x);
     }
     __device__ void store(const real (&from)[4], int a, int i, int live) const {
@@ -951,8 +952,8 @@ OPTFORGE_DEVICE void optforge_cuda_pass(const optforge_cuda_plan &w) {
         SUMS = observe ? +Pass::ALL : +Pass::OWN,
         AT_ONCE = Pass::AT_ONCE,
         STRIDE = AT_ONCE * OPTFORGE_CUDA_ROW,
-        PARAMETER = observe ? +Pass::PARAMETER : -1,
-        CHANGE = observe ? +Pass::CHANGE : -1
+        PARAMETER = observe && optforge_cuda_arrays<Storage, ARRAYS>::rounds(0) ? +Pass::PARAMETER : -1,
+        CHANGE = observe && optforge_cuda_arrays<Storage, ARRAYS>::rounds(0) ? +Pass::CHANGE : -1
     };
     __shared__ __align__(16) number stages[OPTFORGE_CUDA_WARPS][SUMS > 0 ? +OPTFORGE_CUDA_ROW : 4];
     __shared__ __align__(8) char own[OPTFORGE_CUDA_WARPS][rule::OWN ? sizeof(scalars) : 8];
@@ -1024,9 +1025,9 @@ OPTFORGE_DEVICE void optforge_cuda_pass(const optforge_cuda_plan &w) {
                     arrays.store(x[r][a], a, i, live[r]);
 #pragma unroll
             for (int k = 0; k < 4; k++) { /* statistics are of what is stored */
-                if (PARAMETER >= 0 && arrays.narrow(0))
+                if (PARAMETER >= 0)
                     added[PARAMETER >= 0 ? +PARAMETER : 0][k] = arrays.kept(x[r][0][k], 0, i + k);
-                if (CHANGE >= 0 && arrays.narrow(0))
+                if (CHANGE >= 0)
                     added[CHANGE >= 0 ? +CHANGE : 0][k] = arrays.kept(x[r][0][k], 0, i + k) - old[k];
             }
 #pragma unroll

@@ -27,7 +27,10 @@ FLUSHES = "not with -ftz=true or --use_fast_math, which make subnormal floats 0:
 
 @dataclass(frozen=True)
 class StorageView:
-    """All that there is once for each way to store arrays; `own` says how, where they are not all as `real` is."""
+    """All that there is once for each way to store arrays; `own` says how, where they are not all as `real` is.
+
+    There is `much` to compute where p has a master, or rounding is at random.
+    """
 
     suffix: str
     title: str
@@ -36,7 +39,7 @@ class StorageView:
     fields: tuple[str, ...]
     formats: str
     master: int
-    draws: bool
+    much: bool
     own: tuple[str, ...]
 
 
@@ -256,7 +259,7 @@ class CudaSource(RuleSource):
             seen.fields,
             seen.formats,
             seen.master,
-            storage.stochastic,
+            bool(storage.master) or storage.stochastic,
             tuple(lines),
         )
 
