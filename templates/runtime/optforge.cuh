@@ -591,11 +591,11 @@ struct optforge_cuda_arrays {
     /* Takes an array; the gradient has an address of its own. */
     __device__ void take(int a, void *from, uint64_t begin) {
         array[a] = (char *)from + begin * optforge_cuda_size_of(Storage::format(a));
-        aligned = aligned && optforge_cuda_aligned(array[a], narrow(a) ? 8 : 16);
+        aligned = aligned && (narrow(a) || optforge_cuda_aligned(array[a]));
     }
     __device__ void take_master(void *from, uint64_t begin) {
         master = (char *)from + begin * optforge_cuda_size_of(Storage::MASTER);
-        aligned = aligned && optforge_cuda_aligned(master, SPLIT ? 8 : 16);
+        aligned = aligned && (SPLIT || optforge_cuda_aligned(master));
     }
     /* The words of each array: a thread of the warp makes those of one. */
     __device__ void begin_drawing(uint64_t seed, uint64_t t, uint64_t stream, uint64_t first) {
