@@ -218,7 +218,8 @@ STORED = ("all_bf16_random", "all_f16", "all_f16_random", "split", "bf16_master"
 def check_stored(library: Library) -> None:
     """Steps over arrays of 16 bits, whole, in parts, with streams, and of tensors that are late."""
     for title in STORED:
-        begin(library, run_of("following", title, "tame"))
+        if title.startswith("all_"):  # others begin as what p is in full
+            begin(library, run_of("following", title, "tame"))
         execute(library, run_of("following", title, "wild"))
         execute(library, run_of("following", title, "tame"), cut=1024)
     run = run_of("following", "all_bf16_random", "tame")
