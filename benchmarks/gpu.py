@@ -41,6 +41,7 @@ try:
     import optforge as of
     import optforge.engines.cuda.engine as cuda_target
     from optforge.core.diagnostics import EnvironmentProblem
+    from optforge.core.formats import FORMAT_OF, storage
     from optforge.engines.cuda import nvcc
     from optforge.engines.cuda.device import device, driver
 except ImportError as problem:
@@ -125,7 +126,7 @@ class Gpu:
         total = sum(sizes)
         block = self.device.allocate(total)
         values = scale * np.random.default_rng(20).standard_normal(min(total // itemsize, 1 << 20))
-        filled = values.astype(dtype)
+        filled = FORMAT_OF[np.dtype(dtype)].store(values.astype(np.float32)) if itemsize == 2 else values.astype(dtype)
         self.drv.memcpy_htod(int(block), filled)
         done = filled.nbytes
         while done < total:  # what is there again and again
@@ -379,6 +380,30 @@ class Bench:
         params, grads = (self.gpu.noise(model.shapes, dtype, scale) for scale in (0.02, 1.0))
         contenders = [step("step", rule, params, grads), copy(self.gpu, params[0].nbytes)]
         self.compare("large", f"{rule.name} {dtype.name}", model, contenders)
+
+    def formats(self) -> None:
+        """One large tensor: AdamW over arrays of bfloat16, against the bytes that are left to move."""
+        kernel = of.rules.adamw.kernel()
+        every = dict.fromkeys(kernel.arrays, "bf16")
+        ways: dict[str, dict[str, Any]] = {
+            "p, g bf16": {"store": {"p": "bf16"}},
+            "p, g bf16, split": {"store": {"p": "bf16"}, "master": "split"},
+            "all bf16, stochastic": {
+                "store": {name: "bf16" for name in every if name != "g"},
+                "rounding": "stochastic",
+            },
+        }
+        for name, how in ways.items():
+            stored = storage(kernel.arrays, {**how["store"], "g": "bf16"}, how.get("master"))
+            passes = (phase for phase in kernel.phases if not phase.optional)
+            streams = sum(stored.moved(own.loads, (array for array, _ in own.stores)) for own in passes)
+            model = self.fitting(2 * sum(own.bytes for _, own in stored.formats), self.sizes.elements)
+            params, grads = (self.gpu.noise(model.shapes, np.uint16, scale) for scale in (0.02, 1.0))
+            optimizer = of.Optimizer(params, "adamw", target="cuda", lr=LR, **how)
+            moved = streams * model.elements
+            step = Contender("step", moved, functools.partial(optimizer.step, grads))
+            self.compare("large", f"adamw {name}", model, [step, copy(self.gpu, params[0].nbytes)])
+            del optimizer, step, params, grads
 
     def large_phase(self) -> None:
         """One large tensor: the phase against the bare step."""
@@ -692,6 +717,8 @@ def targets(bench: Bench) -> list[dict[str, Any]]:
     for result in bench.results:
         if (result.section, result.work, result.contender) == ("large", "adam float32", "step"):
             aim(f"Adam, {result.model}: share of a copy", result.moved / result.seconds / result.copied, least=0.95)
+        if result.section == "large" and "bf16" in result.work and result.contender == "step":
+            aim(f"{result.work}: share of a copy", result.moved / result.seconds / result.copied, least=0.9)
         if (result.section, result.contender) == ("step", "PyTorch fused") and result.model.startswith("one tensor (1"):
             ours = ("step", result.work, result.model, "optforge")
             ratio(f"AdamW, {result.model}: PyTorch fused by ours", (*ours[:3], "PyTorch fused"), ours, least=1.1)
@@ -764,6 +791,7 @@ def parts(bench: Bench, sweep: bool) -> Iterator[tuple[str, Callable[[], Any]]]:
     yield "replays", bench.replays
     for model in bench.sizes.models:
         yield model.name, functools.partial(bench.against_torch, model)
+    yield "formats", bench.formats
     yield "phase", bench.large_phase
     if sweep:
         yield "sweep", bench.sweep

@@ -46,7 +46,7 @@ def test_blocks_that_have_room(registers: int, architecture: int, blocks: int) -
 
 def test_launches() -> None:
     assert compiled.launches(of.rules.adamw) == ["plain 2", "skip 4", "statistics 4"]
-    assert compiled.launches(of.rules.lamb) == ["plain 4", "skip 4", "statistics 6"]
+    assert compiled.launches(of.rules.lamb) == ["plain 4", "skip 6", "statistics 6"]
 
 
 def test_a_table() -> None:
