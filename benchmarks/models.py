@@ -44,6 +44,19 @@ def resnet20() -> Shapes:
     return [*shapes, (10, 64), (10,)]
 
 
+def resnet50() -> Shapes:
+    """ResNet-50 for ImageNet, with its normalisations: 161 tensors."""
+    shapes: Shapes = [(64, 3, 7, 7), (64,), (64,)]
+    channels = 64
+    for width, blocks in ((64, 3), (128, 4), (256, 6), (512, 3)):
+        for block in range(blocks):
+            convolutions: Shapes = [(width, channels, 1, 1), (width, width, 3, 3), (4 * width, width, 1, 1)]
+            convolutions += [(4 * width, channels, 1, 1)] if block == 0 else []
+            shapes += [shape for own in convolutions for shape in (own, own[:1], own[:1])]
+            channels = 4 * width
+    return [*shapes, (1000, channels), (1000,)]
+
+
 @dataclass(frozen=True)
 class Model:
     """Parameters of a network, by their shapes."""

@@ -219,8 +219,6 @@ class Optimizer:
             own = FORMAT_OF[array.dtype].name
             if self.store.get("p", own) != own:
                 raise TypeError(f"{label} is {spelled(array.dtype)}, and store says that p is {self.store['p']}")
-            if not self._space.narrow and FORMAT_OF[array.dtype].narrow:
-                raise TypeError(f"{label} is {spelled(array.dtype)}; on a GPU it must be float32 or float64")
             found.append(array)
         return found
 
@@ -232,8 +230,6 @@ class Optimizer:
         for p in dict.fromkeys(FORMAT_OF[array.dtype].name for array in arrays) or ["f32"]:
             store = {**dict.fromkeys(kernel.arrays, "f64"), **own} if p == "f64" else own
             found.append(storage(kernel.arrays, {**store, "p": p}, self.master, self.rounding, "own", scalar))
-        if not self._space.narrow and any(each.narrow for one in found for _, each in one.formats):
-            raise UsageError("on a GPU arrays are stored as float32 or float64: leave store and master out")
         return found
 
     def _stored(self, arrays: Sequence[Any]) -> Kernel:
