@@ -41,7 +41,7 @@ except ImportError as problem:
     print(f"gpu.py needs NumPy and optforge in one environment: {problem}", file=sys.stderr)
     sys.exit(3)
 
-from models import Model, gpt2, many, perceptron, resnet20
+from optforge.profile.models import Model, gpt2, many, perceptron, resnet20
 
 try:
     import torch

@@ -34,7 +34,7 @@ except ImportError as problem:
     print(f"phase.py needs PyTorch, NumPy and optforge in one environment: {problem}", file=sys.stderr)
     sys.exit(3)
 
-from models import Model, gpt2, lenet, many, perceptron, resnet20
+from optforge.profile.models import Model, gpt2, lenet, many, perceptron, resnet20
 
 LOSS_SCALE = 65536.0
 MAX_NORM = 1.0

@@ -1,0 +1,188 @@
+"""`optforge profile`: what is asked for, checked before anything is measured; then measured, and said."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..catalogue import named, parse_settings
+from ..diagnostics import UsageError
+from ..formats import Wanted as Stored
+from ..pictures import require_matplotlib, require_place
+from . import document, kernels, machine, models, run, table, why
+from .kernels import Compiled
+from .limits import WORKS
+from .machine import Moment
+
+MOST_THREADS = 1024
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The arguments of the command."""
+
+    rules: Sequence[str]
+    stored: Stored
+    settings: Sequence[str]
+    against: Sequence[str]
+    sizes: Sequence[str]
+    threads: Sequence[int] | None
+    isas: Sequence[str] | None
+    seconds: float
+    json: str | None
+    png: Path | None
+    html: Path | None
+    compare: Path | None
+    threshold: float
+
+
+def listed(texts: Sequence[str] | None) -> list[str]:
+    """Words that may be separated by commas or come in several options, each once."""
+    words = [word.strip() for text in texts or () for word in text.split(",")]
+    return [*dict.fromkeys(word for word in words if word)]
+
+
+def numbers(texts: Sequence[str] | None) -> list[int] | None:
+    """Numbers of threads; "all" is that of the cores.
+
+    Raises
+    ------
+    UsageError
+        One is no number of threads.
+    """
+    found = []
+    for word in listed(texts):
+        if word != "all" and not (word.isascii() and word.isdigit() and 1 <= int(word) <= MOST_THREADS):
+            raise UsageError(f"--threads {word}: give whole numbers from 1 to {MOST_THREADS}, or all")
+        found.append(machine.cores() if word == "all" else int(word))
+    return sorted(set(found)) or None
+
+
+def check(asked: Asked) -> None:
+    """Find what does not do before anything is measured.
+
+    Raises
+    ------
+    UsageError, EnvironmentProblem, OSError
+        It does not.
+    """
+    if not 1 <= asked.seconds < 1e6:
+        raise UsageError("--seconds is from 1 to a million")
+    if not 0 <= asked.threshold < 10:
+        raise UsageError("--threshold is a share, such as 0.03 for 3 %")
+    if asked.png or asked.html:
+        require_matplotlib()
+    for place in (asked.json if asked.json != "-" else None, asked.png, asked.html):
+        if place is not None:
+            require_place(place)
+
+
+def profile(asked: Asked) -> tuple[dict[str, Any], list[Any]]:
+    """Check, measure, write; gives the document, and what `--compare` found."""
+    check(asked)
+    before = document.read(asked.compare) if asked.compare else None
+    rules = [named(name) for name in dict.fromkeys(asked.rules)]
+    if len({rule.name for rule in rules}) < len(rules):
+        raise UsageError("two of the rules have the same name: measure them one at a time")
+    chosen = parse_settings(asked.settings, rules)
+    models.models(asked.sizes, machine.caches(), 16)  # raises where a size is none
+    compiled = [kernels.compiled(rule, asked.stored, chosen[rule.name]) for rule in rules]
+    check_sets(asked.isas, compiled[0])
+    made = measured(asked, compiled)
+    if asked.json and asked.json != "-":
+        document.write(made, Path(asked.json))
+    return made, []
+
+
+def check_sets(wanted: Sequence[str] | None, own: Compiled) -> None:
+    """Raise UsageError where an instruction set is none of this machine."""
+    known = own.sets()
+    for name in wanted or ():
+        if name not in known:
+            raise UsageError(f"--isa {name}: this machine and build have {', '.join(known)}")
+
+
+def measured(asked: Asked, compiled: Sequence[Compiled]) -> dict[str, Any]:
+    """The document."""
+    start, notes = Moment.now(), list[str]()
+    wanted = run.Wanted(compiled, asked.sizes, asked.threads, asked.isas, asked.seconds)
+
+    def of(resident: int) -> list[models.Model]:
+        return models.models(asked.sizes, machine.caches(), resident)
+
+    every = run.cases(wanted, of, lambda text: None if text in notes else notes.append(text))
+    if not every:
+        raise UsageError("nothing is left to measure: " + "; ".join(notes))
+    about = machine.describe(compiled[0].isa)
+    with bar() as progress:
+        found, bandwidths = run.measure(wanted, every, progress)
+        rows = [run.row(own, about) for own in found]
+        for row in rows:
+            row["binds"], row["why"] = why.binds(row), why.why(row)
+    about["busy"] = Moment.now().busy(start)
+    made = {
+        "schema": document.SCHEMA,
+        "version": document.VERSION,
+        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "machine": about,
+        "settings": {
+            "rules": list(asked.rules), "sizes": list(asked.sizes), "threads": asked.threads,
+            "set": list(asked.settings),
+            "seconds": asked.seconds, "took": Moment.now().clock - start.clock,
+        },
+        "bandwidth": bandwidths,
+        "rules": [about_rule(own) for own in compiled],
+        "rows": rows,
+        "peers": [],
+        "notes": notes,
+    }  # fmt: skip
+    document.check(made)
+    return made
+
+
+def about_rule(own: Compiled) -> dict[str, Any]:
+    """What a rule is, and what it needs in each way to store its arrays."""
+    return {
+        "name": own.rule.name,
+        "hash": own.rule.hash,
+        "doc": own.rule.doc.partition("\n")[0],
+        "text": own.rule.definition.formulas,
+        "stores": [
+            {
+                "store": needed.storage.suffix,
+                "resident": needed.resident,
+                "bytes": {work: needed.bytes(work) for work in WORKS},
+                "operations": {work: dict(needed.operations(work)) for work in WORKS},
+            }
+            for needed in own.needs
+        ],
+    }
+
+
+@contextmanager
+def bar() -> Iterator[Callable[[str, float], None]]:
+    """A progress bar on standard error, where that is a terminal: called with what is done now, and its share."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (BarColumn(30), TextColumn("{task.percentage:3.0f} %"), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, TextColumn("{task.description}", markup=False), console=console, transient=True) as shown:
+        task = shown.add_task("", total=1.0)
+        done = 0.0
+
+        def progress(text: str, share: float) -> None:
+            nonlocal done
+            shown.update(task, completed=done, description=text)
+            done += share
+
+        yield progress
+
+
+def said(made: dict[str, Any], asked: Asked) -> str:
+    """What goes to standard output."""
+    return document.as_text(made).rstrip() if asked.json == "-" else table.text(made)
