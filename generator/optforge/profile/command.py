@@ -13,12 +13,14 @@ from ..catalogue import named, parse_settings
 from ..diagnostics import UsageError
 from ..formats import Wanted as Stored
 from ..pictures import require_matplotlib, require_place
-from . import document, kernels, machine, models, run, table, why
+from . import compare, document, kernels, machine, models, peers, run, table, why
 from .kernels import Compiled
 from .limits import WORKS
 from .machine import Moment
 
 MOST_THREADS = 1024
+OWN_SHARE = 0.55  # of the time, where there are others
+PEER_COPIES = 6  # of all arrays, that a comparison takes
 
 
 @dataclass(frozen=True)
@@ -81,8 +83,12 @@ def check(asked: Asked) -> None:
             require_place(place)
 
 
-def profile(asked: Asked) -> tuple[dict[str, Any], list[Any]]:
-    """Check, measure, write; gives the document, and what `--compare` found."""
+def profile(asked: Asked) -> tuple[dict[str, Any], bool]:
+    """Check, measure, write; gives the document, and whether a check found something.
+
+    That is a kernel that has become slower than in the run that `--compare` names, or another library whose results
+    differ.
+    """
     check(asked)
     before = document.read(asked.compare) if asked.compare else None
     rules = [named(name) for name in dict.fromkeys(asked.rules)]
@@ -92,10 +98,22 @@ def profile(asked: Asked) -> tuple[dict[str, Any], list[Any]]:
     models.models(asked.sizes, machine.caches(), 16)  # raises where a size is none
     compiled = [kernels.compiled(rule, asked.stored, chosen[rule.name]) for rule in rules]
     check_sets(asked.isas, compiled[0])
-    made = measured(asked, compiled)
+    others = peers.chosen(asked.against)
+    if others and not any(needed.storage.suffix == "f32" for own in compiled for needed in own.needs):
+        raise UsageError("--against compares float32 arrays: leave --store out, or give --dtype f32 as well")
+    made = measured(asked, compiled, others, chosen)
+    if before is not None:
+        changes, notes = compare.compare(before, made, asked.threshold)
+        made["compared"] = {
+            "with": str(asked.compare),
+            "threshold": asked.threshold,
+            "text": compare.text(changes, notes, asked.threshold),
+            "rows": [own.as_dict() for own in changes],
+        }
     if asked.json and asked.json != "-":
         document.write(made, Path(asked.json))
-    return made, []
+    slower = any(row["slower"] for row in made.get("compared", {}).get("rows", []))
+    return made, slower or any(note.startswith(peers.DIFFER) for note in made["notes"])
 
 
 def check_sets(wanted: Sequence[str] | None, own: Compiled) -> None:
@@ -106,23 +124,40 @@ def check_sets(wanted: Sequence[str] | None, own: Compiled) -> None:
             raise UsageError(f"--isa {name}: this machine and build have {', '.join(known)}")
 
 
-def measured(asked: Asked, compiled: Sequence[Compiled]) -> dict[str, Any]:
+def measured(
+    asked: Asked,
+    compiled: Sequence[Compiled],
+    others: dict[str, peers.Peer],
+    chosen: dict[str, dict[str, object]],
+) -> dict[str, Any]:
     """The document."""
     start, notes = Moment.now(), list[str]()
-    wanted = run.Wanted(compiled, asked.sizes, asked.threads, asked.isas, asked.seconds)
+    own_share = OWN_SHARE if others else 1.0
+    wanted = run.Wanted(compiled, asked.sizes, asked.threads, asked.isas, own_share * asked.seconds)
+
+    def note(text: str) -> None:
+        if text not in notes:
+            notes.append(text)
 
     def of(resident: int) -> list[models.Model]:
         return models.models(asked.sizes, machine.caches(), resident)
 
-    every = run.cases(wanted, of, lambda text: None if text in notes else notes.append(text))
+    every = run.cases(wanted, of, note)
     if not every:
         raise UsageError("nothing is left to measure: " + "; ".join(notes))
     about = machine.describe(compiled[0].isa)
     with bar() as progress:
-        found, bandwidths = run.measure(wanted, every, progress)
+        found, bandwidths = run.measure(wanted, every, lambda text, share: progress(text, own_share * share))
         rows = [run.row(own, about) for own in found]
         for row in rows:
             row["binds"], row["why"] = why.binds(row), why.why(row)
+        plans = against(asked, compiled, chosen, of, note) if others else []
+        left = (1 - own_share) * asked.seconds
+        compared = [
+            *peers.measure(
+                plans, others, left, lambda text, share: progress(text, (1 - own_share) * share), note, about
+            )
+        ]
     about["busy"] = Moment.now().busy(start)
     made = {
         "schema": document.SCHEMA,
@@ -137,11 +172,32 @@ def measured(asked: Asked, compiled: Sequence[Compiled]) -> dict[str, Any]:
         "bandwidth": bandwidths,
         "rules": [about_rule(own) for own in compiled],
         "rows": rows,
-        "peers": [],
+        "peers": compared,
         "notes": notes,
     }  # fmt: skip
     document.check(made)
     return made
+
+
+def against(
+    asked: Asked,
+    compiled: Sequence[Compiled],
+    chosen: dict[str, dict[str, object]],
+    of: Callable[[int], list[models.Model]],
+    note: Callable[[str], None],
+) -> list[peers.Plan]:
+    """The comparisons with others: each rule on each model, on as many threads as it may have."""
+    found = []
+    threads = max(asked.threads or [machine.cores()])
+    for own in compiled:
+        resident = next((needed.resident for needed in own.needs if needed.storage.suffix == "f32"), 0)
+        for model in of(resident) if resident else []:
+            if PEER_COPIES * resident * model.elements > run.ROOM * machine.available():
+                note(f"{model.label} was not compared with others: their arrays need more memory than is available")
+                continue
+            weight = 1 + min(model.elements / 2**24, 8)
+            found.append(peers.Plan(own, dict(chosen[own.rule.name]), model, threads, weight))
+    return found
 
 
 def about_rule(own: Compiled) -> dict[str, Any]:

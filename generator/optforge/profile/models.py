@@ -87,6 +87,11 @@ class Model:
         )
 
 
+def many(number: int) -> Model:
+    """Very many very small tensors."""
+    return Model(f"{number:,} x 64", [(64,)] * number)
+
+
 def count(elements: float) -> str:
     """A number of elements with a unit."""
     for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
@@ -95,13 +100,13 @@ def count(elements: float) -> str:
     return f"{elements:.0f}"
 
 
-NETWORKS: dict[str, Callable[[], Shapes]] = {
+NETWORKS: dict[str, Callable[[], Sequence[tuple[int, ...]]]] = {
     "gpt2": gpt2,
     "resnet50": resnet50,
     "resnet20": resnet20,
     "lenet": lenet,
     "mlp": lambda: perceptron(784, 128, 10),
-    "many": lambda: [(64,)] * 10_000,
+    "many": lambda: many(10_000).shapes,
 }
 LEVELS = ("L1", "L2", "L3", "memory")
 USUAL = ("L1", "L2", "L3", "memory", "many", "resnet50", "gpt2")

@@ -19,6 +19,8 @@ def text(document: Document) -> str:
         parts.append(reasons(rows))
     if document["peers"]:
         parts.append(peers(document["peers"]))
+    if "compared" in document:
+        parts.append(document["compared"]["text"])
     return "\n\n".join(part for part in parts if part)
 
 
@@ -104,7 +106,7 @@ def reasons(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def peers(rows: Sequence[Mapping[str, Any]]) -> str:
     """How many times as long as ours others take."""
-    cells = [("rule", "size", "thr", "gradients", "against", "theirs ms", "ours ms", "ratio", "interval")]
+    cells = [("rule", "size", "thr", "gradients", "against", "theirs ms", "ours ms", "ratio", "interval", "best")]
     for row in rows:
         size = row["size"]
         for result in row["results"]:
@@ -112,7 +114,8 @@ def peers(rows: Sequence[Mapping[str, Any]]) -> str:
             cells.append((
                 row["rule"], f"{size['name']} ({count(size['elements'])})", str(row["threads"]), row["gradients"],
                 result["name"], milliseconds(result["ms"]), milliseconds(row["ms"]),
-                f"{ratio['value']:.2f}{'~' if row['contended'] else ''}", f"{ratio['low']:.2f} to {ratio['high']:.2f}",
+                f"{ratio['value']:.2f}{'~' if row['contended'] else ''}",
+                f"{ratio['low']:.2f} to {ratio['high']:.2f}", f"{result['best']:.2f}",
             ))  # fmt: skip
     title = "Against others, from Python, in turns: a ratio above 1 is in favour of optforge"
     return "\n".join([title, *aligned(cells, 5)])
