@@ -1,8 +1,9 @@
 """`--compare`: whether kernels have become slower than in an earlier run, beyond the noise and a threshold.
 
-Rows that both runs have are compared by how many times as long as their limit they take, limit and kernel timed in the
-same turns. Rows whose cores others needed, in either run, say nothing of a step on several threads, whose threads then
-wait for each other, and are left out; on one thread they do. Chances are corrected for the number of rows.
+Rows that both runs have are compared by how many times as long as their limit they take at best (statistics.py says
+why). Rows whose cores others needed, in either run, say nothing of a step on several threads, which then wait for each
+other, and are left out; on one thread they do. Cold caches are left out too: what memory takes varies too much. Chances
+are corrected for the number of rows.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from ..diagnostics import UsageError
 from .statistics import THRESHOLD, Change, change, significant
 
 Document = Mapping[str, Any]
-LEAST_ROUNDS = 4
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,13 @@ def key(row: Mapping[str, Any]) -> tuple[Any, ...]:
 
 def usable(row: Mapping[str, Any]) -> bool:
     """Whether a row can be compared at all."""
-    return len(row["against_limit"]) >= LEAST_ROUNDS and not (row["contended"] and row["threads"] > 1)
+    return row["cache"] == "warm" and not (row["contended"] and row["threads"] > 1)
+
+
+def times(row: Mapping[str, Any]) -> tuple[list[float], list[float]]:
+    """Seconds per step of the kernel and of the limit that binds it, turn by turn."""
+    low = row["rounds"]["low"]
+    return low["kernel"], low["divider" if row["divider_ns"] > row["traffic_ns"] else "traffic"]
 
 
 def compare(old: Document, new: Document, threshold: float = THRESHOLD) -> tuple[list[Compared], list[str]]:
@@ -63,20 +69,19 @@ def compare(old: Document, new: Document, threshold: float = THRESHOLD) -> tuple
     before = {key(row): row for row in old["rows"]}
     both = [(before[key(row)], row) for row in new["rows"] if key(row) in before]
     pairs = [(a, b) for a, b in both if usable(a) and usable(b)]
+    others = [b for a, b in both if b["cache"] == "warm" and not (usable(a) and usable(b))]
     notes = []
     if not both:
         raise UsageError("the two runs have no row in common: give the same rules, --sizes and --threads")
-    if len(pairs) < len(both):
-        notes.append(
-            f"{len(both) - len(pairs)} of {len(both)} rows were not compared: other processes used their cores"
-        )
+    if others:
+        notes.append(f"{len(others)} of {len(both)} rows were not compared: other processes used their cores")
     if old["machine"]["processor"] != new["machine"]["processor"] or old["machine"]["isa"] != new["machine"]["isa"]:
         notes.append(
             "the two runs are of different machines: what is compared is how near to its own limits each comes"
         )
     if old["machine"]["compiler"] != new["machine"]["compiler"]:
         notes.append(f"the compilers differ: {old['machine']['compiler']}, and now {new['machine']['compiler']}")
-    changes = [change(a["against_limit"], b["against_limit"], threshold) for a, b in pairs]
+    changes = [change(times(a), times(b), threshold) for a, b in pairs]
     slower = significant([own.p for own in changes])
     faster = significant([own.p_faster for own in changes])
     found = [

@@ -9,11 +9,12 @@ from typing import Any
 
 from .kernels import Block, Contender
 from .machine import Moment
-from .statistics import estimate
+from .statistics import estimate, supported
 
 FEWEST, MOST = 5, 40  # rounds
 NARROW = 0.005  # half an interval of the ratio at which it is known well enough
 BLOCK_SECONDS = 0.02
+EXTRA = 2.0  # times as long is measured where nothing was undisturbed
 SETTLE_SECONDS = 0.005  # until the threads that the last contender left spinning sleep
 
 
@@ -66,7 +67,8 @@ def turns(
     start = time.perf_counter()
     for number in range(MOST):
         spent = time.perf_counter() - start
-        if number >= fewest and (spent * (number + 1) / number > seconds or known(found)):
+        over = spent * (number + 1) / number if number else 0.0
+        if number >= fewest and (known(found) or over > (1 if steady(found) else EXTRA) * seconds):
             break
         before, round = Moment.now(), {}
         for own in contenders if number % 2 == 0 else contenders[::-1]:
@@ -80,8 +82,15 @@ def turns(
 
 def known(rounds: Rounds) -> bool:
     """Whether further rounds would tell nothing."""
+    if not steady(rounds):
+        return False
     first = rounds.names[0]
     others = rounds.names[1:]
     if not others:
         return estimate(rounds.low(first)).width < NARROW
     return all(estimate(rounds.ratios(other, first)).width < NARROW for other in others)
+
+
+def steady(rounds: Rounds) -> bool:
+    """Whether some rounds of each contender were undisturbed."""
+    return all(supported(rounds.low(name)) for name in rounds.names)

@@ -259,7 +259,6 @@ def row(own: Measured, about: dict[str, Any]) -> dict[str, Any]:
         "divider_ns": float(np.median(divider)) * nanoseconds,
         "share": vars(share),
         "gbs": moved / taken.value,
-        "against_limit": [a / b for a, b in zip(step, limit, strict=True)],
         "contended": contended,
         "phases": phases(own, needed.of(work), nanoseconds),
         "code": [own_code.as_dict() for own_code in code if own_code is not None],

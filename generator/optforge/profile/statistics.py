@@ -3,6 +3,10 @@
 A time by itself says little of a shared machine. What is estimated here is how many times as long as its limit a
 kernel takes, both timed in the same turns: a clock that falls or memory that others use slows both. Of each turn the
 lower tenth of the times counts, because what interrupts a step only ever adds to it.
+
+Two runs are compared by their floors: the least that kernel and limit took in any turn. Others that use the machine
+raise the median by a tenth or a half, and leave the floor where it is, as long as some turns are undisturbed. Whether
+some were shows in how many come near the floor, which is the error that it is given.
 """
 
 from __future__ import annotations
@@ -15,13 +19,13 @@ import numpy as np
 
 CONFIDENCE = 0.95
 RESAMPLES = 1000
-# What two runs differ by although nothing has changed, as a standard deviation: where arrays lie in memory, which
-# pages the system has for them. It does not show within a run.
+# What the floors of two runs differ by although nothing has changed, as a standard deviation: where arrays lie in
+# memory, which pages the system has for them. It does not show within a run.
 BETWEEN_RUNS = 0.01
 SIGNIFICANCE = 0.001  # chance of an alarm by noise, of all rows together
 THRESHOLD = 0.03
-NORMAL_MAD = 1.4826  # a standard deviation by the median of absolute deviations
-MEDIAN_ERROR = 1.2533  # the standard error of a median by that of a mean
+SUPPORT = 4  # turns that must come near the floor
+NEAR = 0.01
 
 
 @dataclass(frozen=True)
@@ -50,13 +54,26 @@ def estimate(values: Sequence[float]) -> Estimate:
     return Estimate(float(np.median(data)), float(low), float(high))
 
 
-def standard_error(logs: Sequence[float]) -> float:
-    """Of the median, robustly: outliers do not count."""
-    data = np.asarray(logs, float)
-    if data.size < 2:
-        return math.inf
-    spread = NORMAL_MAD * float(np.median(np.abs(data - np.median(data))))
-    return MEDIAN_ERROR * spread / math.sqrt(data.size)
+@dataclass(frozen=True)
+class Floor:
+    """The least of some times, and by how much it may be too large, as a share."""
+
+    value: float
+    error: float
+
+
+def floor(times: Sequence[float]) -> Floor:
+    """What the two fastest turns took; the error is how far the fourth, or of many the eighth part, is from that."""
+    ordered = np.sort(np.asarray(times, float))
+    if ordered.size < SUPPORT or not ordered[0] > 0 or not np.isfinite(ordered[SUPPORT - 1]):
+        return Floor(float(ordered[0]) if ordered.size else math.nan, math.inf)
+    last = ordered[max(SUPPORT - 1, ordered.size // 8)]
+    return Floor(float(ordered[:2].mean()), math.log(last / ordered[0]))
+
+
+def supported(times: Sequence[float]) -> bool:
+    """Whether enough turns came so near to the fastest that it was no accident."""
+    return floor(times).error < NEAR
 
 
 def tail(z: float) -> float:
@@ -77,11 +94,18 @@ class Change:
     p_faster: float
 
 
-def change(old: Sequence[float], new: Sequence[float], threshold: float = THRESHOLD) -> Change:
-    """Compare what a kernel took of its limit, round by round, in two runs."""
-    before, after = np.log(np.asarray(old, float)), np.log(np.asarray(new, float))
-    moved = float(np.median(after) - np.median(before))
-    error = math.sqrt(standard_error(before.tolist()) ** 2 + standard_error(after.tolist()) ** 2 + 2 * BETWEEN_RUNS**2)
+def change(old: Sequence[Sequence[float]], new: Sequence[Sequence[float]], threshold: float = THRESHOLD) -> Change:
+    """Compare what a kernel takes of its limit in two runs.
+
+    Parameters
+    ----------
+    old, new : pairs of sequences of float
+        The times of the kernel and those of its limit, of all turns of a run.
+    """
+    floors = [[floor(times) for times in run] for run in (old, new)]
+    before, after = (kernel.value / limit.value for kernel, limit in floors)
+    error = math.hypot(*(own.error for run in floors for own in run), math.sqrt(2) * BETWEEN_RUNS)
+    moved = math.log(after / before) if before > 0 and after > 0 else math.nan
     if not math.isfinite(error) or not math.isfinite(moved):
         return Change(math.exp(moved) if math.isfinite(moved) else math.nan, math.inf, 1.0, 1.0)
     least = math.log1p(threshold)
