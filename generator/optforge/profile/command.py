@@ -13,7 +13,7 @@ from ..catalogue import named, parse_settings
 from ..diagnostics import UsageError
 from ..formats import Wanted as Stored
 from ..pictures import require_matplotlib, require_place
-from . import compare, document, kernels, machine, models, peers, run, table, why
+from . import charts, compare, document, kernels, machine, models, page, peers, run, table, why
 from .kernels import Compiled
 from .limits import WORKS
 from .machine import Moment
@@ -112,6 +112,10 @@ def profile(asked: Asked) -> tuple[dict[str, Any], bool]:
         }
     if asked.json and asked.json != "-":
         document.write(made, Path(asked.json))
+    if asked.png:
+        charts.png(made, asked.png)
+    if asked.html:
+        page.write(made, asked.html)
     slower = any(row["slower"] for row in made.get("compared", {}).get("rows", []))
     return made, slower or any(note.startswith(peers.DIFFER) for note in made["notes"])
 

@@ -12,6 +12,7 @@ from .machine import Moment
 from .statistics import estimate, supported
 
 FEWEST, MOST = 5, 40  # rounds
+LEAST = 3  # where even so few take much longer than there is time
 NARROW = 0.005  # half an interval of the ratio at which it is known well enough
 BLOCK_SECONDS = 0.02
 EXTRA = 2.0  # times as long is measured where nothing was undisturbed
@@ -68,6 +69,8 @@ def turns(
     for number in range(MOST):
         spent = time.perf_counter() - start
         over = spent * (number + 1) / number if number else 0.0
+        if number >= LEAST and spent > EXTRA * seconds:
+            break
         if number >= fewest and (known(found) or over > (1 if steady(found) else EXTRA) * seconds):
             break
         before, round = Moment.now(), {}

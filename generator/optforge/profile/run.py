@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,12 +15,13 @@ from ..memory import memory
 from . import kernels, machine, objects
 from .kernels import Compiled, Tensors, Timed
 from .limits import WORKS
-from .measure import BLOCK_SECONDS, FEWEST, SETTLE_SECONDS, Rounds, turns
+from .measure import BLOCK_SECONDS, FEWEST, LEAST, SETTLE_SECONDS, Rounds, turns
 from .models import LEVELS, Model
 from .statistics import estimate
 
 LAPS = 3  # over all cases, each with arrays of its own: where they lie matters
 HUGE = 48 << 20  # elements beyond which one lap has to do
+OVERTIME = 1.3  # of the time, after which there is no further lap
 PHASE_STEPS = 9  # of which each phase is timed
 ROOM = 0.6  # of the memory that is available, which arrays may take
 BUSY_SECONDS = 0.15
@@ -130,8 +132,11 @@ def measure(
     per_lap = 0.9 * wanted.seconds / LAPS
     bandwidths = list(bandwidth(wanted.compiled[0], progress))
     evict = evicting() if any(case.cold for case in every) else None
+    start = time.perf_counter()
     for lap in range(LAPS):
         for case in every:
+            if lap and time.perf_counter() - start > OVERTIME * wanted.seconds:
+                continue
             progress(f"{case.label}, lap {lap + 1} of {LAPS}", case.weight / total / LAPS)
             if case.model.elements > HUGE and lap:
                 continue
@@ -225,7 +230,7 @@ def row(own: Measured, about: dict[str, Any]) -> dict[str, Any]:
     needed, n = case.own.needs[case.kind], case.model.elements
     rule, store, work, size, threads, isa, cache = case.key
     calm = [k for k, busy in enumerate(rounds.busy) if not machine.contended(threads, busy, about)]
-    contended = len(calm) < FEWEST
+    contended = len(calm) < LEAST
     used = range(len(rounds.blocks)) if contended else calm
     nanoseconds = 1e9 / n
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,7 @@ from .side import Disagreement, NoPeer, Problem, Side, Turn, agree, first_steps
 
 BLOCK_SECONDS, SETTLE_SECONDS = 0.03, 0.015
 FEWEST = 5
+OVERTIME = 1.5  # of the time, after which nothing more is compared
 HUGE = 48 << 20  # elements beyond which gradients are new ones only
 PATTERN = 1 << 18
 DIFFER = "the results differ"  # begins a note that ends in exit code 1
@@ -118,8 +120,11 @@ def measure(
     about: dict[str, Any],
 ) -> Iterator[dict[str, Any]]:
     """Compare on all of them; sides that compute something else are noted, and not timed."""
-    total = sum(plan.weight for plan in plans) or 1.0
+    total, start = sum(plan.weight for plan in plans) or 1.0, time.perf_counter()
     for plan in plans:
+        if time.perf_counter() - start > OVERTIME * seconds:
+            note(f"the time was up before {plan.own.rule.name} was compared with others on {plan.model.label}")
+            continue
         label = f"{plan.own.rule.name} against others, {plan.model.name}"
         progress(label, plan.weight / total)
         yield from compare(plan, wanted, seconds * plan.weight / total, note, about)
