@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from ..pictures import COLOURS, new_figure, save, tidy
-from .models import count
+from .models import count, short
 
 Rows = Sequence[Mapping[str, Any]]
-WIDE, NARROW = (7.0, 4.2), (3.9, 3.7)  # inches
+AGAINST = "Against others"
+WIDE, NARROW = (6.2, 4.1), (3.9, 3.8)  # inches
 KERNEL, PHASE, TRAFFIC, DIVIDER, OTHER = COLOURS[0], COLOURS[2], "0.45", COLOURS[1], "0.72"
 
 
@@ -50,10 +51,12 @@ def over_size(axes: Any, rows: Rows) -> None:
     if alone:
         axes.set_xscale("log", base=2)
         ticks = sorted({row["size"]["elements"] for row in alone})
-        axes.set_xticks(ticks, [count(n).replace(" ", "") for n in ticks])
+        axes.set_xticks(ticks, [short(n) for n in ticks])
         axes.minorticks_off()
-        axes.set_ylim(bottom=0)
-        axes.legend(fontsize=7.5, frameon=False)
+        # What noise stretched is not to press the rest together.
+        sure = [row["ns"]["high"] for row in alone if row["binds"] != "noise"] or [row["ns"]["low"] for row in alone]
+        axes.set_ylim(0, 1.35 * max(sure))
+        axes.legend(fontsize=8.5, frameon=False, ncols=2, loc="upper left")
     else:
         nothing(axes, "no single tensor was measured")
     axes.set_xlabel("elements of one tensor")
@@ -82,7 +85,7 @@ def against(axes: Any, rows: Rows) -> None:
             )
             errors = [[ratio["value"] - ratio["low"]], [ratio["high"] - ratio["value"]]]
             axes.barh(place, ratio["value"], 0.85, color=colour, label=label, xerr=errors, ecolor="0.3", capsize=2)
-            axes.annotate(f" {ratio['value']:.3g}×", (ratio["high"], place), va="center", fontsize=7.5)
+            axes.annotate(f" {times(ratio['value'])}", (ratio["high"], place), va="center", fontsize=8.5)
             place += 1
         ticks.append(((first + place - 1) / 2, f"{row['size']['name']}\n({count(row['size']['elements'])})"))
         place += 0.7
@@ -90,11 +93,16 @@ def against(axes: Any, rows: Rows) -> None:
     axes.set_xscale("log")
     largest = max(result["ratio"]["high"] for *_, result in bars)
     axes.set_xlim(min(0.5, 0.8 * min(result["ratio"]["low"] for *_, result in bars)), 2.5 * max(largest, 1))
-    axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}×")
+    axes.xaxis.set_major_formatter(lambda x, _: f"{x:,g}×")
     axes.set_yticks([y for y, _ in ticks], [text for _, text in ticks], fontsize=8)
     axes.invert_yaxis()
     axes.set_xlabel("time of others by that of optforge")
-    axes.legend(fontsize=7.5, frameon=False, loc="lower right")
+    axes.legend(fontsize=8.5, frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0)
+
+
+def times(ratio: float) -> str:
+    """A ratio with two digits, or more where it has them."""
+    return f"{ratio:,.0f}×" if ratio >= 100 else f"{ratio:.2g}×" if ratio >= 10 else f"{ratio:.2f}×"
 
 
 def roofline(axes: Any, rows: Rows, bandwidth: Rows) -> None:
@@ -110,16 +118,16 @@ def roofline(axes: Any, rows: Rows, bandwidth: Rows) -> None:
     for k, level in enumerate(row for row in bandwidth if row["threads"] == threads):
         speed = level["triad"] / 1e9
         axes.plot([low, high], [low * speed, high * speed], color=f"{0.3 + 0.14 * k:.2f}", linewidth=1)
-        axes.annotate(level["level"], (low, low * speed), fontsize=7.5, va="bottom")
+        axes.annotate(level["level"], (low, low * speed), fontsize=8.5, va="bottom")
     for work, marker, colour in (("step", "o", KERNEL), ("phase", "s", PHASE)):
         some = [row for row in own if row["work"] == work]
         label: str | None = work
-        for row in some:
+        for row in (row for row in some if row["binds"] != "noise"):
             operations = sum(row["operations"].values())
             x, y = operations / row["bytes"], operations / row["ns"]["value"]
             axes.plot([x], [y], marker, color=colour, label=label)
             label = None
-            axes.annotate(f" {row['size']['name']}", (x, y), fontsize=7.5, va="center")
+            axes.annotate(f" {row['size']['name']}", (x, y), fontsize=8.5, va="center")
         if some and some[0]["divider_ns"]:
             operations = sum(some[0]["operations"].values())
             roof = operations / some[0]["divider_ns"]
@@ -128,9 +136,13 @@ def roofline(axes: Any, rows: Rows, bandwidth: Rows) -> None:
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlim(low, high)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(lambda x, _: f"{x:g}")
+    axes.set_xticks([x for k in range(-3, 4) for x in (10.0**k, 2 * 10.0**k, 5 * 10.0**k) if low <= x <= high])
+    axes.xaxis.set_minor_formatter(lambda x, _: "")
     axes.set_xlabel("operations per byte")
     axes.set_ylabel(f"10⁹ operations per second, {threads} thread{'s' * (threads > 1)}")
-    axes.legend(fontsize=7.5, frameon=False, loc="lower right")
+    axes.legend(fontsize=8.5, frameon=False, loc="lower right")
 
 
 def nothing(axes: Any, why: str) -> None:
@@ -147,7 +159,7 @@ def of_rule(document: Mapping[str, Any], rule: str, store: str) -> list[tuple[st
         ("Roofline", lambda axes: roofline(axes, rows, document["bandwidth"])),
     ]
     if others:
-        found.insert(1, ("Against others", lambda axes: against(axes, others)))
+        found.insert(1, (AGAINST, lambda axes: against(axes, others)))
     return found
 
 
@@ -155,7 +167,7 @@ def svg(draw: Callable[[Any], None], size: tuple[float, float]) -> str:
     """A chart as SVG, for a page: its letters are text."""
     import matplotlib
 
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "optforge", "font.size": 9}):
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "optforge", "font.size": 10}):
         figure = new_figure(*size)
         axes = figure.add_subplot()
         tidy(axes)
@@ -179,7 +191,8 @@ def png(document: Mapping[str, Any], path: Path) -> None:
             axes = figure.add_subplot(len(every), columns, k * columns + j + 1)
             tidy(axes)
             draw(axes)
-            axes.set_title(f"{rule}, {store}: {title[0].lower()}{title[1:]}", fontsize=10, loc="left")
+            pad = 34 if title == AGAINST else 8  # its legend stands above it
+            axes.set_title(f"{rule}, {store}: {title[0].lower()}{title[1:]}", fontsize=10, loc="left", pad=pad)
     machine = document["machine"]
     noisy = any(row["contended"] for row in document["rows"])
     said = f"{machine['processor']}, {machine['cores']} cores, {machine['isa']}"

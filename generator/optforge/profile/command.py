@@ -154,7 +154,7 @@ def measured(
         found, bandwidths = run.measure(wanted, every, lambda text, share: progress(text, own_share * share))
         rows = [run.row(own, about) for own in found]
         for row in rows:
-            row["binds"], row["why"] = why.binds(row), why.why(row)
+            row["binds"], row["why"] = why.binds(row, rows), why.why(row, rows)
         plans = against(asked, compiled, chosen, of, note) if others else []
         left = (1 - own_share) * asked.seconds
         compared = [

@@ -92,6 +92,14 @@ def many(number: int) -> Model:
     return Model(f"{number:,} x 64", [(64,)] * number)
 
 
+def short(elements: int) -> str:
+    """A number of elements as --sizes takes them, for axes: 4k, 16M."""
+    for unit, size in (("G", 1 << 30), ("M", 1 << 20), ("k", 1 << 10)):
+        if elements >= size:
+            return f"{elements / size:.3g}{unit}"
+    return str(elements)
+
+
 def count(elements: float) -> str:
     """A number of elements with a unit."""
     for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):

@@ -80,18 +80,18 @@ def section(document: Document, about: Mapping[str, Any], rule: str, store: str)
 def cards(document: Document, rows: Sequence[Mapping[str, Any]], rule: str) -> list[tuple[str, str]]:
     """The figures that stand at the top: a number, and what it is."""
     found = []
-    steps = [row for row in charts.usual(rows) if row["work"] == "step"]
+    steps = [row for row in charts.usual(rows) if row["work"] == "step" and row["binds"] != "noise"]
     large = max(steps, key=lambda row: (row["size"]["elements"], row["threads"]), default=None)
     small = [row for row in steps if row["binds"] == "divider"]
     if large:
-        found.append((percent(large), f"of the memory's limit, {named(large)}"))
+        found.append((percent(large), f"of the limit, {named(large)}"))
     if small:
         found.append((percent(small[0]), f"of what the divider allows, {named(small[0])}"))
     for row in sorted(document["peers"], key=lambda row: -row["size"]["elements"]):
-        if row["rule"] == rule and row["gradients"] == "new":
+        if row["rule"] == rule and row["gradients"] == "new" and not row["contended"]:
             best = min(row["results"], key=lambda result: result["ratio"]["value"])
             what = f"as fast as {best['name']}, the fastest other, on {row['size']['name']}"
-            found.append((f"{best['ratio']['value']:.3g}×", what))
+            found.append((charts.times(best["ratio"]["value"]), what))
     return found[:4]
 
 

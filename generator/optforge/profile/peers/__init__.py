@@ -120,14 +120,17 @@ def measure(
     about: dict[str, Any],
 ) -> Iterator[dict[str, Any]]:
     """Compare on all of them; sides that compute something else are noted, and not timed."""
+    late: list[str] = []
     total, start = sum(plan.weight for plan in plans) or 1.0, time.perf_counter()
     for plan in plans:
         if time.perf_counter() - start > OVERTIME * seconds:
-            note(f"the time was up before {plan.own.rule.name} was compared with others on {plan.model.label}")
+            late.append(f"{plan.own.rule.name} on {plan.model.name}")
             continue
         label = f"{plan.own.rule.name} against others, {plan.model.name}"
         progress(label, plan.weight / total)
         yield from compare(plan, wanted, seconds * plan.weight / total, note, about)
+    if late:
+        note(f"the time was up before these were compared with others: {', '.join(late)}; give more --seconds")
 
 
 def compare(
