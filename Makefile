@@ -5,32 +5,27 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-host test-host-a-h test-host-i-z test-cuda clean
+.PHONY: demo test test-words test-steps test-cuda clean
 
 demo: $(VENV)/.demo
 	$(BIN)/optforge demo --kernels build --out demo.png
-
-# What is about CUDA goes on beside the rest.
-CUDA_TESTS := $(wildcard tests/test_cuda_*.py) tests/test_emulation.py tests/test_gpu_script.py tests/test_hip.py
 
 test: $(VENV)/.dev
 	$(BIN)/ruff check generator tests benchmarks
 	$(BIN)/ruff format --check generator tests benchmarks
 	$(BIN)/mypy
 	$(BIN)/optforge generate --all --target c --target cuda --check
-	@$(MAKE) --no-print-directory --jobs 3 --output-sync=target test-cuda test-host
+	@$(MAKE) --no-print-directory --jobs 3 --output-sync=target test-words test-steps test-cuda
 
-# Many tests wait for compilers and processes, so that the halves go on beside each other.
-test-host: test-host-a-h test-host-i-z
+# Many tests wait for compilers and processes, so that the parts go on beside each other.
+test-words:
+	$(BIN)/pytest -q tests/language tests/emitted tests/cli tests/engines $(PYTEST_ARGS)
 
-test-host-a-h:
-	$(BIN)/pytest -q $(filter-out $(CUDA_TESTS),$(wildcard tests/test_[a-h]*.py)) $(PYTEST_ARGS)
-
-test-host-i-z:
-	$(BIN)/pytest -q $(filter-out $(CUDA_TESTS),$(wildcard tests/test_[i-z]*.py)) $(PYTEST_ARGS)
+test-steps:
+	$(BIN)/pytest -q tests/bits tests/runtime tests/train tests/doors $(PYTEST_ARGS)
 
 test-cuda:
-	$(BIN)/pytest -q $(CUDA_TESTS)
+	$(BIN)/pytest -q tests/cuda $(PYTEST_ARGS)
 	test -z "$$OPTFORGE_TEST_FULL" || $(BIN)/python tests/emulated.py
 
 $(VENV)/bin/python:

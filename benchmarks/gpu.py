@@ -33,10 +33,10 @@ try:
     import numpy as np
 
     import optforge as of
-    import optforge.targets.cuda as cuda_target
-    from optforge import nvcc
-    from optforge.device import device
-    from optforge.diagnostics import EnvironmentProblem
+    import optforge.engines.cuda.engine as cuda_target
+    from optforge.core.diagnostics import EnvironmentProblem
+    from optforge.engines.cuda import nvcc
+    from optforge.engines.cuda.device import device
 except ImportError as problem:
     print(f"gpu.py needs NumPy and optforge in one environment: {problem}", file=sys.stderr)
     sys.exit(3)

@@ -45,8 +45,8 @@ def main(arguments: list[str]) -> int:
         emulation.build_driver(Path(directory))
         emulation.write_nvcc(Path(directory))
         environment = {**emulation.environment(Path(directory)), "OPTFORGE_TEST_TARGETS": "cuda"}
-        quiet = ["-W", "ignore::optforge.diagnostics.PerformanceWarning"]
-        files = [str(HERE / f"test_{name}.py") for name in FILES]
+        quiet = ["-W", "ignore::optforge.PerformanceWarning"]
+        files = [str(next(HERE.glob(f"*/test_{name}.py"))) for name in FILES]
         command = [sys.executable, "-m", "pytest", "-q", *quiet, *(arguments or files)]
         return subprocess.run(command, env=environment, cwd=HERE.parent, check=False).returncode
 

@@ -87,7 +87,7 @@ def missing() -> list[str]:
     if importlib.util.find_spec("optforge") is None:
         lines.append("optforge: neither installed nor in ../generator")
     elif not any("Python module" in line for line in lines):
-        from optforge import nvcc
+        from optforge.engines.cuda import nvcc
 
         lines += beyond_modules("nvcc", nvcc.find)
     return lines
@@ -170,10 +170,10 @@ class Run:
         """The counts of one file of tests, and what was said if it is not all right."""
         report = self.out / f"test_{name}.xml"
         report.unlink(missing_ok=True)
-        options = ["-q", "--tb=short", "-W", "ignore::optforge.diagnostics.PerformanceWarning", f"--junitxml={report}"]
+        options = ["-q", "--tb=short", "-W", "ignore::optforge.PerformanceWarning", f"--junitxml={report}"]
         if self.quick:
             options += ["-k", QUICK_TESTS, "--maxfail=5"]
-        command = [sys.executable, "-m", "pytest", *options, str(HERE / f"test_{name}.py")]
+        command = [sys.executable, "-m", "pytest", *options, str(next(HERE.glob(f"*/test_{name}.py")))]
         try:
             said = run(command, 1800, {"OPTFORGE_TEST_TARGETS": "cuda"}, fine=range(6))
         except (Failure, subprocess.TimeoutExpired) as problem:
@@ -258,7 +258,7 @@ def together(compute_mode: int) -> int:
 
 def find_sanitizer() -> str | None:
     """The compute-sanitizer of PATH, of the toolkit whose nvcc is used, or of /usr/local/cuda."""
-    from optforge import nvcc
+    from optforge.engines.cuda import nvcc
 
     own = Path(nvcc.find().command[0])
     places = [os.environ.get("PATH", os.defpath), own.parent, own.resolve().parent, "/usr/local/cuda/bin"]
@@ -286,8 +286,8 @@ def run(command: Sequence[str], limit: float, variables: Any = None, fine: Seque
 
 def about(out: Path, quick: bool) -> None:
     """Print what the results depend on."""
-    from optforge import nvcc
-    from optforge.device import device
+    from optforge.engines.cuda import nvcc
+    from optforge.engines.cuda.device import device
 
     own = device(0)
     hardware = own.drv.Device(0)
@@ -330,7 +330,7 @@ class Twin:
         import numpy as np
 
         import optforge as of
-        from optforge.device import DeviceSpace
+        from optforge.engines.cuda.device import DeviceSpace
 
         self.rng = np.random.default_rng(len(sizes))
         self.sizes, self.aligned = sizes, aligned
@@ -443,7 +443,7 @@ def bits(out: Path, quick: bool) -> None:
     from unittest import mock
 
     import optforge as of
-    from optforge import nvcc
+    from optforge.engines.cuda import nvcc
     from oracles import oracle
 
     count = 0
@@ -472,8 +472,8 @@ def graph(out: Path, quick: bool) -> None:
 
     import optforge as of
     from data import same
-    from optforge import nvcc
-    from optforge.device import driver
+    from optforge.engines.cuda import nvcc
+    from optforge.engines.cuda.device import driver
     from stepping import spread
 
     rule = of.clip_by_global_norm >> of.rules.adam

@@ -13,14 +13,17 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import optforge as of
+
+sys.path.insert(0, str(Path(__file__).parent / "support"))
 from data import same
-from optforge.device import device
-from optforge.diagnostics import PerformanceWarning
+from optforge.core.diagnostics import PerformanceWarning
+from optforge.engines.cuda.device import device
 
 STEPS = 5
 SIZES = (7, 4097, 0, 32769)

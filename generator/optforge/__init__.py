@@ -8,8 +8,7 @@ from typing import Any
 
 from . import rules as rules
 from . import transforms as transforms
-
-__version__ = "0.1.0"
+from .core.version import __version__ as __version__
 
 # Modules that are public as they are.
 _MODULES = ("schedules",)
@@ -17,25 +16,25 @@ _MODULES = ("schedules",)
 # Where each public name lives. They are imported when first used, so that `import optforge` takes no time; the
 # functions of the rule language (sqrt, where, …) are found in their own table.
 _HOMES = {
-    "CudaTarget": "targets.cuda",
-    "from_torch": "interop",
-    "Optimizer": "optimizer",
-    "EnvironmentProblem": "diagnostics",
-    "InterruptedStep": "diagnostics",
-    "Monitor": "monitor",
-    "OptforgeError": "diagnostics",
-    "ReduceLROnPlateau": "plateau",
-    "PerformanceWarning": "diagnostics",
-    "Rule": "language",
-    "RuleError": "diagnostics",
-    "rule": "language",
-    "scalar": "language",
-    "ScalarError": "diagnostics",
-    "Stats": "stats",
-    "to_torch": "interop",
-    "Transform": "language",
-    "transform": "language",
-    "UsageError": "diagnostics",
+    "CudaTarget": "engines.cuda.engine",
+    "from_torch": "train.interop",
+    "Optimizer": "train.optimizer",
+    "EnvironmentProblem": "core.diagnostics",
+    "InterruptedStep": "core.diagnostics",
+    "Monitor": "train.monitor",
+    "OptforgeError": "core.diagnostics",
+    "ReduceLROnPlateau": "train.plateau",
+    "PerformanceWarning": "core.diagnostics",
+    "Rule": "library.rule",
+    "RuleError": "core.diagnostics",
+    "rule": "library.rule",
+    "scalar": "library.rule",
+    "ScalarError": "core.diagnostics",
+    "Stats": "engines.stats",
+    "to_torch": "train.interop",
+    "Transform": "library.rule",
+    "transform": "library.rule",
+    "UsageError": "core.diagnostics",
 }
 
 
@@ -48,7 +47,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     else:
         words = {
-            **importlib.import_module(".functions", __name__).IMPORTABLE,
+            **importlib.import_module(".core.functions", __name__).IMPORTABLE,
             **dict.fromkeys(importlib.import_module(".transforms", __name__)),
         }
         if name == "__all__":  # what `from optforge import *` brings, which replaces nothing of Python

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from .functions import IMPORTABLE
-from .language import rule, scalar, transform
+from .core.functions import IMPORTABLE
+from .library.rule import rule, scalar, transform
 
 __all__ = ["rule", "scalar", "transform", *IMPORTABLE]
 

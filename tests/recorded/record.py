@@ -42,7 +42,7 @@ import numpy as np
 
 import optforge as of
 from optforge import abs, global_norm, global_sum, max_abs, mean, norm, rule, scalar, sqrt, sum
-from optforge.targets import engine
+from optforge.library.targets import engine
 
 RECORD = Path(__file__).with_name("record.json")
 THREADS = (1, 2, 3)

@@ -2,6 +2,6 @@
 
 import sys
 
-from ..catalogues import Catalogue
+from ..core.catalogue import Catalogue
 
 sys.modules[__name__].__class__ = Catalogue

@@ -1,0 +1,1 @@
+"""From a kernel to files: C, CUDA, projects and packages."""

@@ -1,0 +1,1 @@
+"""The C target in this process: compile, load, step."""

@@ -1,0 +1,252 @@
+"""The arrays of a step looked at by compiled code in one call: some tens of nanoseconds for one of NumPy or PyTorch."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import sys
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...core.formats import FORMAT_OF
+from ...core.functions import Array
+from ..arrays import Ranges, address
+from ..inputs import Inputs
+from ..tensor import Tensor
+from .compile import library
+
+FORM = np.dtype([("shape", np.uintp), ("bytes", np.uint64), ("ndim", np.int32), ("bits", np.int32)], align=True)
+ABSENT, FOUND, ONE, OTHER = range(4)  # what a gradient is, as inputs.c says
+PARAMETERS, CHANGED, ASKED = 1, 2, 4  # what it leaves to do
+KINDS = [*FORMAT_OF]
+BYTES = np.array([0, *(dtype.itemsize for dtype in KINDS)], np.uint64)  # of an element, by 1 and the number of its kind
+POINTERS = "none item clear ndarray float32 float64 tensor parameter describe".split()
+
+
+class Struct(ctypes.Structure):
+    """`Inputs` of inputs.c."""
+
+    _fields_ = [
+        ("head", ctypes.c_size_t),
+        *((name, ctypes.c_void_p) for name in POINTERS),
+        ("count", ctypes.c_size_t),
+        ("forms", ctypes.c_void_p),
+        ("zero_grads", ctypes.c_int32),
+        *((name, ctypes.c_void_p) for name in ("homes", "parameters", "gradients", "addresses")),
+        ("ranges", ctypes.c_size_t),
+        *((name, ctypes.c_void_p) for name in ("starts", "ends")),
+    ]
+
+
+class Look:
+    """One call that looks at parameters and gradients of these shapes and dtypes.
+
+    Attributes
+    ----------
+    homes : array of uintp
+        Where each parameter is known to be.
+    parameters : array of uint8
+        1 where a parameter is elsewhere, or is not what the compiled code knows.
+    gradients : array of uint8
+        What each gradient is: ABSENT, FOUND, ONE (found, a tensor of one element) or OTHER (not known).
+    addresses : array of uintp
+        Where each gradient is; 0 where it is not known, or has no elements.
+    """
+
+    def __init__(self, forms: Sequence[tuple[tuple[int, ...], np.dtype[Any]]], zero_grads: bool = False):
+        count = len(forms)
+        self.homes, self.addresses = np.zeros(count, np.uintp), np.zeros(count, np.uintp)
+        self.parameters, self.gradients = np.zeros(count, np.uint8), np.zeros(count, np.uint8)
+        self.forms, self.lengths = np.zeros(count, FORM), np.array([n for shape, _ in forms for n in shape], np.int64)
+        ndims = np.array([len(shape) for shape, _ in forms], np.int64)
+        self.forms["ndim"], self.forms["bits"] = ndims, [8 * dtype.itemsize for _, dtype in forms]
+        self.forms["shape"] = address(self.lengths) + 8 * (np.cumsum(ndims) - ndims)
+        self.forms["bytes"] = [int(np.prod(shape, dtype=np.int64)) * dtype.itemsize for shape, dtype in forms]
+        self.struct = Struct(head=object.__basicsize__, count=count, zero_grads=zero_grads)
+        for name in ("forms", "homes", "parameters", "gradients", "addresses"):
+            setattr(self.struct, name, address(getattr(self, name)))
+        self.call, self.place = compiled(), ctypes.addressof(self.struct)
+
+    def __call__(self, parameters: list[Any], gradients: list[Any]) -> int:
+        """Look at arrays, None where one is not to be looked at; what there is to do, as bits."""
+        return self.call(self.place, parameters, gradients)  # type: ignore[no-any-return]
+
+    def know(self, pointers: dict[str, int]) -> None:
+        """Tell it of the libraries whose arrays it is to look at itself."""
+        for name, pointer in pointers.items():
+            setattr(self.struct, name, pointer)
+
+    def keep_apart(self, ranges: Ranges) -> None:
+        """Leave gradients in this memory to Python."""
+        self.ranges = np.array(ranges.starts, np.uintp), np.array(ranges.ends, np.uintp)
+        self.struct.ranges = 0  # while the others change
+        self.struct.starts, self.struct.ends = map(address, self.ranges)
+        self.struct.ranges = len(ranges.starts)
+
+
+@functools.cache
+def compiled() -> Any:
+    """The compiled function, which is called with the interpreter's lock held."""
+    text = Path(__file__).with_name("inputs.c").read_text(encoding="utf-8")
+    call = ctypes.PyDLL(str(library({"inputs.c": text}))).optforge_inputs
+    call.argtypes, call.restype = (ctypes.c_void_p, ctypes.py_object, ctypes.py_object), ctypes.c_int
+    return call
+
+
+@functools.cache
+def known_of_numpy() -> dict[str, int]:
+    """The pointers by which arrays of NumPy are known."""
+    names = {"item": "PyList_GetItem", "clear": "PyErr_Clear"}
+    functions = {own: ctypes.cast(getattr(ctypes.pythonapi, name), ctypes.c_void_p) for own, name in names.items()}
+    found = {name: pointer.value or 0 for name, pointer in functions.items()} | {"none": id(None)}
+    numpy = {"ndarray": id(np.ndarray), "float32": id(np.dtype(np.float32)), "float64": id(np.dtype(np.float64))}
+    probes: list[Array] = [np.zeros((2, 3), np.float32), np.zeros(4)]
+    forms = [(probe.shape, probe.dtype) for probe in probes]
+    return found | numpy if proven(found | numpy, forms, probes, list(map(address, probes))) else found
+
+
+@functools.cache
+def known_of_torch() -> dict[str, int]:
+    """The same for tensors of PyTorch; none where it is too old to describe them."""
+    torch: Any = sys.modules["torch"]
+    capsule = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
+    if capsule is None:
+        return {}
+    pointer = ctypes.pythonapi.PyCapsule_GetPointer
+    pointer.argtypes, pointer.restype = (ctypes.py_object, ctypes.c_char_p), ctypes.c_void_p
+    table = pointer(capsule, b"dlpack_exchange_api")
+    major = ctypes.c_uint32.from_address(table).value
+    # Behind its version and a pointer to an older one it has functions; the fourth describes a tensor.
+    describe = (ctypes.c_void_p * 6).from_address(table)[5] if major == 1 else None
+    if not describe:
+        return {}
+    found = {"tensor": id(torch.Tensor), "parameter": id(torch.nn.Parameter), "describe": describe}
+    probes = [torch.zeros(2, 3, dtype=torch.float32), torch.nn.Parameter(torch.zeros(4, dtype=torch.float64))]
+    forms = [((2, 3), np.dtype(np.float32)), ((4,), np.dtype(np.float64))]
+    where = [probe.data_ptr() for probe in probes]
+    return found if proven({**known_of_numpy(), **found}, forms, probes, where) else {}
+
+
+def proven(pointers: dict[str, int], forms: Sequence[Any], probes: list[Any], where: list[int]) -> bool:
+    """Whether arrays are found where they are: the compiled code relies on how libraries lay out their objects."""
+    if sys.implementation.name != "cpython":
+        return False
+    look = Look(forms)
+    look.know(pointers)
+    look([None] * len(probes), probes)
+    return look.gradients.tolist() == [FOUND] * len(probes) and look.addresses.tolist() == where
+
+
+class NativeInputs(Inputs):
+    """Looks at all arrays anew before each step, by compiled code, and keeps no gradient beyond it.
+
+    What that code does not know, or finds otherwise than it should be, Python looks at, which has an error for it.
+
+    Attributes
+    ----------
+    addresses : array of uintp
+        Where the gradient of each tensor is; of a plan, `aim(addresses)` takes others of the same tensors.
+    present : bytes
+        For each tensor 0 where it has no gradient, else 1 and the number of the gradient's format in FORMAT_OF; an
+        attribute of a plan too.
+    table : object
+        What an engine keeps for all plans, and a plan has from here; None where parameters are elsewhere since.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor], space: Any, zero_grads: bool):
+        super().__init__(tensors, space, zero_grads)
+        self.look = Look([(tensor.shape, tensor.p.dtype) for tensor in tensors], zero_grads)
+        self.addresses, self.present = self.look.addresses, b""
+        self.usual = np.array([1 + KINDS.index(tensor.p.dtype) for tensor in tensors], np.uint8)
+        self.kinds, self.mixed = self.usual.copy(), False  # of gradients: as a rule what their parameters are
+        self.elements = np.array([tensor.p.size for tensor in tensors], np.uint64)
+        # Others stay where they are as long as there is a view of them.
+        self.owners = [tensor.owner if self.can_move(tensor.owner) else None for tensor in tensors]
+        self.views: list[Any] = []  # of gradients that live in them alone
+        self.settled = False  # whether the plan is right for what was found at the last step
+        self.knows_torch = False
+        self.look.know(known_of_numpy())
+        self.learn()
+        self.lay_out()
+
+    def learn(self) -> None:
+        """Learn of PyTorch, once it is loaded."""
+        if not self.knows_torch and "torch" in sys.modules:
+            self.look.know(known_of_torch())
+            self.knows_torch = True
+
+    def lay_out(self) -> None:
+        """Note where parameters and state are."""
+        self.table: Any = None
+        self.look.keep_apart(self.ranges)
+        self.addresses[...] = 0  # so that all gradients are compared with those places
+        self.look.homes[...] = self.homes()  # last: as long as they are not these, parameters are looked at again
+
+    def homes(self) -> list[int]:
+        """Where parameters are."""
+        return [tensor.home for tensor in self.tensors]
+
+    def take(self, grads: Sequence[Any], plan: Any) -> bool:
+        """`Inputs.take`."""
+        listed = grads if type(grads) is list else [*grads]
+        settled, self.settled = self.settled and not self.mixed, False  # until all is well: this can end anywhere
+        if self.mixed:
+            self.kinds[...], self.mixed = self.usual, False
+        found = self.look(self.owners, listed)
+        if found & PARAMETERS and self.follow(np.flatnonzero(self.look.parameters).tolist()):
+            found |= self.look(self.owners, listed)
+        others = bool(found & ASKED) and self.ask(listed)
+        if not (found & CHANGED or others) and settled and plan is not None:
+            self.settled = True
+            return True
+        if self.zero_grads:
+            self.check_gradients_apart()
+        self.present = np.where(self.look.gradients != ABSENT, self.kinds, 0).astype(np.uint8).tobytes()
+        if plan is None or plan.table is not self.table or plan.present != self.present:
+            self.places = np.flatnonzero(self.look.gradients).tolist()
+            return False
+        plan.aim(self.addresses)
+        self.settled = True
+        return True
+
+    def ask(self, grads: Sequence[Any]) -> bool:
+        """Look closer at some gradients; whether there are any that the compiled code does not know.
+
+        A tensor of one element is contiguous where it is a view of a complex one, whose sign may be the other.
+        """
+        self.learn()
+        others = False
+        for place in np.flatnonzero(self.look.gradients >= ONE).tolist():
+            if self.look.gradients[place] == OTHER or grads[place].is_neg():
+                view = self.gradient(place, grads[place])
+                self.views.append(view)
+                self.kinds[place] = 1 + KINDS.index(view.dtype)
+                self.mixed |= bool(self.kinds[place] != self.usual[place])
+                self.addresses[place] = address(view) if view.size else 0
+                others = True
+        return others
+
+    def check_gradients_apart(self) -> None:
+        """Raise ValueError where two gradients overlap."""
+        places = np.flatnonzero(self.addresses)
+        places = places[np.argsort(self.addresses[places])]
+        starts, sizes = self.addresses[places], (self.elements * BYTES[self.kinds])[places]
+        for k in np.flatnonzero(starts[:-1] + sizes[:-1] > starts[1:]):
+            first, second = (self.tensors[place].gradient_label for place in places[k : k + 2])
+            raise ValueError(f"{first} and {second} overlap in memory")
+
+    def follow(self, places: Collection[int] | None = None) -> bool:
+        """`Inputs.follow`."""
+        super().follow(places)
+        if self.homes() == self.look.homes.tolist():
+            return False
+        self.lay_out()
+        return True
+
+    def release(self) -> None:
+        """The step is over."""
+        if self.views:
+            self.views = []

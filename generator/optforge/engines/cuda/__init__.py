@@ -1,0 +1,1 @@
+"""The CUDA target in this process: nvcc, the device, steps on it."""

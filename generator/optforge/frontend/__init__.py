@@ -1,0 +1,1 @@
+"""From a rule's text to a kernel: parse, compose, elaborate, lower."""

@@ -1,0 +1,1 @@
+"""Rules as people hold them, and as they name them."""

@@ -1,0 +1,1 @@
+"""What surrounds a step in Python: the optimizer, groups, schedules, monitor, checkpoints."""

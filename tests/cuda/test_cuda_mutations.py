@@ -1,0 +1,170 @@
+"""Breaking a barrier, a tail or the width of an index in emitted CUDA makes a check on the emulation fail.
+
+A mutant is one change of the text. All of them go through a few steps that every kernel takes part in, under orders of
+threads and blocks that differ; a mutant survives where no bit and no statistic differs and nothing aborts.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from test_cuda_native import Steps
+
+import optforge as of
+from conftest import require
+from cuda import Cuda, Memory, order
+from emulation import compile_emulated
+from optforge import global_norm, max_abs, scalar
+
+CHUNK, TILE = 32768, 4096
+SIZES = (3, 0, CHUNK + 1029, 35, TILE + 2, *[7] * 260)
+BARRIER, WARP = r"__syncthreads\(\);", r"__syncwarp\(\);"
+CHANGES = {  # by the file of the runtime
+    "optforge.cuh": {
+        BARRIER: "",
+        WARP: "",
+        r"__shfl_down_sync": "__shfl_up_sync",
+        r"__shfl_sync\(0xffffffffu, value, 0, 32\)": "value",
+        r"__shfl_sync\(0xffffffffu, before, 0, 32\)": "before",
+        r"aligned && live(\[r\])? == 4": "aligned",
+        r"live == 4 && optforge_cuda_aligned\((from|to)\)": r"live == 4",
+        r"(?<=\()live == 4 && ": "",
+        r"k < live\b": "true",
+        r"i <= 0 \? 0 : i < 4 \? i : 4": "4",
+        r"n - begin < OPTFORGE_LEAF \? \(int\)\(n - begin\) : \+OPTFORGE_LEAF": "OPTFORGE_LEAF",
+        r"u >= w\.units": "false",
+        r"leaf < end \?": "true ?",
+        r" && i < n\b": "",
+        r"\(c >= w\.chunks && c > 0\)": "false",
+        r"lane == leaf\b": "lane == leaf + 1",
+        r"number - 1\b": "number",
+        r"\*arrived = 0;": "",
+        r"row >= c->rows": "false",
+        r"c->set = 0;": "",
+        r"if \(leaf\.skipped\)": "if (false)",
+        r"control->idle \|\| control->skipped": "control->idle",
+        r"\|\| w\.control->idle\b": "",
+        r"slot = w\.slot \+ blockIdx\.y": "slot = w.slot",
+        r" \+ at\.leaf;": ";",
+        r"sum - at\.leaf": "sum",
+        r"int row = 0; row < leaf\.left": "int row = 0; row < leaf.left - 1",
+        r"start \+= STRIDE": "start += 2 * STRIDE",
+    },
+    "optforge.cu": {
+        BARRIER: "",
+        r"\bdistance \*= 2": "distance *= 4",
+        r"before\[0\] = 0;": ";",
+        r"leaf \+= 32": "leaf += 64",
+        r"\bc \+= 32": "c += 64",
+    },
+}
+ORDERS = (("descending", "random:1"), ("ascending", "descending"), ("random:5", "ascending"))
+# Those that this rule and these steps cannot tell, and why.
+SURVIVORS = {
+    ("optforge.cuh", r"aligned && live(\[r\])? == 4", 0): "a load beyond the end, of what nobody uses",
+    ("optforge.cuh", r"(?<=\()live == 4 && ", 0): "likewise",
+    ("optforge.cuh", r"k < live\b", 0): "likewise",
+}
+
+
+@of.rule
+def mixed(p, g, m=0.0, seen: scalar = 0.0, *, lr=0.1):
+    """Two phases, sums and largest values, scalar state."""
+    m = 0.9 * m + 0.1 * g + 0.5
+    rate = lr / (1 + global_norm(m) + max_abs(p - 4))
+    p = p - rate * m
+    seen = seen + max_abs(p - 4)
+    return p, m, seen
+
+
+def mutants(files: Mapping[str, str]) -> Iterator[tuple[str, str, int, str]]:
+    """The file, what was changed in it, which occurrence, and the changed text."""
+    for file, changes in CHANGES.items():
+        for pattern, other in changes.items():
+            for k, found in enumerate(re.finditer(pattern, files[file])):
+                yield file, pattern, k, files[file][: found.start()] + other + files[file][found.end() :]
+
+
+def survives(cuda: Cuda) -> bool:
+    """Whether steps in several orders notice nothing; in a process of its own, for a mutant may end it."""
+    child = os.fork()
+    if child == 0:
+        try:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+            check(cuda)
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
+    return os.waitpid(child, 0)[1] == 0
+
+
+def check(cuda: Cuda) -> None:
+    """Steps of all kinds."""
+    for number, (threads, blocks) in enumerate(ORDERS):
+        order(threads, blocks)
+        how = {"skip_nonfinite": number != 1, "zero_grads": number != 1}
+        memory = Memory(cuda, np.float32, SIZES, aligned=number > 0, seed=number, **how)
+        run = Steps(cuda, memory, **how)
+        for t in range(3):
+            grads = run.gradients()
+            if number != 1 and t == 1:
+                grads[2][CHUNK + 1028] = np.nan
+            run.step(grads, observe=t > 0)
+        if number == 1:
+            assert run.rows(4, 2, begins=True) == 0
+            for done in range(3):
+                if done == 2:
+                    memory.begin(run.gradients())
+                else:
+                    run.begin(run.gradients())
+                assert run.launch() == 0
+                memory.check("rows")
+            assert cuda.control(run.plan).idle
+
+
+class Mutant(Cuda):
+    """A rule whose emitted file was changed."""
+
+    def __init__(self, base: Cuda, library: Path):
+        self.__dict__.update(base.__dict__)
+        self.loaded = ctypes.CDLL(str(library))
+
+
+def test_every_mutation_is_seen(tmp_path: Path) -> None:
+    require("g++")
+    if not os.environ.get("OPTFORGE_TEST_MUTATIONS"):
+        pytest.skip("takes minutes: set OPTFORGE_TEST_MUTATIONS")
+    base = Cuda(mixed, tmp_path / "base", dtypes="f32")
+    check(base)
+    assert survives(base)
+    files = mixed.generate("cuda", "f32", prefix="k")
+    every = list(mutants(files))
+    assert {(file, pattern) for file, pattern, _, _ in every} == {
+        (file, pattern) for file, own in CHANGES.items() for pattern in own
+    }
+
+    def build(entry: tuple[str, str, int, str]) -> Any:
+        file, pattern, k, text = entry
+        directory = tmp_path / f"{file}-{abs(hash(pattern))}-{k}"
+        try:
+            return compile_emulated({**files, file: text}, directory)
+        except RuntimeError as problem:
+            pytest.fail(f"{file} {pattern} {k}: {problem}")
+
+    survivors = []
+    with ThreadPoolExecutor(2) as pool:
+        for (file, pattern, k, _), library in zip(every, pool.map(build, every), strict=True):
+            if survives(Mutant(base, library)):
+                survivors.append((file, pattern, k))
+    for file, pattern, k in survivors:
+        at = list(re.finditer(pattern, files[file]))[k].start()
+        print(f"{file} {pattern} {k}:", " ".join(files[file][at - 160 : at + 60].split()))
+    assert set(survivors) == set(SURVIVORS)
