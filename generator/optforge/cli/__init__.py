@@ -284,9 +284,9 @@ def profile(
     mathematics, and the rule's divisions and roots alone, which a core does in one unit. What is compared with others
     gives the same results first.
     """  # noqa: D301
-    from .formats import Wanted, parse_store
-    from .profile import command
-    from .profile.models import USUAL
+    from ..core.formats import Wanted, parse_store
+    from ..profile import command
+    from ..profile.models import USUAL
 
     own = parse_store(store)
     stored = Wanted(dtype or (None if own else ["f32"]), own, master, rounding)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..pictures import COLOURS, new_figure, save, tidy
+from ..train.pictures import COLOURS, new_figure, save, tidy
 from .models import count, short
 
 Rows = Sequence[Mapping[str, Any]]

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..catalogue import named, parse_settings
-from ..diagnostics import UsageError
-from ..formats import Wanted as Stored
-from ..pictures import require_matplotlib, require_place
+from ..core.diagnostics import UsageError
+from ..core.formats import Wanted as Stored
+from ..library.named import named, parse_settings
+from ..train.pictures import require_matplotlib, require_place
 from . import charts, compare, document, kernels, machine, models, page, peers, run, table, why
 from .kernels import Compiled
 from .limits import WORKS

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..diagnostics import UsageError
+from ..core.diagnostics import UsageError
 from .statistics import THRESHOLD, Change, change, significant
 
 Document = Mapping[str, Any]

@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..atomic import replace_file
-from ..diagnostics import UsageError
-from ..reading import read_regular
+from ..core.atomic import replace_file
+from ..core.diagnostics import UsageError
+from ..core.reading import read_regular
 
 SCHEMA, VERSION = "optforge-profile", 1
 MOST_BYTES = 1 << 28

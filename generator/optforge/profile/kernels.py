@@ -14,17 +14,17 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from .. import memory
-from ..arrays import address
-from ..compiler import library
-from ..diagnostics import EnvironmentProblem
-from ..formats import Storage, Wanted, parted
-from ..functions import Array
-from ..ir import Kernel
-from ..language import Rule
-from ..names import file_of
-from ..render import TEMPLATES
-from ..targets.c import opened
+from ..core.diagnostics import EnvironmentProblem
+from ..core.formats import Storage, Wanted, parted
+from ..core.functions import Array
+from ..core.ir import Kernel
+from ..core.names import file_of
+from ..emit.text import TEMPLATES
+from ..engines import memory
+from ..engines.arrays import address
+from ..engines.c.compile import library
+from ..engines.c.engine import opened
+from ..library.rule import Rule
 from .limits import Needs, needs, source
 from .models import Model
 

@@ -10,9 +10,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ..formats import Storage
-from ..ir import Kernel, Phase, Type
-from ..render import render_template
+from ..core.formats import Storage
+from ..core.ir import Kernel, Phase, Type
+from ..emit.text import render_template
 
 WORKS = ("step", "phase")
 FREE = frozenset({"ref", "load", "round", "const"})  # which take no operation of their own

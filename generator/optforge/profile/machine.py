@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from .. import __version__
-from ..compiler import find
+from ..engines.c.compile import find
 
 UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 USUAL_CACHES = {"L1": 32 << 10, "L2": 1 << 20, "L3": 16 << 20}  # where the system does not tell

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from ..diagnostics import UsageError, nearest
+from ..core.diagnostics import UsageError, nearest
 
 Shapes = list[tuple[int, ...]]
 UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}

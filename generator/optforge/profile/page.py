@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..atomic import replace_file
-from ..render import TEMPLATES
+from ..core.atomic import replace_file
+from ..emit.text import TEMPLATES
 from . import charts, table
 from .document import save
 from .models import count

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from .. import layout
-from ..memory import memory
+from ..emit import layout
+from ..engines.memory import memory
 from . import kernels, machine, objects
 from .kernels import Compiled, Tensors, Timed
 from .limits import WORKS
@@ -273,7 +273,7 @@ def row(own: Measured, about: dict[str, Any]) -> dict[str, Any]:
 
 def prefix(own: Compiled) -> str:
     """What the names of emitted functions begin with."""
-    from ..names import file_of
+    from ..core.names import file_of
 
     return file_of(own.rule.name) if own.rule.name.isascii() else "rule"
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from ...catalogue import BUILT_IN
-from ...diagnostics import EnvironmentProblem, UsageError, nearest
+from ...core.diagnostics import EnvironmentProblem, UsageError, nearest
+from ...library.rule import BUILT_IN
 from .. import machine, statistics
 from ..kernels import Compiled
 from ..measure import turns

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ...functions import Array
+from ...core.functions import Array
 from .side import NoPeer, Problem, Side, prepared
 
 
@@ -42,7 +42,7 @@ class Ours(Arrays):
 
     def __init__(self, problem: Problem):
         super().__init__(problem)
-        from ...optimizer import Optimizer
+        from ...train.optimizer import Optimizer
 
         settings: dict[str, Any] = {**problem.hyperparameters, **problem.options}
         self.optimizer = Optimizer(self.arrays, problem.rule, threads=problem.threads, **settings)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ...functions import Array
+from ...core.functions import Array
 from ..machine import cores
 from .pytorch import formula
 from .side import NoPeer, Problem, Side

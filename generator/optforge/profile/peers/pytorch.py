@@ -6,9 +6,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ...catalogue import BUILT_IN
-from ...functions import Array
-from ...interop import PYTORCH, Key
+from ...core.functions import Array
+from ...library.rule import BUILT_IN
+from ...train.interop import PYTORCH, Key
 from .side import NoPeer, Problem, Side
 from .text import Text
 
@@ -87,7 +87,7 @@ class Ours(Tensors):
 
     def __init__(self, problem: Problem):
         super().__init__(problem)
-        from ...optimizer import Optimizer
+        from ...train.optimizer import Optimizer
 
         settings: dict[str, Any] = {**problem.hyperparameters, **problem.options}
         self.optimizer = Optimizer(self.tensors, problem.rule, threads=problem.threads, **settings)

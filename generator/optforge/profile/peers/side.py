@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ...functions import Array
-from ...language import Rule
+from ...core.functions import Array
+from ...library.rule import Rule
 from ..kernels import Block, summary
 from ..models import Model
 

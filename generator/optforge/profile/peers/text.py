@@ -6,9 +6,9 @@ import types
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ...compose import Composition
-from ...ir import State
-from ...plain import compiled, square
+from ...core.ir import State
+from ...frontend.compose import Composition
+from ...frontend.plain_python import compiled, square
 from .side import NoPeer
 
 GLOBAL = ("global_norm", "global_sum")
