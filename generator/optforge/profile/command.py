@@ -204,12 +204,18 @@ def against(
     return found
 
 
+def summary(doc: str) -> str:
+    """The first line of a rule's docstring; of a composition, a line for each part too."""
+    first, _, rest = doc.partition("\n")
+    return "\n".join([first, *rest.split("\n")[1:]]) if " >> " in first else first
+
+
 def about_rule(own: Compiled) -> dict[str, Any]:
     """What a rule is, and what it needs in each way to store its arrays."""
     return {
         "name": own.rule.name,
         "hash": own.rule.hash,
-        "doc": own.rule.doc.partition("\n")[0],
+        "doc": summary(own.rule.doc),
         "text": own.rule.definition.formulas,
         "stores": [
             {

@@ -20,6 +20,7 @@ from .models import LEVELS, Model
 from .statistics import estimate
 
 LAPS = 3  # over all cases, each with arrays of its own: where they lie matters
+HASTE = 5.0  # seconds below which there is one lap
 HUGE = 48 << 20  # elements beyond which one lap has to do
 OVERTIME = 1.3  # of the time, after which there is no further lap
 PHASE_STEPS = 9  # of which each phase is timed
@@ -129,20 +130,22 @@ def measure(
     """Measure all cases in some laps; and the machine's bandwidth at each level of cache."""
     found = {case.key: Measured(case, Rounds([])) for case in every}
     total = sum(case.weight for case in every)
-    per_lap = 0.9 * wanted.seconds / LAPS
-    bandwidths = list(bandwidth(wanted.compiled[0], progress))
+    laps = LAPS if wanted.seconds >= HASTE else 1
+    per_lap = 0.9 * wanted.seconds / laps
+    block = min(BLOCK_SECONDS, per_lap / total / FEWEST)
+    bandwidths = list(bandwidth(wanted.compiled[0], wanted.threads or [1, machine.cores()], progress))
     evict = evicting() if any(case.cold for case in every) else None
     start = time.perf_counter()
-    for lap in range(LAPS):
+    for lap in range(laps):
         for case in every:
             if lap and time.perf_counter() - start > OVERTIME * wanted.seconds:
                 continue
-            progress(f"{case.label}, lap {lap + 1} of {LAPS}", case.weight / total / LAPS)
+            progress(f"{case.label}, lap {lap + 1} of {laps}", case.weight / total / laps)
             if case.model.elements > HUGE and lap:
                 continue
             own = found[case.key]
-            seconds = per_lap * case.weight / total * (LAPS if case.model.elements > HUGE else 1)
-            one_lap(case, own, seconds, evict)
+            seconds = per_lap * case.weight / total * (laps if case.model.elements > HUGE else 1)
+            one_lap(case, own, seconds, block, evict)
     for case in every:
         case.own.use(wanted.compiled[0].isa)
     return [*found.values()], bandwidths
@@ -153,7 +156,7 @@ def evicting() -> Any:
     return np.frombuffer(memory(2 * max(machine.caches().values())), np.uint8)
 
 
-def one_lap(case: Case, found: Measured, seconds: float, evict: Any) -> None:
+def one_lap(case: Case, found: Measured, seconds: float, block: float, evict: Any) -> None:
     """Rounds of one case, with arrays of its own."""
     own, phase = case.own, case.work == "phase"
     before = own.isa
@@ -168,7 +171,7 @@ def one_lap(case: Case, found: Measured, seconds: float, evict: Any) -> None:
         contenders.append(kernels.streams(own, case.kind, tensors, case.threads, case.work, cold))
         if (divider := kernels.divider(own, case.kind)) is not None:
             contenders.append(divider)
-        block = 5 * BLOCK_SECONDS if case.cold else BLOCK_SECONDS
+        block *= 5 if case.cold else 1
         settle = SETTLE_SECONDS if case.threads > 1 else 0.0
         fewest = 3 if case.cold else FEWEST
         rounds = turns(contenders, seconds, block, settle, fewest)
@@ -198,13 +201,15 @@ def by_phase(case: Case, found: Measured, steps: Timed, tensors: Tensors) -> Non
     found.streams += [list(step) for step in zip(*alone, strict=True)]
 
 
-def bandwidth(own: Compiled, progress: Callable[[str, float], None]) -> Iterator[dict[str, Any]]:
+def bandwidth(
+    own: Compiled, threads_of: Sequence[int], progress: Callable[[str, float], None]
+) -> Iterator[dict[str, Any]]:
     """Bytes per second of reading, copying and a triad, out of each level of cache and out of memory."""
     known = machine.caches()
     last = max(known.values())
     sizes = {level: room * (5 if level != "L3" else 3) // 8 for level, room in known.items()}
     sizes["memory"] = min(4 * last, machine.available() // 4)
-    for threads in sorted({1, machine.cores()}):
+    for threads in sorted(set(threads_of)):
         for level, room in sizes.items():
             progress(f"memory bandwidth, {level}, {threads} thread{'s' * (threads > 1)}", 0.0)
             # The last level is shared by all, the nearer ones are each core's own.
@@ -257,6 +262,7 @@ def row(own: Measured, about: dict[str, Any]) -> dict[str, Any]:
         "threads": threads,
         "isa": isa,
         "cache": cache,
+        "level": level(needed.resident * n, about["caches"]),
         "bytes": moved,
         "operations": dict(operations),
         "ns": vars(taken),
@@ -269,6 +275,11 @@ def row(own: Measured, about: dict[str, Any]) -> dict[str, Any]:
         "code": [own_code.as_dict() for own_code in code if own_code is not None],
         "rounds": rounds.as_dict(),
     }
+
+
+def level(size: int, caches: dict[str, int]) -> str:
+    """The nearest level of cache that holds so many bytes, or "memory"."""
+    return next((name for name, room in caches.items() if size <= room), "memory")
 
 
 def prefix(own: Compiled) -> str:

@@ -60,9 +60,11 @@ def why(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]] = ()) -> str:
             )
         case "memory":
             which = "all" if share >= 0.97 else f"{share:.0%}"
+            where = "Memory" if row["level"] == "memory" else f"The bandwidth of {row['level']}"
+            fewer = "as --store with bf16 gives" if row["store"] in ("f32", "f64") else "in a format of fewer bits"
             return (
-                f"Memory binds: the {bytes} bytes of an element are moved at {row['gbs']:.1f} GB/s, {which} of what "
-                "the same streams reach without mathematics; only fewer bytes help, such as --store with bf16."
+                f"{where} binds: the {bytes} bytes of an element are moved at {row['gbs']:.1f} GB/s, {which} of what "
+                f"the same streams reach without mathematics; only fewer bytes help, {fewer}."
             )
         case "divider":
             divisions, roots = row["operations"].get("div", 0), row["operations"].get("sqrt", 0)

@@ -22,6 +22,7 @@ from .side import Disagreement, NoPeer, Problem, Side, Turn, agree, first_steps
 BLOCK_SECONDS, SETTLE_SECONDS = 0.03, 0.015
 FEWEST = 5
 OVERTIME = 1.5  # of the time, after which nothing more is compared
+LEAST_SECONDS = 10.0
 HUGE = 48 << 20  # elements beyond which gradients are new ones only
 PATTERN = 1 << 18
 DIFFER = "the results differ"  # begins a note that ends in exit code 1
@@ -123,7 +124,7 @@ def measure(
     late: list[str] = []
     total, start = sum(plan.weight for plan in plans) or 1.0, time.perf_counter()
     for plan in plans:
-        if time.perf_counter() - start > OVERTIME * seconds:
+        if time.perf_counter() - start > max(OVERTIME * seconds, LEAST_SECONDS):
             late.append(f"{plan.own.rule.name} on {plan.model.name}")
             continue
         label = f"{plan.own.rule.name} against others, {plan.model.name}"
