@@ -134,6 +134,12 @@ def measure(
         note(f"the time was up before these were compared with others: {', '.join(late)}; give more --seconds")
 
 
+def failed(name: str, reason: Exception) -> str:
+    """What is said of a library that raises."""
+    text = next(iter(str(reason).strip().splitlines()), "")
+    return f"{name} was left out, as it fails here: {type(reason).__name__}: {text[:200]}"
+
+
 def compare(
     plan: Plan, wanted: dict[str, Peer], seconds: float, note: Callable[[str], None], about: dict[str, Any]
 ) -> Iterator[dict[str, Any]]:
@@ -157,12 +163,17 @@ def compare(
         except NoPeer as reason:
             note(f"{name} was left out for {made.rule.name}: {reason}")
             continue
+        except Exception as reason:  # of the library's own: the others go on
+            note(failed(name, reason))
+            continue
         for side in found:
             try:
                 apart[side.name] = agree(made, ours, side)
                 sides.append(side)
             except Disagreement as problem_found:
                 note(f"{DIFFER}: {problem_found}")
+            except Exception as reason:
+                note(failed(side.name, reason))
     if not sides:
         return
     kinds = (True,) if plan.model.elements > HUGE else (False, True)

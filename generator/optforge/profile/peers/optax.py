@@ -84,6 +84,10 @@ class Jitted(Side):
             new = [text.step(p, g, own, settings, t) for p, g, own in zip(values, grads, state, strict=True)]
             return [p for p, _ in new], [own for _, own in new]
 
+        try:
+            self.jax.eval_shape(step, self.values, self.state, self.grads, jnp.float32(1))
+        except self.jax.errors.TracerBoolConversionError:
+            raise NoPeer(f"{problem.rule.name} chooses by numbers that JAX does not know when it traces") from None
         self.run = self.jax.jit(step, donate_argnums=(0, 1))
 
     def load(self, factor: float) -> None:

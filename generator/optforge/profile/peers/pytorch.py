@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -135,7 +136,8 @@ class Written(Tensors):
         super().__init__(problem)
         self.name = "torch, the rule's text" + " compiled" * compiled
         torch = self.torch
-        self.text = Text(problem.rule.definition, functions(torch), torch.full_like)
+        own = (vars(builtins),) if compiled else ()
+        self.text = Text(problem.rule.definition, functions(torch), torch.full_like, *own)
         self.settings = {**problem.hyperparameters, **problem.options}
         self.state: list[dict[str, Any]] = [{} for _ in self.tensors]
         self.t, self.whole = 0, compiled

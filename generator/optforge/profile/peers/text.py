@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from ...core.ir import State
@@ -22,6 +23,8 @@ class Text:
     composition : Composition
     functions : mapping of str to callable
         What the names of the language mean, for scalars and arrays alike.
+    builtins : mapping, optional
+        What else Python's names mean: torch.compile looks for some of them.
     like : callable
         An array like the first argument that holds the second, a number.
 
@@ -32,7 +35,11 @@ class Text:
     """
 
     def __init__(
-        self, composition: Composition, functions: Mapping[str, Callable[..., Any]], like: Callable[[Any, Any], Any]
+        self,
+        composition: Composition,
+        functions: Mapping[str, Callable[..., Any]],
+        like: Callable[[Any, Any], Any],
+        builtins: Mapping[str, Any] = MappingProxyType({"AssertionError": AssertionError}),
     ):
         self.composition, self.like = composition, like
         self.parts: list[tuple[Any, Any]] = []
@@ -42,7 +49,7 @@ class Text:
             names: dict[str, Any] = {
                 **functions,
                 "square of": square,
-                "__builtins__": {"AssertionError": AssertionError},
+                "__builtins__": dict(builtins),
             }
             names |= {alias: functions[name] for alias, name in part.aliases.items() if name in functions}
             self.parts.append((part, types.FunctionType(compiled(part), names)))
