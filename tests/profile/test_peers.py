@@ -149,3 +149,15 @@ def test_threads_that_a_library_does_not_take() -> None:
     pytest.importorskip("jax")
     with pytest.raises(side.NoPeer, match="all"):
         peers.PEERS["optax"].sides(problem(of.rules.adamw, machine.cores() + 1))
+
+
+@pytest.mark.parametrize("rule", [of.rules.adamw, of.clip_by_global_norm(max_norm=0.01) >> of.rules.adamw])
+def test_phases_agree(rule: of.Rule) -> None:
+    """Unscaled, clipped and stepped; every side spends its gradients and gets them again."""
+    pytest.importorskip("torch")
+    from optforge.profile.peers import phase
+
+    made = problem(rule)
+    notes: list[str] = []
+    found = peers.agreeing(made, phase.Ours(made), [("torch", phase.sides)], notes.append)
+    assert [*found] == ["torch fused", "torch fused, folded", "torch foreach"] and not notes

@@ -246,6 +246,7 @@ def profile(
     threads: Annotated[
         list[str] | None, typer.Option(metavar="N,…", help="Numbers of threads, or all. Default: 1 and all.")
     ] = None,
+    target: Annotated[str, typer.Option(metavar="c|cuda", help="Where kernels run.")] = "c",
     dtype: Annotated[
         list[str] | None, typer.Option(metavar="f32|f64", help="Element types; may be repeated. Default: f32.")
     ] = None,
@@ -290,8 +291,9 @@ def profile(
 
     own = parse_store(store)
     stored = Wanted(dtype or (None if own else ["f32"]), own, master, rounding)
+    own_sizes, own_threads = command.listed(sizes) or USUAL, command.numbers(threads)
     asked = command.Asked(
-        rule, stored, setting or [], command.listed(against), command.listed(sizes) or USUAL, command.numbers(threads),
+        rule, target, stored, setting or [], command.listed(against), own_sizes, own_threads,
         command.listed(isa) or None, seconds, json, png, html, compare, threshold,
     )  # fmt: skip
     made, found = command.profile(asked)

@@ -66,6 +66,7 @@ def over_size(axes: Any, rows: Rows) -> None:
 def against(axes: Any, rows: Rows) -> None:
     """Bars: how many times as long as optforge others take."""
     shown = [row for row in rows if row["gradients"] == "new"] or list(rows)
+    works = len({row["work"] for row in shown}) > 1
     bars = [(row["size"]["name"], row["size"]["elements"], r) for row in shown for r in row["results"]]
     if not bars:
         nothing(axes, "nothing else was measured")
@@ -87,7 +88,8 @@ def against(axes: Any, rows: Rows) -> None:
             axes.barh(place, ratio["value"], 0.85, color=colour, label=label, xerr=errors, ecolor="0.3", capsize=2)
             axes.annotate(f" {times(ratio['value'])}", (ratio["high"], place), va="center", fontsize=8.5)
             place += 1
-        ticks.append(((first + place - 1) / 2, f"{row['size']['name']}\n({count(row['size']['elements'])})"))
+        named = f"{row['work']} " * works + row["size"]["name"]
+        ticks.append(((first + place - 1) / 2, f"{named}\n({count(row['size']['elements'])})"))
         place += 0.7
     axes.axvline(1, color="black", linewidth=1)
     axes.set_xscale("log")

@@ -12,13 +12,15 @@ from typing import Any
 from ..core.diagnostics import UsageError
 from ..core.formats import Wanted as Stored
 from ..library.named import named, parse_settings
+from ..library.rule import Rule
 from ..train.pictures import require_matplotlib, require_place
 from . import charts, compare, document, kernels, machine, models, page, peers, run, table, why
 from .kernels import Compiled
-from .limits import WORKS
+from .limits import WORKS, Needs
 from .machine import Moment
 
 MOST_THREADS = 1024
+TARGETS = ("c", "cuda")
 OWN_SHARE = 0.55  # of the time, where there are others
 PEER_COPIES = 6  # of all arrays, that a comparison takes
 
@@ -28,6 +30,7 @@ class Asked:
     """The arguments of the command."""
 
     rules: Sequence[str]
+    target: str
     stored: Stored
     settings: Sequence[str]
     against: Sequence[str]
@@ -72,6 +75,8 @@ def check(asked: Asked) -> None:
     UsageError, EnvironmentProblem, OSError
         It does not.
     """
+    if asked.target not in TARGETS:
+        raise UsageError(f"--target {asked.target}: kernels run on {' or '.join(TARGETS)}")
     if not 1 <= asked.seconds < 1e6:
         raise UsageError("--seconds is from 1 to a million")
     if not 0 <= asked.threshold < 10:
@@ -96,12 +101,11 @@ def profile(asked: Asked) -> tuple[dict[str, Any], bool]:
         raise UsageError("two of the rules have the same name: measure them one at a time")
     chosen = parse_settings(asked.settings, rules)
     models.models(asked.sizes, machine.caches(), 16)  # raises where a size is none
-    compiled = [kernels.compiled(rule, asked.stored, chosen[rule.name]) for rule in rules]
-    check_sets(asked.isas, compiled[0])
     others = peers.chosen(asked.against)
-    if others and not any(needed.storage.suffix == "f32" for own in compiled for needed in own.needs):
-        raise UsageError("--against compares float32 arrays: leave --store out, or give --dtype f32 as well")
-    made = measured(asked, compiled, others, chosen)
+    made = (
+        measured_on_gpu(asked, rules, chosen) if asked.target == "cuda" else measured_here(asked, rules, chosen, others)
+    )
+    document.check(made)
     if before is not None:
         changes, notes = compare.compare(before, made, asked.threshold)
         made["compared"] = {
@@ -128,59 +132,114 @@ def check_sets(wanted: Sequence[str] | None, own: Compiled) -> None:
             raise UsageError(f"--isa {name}: this machine and build have {', '.join(known)}")
 
 
-def measured(
-    asked: Asked,
-    compiled: Sequence[Compiled],
-    others: dict[str, peers.Peer],
-    chosen: dict[str, dict[str, object]],
+def measured_here(
+    asked: Asked, rules: Sequence[Rule], chosen: dict[str, dict[str, object]], others: dict[str, peers.Peer]
 ) -> dict[str, Any]:
-    """The document."""
-    start, notes = Moment.now(), list[str]()
+    """The document of kernels in C, and of others beside them."""
+    compiled = [kernels.compiled(rule, asked.stored, chosen[rule.name]) for rule in rules]
+    check_sets(asked.isas, compiled[0])
+    if others and not any(needed.storage.suffix == "f32" for own in compiled for needed in own.needs):
+        raise UsageError("--against compares float32 arrays: leave --store out, or give --dtype f32 as well")
+    start, notes = Moment.now(), Notes()
     own_share = OWN_SHARE if others else 1.0
     wanted = run.Wanted(compiled, asked.sizes, asked.threads, asked.isas, own_share * asked.seconds)
-
-    def note(text: str) -> None:
-        if text not in notes:
-            notes.append(text)
 
     def of(resident: int) -> list[models.Model]:
         return models.models(asked.sizes, machine.caches(), resident)
 
-    every = run.cases(wanted, of, note)
+    every = run.cases(wanted, of, notes.add)
     if not every:
-        raise UsageError("nothing is left to measure: " + "; ".join(notes))
+        raise UsageError("nothing is left to measure: " + "; ".join(notes.texts))
     about = machine.describe(compiled[0].isa)
     with bar() as progress:
         found, bandwidths = run.measure(wanted, every, lambda text, share: progress(text, own_share * share))
         rows = [run.row(own, about) for own in found]
-        for row in rows:
-            row["binds"], row["why"] = why.binds(row, rows), why.why(row, rows)
-        plans = against(asked, compiled, chosen, of, note) if others else []
-        left = (1 - own_share) * asked.seconds
-        compared = [
-            *peers.measure(
-                plans, others, left, lambda text, share: progress(text, (1 - own_share) * share), note, about
-            )
-        ]
+        plans = against(asked, compiled, chosen, of, notes.add) if others else []
+        left = 1 - own_share
+
+        def on(text: str, share: float) -> None:
+            progress(text, left * share)
+
+        compared = [*peers.measure(plans, others, left * asked.seconds, on, notes.add, about)]
     about["busy"] = Moment.now().busy(start)
-    made = {
+    needed = [(own.rule, own.needs) for own in compiled]
+    return assembled(asked, start, about, bandwidths, needed, rows, compared, notes)
+
+
+def measured_on_gpu(asked: Asked, rules: Sequence[Rule], chosen: dict[str, dict[str, object]]) -> dict[str, Any]:
+    """The document of kernels on a GPU."""
+    if asked.against:
+        raise UsageError("--against is for --target c; benchmarks/gpu.py measures PyTorch on a GPU")
+    for option, given in (("--threads", asked.threads), ("--isa", asked.isas)):
+        if given:
+            raise UsageError(f"{option} is for --target c: leave it out")
+    from . import cuda
+
+    gpu = cuda.Gpu()
+    start, notes = Moment.now(), Notes()
+    about = machine.describe(gpu.isa) | {"gpu": gpu.about()}
+    about |= {"processor": about["gpu"]["name"], "host": about["processor"], "memory": about["gpu"]["memory"]}
+    about["caches"] = {"L2": about["gpu"]["l2"]} if "l2" in about["gpu"] else {}
+    needed = [(rule, cuda.needed(rule, asked.stored, chosen[rule.name])) for rule in rules]
+    every = cuda.plans(
+        [(rule, own, dict(chosen[rule.name])) for rule, own in needed],
+        lambda resident: models.models(asked.sizes, about["caches"], resident),
+        about["gpu"]["free"],
+        notes.add,
+    )
+    if not every:
+        raise UsageError("nothing is left to measure: " + "; ".join(notes.texts))
+    with bar() as progress:
+        rows, bandwidths = cuda.measure(gpu, every, asked.seconds, progress)
+    about["busy"] = 0.0
+    return assembled(asked, start, about, bandwidths, needed, rows, [], notes)
+
+
+class Notes:
+    """What is to be said beside the figures, each once."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def add(self, text: str) -> None:
+        """Say something."""
+        if text not in self.texts:
+            self.texts.append(text)
+
+
+def assembled(
+    asked: Asked,
+    start: Moment,
+    about: dict[str, Any],
+    bandwidths: list[dict[str, Any]],
+    needed: Sequence[tuple[Rule, Sequence[Needs]]],
+    rows: list[dict[str, Any]],
+    compared: list[dict[str, Any]],
+    notes: Notes,
+) -> dict[str, Any]:
+    """The document, with what follows from the rows."""
+    for row in rows:
+        row["binds"], row["why"] = why.binds(row, rows), why.why(row, rows)
+    return {
         "schema": document.SCHEMA,
         "version": document.VERSION,
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "machine": about,
         "settings": {
-            "rules": list(asked.rules), "sizes": list(asked.sizes), "threads": asked.threads,
+            "target": asked.target,
+            "rules": list(asked.rules),
+            "sizes": list(asked.sizes),
+            "threads": asked.threads,
             "set": list(asked.settings),
-            "seconds": asked.seconds, "took": Moment.now().clock - start.clock,
+            "seconds": asked.seconds,
+            "took": Moment.now().clock - start.clock,
         },
         "bandwidth": bandwidths,
-        "rules": [about_rule(own) for own in compiled],
+        "rules": [about_rule(rule, own) for rule, own in needed],
         "rows": rows,
         "peers": compared,
-        "notes": notes,
-    }  # fmt: skip
-    document.check(made)
-    return made
+        "notes": notes.texts,
+    }
 
 
 def against(
@@ -210,13 +269,13 @@ def summary(doc: str) -> str:
     return "\n".join([first, *rest.split("\n")[1:]]) if " >> " in first else first
 
 
-def about_rule(own: Compiled) -> dict[str, Any]:
+def about_rule(rule: Rule, every: Sequence[Needs]) -> dict[str, Any]:
     """What a rule is, and what it needs in each way to store its arrays."""
     return {
-        "name": own.rule.name,
-        "hash": own.rule.hash,
-        "doc": summary(own.rule.doc),
-        "text": own.rule.definition.formulas,
+        "name": rule.name,
+        "hash": rule.hash,
+        "doc": summary(rule.doc),
+        "text": rule.definition.formulas,
         "stores": [
             {
                 "store": needed.storage.suffix,
@@ -224,7 +283,7 @@ def about_rule(own: Compiled) -> dict[str, Any]:
                 "bytes": {work: needed.bytes(work) for work in WORKS},
                 "operations": {work: dict(needed.operations(work)) for work in WORKS},
             }
-            for needed in own.needs
+            for needed in every
         ],
     }
 

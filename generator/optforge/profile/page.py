@@ -90,7 +90,7 @@ def cards(document: Document, rows: Sequence[Mapping[str, Any]], rule: str) -> l
     for row in sorted(document["peers"], key=lambda row: -row["size"]["elements"]):
         if row["rule"] == rule and row["gradients"] == "new" and not row["contended"]:
             best = min(row["results"], key=lambda result: result["ratio"]["value"])
-            what = f"as fast as {best['name']}, the fastest other, on {row['size']['name']}"
+            what = f"as fast as {best['name']}, the fastest other: {row['work']}, {row['size']['name']}"
             found.append((charts.times(best["ratio"]["value"]), what))
     return found[:4]
 

@@ -64,7 +64,11 @@ def bandwidth(rows: Sequence[Mapping[str, Any]]) -> str:
     lines = ["Bandwidth of this machine, GB/s"]
     cells = [("level", "threads", "read", "copy", "triad")]
     cells += [
-        (row["level"], str(row["threads"]), *(f"{row[kind] / 1e9:.1f}" for kind in ("read", "copy", "triad")))
+        (
+            row["level"],
+            str(row["threads"]),
+            *(f"{row[kind] / 1e9:.1f}" if row[kind] else "-" for kind in ("read", "copy", "triad")),
+        )
         for row in rows
     ]
     return "\n".join([*lines, *aligned(cells, 1)])
@@ -106,19 +110,21 @@ def reasons(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def peers(rows: Sequence[Mapping[str, Any]]) -> str:
     """How many times as long as ours others take."""
-    cells = [("rule", "size", "thr", "gradients", "against", "theirs ms", "ours ms", "ratio", "interval", "best")]
+    cells = [
+        ("rule", "work", "size", "thr", "gradients", "against", "theirs ms", "ours ms", "ratio", "interval", "best")
+    ]
     for row in rows:
         size = row["size"]
         for result in row["results"]:
             ratio = result["ratio"]
             cells.append((
-                row["rule"], f"{size['name']} ({count(size['elements'])})", str(row["threads"]), row["gradients"],
-                result["name"], milliseconds(result["ms"]), milliseconds(row["ms"]),
+                row["rule"], row["work"], f"{size['name']} ({count(size['elements'])})", str(row["threads"]),
+                row["gradients"], result["name"], milliseconds(result["ms"]), milliseconds(row["ms"]),
                 f"{ratio['value']:.2f}{'~' if row['contended'] else ''}",
                 f"{ratio['low']:.2f} to {ratio['high']:.2f}", f"{result['best']:.2f}",
             ))  # fmt: skip
     title = "Against others, from Python, in turns: a ratio above 1 is in favour of optforge"
-    return "\n".join([title, *aligned(cells, 5)])
+    return "\n".join([title, *aligned(cells, 6)])
 
 
 def milliseconds(value: float) -> str:

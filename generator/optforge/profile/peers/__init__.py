@@ -134,16 +134,10 @@ def measure(
         note(f"the time was up before these were compared with others: {', '.join(late)}; give more --seconds")
 
 
-def failed(name: str, reason: Exception) -> str:
-    """What is said of a library that raises."""
-    text = next(iter(str(reason).strip().splitlines()), "")
-    return f"{name} was left out, as it fails here: {type(reason).__name__}: {text[:200]}"
-
-
 def compare(
     plan: Plan, wanted: dict[str, Peer], seconds: float, note: Callable[[str], None], about: dict[str, Any]
 ) -> Iterator[dict[str, Any]]:
-    """One comparison, with gradients in the same arrays at each step and in new ones."""
+    """One comparison: steps with gradients in the same arrays at each step and in new ones, and whole phases."""
     made = problem(plan.own, plan.settings, plan.model, plan.threads)
     tensors = any("torch" in peer.packages for peer in wanted.values())
     if tensors:
@@ -153,59 +147,76 @@ def compare(
         from .pytorch import Ours
     else:
         from .loops import Ours  # type: ignore[assignment]
+    kinds = ["new"] if plan.model.elements > HUGE else ["same", "new"]
+    phases = "torch" in wanted
+    share = seconds / (len(kinds) + phases)
     ours: Side = Ours(made)
+    makers = [(name, peer.sides) for name, peer in wanted.items()]
+    if sides := agreeing(made, ours, makers, note):
+        for kind in kinds:
+            yield compared(plan, "step", kind, ours, sides, share, about, tensors)
+    if phases:
+        del ours, sides
+        from . import phase
+
+        ours = phase.Ours(made)
+        if sides := agreeing(made, ours, [("torch's phase", phase.sides)], note):
+            yield compared(plan, "phase", "new", ours, sides, share, about, tensors)
+
+
+def agreeing(
+    made: Problem,
+    ours: Side,
+    makers: Sequence[tuple[str, Callable[[Problem], list[Side]]]],
+    note: Callable[[str], None],
+) -> dict[str, tuple[Side, float]]:
+    """The sides that compute what ours does, and how far they are from it; of the others it is noted why not."""
     first_steps(ours)
-    sides: list[Side] = []
-    apart: dict[str, float] = {}
-    for name, peer in wanted.items():
+    found: dict[str, tuple[Side, float]] = {}
+    for name, make in makers:
         try:
-            found = peer.sides(made)
+            for side in make(made):
+                try:
+                    found[side.name] = side, agree(made, ours, side)
+                except Disagreement as reason:
+                    note(f"{DIFFER}: {reason}")
         except NoPeer as reason:
             note(f"{name} was left out for {made.rule.name}: {reason}")
-            continue
         except Exception as reason:  # of the library's own: the others go on
-            note(failed(name, reason))
-            continue
-        for side in found:
-            try:
-                apart[side.name] = agree(made, ours, side)
-                sides.append(side)
-            except Disagreement as problem_found:
-                note(f"{DIFFER}: {problem_found}")
-            except Exception as reason:
-                note(failed(side.name, reason))
-    if not sides:
-        return
-    kinds = (True,) if plan.model.elements > HUGE else (False, True)
-    for new in kinds:
-        turning = [Turn(side, new) for side in (ours, *sides)]
-        rounds = turns(turning, seconds / len(kinds), BLOCK_SECONDS, SETTLE_SECONDS, FEWEST)
-        busy = float(np.median(rounds.busy))
-        yield {
-            "rule": made.rule.name,
-            "size": {
-                "name": plan.model.name,
-                "tensors": len(plan.model.shapes),
-                "elements": plan.model.elements,
-            },
-            "threads": plan.threads,
-            "gradients": "new" if new else "same",
-            "arrays": "torch" if tensors else "numpy",
-            "ms": 1e3 * float(np.median(rounds.median("optforge"))),
-            "contended": machine.contended(plan.threads, busy, about),
-            "results": [
-                {
-                    "name": side.name,
-                    "ms": 1e3 * float(np.median(rounds.median(side.name))),
-                    "ratio": vars(
-                        statistics.estimate(
-                            [b / a for a, b in zip(rounds.low("optforge"), rounds.low(side.name), strict=True)]
-                        )
-                    ),
-                    "best": min(rounds.low(side.name)) / min(rounds.low("optforge")),
-                    "apart": apart[side.name],
-                }
-                for side in sides
-            ],
-            "rounds": rounds.as_dict(),
-        }
+            text = next(iter(str(reason).strip().splitlines()), "")
+            note(f"{name} was left out, as it fails here: {type(reason).__name__}: {text[:200]}")
+    return found
+
+
+def compared(
+    plan: Plan,
+    work: str,
+    gradients: str,
+    ours: Side,
+    sides: dict[str, tuple[Side, float]],
+    seconds: float,
+    about: dict[str, Any],
+    tensors: bool,
+) -> dict[str, Any]:
+    """Turns of all sides, as a row of the document."""
+    turning = [Turn(side, gradients == "new") for side in (ours, *(side for side, _ in sides.values()))]
+    rounds = turns(turning, seconds, BLOCK_SECONDS, SETTLE_SECONDS, FEWEST)
+    own, size = rounds.low("optforge"), plan.model
+    results = []
+    for name, (_, apart) in sides.items():
+        theirs = rounds.low(name)
+        ratio = statistics.estimate([b / a for a, b in zip(own, theirs, strict=True)])
+        ms, best = 1e3 * float(np.median(rounds.median(name))), min(theirs) / min(own)
+        results.append({"name": name, "ms": ms, "ratio": vars(ratio), "best": best, "apart": apart})
+    return {
+        "rule": plan.own.rule.name,
+        "work": work,
+        "size": {"name": size.name, "tensors": len(size.shapes), "elements": size.elements},
+        "threads": plan.threads,
+        "gradients": gradients,
+        "arrays": "torch" if tensors else "numpy",
+        "ms": 1e3 * float(np.median(rounds.median("optforge"))),
+        "contended": machine.contended(plan.threads, float(np.median(rounds.busy)), about),
+        "results": results,
+        "rounds": rounds.as_dict(),
+    }

@@ -86,11 +86,11 @@ class Ours(Tensors):
 
     name = "optforge"
 
-    def __init__(self, problem: Problem):
+    def __init__(self, problem: Problem, **how: bool):
         super().__init__(problem)
         from ...train.optimizer import Optimizer
 
-        settings: dict[str, Any] = {**problem.hyperparameters, **problem.options}
+        settings: dict[str, Any] = {**problem.hyperparameters, **problem.options, **how}
         self.optimizer = Optimizer(self.tensors, problem.rule, threads=problem.threads, **settings)
 
     def step(self) -> None:
