@@ -28,20 +28,27 @@ static double seconds(void) {
     return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
 }
 
-/* Seconds per step of each of `count` batches of steps. What the caches held is written over before each where
- * there are bytes to evict it with. */
-void profile_time(profile_step step, void *context, size_t batch, size_t count, unsigned char *evict, size_t bytes,
-                  double *times) {
-    for (size_t k = 0; k < count; k++) {
-        double begun;
+/* Seconds per step of each of up to `count` batches of steps; gives how many were done when `most` seconds were over,
+ * one at least. What the caches held is written over before each where there are bytes to evict it with. */
+size_t profile_time(profile_step step, void *context, size_t batch, size_t count, double most, unsigned char *evict,
+                    size_t bytes, double *times) {
+    const double start = seconds();
+    size_t k = 0;
+
+    while (k < count) {
+        double begun, ended;
 
         for (size_t i = 0; i < bytes; i += 64)
             evict[i]++;
         begun = seconds();
         for (size_t j = 0; j < batch; j++)
             step(context);
-        times[k] = (seconds() - begun) / (double)batch;
+        ended = seconds();
+        times[k++] = (ended - begun) / (double)batch;
+        if (ended - start > most)
+            break;
     }
+    return k;
 }
 
 /* ---- the kernel ---- */

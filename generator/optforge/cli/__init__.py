@@ -259,7 +259,7 @@ def profile(
     isa: Annotated[
         list[str] | None, typer.Option(metavar="NAME,…", help="Instruction sets, such as x86-64-v3. Default: the best.")
     ] = None,
-    seconds: Annotated[float, typer.Option(metavar="N", help="About how long to measure.")] = 120,
+    seconds: Annotated[float, typer.Option(metavar="N", help="About how long to measure.")] = 100,
     json: Annotated[str | None, typer.Option(metavar="FILE|-", help="Write all that was measured, as JSON.")] = None,
     png: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the pictures.")] = None,
     html: Annotated[

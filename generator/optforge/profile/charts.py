@@ -43,10 +43,10 @@ def over_size(axes: Any, rows: Rows) -> None:
             axes.errorbar(x, y, errors, color=colour, marker="o", fillstyle=filled, capsize=2, label=named)
             if work == "step":
                 limits = [row["traffic_ns"] for row in some]
-                label = "its traffic alone" if threads == min(row["threads"] for row in own) else None
+                label = "traffic alone" if threads == min(row["threads"] for row in own) else None
                 axes.plot(x, limits, "--", color=TRAFFIC, marker=".", label=label)
                 if any(row["divider_ns"] for row in some):
-                    named_too = "its divisions and roots alone" if label else None
+                    named_too = "divider alone" if label else None
                     axes.plot(x, [row["divider_ns"] for row in some], ":", color=DIVIDER, label=named_too)
     if alone:
         axes.set_xscale("log", base=2)
@@ -54,9 +54,10 @@ def over_size(axes: Any, rows: Rows) -> None:
         axes.set_xticks(ticks, [short(n) for n in ticks])
         axes.minorticks_off()
         # What noise stretched is not to press the rest together.
-        sure = [row["ns"]["high"] for row in alone if row["binds"] != "noise"] or [row["ns"]["low"] for row in alone]
-        axes.set_ylim(0, 1.35 * max(sure))
-        axes.legend(fontsize=8.5, frameon=False, ncols=2, loc="upper left")
+        sure = [row["ns"]["high"] for row in alone if row["binds"] != "noise"]
+        sure += [row["ns"]["value"] for row in alone if row["threads"] == 1]
+        axes.set_ylim(0, 1.1 * max(sure or [row["ns"]["low"] for row in alone]))
+        legend(axes)
     else:
         nothing(axes, "no single tensor was measured")
     axes.set_xlabel("elements of one tensor")
@@ -99,7 +100,13 @@ def against(axes: Any, rows: Rows) -> None:
     axes.set_yticks([y for y, _ in ticks], [text for _, text in ticks], fontsize=8)
     axes.invert_yaxis()
     axes.set_xlabel("time of others by that of optforge")
-    axes.legend(fontsize=8.5, frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0)
+    legend(axes)
+
+
+def legend(axes: Any) -> None:
+    """What is what, above the chart."""
+    how = {"frameon": False, "ncols": 2, "borderaxespad": 0, "columnspacing": 1.2, "handlelength": 1.6}
+    axes.legend(fontsize=8.5, loc="lower left", bbox_to_anchor=(0, 1.01), **how)
 
 
 def times(ratio: float) -> str:
@@ -144,12 +151,20 @@ def roofline(axes: Any, rows: Rows, bandwidth: Rows) -> None:
     axes.xaxis.set_minor_formatter(lambda x, _: "")
     axes.set_xlabel("operations per byte")
     axes.set_ylabel(f"10⁹ operations per second, {threads} thread{'s' * (threads > 1)}")
-    axes.legend(fontsize=8.5, frameon=False, loc="lower right")
+    legend(axes)
 
 
 def nothing(axes: Any, why: str) -> None:
     """An empty chart that says why."""
     axes.text(0.5, 0.5, why, transform=axes.transAxes, ha="center", va="center", color="0.4")
+
+
+def height(document: Mapping[str, Any], rule: str, title: str, usual: float) -> float:
+    """Inches of a chart: bars need room."""
+    if title != AGAINST:
+        return usual
+    rows = [row for row in document["peers"] if row["rule"] == rule and row["gradients"] == "new"]
+    return max(usual, 1.3 + 0.19 * sum(len(row["results"]) + 0.7 for row in rows))
 
 
 def of_rule(document: Mapping[str, Any], rule: str, store: str) -> list[tuple[str, Callable[[Any], None]]]:
@@ -187,14 +202,13 @@ def png(document: Mapping[str, Any], path: Path) -> None:
     kinds = list(dict.fromkeys((row["rule"], row["store"]) for row in document["rows"]))
     every = [of_rule(document, *kind) for kind in kinds]
     columns = max(map(len, every))
-    figure = new_figure(5.6 * columns, 4.4 * len(every))
+    figure = new_figure(5.6 * columns, 5.2 * len(every))
     for k, ((rule, store), own) in enumerate(zip(kinds, every, strict=True)):
         for j, (title, draw) in enumerate(own):
             axes = figure.add_subplot(len(every), columns, k * columns + j + 1)
             tidy(axes)
             draw(axes)
-            pad = 34 if title == AGAINST else 8  # its legend stands above it
-            axes.set_title(f"{rule}, {store}: {title[0].lower()}{title[1:]}", fontsize=10, loc="left", pad=pad)
+            axes.set_title(f"{rule}, {store}: {title[0].lower()}{title[1:]}", fontsize=10, loc="left", pad=48)
     machine = document["machine"]
     noisy = any(row["contended"] for row in document["rows"])
     said = f"{machine['processor']}, {machine['cores']} cores, {machine['isa']}"

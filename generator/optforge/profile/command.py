@@ -22,6 +22,7 @@ from .machine import Moment
 MOST_THREADS = 1024
 TARGETS = ("c", "cuda")
 OWN_SHARE = 0.55  # of the time, where there are others
+OTHERS = ("L2", "many", "resnet50", "gpt2")  # of the usual sizes, those that others are compared on
 PEER_COPIES = 6  # of all arrays, that a comparison takes
 
 
@@ -251,10 +252,11 @@ def against(
 ) -> list[peers.Plan]:
     """The comparisons with others: each rule on each model, on as many threads as it may have."""
     found = []
-    threads = max(asked.threads or [machine.cores()])
+    threads, usual = max(asked.threads or [machine.cores()]), tuple(asked.sizes) == models.USUAL
     for own in compiled:
         resident = next((needed.resident for needed in own.needs if needed.storage.suffix == "f32"), 0)
-        for model in of(resident) if resident else []:
+        found_models = [model for model in of(resident) if model.name in OTHERS] if usual else of(resident)
+        for model in found_models if resident else []:
             if PEER_COPIES * resident * model.elements > run.ROOM * machine.available():
                 note(f"{model.label} was not compared with others: their arrays need more memory than is available")
                 continue

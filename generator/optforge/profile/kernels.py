@@ -28,6 +28,7 @@ from ..library.rule import Rule
 from .limits import Needs, needs, source
 from .models import Model
 
+LONGEST = 10.0  # seconds of steps that are not waited for any longer
 BATCH_SECONDS = 40e-6  # of steps that are timed together, so that the clock's own time is nothing
 SETS = {"x86-64": 0, "x86-64-v3": 1, "x86-64-v4": 2, "neon": 0, "plain": 0}  # names of optforge_isa()
 DIVIDED = 16 * 1024  # elements that a step of the divider does for each thread
@@ -39,8 +40,8 @@ const char *optforge_isa(void); int optforge_use(const char *name);
 const void *profile_kernel(size_t kind);
 void *profile_streams(size_t kind, size_t pass, size_t set);
 void *profile_divider(size_t kind, size_t set);
-void profile_time(void (*step)(void *), void *context, size_t batch, size_t count, unsigned char *evict, size_t bytes,
-                  double *times);
+size_t profile_time(void (*step)(void *), void *context, size_t batch, size_t count, double most, unsigned char *evict,
+                    size_t bytes, double *times);
 void *profile_open(const void *kernel, const double *hyper, const void *tensors, size_t count, int threads, int phase);
 void profile_close(void *); void profile_kernel_step(void *); int profile_status(const void *);
 int profile_phases(void *, size_t shares, double *times);
@@ -222,16 +223,16 @@ class Timed:
         self.check()
         self.took = self.run(1, 2)[-1]
 
-    def run(self, batch: int, count: int) -> Array:
-        """Seconds per step of some batches."""
+    def run(self, batch: int, count: int, most: float = LONGEST) -> Array:
+        """Seconds per step of some batches, as many as there are begun in so many seconds."""
         times = np.zeros(count)
         ffi = self.own.ffi
         evict, size = (
             (ffi.NULL, 0) if self.evict is None else (ffi.from_buffer("unsigned char[]", self.evict), self.evict.nbytes)
         )
         pointer = ffi.cast("double *", address(times))
-        self.own.calls.profile_time(self.step, self.context, batch, count, evict, size, pointer)
-        return times
+        done = self.own.calls.profile_time(self.step, self.context, batch, count, most, evict, size, pointer)
+        return times[:done]
 
     def check(self) -> None:
         """Raise where the kernel refuses a step."""
@@ -247,7 +248,7 @@ class Timed:
         whole = time.perf_counter()
         self.run(batch, 1)  # what was done in between is out of the caches
         whole = max(time.perf_counter() - whole, 1e-9)
-        times = self.run(batch, int(min(max(seconds / whole, 1), 400)))
+        times = self.run(batch, int(min(max(seconds / whole, 1), 400)), seconds)
         self.took = float(np.median(times))
         return summary(times.tolist())
 

@@ -56,8 +56,11 @@ def section(document: Document, about: Mapping[str, Any], rule: str, store: str)
     drawn = [
         {
             "title": title,
-            "wide": markupsafe.Markup(charts.svg(draw, charts.WIDE)),
-            "narrow": markupsafe.Markup(charts.svg(draw, charts.NARROW)),
+            "tall": title == charts.AGAINST,
+            **{
+                name: markupsafe.Markup(charts.svg(draw, (width, charts.height(document, rule, title, usual))))
+                for name, (width, usual) in (("wide", charts.WIDE), ("narrow", charts.NARROW))
+            },
         }
         for title, draw in charts.of_rule(document, rule, store)
     ]
