@@ -11,7 +11,7 @@ import optforge as of
 from conftest import require
 from optforge.core.diagnostics import UsageError
 from optforge.core.formats import Wanted
-from optforge.profile import kernels, models
+from optforge.profile import counters, kernels, models, objects
 from optforge.profile.limits import Needs, needs
 
 CACHES = {"L1": 32 << 10, "L2": 1 << 20, "L3": 32 << 20}
@@ -143,3 +143,39 @@ def test_random_gradients_are_no_subnormals() -> None:
     tensors = kernels.Tensors(models.one("x", 5000), needs(kernel, storages[0]), kernel, 1024.0)
     values = storages[0]["g"].load(tensors.grads[0])
     assert 0.9 < np.std(values) / (1e-3 * 1024) < 1.1
+
+
+def test_counters() -> None:
+    """What perf says where it counts, and where it does not."""
+    lines = [
+        "1234,,cycles:u,200,100.00,,",
+        "<not supported>,,cache-misses:u,0,100.00,,",
+        "4321,,instructions,9,9,3.5,x",
+    ]
+    assert counters.parse("\n".join(lines)) == {"cycles": 1234.0, "instructions": 4321.0}
+    assert counters.parse("Error: no access\n") == counters.parse("") == {}
+
+
+CODE = """
+vdivps %ymm1,%ymm0,%ymm0
+vmulps (%rax),%ymm2,%ymm3
+vsqrtps %ymm0,%ymm0
+vmovaps %ymm3,0x40(%rsp)
+vdivss %xmm1,%xmm0,%xmm0
+vmulss %xmm1,%xmm0,%xmm0
+sqrtss %xmm1,%xmm0
+ret
+"""
+
+
+def test_what_the_compiler_made(lamb: kernels.Compiled) -> None:
+    """Vectors and spills by the instructions; and of a compiled kernel, where there is objdump."""
+    found = objects.read(CODE.split("\n"))
+    assert (found.vector, found.scalar, found.width, found.spills) == (3, 3, 32, 1) and found.vectorised
+    alone = objects.read(["divss %xmm1,%xmm0", "mulps %xmm1,%xmm0"])
+    assert alone.unvectorised == ("div",) and not alone.vectorised
+    assert objects.read([".1"]) == objects.Code(0, 0, 0, 0, ())
+    require("objdump")
+    if lamb.isa.startswith("x86-64"):
+        own = objects.of_pass(lamb.path, "clip_by_global_norm_lamb", 1, "f32", lamb.isa)
+        assert own is not None and own.vectorised and own.width in (16, 32, 64)

@@ -253,6 +253,7 @@ def row(gpu: Gpu, plan: Plan, best: float, found: Rounds, code: list[dict[str, A
         "contended": False,
         "phases": [],
         "code": [],
+        "counters": {},
         "registers": code,
         "rounds": found.as_dict(),
     }

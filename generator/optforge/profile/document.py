@@ -27,7 +27,7 @@ ROW: dict[str, type | tuple[type, ...]] = {
     "rule": str, "hash": str, "store": str, "work": str, "size": dict, "threads": int, "isa": str, "cache": str,
     "level": str, "bytes": (int, float), "operations": dict, "ns": dict, "traffic_ns": (int, float),
     "divider_ns": (int, float), "share": dict, "gbs": (int, float), "contended": bool, "binds": str, "why": str,
-    "phases": list, "code": list, "rounds": dict,
+    "phases": list, "code": list, "counters": dict, "rounds": dict,
 }  # fmt: skip
 
 

@@ -77,6 +77,7 @@ def section(document: Document, about: Mapping[str, Any], rule: str, store: str)
         "peers": [row for row in document["peers"] if row["rule"] == rule] if store == "f32" else [],
         "phases": [row for row in rows if row["phases"]],
         "code": code(rows),
+        "counted": [row for row in rows if row["counters"]],
     }
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..emit import layout
 from ..engines.memory import memory
-from . import kernels, machine, objects
+from . import counters, kernels, machine, objects
 from .kernels import Compiled, Tensors, Timed
 from .limits import WORKS
 from .measure import BLOCK_SECONDS, FEWEST, LEAST, SETTLE_SECONDS, Rounds, turns
@@ -92,6 +92,7 @@ class Measured:
     rounds: Rounds
     phases: list[list[float]] = field(default_factory=list)  # seconds of the phases of some steps
     streams: list[list[float]] = field(default_factory=list)  # and of their streams
+    counters: dict[str, float] = field(default_factory=dict)
 
 
 def shares(elements: int, threads: int) -> int:
@@ -180,6 +181,8 @@ def one_lap(case: Case, found: Measured, seconds: float, block: float, evict: An
         else:
             found.rounds.add(rounds)
         steps.check()
+        if not case.cold and not found.counters:
+            found.counters = counters.of_steps(steps, case.model.elements)
         if not case.cold and len(own.needs[case.kind].of(case.work)) > 1:
             by_phase(case, found, steps, tensors)
         for contender in contenders:
@@ -272,6 +275,7 @@ def row(own: Measured, about: dict[str, Any]) -> dict[str, Any]:
         "gbs": moved / taken.value,
         "contended": contended,
         "phases": phases(own, needed.of(work), nanoseconds),
+        "counters": own.counters,
         "code": [own_code.as_dict() for own_code in code if own_code is not None],
         "rounds": rounds.as_dict(),
     }
