@@ -1,4 +1,4 @@
-"""What the processor counts while a kernel runs, by `perf stat`, where the machine gives it; virtual ones often do not."""
+"""What the processor counts while a kernel runs, by `perf stat`, where the machine gives it."""
 
 from __future__ import annotations
 
