@@ -157,14 +157,34 @@ def taken(directory: Path, emitted: Path, way: str, *settings: str, text: str = 
 
 
 @functools.cache
-def installed(emitted: Path) -> Path:
+def installed(emitted: Path, *settings: str) -> Path:
     """Where the project is installed; its sources are gone."""
     copy = shutil.copytree(emitted, emitted.parent / "copy")
-    cmake("-B", "build", cwd=copy)
-    cmake("--build", "build", cwd=copy)
-    cmake("--install", "build", "--prefix", emitted.parent / "installed", cwd=copy)
+    where = emitted.parent / "_".join(["installed", *settings])
+    cmake("-B", "build", *settings, cwd=copy)
+    cmake("--build", "build", "--target", "optforge", cwd=copy)
+    cmake("--install", "build", "--prefix", where, cwd=copy)
     shutil.rmtree(copy)
-    return emitted.parent / "installed"
+    return where
+
+
+FOUND = """cmake_minimum_required(VERSION 3.16)
+project(engine {language})
+find_package(optforge REQUIRED)
+add_executable(engine engine.{ending})
+target_link_libraries(engine PRIVATE optforge::optforge)
+"""
+
+
+@pytest.mark.parametrize(("language", "ending"), [("C", "c"), ("CXX", "cpp")])
+def test_an_installed_package_with_openmp(emitted: Path, tmp_path: Path, language: str, ending: str) -> None:
+    """Whoever finds it links with its threads, in a project of either language."""
+    where = installed(emitted, "-DOPTFORGE_OPENMP=ON")
+    write(tmp_path, {"CMakeLists.txt": FOUND.format(language=language, ending=ending), f"engine.{ending}": ENGINE})
+    cmake("-B", "build", f"-DCMAKE_PREFIX_PATH={where}", cwd=tmp_path)
+    cmake("--build", "build", cwd=tmp_path)
+    assert run([tmp_path / "build/engine"], tmp_path)
+    assert "gomp" in run(["ldd", "build/engine"], tmp_path)
 
 
 WITHOUT = "-DOPTFORGE_GENERATE=OFF"

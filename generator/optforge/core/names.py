@@ -8,6 +8,7 @@ from collections.abc import Hashable, Iterable
 from pathlib import Path
 
 from .diagnostics import UsageError
+from .functions import FUNCTIONS
 
 KEYWORDS = frozenset(
     # C up to C23
@@ -48,7 +49,7 @@ MACROS = re.compile(
 # What the emitted functions call; a local variable of such a name would hide it.
 CALLED = frozenset(
     f"{name}{suffix}"
-    for name in ["sqrt", "fabs", "exp", "log", "tanh", "pow", "fmod", "copysign", "main"]
+    for name in ["pow", "fmod", "copysign", "main", *(row.c for row in FUNCTIONS.values() if row.library)]
     for suffix in ("", "f")
 ) | frozenset({"omp_get_max_threads", "omp_get_num_threads", "omp_get_thread_num"})
 

@@ -16,9 +16,9 @@ from ..core.formats import MASTERS, Storage, plain
 from ..core.ir import Expr, Kernel, Let, Phase, Reduction, ScalarGroup, State
 from ..core.names import CALLED, Names, check_prefix, file_of
 from . import layout
-from .elements import Elements, phase_title
+from .elements import CElements, phase_title
 from .rule import Rule
-from .scalars import Scalars, c_type, leaves, sum_names
+from .scalars import CScalars, c_type, leaves, sum_names
 from .source import Source
 from .text import c_string, comment, comment_text, fold, render_template, wrapped
 from .variables import Variable, Variables
@@ -147,7 +147,7 @@ class RuleView:
     dtypes: tuple[DTypeView, ...]
 
 
-class RuleScalars(Scalars):
+class RuleScalars(CScalars):
     """The scalars of a rule, which the runtime asks for and keeps."""
 
     straight = True
@@ -199,7 +199,7 @@ class RuleScalars(Scalars):
         return ", ".join(f"(void){name}" for name in parameters if not re.search(rf"\b{name}\b", passed))
 
 
-class RuleElements(Elements):
+class RuleElements(CElements):
     """The element loops of a rule, which put what the runtime adds up into scratch memory where it is nowhere else."""
 
     def __init__(self, *given: Any, slots: Callable[[int], str]):
@@ -443,7 +443,7 @@ class RuleSource(Source):
         """The number of a state among the arrays of a tensor."""
         return 2 + [state.name for state in self.kernel.state].index(name)
 
-    def dtype_view(self, dtype: DType, scalars: Scalars) -> DTypeView:
+    def dtype_view(self, dtype: DType, scalars: CScalars) -> DTypeView:
         """What there is of one dtype."""
         elements = RuleElements(self.kernel, self.prefix, self.fields, dtype, scalars, self.helper, slots=self.slot)
         passes = tuple(elements.view(k, k - self.first) for k in range(self.first, len(self.kernel.phases)))
@@ -494,7 +494,7 @@ class RuleSource(Source):
         usual = [own.suffix for own in self.storages if own.suffix in DTYPES]
         return [*(f"--dtype {own}" for own in usual), *(flag for own in self.storages for flag in own.flags())]
 
-    def begin_view(self, scalars: Scalars, group: ScalarGroup, asserts: list[tuple[str, str]]) -> FunctionView:
+    def begin_view(self, scalars: CScalars, group: ScalarGroup, asserts: list[tuple[str, str]]) -> FunctionView:
         """The function that computes what depends on hyperparameters and t alone."""
         shown = scalars.begin_step(group, [name for name, _ in asserts], every=False)
         scalars_, hyper = shown["passed"]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from ..core.dtypes import F64, DType
 from ..core.ir import Expr, Kernel, Let, Reduction, Type
 from ..core.names import CALLED, Names
-from .elements import Elements, phase_title
+from .elements import CElements, phase_title
 from .printer import POSTFIX, Printer
 from .scalars import COUNTED, leaves, sum_names
 from .variables import Variable, Variables
@@ -91,7 +91,7 @@ class CudaPrinter(Printer):
         return (f"{self.real}({text})", POSTFIX) if dtype is REAL else (text, binds)
 
 
-class CudaElements(Elements):
+class CudaElements(CElements):
     """The functions that run over four neighbouring elements, as templates over their type."""
 
     index = "k"

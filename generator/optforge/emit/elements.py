@@ -9,7 +9,7 @@ from ..core.dtypes import F64, DType
 from ..core.ir import Expr, Kernel, Phase, Reduction, Type
 from ..core.names import Names
 from .printer import Printer
-from .scalars import Scalars
+from .scalars import CScalars
 from .variables import Variables
 
 
@@ -21,7 +21,7 @@ def phase_title(kernel: Kernel, k: int) -> str:
     return "elements" if len(usual) == 1 else f"pass_{usual.index(k) + 1}"
 
 
-class Elements:
+class CElements:
     """The functions of one dtype that run over neighbouring elements."""
 
     def __init__(
@@ -30,7 +30,7 @@ class Elements:
         prefix: str,
         fields: Names,
         dtype: DType,
-        scalars: Scalars,
+        scalars: CScalars,
         helper: Callable[[str, DType], str],
     ):
         self.kernel, self.prefix, self.fields, self.dtype = kernel, prefix, fields, dtype

@@ -39,7 +39,7 @@ def c_type(scalar: Expr, real: str = "double") -> str:
     return "int" if scalar.type is Type.CONDITION else real
 
 
-class Scalars:
+class CScalars:
     """Where each scalar is computed, and under which name it crosses to where it is read.
 
     `helper` serves what is computed before a step, `later` what is computed per tensor or behind sums, which another

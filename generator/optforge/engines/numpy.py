@@ -39,7 +39,7 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
 }
 
 
-class Elements:
+class NumpyElements:
     """Evaluates element expressions over whole arrays."""
 
     def __init__(self, arrays: Mapping[str, Array], scalars: Scalars):
@@ -87,7 +87,7 @@ class Walk:
 
     def run(self, phase: Phase) -> None:
         """One pass."""
-        elements = Elements(self.memory, self.scalars)
+        elements = NumpyElements(self.memory, self.scalars)
         with np.errstate(all="ignore"):
             for item in phase.body:
                 if isinstance(item, Let):
@@ -100,7 +100,7 @@ class Walk:
                 self.stored[name] = value.copy() if any(value is own for own in self.memory.values()) else value
         self.memory |= self.stored
 
-    def observed(self, reduction: Reduction, phase: Phase, elements: Elements) -> Any:
+    def observed(self, reduction: Reduction, phase: Phase, elements: NumpyElements) -> Any:
         """What is added up: of a parameter that is rounded when it is stored the statistics are of what is stored."""
         statistics = dict(self.kernel.statistics)
         new = dict(phase.stores).get("p")
@@ -148,7 +148,7 @@ class Walk:
 
 
 @dataclass(frozen=True)
-class Plan:
+class NumpyPlan:
     """A prepared step over the tensors that have a gradient."""
 
     kernel: Kernel
@@ -220,9 +220,9 @@ class NumpyEngine:
 
     inputs = Inputs
 
-    def plan(self, inputs: Inputs, behind: Array) -> Plan:
+    def plan(self, inputs: Inputs, behind: Array) -> NumpyPlan:
         """Prepare a step over these arrays."""
-        return Plan(self.kernel, inputs, behind)
+        return NumpyPlan(self.kernel, inputs, behind)
 
 
 engine = NumpyEngine

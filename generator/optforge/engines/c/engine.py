@@ -67,7 +67,7 @@ class Table:
 GRADIENT = 2  # the column of gradients: behind the number of elements and the parameter
 
 
-class Plan:
+class CPlan:
     """A prepared step: lists of tensors, one for each combination of formats, and options, as the runtime takes them.
 
     Parameters
@@ -348,11 +348,11 @@ class CEngine:
 
     inputs = NativeInputs
 
-    def plan(self, inputs: NativeInputs, behind: Array) -> Plan:
+    def plan(self, inputs: NativeInputs, behind: Array) -> CPlan:
         """Prepare steps over these arrays, and others of the same tensors."""
         if inputs.table is None:
             inputs.table = Table(self.kernel, inputs.tensors)
-        return Plan(self.library, self.kernel, inputs, behind)
+        return CPlan(self.library, self.kernel, inputs, behind)
 
 
 def committed(directory: Path, prefix: str, rule: Rule, kernel: Kernel) -> dict[str, str]:

@@ -52,7 +52,7 @@ class Listed:
     starting: int
 
 
-class Plan:
+class CudaPlan:
     """A prepared step: the tables of its tensors on the device, and what is launched.
 
     Parameters
@@ -332,7 +332,7 @@ class CudaEngine:
             "optforge_cuda": device.module(cubin(shared, device.capability)),
         }
         self.functions: dict[tuple[str, str], Any] = {}
-        self.last: Plan | None = None
+        self.last: CudaPlan | None = None
         self.block: Any = None
         self.size = 0
 
@@ -359,14 +359,14 @@ class CudaEngine:
 
     inputs = SameInputs
 
-    def plan(self, inputs: SameInputs, behind: Array) -> Plan:
+    def plan(self, inputs: SameInputs, behind: Array) -> CudaPlan:
         """Prepare steps over these arrays; of other gradients the device is only told the addresses."""
         last, tensors = self.last, inputs.stepped
         if last is not None and last.serves(tensors, behind):
             with self.device:
                 last.take(inputs.gradients)
             return last
-        self.last = Plan(self, tensors, inputs.gradients, behind)
+        self.last = CudaPlan(self, tensors, inputs.gradients, behind)
         return self.last
 
 

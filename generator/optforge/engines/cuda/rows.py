@@ -11,7 +11,7 @@ from ...core.diagnostics import ScalarError
 from ...core.functions import FUNCTIONS
 from ...core.ir import Expr, Kernel, Type
 from ...core.names import Names
-from ...emit.scalars import Scalars
+from ...emit.scalars import CScalars
 
 INFIX = {"add": "+", "sub": "-", "mul": "*", "div": "/", "mod": "%", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
 INFIX |= {"eq": "==", "ne": "!=", "and": "and", "or": "or"}
@@ -42,7 +42,7 @@ class Rows:
     """
 
     def __init__(self, kernel: Kernel):
-        crossing = Scalars(kernel, "", Names(), Names(), "n", lambda role, _: role)
+        crossing = CScalars(kernel, "", Names(), Names(), "n", lambda role, _: role)
         fields = crossing.crossing
         lets = [let for group in kernel.scalars if (group.scope, group.phase) == ("step", 0) for let in group.lets]
         self.hypers = {name: f"h[{k}]" for k, (name, _) in enumerate(kernel.hyperparameters)}
