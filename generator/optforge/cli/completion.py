@@ -37,8 +37,15 @@ def prepare(environment: MutableMapping[str, str]) -> None:
 def names(incomplete: str) -> list[str]:
     """The rules, transforms and files that a word may become."""
     before = os.environ.get(BEFORE, "")
-    offered = [name for name in spelled(before + incomplete) if name.startswith(before + incomplete)]
+    offered = beginning(before + incomplete)
+    while len(offered) == 1 and offered[0].endswith((":", "/")) and (further := beginning(offered[0])):
+        offered = further  # a shell puts a space behind what is offered alone
     return [name.removeprefix(before) for name in offered]
+
+
+def beginning(word: str) -> list[str]:
+    """What begins with a word."""
+    return [name for name in spelled(word) if name.startswith(word)]
 
 
 def spelled(word: str) -> Iterator[str]:
