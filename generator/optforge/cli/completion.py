@@ -31,7 +31,8 @@ def prepare(environment: MutableMapping[str, str]) -> None:
     if current in BREAKS or (joined and joined[-1].endswith(BREAKS)):
         before = joined.pop()
         before, current = (before + current, "") if current in BREAKS else (before, current)
-    environment |= {"COMP_WORDS": "\n".join([*joined, current]), "COMP_CWORD": str(len(joined)), BEFORE: before}
+    words = [*joined, current]
+    environment.update({"COMP_WORDS": "\n".join(words), "COMP_CWORD": str(len(joined)), BEFORE: before})
 
 
 def names(incomplete: str) -> list[str]:
