@@ -1,14 +1,19 @@
-# Two commands: `make demo` and `make test`. Each sets up its own .venv the first time and never again,
+# `make demo` and `make test`, and `make docs` for the site. Each sets up its own .venv the first time and never again,
 # unless pyproject.toml changes. Needs Python >= 3.11, a C compiler and make.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-words test-steps test-cuda clean
+.PHONY: demo docs test test-words test-steps test-cuda clean
 
 demo: $(VENV)/.demo
 	$(BIN)/optforge demo --kernels build --out demo.png
+
+# The site, in docs/_build/html. A warning is an error.
+docs: $(VENV)/.docs
+	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
+	@echo 'docs/_build/html/index.html'
 
 test: $(VENV)/.dev
 	$(BIN)/ruff check generator tests benchmarks
@@ -41,5 +46,9 @@ $(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@ $(VENV)/.demo
 
+$(VENV)/.docs: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	@touch $@
+
 clean:
-	rm -rf $(VENV) demo.png demo-training.png
+	rm -rf $(VENV) docs/_build demo.png demo-training.png
