@@ -28,8 +28,7 @@ exclude_patterns = ["_build"]
 default_role = "literal"  # docstrings say `name` as Markdown does
 highlight_language = "none"  # of indented blocks, which are commands and text
 
-autodoc_typehints = "description"
-autodoc_typehints_description_target = "documented"
+autodoc_typehints = "none"  # the docstrings have them
 autodoc_member_order = "bysource"
 autodoc_class_signature = "mixed"
 napoleon_google_docstring = False

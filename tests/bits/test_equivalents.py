@@ -99,7 +99,9 @@ TORCH = [
 
 
 @pytest.mark.parametrize(("name", "given", "rule", "settings"), TORCH, ids=lambda value: str(value)[:40])
-def test_pytorch(name: str, given: dict[str, Any], rule: str, settings: dict[str, Any], theirs: dict[str, Rule]) -> None:
+def test_pytorch(
+    name: str, given: dict[str, Any], rule: str, settings: dict[str, Any], theirs: dict[str, Rule]
+) -> None:
     assert alike(ours(theirs.get(rule, rule), **settings), torch_moves(name, **given))
 
 
@@ -124,7 +126,9 @@ def test_clipping_of_pytorch() -> None:
         p.grad = torch.tensor(g)
         torch.nn.utils.clip_grad_norm_([p], 0.5)
         own = START.copy()
-        of.Optimizer([own], of.clip_by_global_norm(max_norm=0.5, form="pytorch") >> of.rules.sgd, lr=1, target="numpy").step([g])
+        of.Optimizer(
+            [own], of.clip_by_global_norm(max_norm=0.5, form="pytorch") >> of.rules.sgd, lr=1, target="numpy"
+        ).step([g])
         assert alike(own, START - p.grad.numpy())
         p.grad = torch.tensor(g)
         torch.nn.utils.clip_grad_value_([p], 0.5)
@@ -168,7 +172,9 @@ OPTAX: list[tuple[Callable[[Any], Any], str, dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("made", "rule", "settings"), OPTAX, ids=[row[1] for row in OPTAX])
-def test_optax(made: Callable[[Any], Any], rule: str, settings: dict[str, Any], optax: Any, theirs: dict[str, Rule]) -> None:
+def test_optax(
+    made: Callable[[Any], Any], rule: str, settings: dict[str, Any], optax: Any, theirs: dict[str, Rule]
+) -> None:
     import jax.numpy as jnp
 
     opt = made(optax)
