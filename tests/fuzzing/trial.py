@@ -216,12 +216,12 @@ class Bench:
         for target in self.targets:
             try:
                 live[target] = self.made(case, rule, target, [p.copy() for p in params])
-            except of.diagnostics.RuleError as problem:
+            except of.RuleError as problem:
                 raise Failure(refusal(str(problem)), str(problem)) from None
-            except of.diagnostics.EnvironmentProblem as problem:
+            except of.EnvironmentProblem as problem:
                 raise Failure(compiling(target, str(problem)), str(problem)) from None
             except (ValueError, ArithmeticError) as problem:
-                if isinstance(problem, of.diagnostics.UsageError):
+                if isinstance(problem, of.UsageError):
                     raise Failure(f"refused: {str(problem)[:60]}", str(problem)) from None
                 refused[target] = f"{type(problem).__name__}: {problem}"
         if refused or not holds:
@@ -335,9 +335,9 @@ class Bench:
         try:
             made = functools.reduce(operator.rshift, parts)
             options = {name: given.get(name, value) for name, value in made.options.items()}
-        except of.diagnostics.RuleError as problem:
+        except of.RuleError as problem:
             raise Failure(refusal(str(problem)), str(problem)) from None
-        except of.diagnostics.UsageError as problem:
+        except of.UsageError as problem:
             raise Failure(f"refused: {str(problem)[:60]}", str(problem)) from None
         return made, options, {name: value for name, value in given.items() if name not in options}
 
