@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import optforge as of
-from conftest import require_torch
+from conftest import require_jax, require_torch
 from optforge.library.rule import Rule
 from pages import PAGES, python_blocks
 
@@ -141,15 +141,22 @@ def test_clipping_of_pytorch() -> None:
 
 
 @pytest.fixture
-def optax() -> Iterator[Any]:
-    """The library, in double precision."""
-    library = pytest.importorskip("optax")
-    import jax
-
+def double() -> Iterator[None]:
+    """JAX in double precision."""
+    jax = require_jax()
     before = jax.config.jax_enable_x64
     jax.config.update("jax_enable_x64", True)
-    yield library
+    yield
     jax.config.update("jax_enable_x64", before)
+
+
+@pytest.fixture
+def optax(double: None) -> Any:
+    """The library."""
+    require_jax("optax")
+    import optax
+
+    return optax
 
 
 OPTAX: list[tuple[Callable[[Any], Any], str, dict[str, Any]]] = [
@@ -217,17 +224,15 @@ KERAS: list[tuple[str, dict[str, Any], str, dict[str, Any]]] = [
 ]  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def keras() -> Any:
-    """The library, in double precision."""
-    backend = os.environ.setdefault("KERAS_BACKEND", "numpy")
-    library = pytest.importorskip("keras")
-    if backend == "jax":
-        import jax
+@pytest.fixture
+def keras(double: None) -> Any:
+    """The library, over JAX."""
+    require_jax("keras")
+    os.environ.setdefault("KERAS_BACKEND", "jax")
+    import keras
 
-        jax.config.update("jax_enable_x64", True)
-    library.config.set_floatx("float64")
-    return library
+    keras.config.set_floatx("float64")
+    return keras
 
 
 @pytest.mark.parametrize(("name", "given", "rule", "settings"), KERAS, ids=lambda value: str(value)[:40])
@@ -240,6 +245,15 @@ def test_keras(
     for g in GRADS:
         opt.apply([keras.ops.convert_to_tensor(g, dtype="float64")], [p])
     assert alike(ours(theirs.get(rule, rule), **settings), np.asarray(p))
+
+
+def test_adam_of_keras_is_another(keras: Any) -> None:
+    p = keras.Variable(START, dtype="float64")
+    opt = keras.optimizers.Adam()
+    opt.build([p])
+    for g in GRADS:
+        opt.apply([keras.ops.convert_to_tensor(g, dtype="float64")], [p])
+    assert not alike(ours("adam", lam=1, eps=1e-7), np.asarray(p))
 
 
 # ── Lasagne, whose formulas are stated here from its documentation ──────────────────────────────────────────────────
