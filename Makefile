@@ -18,7 +18,7 @@ docs: $(VENV)/.docs
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check generator tests benchmarks docs
-	$(BIN)/ruff format --check generator tests benchmarks docs
+	$(BIN)/ruff format --check generator tests benchmarks docs/conf.py docs/_figures
 	$(BIN)/mypy
 	$(BIN)/optforge generate --all --target c --target cuda --check
 

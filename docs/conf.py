@@ -70,7 +70,7 @@ class Help(Directive):
 def said(command: str) -> str:
     """What `optforge COMMAND --help` says."""
     arguments = [sys.executable, "-P", "-m", "optforge", *filter(None, [command]), "--help"]
-    environment = {**os.environ, "PYTHONPATH": str(GENERATOR), "COLUMNS": "96", "NO_COLOR": "1", "TERM": "dumb"}
+    environment = {**os.environ, "PYTHONPATH": str(GENERATOR), "COLUMNS": "92", "NO_COLOR": "1", "TERM": "dumb"}
     done = subprocess.run(arguments, check=True, capture_output=True, text=True, env=environment)
     return done.stdout.strip("\n")
 
