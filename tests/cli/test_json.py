@@ -52,6 +52,10 @@ def test_show(capsys: pytest.CaptureFixture[str]) -> None:
         {"name": "m", "per": "element", "initial": 0.0},
         {"name": "v", "per": "tensor", "initial": 0.0},
     ]
+    step, tensor = shown["scalars"][0], shown["scalars"][-1]
+    assert (step["per"], step["behind_phase"]) == ("step", 1)
+    assert (tensor["per"], tensor["behind_phase"]) == ("tensor", 2)
+    assert any(line.startswith("g_norm = sqrt(") for line in tensor["formulas"])
     single, double = shown["storages"]
     assert [phase["reads"] for phase in single["phases"]] == [["g"], ["g"], ["p", "g", "m"]]
     assert single["phases"][-1] == {"reads": ["p", "g", "m"], "writes": ["p", "m"], "bytes_per_element": 20}

@@ -12,6 +12,7 @@ from ..core.formats import Storage, Wanted
 from ..core.ir import Kernel
 from ..library.rule import BUILT_IN, TRANSFORMS, Rule
 from .companions import COMPANIONS
+from .describe import computed
 
 
 def text(value: object) -> str:
@@ -65,6 +66,9 @@ def described(rule: Rule, settings: Mapping[str, object], wanted: Wanted) -> dic
         "state": [
             {"name": own.name, "per": "tensor" if own.scalar else "element", "initial": number(own.initial)}
             for own in kernel.state
+        ],
+        "scalars": [
+            {"per": scope, "behind_phase": phase, "formulas": lines} for scope, phase, lines in computed(kernel)
         ],
         "storages": [stored(kernel, own) for own in storages],
         "hash": rule.hash,
