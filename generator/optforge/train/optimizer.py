@@ -520,7 +520,7 @@ class Optimizer:
 
     @property
     def state(self) -> dict[str, Any]:
-        """State by name in the structure of `params`: live arrays, and floats where it is scalar."""
+        """State by name in the structure of `params`, as live arrays, and as floats where it is scalar."""
         if not self._progress.unfinished:
             self._settle()
         return {
@@ -533,7 +533,7 @@ class Optimizer:
 
     @property
     def groups(self) -> list[Group]:
-        """The parameter groups, one where none were given: their "params", and hyperparameters that can be set."""
+        """The parameter groups, one where none were given, with "params" and hyperparameters that can be set."""
         return [Group(self, k) for k in range(len(self._values))]
 
     def _rows(self) -> list[dict[str, float]]:
