@@ -1,25 +1,45 @@
-# Two commands: `make demo` and `make test`. Each sets up its own .venv the first time and never again,
-# unless pyproject.toml changes. Needs Python >= 3.11, a C compiler and make.
+# Two commands: `make demo` and `make test`; for the loop of a contributor `make quick`, for the site `make docs`. Each
+# sets up its own .venv the first time and never again, unless pyproject.toml changes. Needs Python >= 3.11, a C compiler
+# and make.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-words test-steps test-cuda clean
+.PHONY: demo docs check quick quick-language quick-bits test test-words test-steps test-cuda clean
 
 demo: $(VENV)/.demo
 	$(BIN)/optforge demo --kernels build --out demo.png
 
-test: $(VENV)/.dev
-	$(BIN)/ruff check generator tests benchmarks
-	$(BIN)/ruff format --check generator tests benchmarks
+# The site, in docs/_build/html. A warning is an error.
+docs: $(VENV)/.docs
+	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
+	@echo 'docs/_build/html/index.html'
+
+check: $(VENV)/.dev
+	$(BIN)/ruff check generator tests benchmarks docs
+	$(BIN)/ruff format --check generator tests benchmarks docs/conf.py docs/_figures
 	$(BIN)/mypy
 	$(BIN)/optforge generate --all --target c --target cuda --check
+
+# The language, and the bits of float32, in a minute.
+quick: $(VENV)/.dev
+	@$(MAKE) --no-print-directory --jobs 3 --output-sync=target check quick-language quick-bits
+
+quick-language:
+	$(BIN)/pytest -q tests/cli/test_rooms.py tests/language/test_language.py tests/language/test_meanings.py \
+	    tests/language/test_names.py tests/language/test_hints.py $(PYTEST_ARGS)
+
+quick-bits:
+	$(BIN)/pytest -q tests/bits/test_bits.py tests/train/test_optimizer.py -k "not float64" $(PYTEST_ARGS)
+
+test: check
+	@echo "The tests take about a quarter of an hour on two cores; make quick takes a minute."
 	@$(MAKE) --no-print-directory --jobs 3 --output-sync=target test-words test-steps test-cuda
 
 # Many tests wait for compilers and processes, so that the parts go on beside each other.
 test-words:
-	$(BIN)/pytest -q tests/language tests/emitted tests/cli tests/engines $(PYTEST_ARGS)
+	$(BIN)/pytest -q tests/language tests/emitted tests/cli tests/engines tests/profile $(PYTEST_ARGS)
 
 test-steps:
 	$(BIN)/pytest -q tests/bits tests/runtime tests/train tests/doors $(PYTEST_ARGS)
@@ -41,5 +61,9 @@ $(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@ $(VENV)/.demo
 
+$(VENV)/.docs: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	@touch $@
+
 clean:
-	rm -rf $(VENV) demo.png demo-training.png
+	rm -rf $(VENV) docs/_build demo.png demo-training.png

@@ -19,17 +19,17 @@ from pathlib import Path
 from typing import Any
 
 try:
+    import jax
     import jax.numpy as jnp
     import numpy as np
     import optax
 
-    import jax
     import optforge.jax as ofj
 except ImportError as problem:
     print(f"under_jit.py needs JAX, optax and optforge in one environment: {problem}", file=sys.stderr)
     sys.exit(3)
 
-from models import Model, gpt2, resnet20
+from optforge.profile.models import Model, gpt2, resnet20
 
 LR = 1e-3
 RULES: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {

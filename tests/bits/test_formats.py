@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from amount import FULL
 from conftest import require
-from embedding import FULL
 from native import instruction_sets
 from storing import CASES, Kernels, execute
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from amount import FULL
 from converting import BF16, COLUMNS, F16, KEY, LOAD, NEAREST, SETS, SPLIT, STOCHASTIC, Conversions, build
-from embedding import FULL
 from oracles import _formats
 
 pytestmark = pytest.mark.skipif(not SETS, reason="the instruction sets of x86-64 are run")

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 import optforge as of
+from amount import FULL
 from conftest import require
-from embedding import FULL, SOURCES, WARNINGS, run, write
+from embedding import SOURCES, WARNINGS, run, write
 from optforge import rule, scalar
 from optforge.core.formats import Wanted
 from optforge.emit.c import rule_view

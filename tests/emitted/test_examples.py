@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from amount import FULL
 from conftest import missing, require
-from embedding import FULL
 from places import ROOT
 
 EXAMPLES = ROOT / "examples"
@@ -75,7 +75,9 @@ def glue(path: Path) -> int:
 def test_the_page_tells_each_ones_glue() -> None:
     """A row of its table is: program, lines in the source, lines in the Makefile, and more."""
     rows = re.findall(r"^\| `examples/([\w-]+)` \| (\d+) \| (\d+) \|", PAGE.read_text(), re.M)
-    found = [(name, glue(EXAMPLES / name / source), glue(EXAMPLES / name / "Makefile")) for name, source in SOURCES.items()]
+    found = [
+        (name, glue(EXAMPLES / name / source), glue(EXAMPLES / name / "Makefile")) for name, source in SOURCES.items()
+    ]
     assert [(name, int(own), int(build)) for name, own, build in rows] == found
 
 

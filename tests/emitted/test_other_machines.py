@@ -15,12 +15,16 @@ from pathlib import Path
 import pytest
 
 import optforge as of
+from amount import FULL
 from conftest import missing, require
-from embedding import FULL, WARNINGS, battery, headers, run, write
+from embedding import WARNINGS, battery, headers, run, write
 
 pytestmark = pytest.mark.skipif(not FULL, reason="takes long; set OPTFORGE_TEST_FULL=1")
 
-RULES = {**{name: of.rules[name] for name in of.rules}, "clipped": of.transforms.clip_by_global_norm() >> of.rules.adamw}
+RULES = {
+    **{name: of.rules[name] for name in of.rules},
+    "clipped": of.transforms.clip_by_global_norm() >> of.rules.adamw,
+}
 STORED = {
     "low": (of.rules.adamw, {"store": dict.fromkeys("pgmv", "bf16"), "master": "f32", "rounding": "stochastic"}),
     "halved": (of.rules.momentum, {"store": {"p": "f16", "g": "f16"}, "master": "f32"}),
@@ -99,7 +103,10 @@ def test_self_tests(machine: Machine, optimisation: str, tmp_path: Path) -> None
     names = [name for name in files if name.endswith(".c")]
     run([machine.compiler, "-std=c99", optimisation, *machine.warnings, *machine.flags, "-c", *names], tmp_path)
     objects = [name.replace(".c", ".o") for name in names]
-    run([machine.compiler, optimisation, *machine.flags, *machine.linking, *objects, "-o", machine.program, "-lm"], tmp_path)
+    run(
+        [machine.compiler, optimisation, *machine.flags, *machine.linking, *objects, "-o", machine.program, "-lm"],
+        tmp_path,
+    )
     isa, *lines = run([*machine.runner, tmp_path / machine.program], tmp_path).split("\n")
     assert isa.strip() in machine.isa
     assert [line.split() for line in lines if line] == [[prefix, "0"] for prefix in (*RULES, *STORED)]

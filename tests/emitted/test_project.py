@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from amount import FULL
 from cli_runner import optforge
 from conftest import require
-from embedding import FULL, WARNINGS, run, write
+from embedding import WARNINGS, run, write
 from places import GENERATOR
 
 RULE = '''from optforge import rule

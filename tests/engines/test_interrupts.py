@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 import optforge as of
+from amount import FULL
 from optforge.core.diagnostics import InterruptedStep
 from optimizing import TARGETS, bits, everything, nadam
 
@@ -64,7 +65,9 @@ def test_a_signal_finds_a_step_done_or_not_begun(target: str, dtypes: str, make:
     before = signal.signal(signal.SIGALRM, interrupt)
     hits = 0
     try:
-        for _ in range(60):
+        for tries in range(5000):  # where a machine is busy few signals come in time
+            if tries >= 60 and hits > 20:
+                break
             try:
                 signal.setitimer(signal.ITIMER_REAL, delays.uniform(2e-5, 2e-3))
                 for t in range(opt.t, last):
@@ -119,6 +122,7 @@ def instructions(function: Callable[[], Any], at: int) -> int:
     return count
 
 
+OFTEN = 40 if FULL else 12  # at how many places a step is interrupted, and at how many of the last
 HOWS: list[dict[str, Any]] = [{}, {"zero_grads": True}, {"skip_nonfinite": True}]
 
 
@@ -166,7 +170,7 @@ def test_no_instruction_leaves_half_a_step(
     number = instructions(lambda: opt.step(grads[1], stats=True), 0)
     assert everything(opt) == after
     # Some of all, and those around the end, where the step is done and the caller does not know it yet.
-    places = sorted({*range(1, number + 1, number // 20 + 1), *range(max(number - 40, 1), number + 1)})
+    places = sorted({*range(1, number + 1, number // OFTEN + 1), *range(max(number - OFTEN, 1), number + 1)})
     outcomes = set()
     for at in places:
         back()
@@ -210,7 +214,7 @@ def test_no_instruction_parts_a_tensors_count_from_its_elements(target: str, mak
     back()
     number = instructions(lambda: opt.step(given[1]), 0)
     found = set()
-    for at in sorted({*range(1, number + 1, number // 60 + 1), *range(max(number - 40, 1), number + 1)}):
+    for at in sorted({*range(1, number + 1, number // OFTEN + 1), *range(max(number - OFTEN, 1), number + 1)}):
         back()
         with contextlib.suppress(Interruption):
             instructions(lambda: opt.step(given[1]), at)

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 import hostile_runner
+from amount import FULL
 from hostile_rules import ACCEPTED, IMPORTS, REFUSED, function, usual
 from hostile_sizes import CASES, LAST, TRANSFORM, Sized, body, declared, lines, listed
 from optforge.cli import main
@@ -22,8 +23,8 @@ from optforge.library.rule import Rule
 
 EVERY = [*CASES, *(Sized(f"refused-{c.id}", c.source, c.name) for c in REFUSED)]
 EVERY += [Sized(f"accepted-{c.id}", c.source, c.name) for c in ACCEPTED]
-# All of them take minutes: they are of the long run, and every sixth is of each.
-TAKEN = range(0, len(EVERY), 1 if os.environ.get("OPTFORGE_TEST_FULL") else 6)
+# All of them take minutes: they are of the long run, and every twelfth is of each.
+TAKEN = range(0, len(EVERY), 1 if FULL else 12)
 
 
 def test_there_are_enough() -> None:

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 import optforge as of
+from amount import FULL
 from conftest import require
-from embedding import FULL, SOURCES, Library, Part, emitted, lists_of, run, same, shared, tensors_of, write
+from embedding import SOURCES, Library, Part, emitted, lists_of, run, same, shared, tensors_of, write
 
 TEXTS = {
     "NULL": "a pointer is NULL",

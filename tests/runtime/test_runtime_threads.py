@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from amount import FULL
 from conftest import require, require_torch
-from embedding import FULL, WAYS, battery, run
+from embedding import WAYS, battery, run
 
 X86 = platform.machine() == "x86_64"
 only_x86 = pytest.mark.skipif(not X86, reason="of x86-64")

@@ -19,7 +19,6 @@ from optforge.emit import layout
 from optforge.emit.c import rule_text
 from places import TESTS
 
-FULL = bool(os.environ.get("OPTFORGE_TEST_FULL"))
 SOURCES = TESTS / "runtime"
 WARNINGS = tuple("-Wall -Wextra -Wpedantic -Wconversion -Wshadow -Wcast-qual -Wdouble-promotion -Werror".split())
 WAYS = ("split", "single", "bundle")

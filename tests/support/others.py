@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +9,6 @@ import numpy as np
 
 from data import same
 
-FULL = bool(os.environ.get("OPTFORGE_TEST_FULL"))  # the long run: every level, every architecture
 SIZES = (1, 33, 1025, 2000)
 STEPS = 6
 

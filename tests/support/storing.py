@@ -13,7 +13,8 @@ import numpy as np
 
 import data
 import optforge as of
-from embedding import FULL, NORMS, Library, Part, shared, step
+from amount import FULL
+from embedding import NORMS, Library, Part, shared, step
 from optforge import norm, rule
 from optforge.core.formats import Storage, storage
 from optforge.emit import layout
