@@ -6,7 +6,6 @@ Memory is for what is written alone, at most 8.1 GiB: 2^31 + 17 floats, or 2^32 
 
 from __future__ import annotations
 
-import os
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +15,7 @@ import pytest
 
 import optforge as of
 from conftest import require
-from embedding import FULL, SOURCES, WARNINGS, headers, run, write
+from embedding import FULL, SOURCES, WARNINGS, run, write
 
 CLIP = of.transforms.clip_by_global_norm()
 BF16 = {"store": {"p": "bf16", "g": "bf16"}, "suffix": "bf16"}
