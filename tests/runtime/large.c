@@ -3,8 +3,8 @@
  *     large N
  *
  * KERNEL is the kernel, of a rule behind a clipping by the norm; ELEMENT the bytes of an element, 2 (bfloat16) or 4.
- * Data have a period, of which 2^31 and 2^32 are no multiples. Gradients are one period of memory that is mapped again and
- * again, so that they take none; parameters and state must be as those of a tensor of one period behind its step.
+ * Data have a period, of which 2^31 and 2^32 are no multiples. Gradients are one period of memory that is mapped again
+ * and again, so that they take none; parameters and state must be as those of a tensor of one period behind its step.
  */
 #define _GNU_SOURCE
 #include "large.h"

@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 import optforge as of
+from amount import FULL
 from conftest import require
-from embedding import FULL, SOURCES, WARNINGS, run, write
+from embedding import SOURCES, WARNINGS, run, write
 
 CLIP = of.transforms.clip_by_global_norm()
 BF16 = {"store": {"p": "bf16", "g": "bf16"}, "suffix": "bf16"}

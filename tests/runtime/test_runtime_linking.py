@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 import optforge as of
+from amount import FULL
 from conftest import COMPILERS, missing, require
-from embedding import FULL, WARNINGS, WAYS, emitted, headers, run, write
+from embedding import WARNINGS, WAYS, emitted, headers, run, write
 
 CLIPPED = of.transforms.clip_by_global_norm >> of.rules.momentum
 STANDARDS = ("c99", "c11", "c++11")
