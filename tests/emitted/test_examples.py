@@ -95,7 +95,7 @@ def test_glue_is_marked(tmp_path: Path) -> None:
 
 
 @full
-@pytest.mark.parametrize("flags", ["-O2", "-O3 -march=native -ffp-contract=off"])
+@pytest.mark.parametrize("flags", ["-O2", "-O3 -march=native -fno-math-errno"])
 def test_flat_trainer(tmp_path: Path, flags: str) -> None:
     """Where the compiler leaves arithmetic as it is written all bits agree, over a whole training."""
     require("gcc")
