@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,15 +72,23 @@ MACHINES = {
 }
 
 
+@pytest.fixture(scope="module")
+def windows(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """What wine takes for a disk of its own, which is large."""
+    directory = tmp_path_factory.mktemp("wine")
+    yield directory
+    shutil.rmtree(directory, ignore_errors=True)
+
+
 @pytest.fixture(params=MACHINES)
-def machine(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
+def machine(request: pytest.FixtureRequest, windows: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     """A machine whose compiler and emulator are here."""
     own = MACHINES[request.param]
     require(own.compiler)
     require(own.runner[0])
     for name, value in own.environment:
         monkeypatch.setenv(name, value)
-    monkeypatch.setenv("WINEPREFIX", str(tmp_path / "wine"))
+    monkeypatch.setenv("WINEPREFIX", str(windows))
     return own
 
 
