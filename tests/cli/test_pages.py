@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from conftest import require_torch
-from optforge import Rule, cli
+from optforge import Rule, __version__, cli
 from pages import PAGES, README, WRITTEN, blocks, commands, python_blocks
 from places import ROOT
 
@@ -153,6 +153,10 @@ def test_the_rule_that_is_shown_is_the_one_of_the_examples() -> None:
     for page in (README, PAGES / "getting-started.md"):
         (rule,) = (text for text in python_blocks(page) if "def rms_decay" in text)
         assert formulas(rule) == example
+
+
+def test_the_citation_is_of_this_version() -> None:
+    assert f"\nversion: {__version__}\n" in (ROOT / "CITATION.cff").read_text()
 
 
 def test_the_readme_is_short() -> None:
