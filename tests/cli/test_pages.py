@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+import optforge
+import optforge.core.functions
 from conftest import require_torch
 from optforge import Rule, __version__, cli
 from pages import PAGES, README, WRITTEN, blocks, commands, python_blocks
@@ -157,6 +159,13 @@ def test_the_rule_that_is_shown_is_the_one_of_the_examples() -> None:
 
 def test_the_citation_is_of_this_version() -> None:
     assert f"\nversion: {__version__}\n" in (ROOT / "CITATION.cff").read_text()
+
+
+def test_every_public_name_is_on_the_page_of_the_api() -> None:
+    words = {*optforge.core.functions.IMPORTABLE, *optforge.transforms}
+    page = (PAGES / "api.md").read_text("utf-8")
+    missing = [name for name in optforge.__all__ if name not in words and not re.search(rf"\b{name}\b", page)]
+    assert not missing
 
 
 def test_the_readme_is_short() -> None:
