@@ -39,7 +39,7 @@ test: check
 
 # Many tests wait for compilers and processes, so that the parts go on beside each other.
 test-words:
-	$(BIN)/pytest -q tests/language tests/emitted tests/cli tests/engines $(PYTEST_ARGS)
+	$(BIN)/pytest -q tests/language tests/emitted tests/cli tests/engines tests/profile $(PYTEST_ARGS)
 
 test-steps:
 	$(BIN)/pytest -q tests/bits tests/runtime tests/train tests/doors $(PYTEST_ARGS)

@@ -1,4 +1,4 @@
-"""The command line: list, show, generate, demo."""
+"""The command line: list, show, generate, profile, demo."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ RULE is the name of a built-in rule (see `optforge list`) or FILE.py:NAME, a rul
 and never executed, so a file that you did not write is safe to give. Transforms stand before a rule, with colons:
 clip_by_global_norm:adam.
 
-Exit codes: 0 done; 1 a check found a difference; 2 a mistake in what was asked or in a rule; 3 something is missing on
-this machine (a compiler, disk space, an optional package); 130 interrupted.
+Exit codes: 0 done; 1 a check found a difference or a regression; 2 a mistake in what was asked or in a rule; 3
+something is missing on this machine (a compiler, disk space, an optional package); 130 interrupted.
 """
 INTERRUPTED = 130
 
@@ -283,6 +283,79 @@ def generate(
     else:
         for path, changed in write_all(out, files):
             say(f"{'wrote' if changed else 'kept '} {path}")
+
+
+@app.command(short_help="Measure kernels against the machine's limits, and against others.")
+def profile(
+    rule: Annotated[list[str], typer.Argument(metavar="RULE", help="Built-in rules, FILE.py:NAME, compositions.")],
+    against: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME,…", help="Others to measure against: torch, optax, numba, numpy, deepspeed, all."),
+    ] = None,
+    sizes: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SIZE,…",
+            help="Elements of a tensor (4096, 64k, 16M), a level (L1 L2 L3 memory), a network (gpt2 resnet50 many …).",
+        ),
+    ] = None,
+    threads: Annotated[
+        list[str] | None, typer.Option(metavar="N,…", help="Numbers of threads, or all. Default: 1 and all.")
+    ] = None,
+    target: Annotated[str, typer.Option(metavar="c|cuda", help="Where kernels run.")] = "c",
+    dtype: Annotated[
+        list[str] | None, typer.Option(metavar="f32|f64", help="Element types; may be repeated. Default: f32.")
+    ] = None,
+    store: Store = None,
+    master: Master = None,
+    rounding: Rounding = "nearest",
+    setting: Annotated[
+        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A static option, or another default.")
+    ] = None,
+    isa: Annotated[
+        list[str] | None, typer.Option(metavar="NAME,…", help="Instruction sets, such as x86-64-v3. Default: the best.")
+    ] = None,
+    seconds: Annotated[float, typer.Option(metavar="N", help="About how long to measure.")] = 100,
+    json: Annotated[str | None, typer.Option(metavar="FILE|-", help="Write all that was measured, as JSON.")] = None,
+    png: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the pictures.")] = None,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a report, one file that needs no other.")
+    ] = None,
+    compare: Annotated[
+        Path | None, typer.Option(metavar="OLD.json", help="Compare with an earlier run; exit code 1 if it got slower.")
+    ] = None,
+    threshold: Annotated[
+        float, typer.Option(metavar="SHARE", help="How much slower is no regression yet, beyond the noise.")
+    ] = 0.03,
+) -> None:
+    """Measure how fast kernels are, how far from the limits of this machine, and say what binds them.
+
+    \b
+    Examples:
+      optforge profile adamw
+      optforge profile adamw --against torch --html report.html
+      optforge profile my_rule.py:my_rule --sizes 64k,16M --threads 1
+      optforge profile clip_by_global_norm:adamw --store p=bf16,g=bf16 --json new.json --compare old.json
+
+    The limits are measured in the same run, in turns with the kernel: the same arrays read and written without
+    mathematics, and the rule's divisions and roots alone, which a core does in one unit. What is compared with others
+    gives the same results first.
+    """  # noqa: D301
+    from ..core.formats import Wanted, parse_store
+    from ..profile import command
+    from ..profile.models import USUAL
+
+    own = parse_store(store)
+    stored = Wanted(dtype or (None if own else ["f32"]), own, master, rounding)
+    own_sizes, own_threads = command.listed(sizes) or USUAL, command.numbers(threads)
+    asked = command.Asked(
+        rule, target, stored, setting or [], command.listed(against), own_sizes, own_threads,
+        command.listed(isa) or None, seconds, json, png, html, compare, threshold,
+    )  # fmt: skip
+    made, found = command.profile(asked)
+    say(command.said(made, asked))
+    if found:
+        raise typer.Exit(1)
 
 
 @app.command(short_help="Train a small network, resume the training, compare every bit.")
