@@ -14,9 +14,10 @@ import pytest
 
 import optforge as of
 import storing
+from amount import FULL
 from conftest import require
 from cuda import Options, Plan, Stats
-from embedding import FULL, NORMS
+from embedding import NORMS
 from emulation import compile_emulated
 from optforge.core.formats import storage
 from storing import GRAD_SCALE, RULES, SEED, Run, Several, check, check_told, run_of, storages
