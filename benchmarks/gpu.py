@@ -48,7 +48,7 @@ except ImportError as problem:
     print(f"gpu.py needs NumPy and optforge in one environment: {problem}", file=sys.stderr)
     sys.exit(3)
 
-from models import Model, gpt2, many, perceptron, resnet20, resnet50
+from optforge.profile.models import Model, gpt2, many, perceptron, resnet20, resnet50
 
 torch: Any = None  # where it is installed, and has a device, and is not too slow to import
 
