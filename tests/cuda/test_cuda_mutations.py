@@ -75,6 +75,10 @@ SURVIVORS = {
     ("optforge.cuh", r"aligned && live(\[r\])? == 4", 0): "a load beyond the end, of what nobody uses",
     ("optforge.cuh", r"(?<=\()live == 4 && ", 0): "likewise",
     ("optforge.cuh", r"k < live\b", 0): "likewise",
+    ("optforge.cuh", r"(?<=\()live == 4 && ", 2): "of 16 bits, which this rule has none of",
+    ("optforge.cuh", r"(?<=\()live == 4 && ", 3): "likewise",
+    ("optforge.cuh", r"k < live\b", 2): "likewise",
+    ("optforge.cuh", r"k < live\b", 3): "likewise",
 }
 
 
