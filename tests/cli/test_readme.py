@@ -50,7 +50,7 @@ def test_the_whole_training_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_pictures_that_are_shown_are_there() -> None:
     shown = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", README.read_text())
-    assert len(shown) == 2
+    assert len(shown) == 3
     assert all((README.parent / path).read_bytes().startswith(b"\x89PNG") for path in shown)
 
 
