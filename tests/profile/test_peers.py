@@ -14,7 +14,7 @@ from optforge.profile import machine, models, peers
 from optforge.profile.peers import loops, side
 
 # Each is compiled; the long run has all.
-RULES = [*of.rules] if FULL else ["nesterov", "adamw", "lamb"]
+RULES = [*of.rules] if FULL else ["nesterov", "lamb"]
 MODEL = models.Model("some", [(33, 7), (1000,), (1,)])
 
 

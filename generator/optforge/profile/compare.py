@@ -81,7 +81,7 @@ def compare(old: Document, new: Document, threshold: float = THRESHOLD) -> tuple
     if not both:
         raise UsageError("the two runs have no row in common: give the same rules, --sizes and --threads")
     if others:
-        notes.append(f"{len(others)} of {len(both)} rows were not compared: other processes used their cores")
+        notes.append(f"{len(others)} of {len(both)} rows were not compared: others used their cores, or turns were few")
     if old["machine"]["processor"] != new["machine"]["processor"] or old["machine"]["isa"] != new["machine"]["isa"]:
         notes.append(
             "the two runs are of different machines: what is compared is how near to its own limits each comes"
