@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 try:
+    import jax
     import jax.numpy as jnp
     import numpy as np
     import optax
 
-    import jax
     import optforge.jax as ofj
 except ImportError as problem:
     print(f"under_jit.py needs JAX, optax and optforge in one environment: {problem}", file=sys.stderr)

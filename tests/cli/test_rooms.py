@@ -11,8 +11,25 @@ import optforge
 PACKAGE = Path(optforge.__file__).parent
 
 # From the ground up. What is not in a room is the front: names that people import, brought together from below.
-ROOMS = ("core", "rules", "transforms", "frontend", "emit", "engines", "library", "train", "jax", "", "profile", "cli")
+ROOMS = (
+    *(
+        "core",
+        "rules",
+        "transforms",
+        "frontend",
+        "emit",
+        "engines",
+        "library",
+        "train",
+        "jax",
+        "torch",
+        "",
+        "profile",
+        "cli",
+    ),
+)
 LIBRARIES = ("rules", "transforms")  # texts in the rule language, which import from the front as anybody's do
+TEXTS = {("torch", "rules")}  # such a text in another room
 
 
 def module(path):
@@ -48,7 +65,7 @@ def imports(name):
 EDGES = {
     name: {found for found in imports(name) if found != name and found in PATHS}
     for name in PATHS
-    if not (room(name) in LIBRARIES and len(name) > 1)
+    if not (room(name) in LIBRARIES and len(name) > 1) and name not in TEXTS
 }
 
 

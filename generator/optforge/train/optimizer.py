@@ -219,8 +219,6 @@ class Optimizer:
             own = FORMAT_OF[array.dtype].name
             if self.store.get("p", own) != own:
                 raise TypeError(f"{label} is {spelled(array.dtype)}, and store says that p is {self.store['p']}")
-            if not self._space.narrow and FORMAT_OF[array.dtype].narrow:
-                raise TypeError(f"{label} is {spelled(array.dtype)}; on a GPU it must be float32 or float64")
             found.append(array)
         return found
 
@@ -232,8 +230,6 @@ class Optimizer:
         for p in dict.fromkeys(FORMAT_OF[array.dtype].name for array in arrays) or ["f32"]:
             store = {**dict.fromkeys(kernel.arrays, "f64"), **own} if p == "f64" else own
             found.append(storage(kernel.arrays, {**store, "p": p}, self.master, self.rounding, "own", scalar))
-        if not self._space.narrow and any(each.narrow for one in found for _, each in one.formats):
-            raise UsageError("on a GPU arrays are stored as float32 or float64: leave store and master out")
         return found
 
     def _stored(self, arrays: Sequence[Any]) -> Kernel:
@@ -390,29 +386,33 @@ class Optimizer:
             listed = grads if type(grads) is list and self._listed else self._structure.flatten(grads, "grads")
             if len(listed) != len(self._tensors):
                 raise ValueError(f"grads has {len(listed)} arrays, params has {len(self._tensors)}")
-            if not self._inputs.take(listed, self._plan):
-                self._prepare()
-            how = self._how
-            if grad_scale is not None or stats:
-                scale = 1.0 if grad_scale is None else loss_scale(grad_scale)
-                records = np.zeros(len(self._places) + 1, RECORD) if stats else None
-                how = replace(how, grad_scale=scale, stats=records)
-            before = self._count[0]
-            try:
-                if not self._plain:
-                    self._unusual_step(how)
-                else:
-                    applied = self._plan.step(self._values, before + 1, how) is False
-                    if applied and not self._progress.undecided and self._count[0] == before:
-                        self._count[0] = before + 1  # the engine has counted it, unless there was nothing to do
-            finally:
-                self._inputs.release()
-                if self._tell is not None or self.zero_grads:
-                    self._tell_of_changes(before, listed)
-            return Stats(how.stats, self._places, len(self._tensors)) if stats else None
+            return self._step(listed, grad_scale, stats)
         except MISTAKES as problem:
             shorten(problem)
             raise
+
+    def _step(self, listed: Sequence[Any], grad_scale: float | None, stats: bool) -> Stats | None:
+        """`step`, with a gradient or None for each tensor in order, where no step is open."""
+        if not self._inputs.take(listed, self._plan):
+            self._prepare()
+        how = self._how
+        if grad_scale is not None or stats:
+            scale = 1.0 if grad_scale is None else loss_scale(grad_scale)
+            records = np.zeros(len(self._places) + 1, RECORD) if stats else None
+            how = replace(how, grad_scale=scale, stats=records)
+        before = self._count[0]
+        try:
+            if not self._plain:
+                self._unusual_step(how)
+            else:
+                applied = self._plan.step(self._values, before + 1, how) is False
+                if applied and not self._progress.undecided and self._count[0] == before:
+                    self._count[0] = before + 1  # the engine has counted it, unless there was nothing to do
+        finally:
+            self._inputs.release()
+            if self._tell is not None or self.zero_grads:
+                self._tell_of_changes(before, listed)
+        return Stats(how.stats, self._places, len(self._tensors)) if stats else None
 
     def _tell_of_changes(self, before: int, grads: Sequence[Any]) -> None:
         """Tell the library of the tensors which were written to by a step behind so many."""
@@ -520,7 +520,7 @@ class Optimizer:
 
     @property
     def state(self) -> dict[str, Any]:
-        """State by name in the structure of `params`: live arrays, and floats where it is scalar."""
+        """State by name in the structure of `params`, as live arrays, and as floats where it is scalar."""
         if not self._progress.unfinished:
             self._settle()
         return {
@@ -533,7 +533,7 @@ class Optimizer:
 
     @property
     def groups(self) -> list[Group]:
-        """The parameter groups, one where none were given: their "params", and hyperparameters that can be set."""
+        """The parameter groups, one where none were given, with "params" and hyperparameters that can be set."""
         return [Group(self, k) for k in range(len(self._values))]
 
     def _rows(self) -> list[dict[str, float]]:

@@ -6,7 +6,7 @@ import contextlib
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +115,11 @@ class CPlan:
                 steps = np.zeros(len(rows), np.uint64), behind[numbers].astype(np.uint64)
                 own.steps = ffi.cast("uint64_t *", address(steps[0]))
                 self.steps.append(steps)
+        every = [len(members) == len(table.rows) for members in self.tensors]  # in order, as a slice finds them faster
+        self.columns = [
+            (rows[:, GRADIENT], slice(None) if whole else members)
+            for rows, members, whole in zip(self.parts, self.tensors, every, strict=True)
+        ]
         self.aim(inputs.addresses)
         self.options = ffi.new("optforge_options *")
         library.calls.options_init(self.options)
@@ -123,8 +128,8 @@ class CPlan:
 
     def aim(self, addresses: Array) -> None:
         """Take gradients at these addresses, of all tensors, which were checked as the runtime would check them."""
-        for rows, members in zip(self.parts, self.tensors, strict=True):
-            rows[:, GRADIENT] = addresses[members]
+        for column, members in self.columns:
+            column[...] = addresses[members]
 
     def step(self, hyperparameters: Any, t: int, how: How) -> bool:
         """One step in place, with the hyperparameters of each group; whether it was skipped.
@@ -195,6 +200,10 @@ class Calls:
     options_init: Any
     step_lists: Any
     workspace_size: Any
+    begin: Any
+    share: Any
+    partials: Any
+    fold: Any
 
 
 @dataclass(frozen=True)
@@ -234,13 +243,19 @@ def load(path: Path, prefix: str) -> Library:
 
     ffi = cffi.FFI()
     lists = "const optforge_list *lists, size_t number, const optforge_options *options"
+    sizes = [f"{name} = {layout.constant(name, 'optforge.h')}" for name in SIZES]
     declarations = [
         "typedef struct optforge_stats optforge_stats; typedef struct optforge_pass optforge_pass;",
         "typedef struct optforge_initial optforge_initial;",
-        layout.structs("optforge_parallel", "optforge_options", "optforge_kernel", "optforge_list"),
+        f"enum {{ {', '.join(sizes)} }};",
+        layout.structs("optforge_parallel", "optforge_options", "optforge_kernel", "optforge_list", "optforge_work"),
         "void optforge_options_init(optforge_options *o);",
         f"int optforge_step_lists({lists});",
         f"size_t optforge_workspace_size({lists});",
+        f"int optforge_begin(optforge_work *work, {lists});",
+        "void optforge_share(optforge_work *work, int phase, size_t ith, size_t nth);",
+        "double *optforge_partials(const optforge_work *work, int phase, size_t *number);",
+        "int optforge_fold(optforge_work *work, int phase);",
         f"const char *{prefix}_strerror(int status);",
         f"void {prefix}_hyper_init(void *hyper);",
         *(f"extern char {prefix}_kernel_{suffix};" for suffix in DTYPES),
@@ -256,7 +271,7 @@ def load(path: Path, prefix: str) -> Library:
         ffi.new("unsigned char[]", 1)
         return Library(
             ffi,
-            Calls(loaded.optforge_options_init, loaded.optforge_step_lists, loaded.optforge_workspace_size),
+            Calls(**{own.name: getattr(loaded, f"optforge_{own.name}") for own in fields(Calls)}),
             getattr(loaded, f"{prefix}_strerror"),
             getattr(loaded, f"{prefix}_hyper_init"),
             {
@@ -268,6 +283,7 @@ def load(path: Path, prefix: str) -> Library:
         raise EnvironmentProblem(f"the compiled kernel {path} cannot be loaded: {problem}") from None
 
 
+SIZES = ("OPTFORGE_MOST_SUMS", "OPTFORGE_MOST_PASSES")  # of arrays in structs
 POINTERS = ("char *", "void *", "unsigned char *", "size_t *", "uint64_t *")  # of pointers that plans have
 FLUSHING: set[Path] = set()  # libraries that were refused; opened again they do no harm, and would seem harmless
 

@@ -19,7 +19,7 @@ typedef struct DLTensor {
     int64_t *shape, *strides;
     uint64_t byte_offset;
 } DLTensor;
-enum { CPU = 1, FLOAT = 2 };
+enum { CPU = 1 };
 
 /* An array of NumPy, behind the head that all objects have. */
 typedef struct Array {
@@ -33,11 +33,12 @@ enum { CONTIGUOUS = 0x1, ALIGNED = 0x100, WRITEABLE = 0x400 };
 
 /* What an array has to be. */
 typedef struct Form {
-    const int64_t *shape;
-    uint64_t bytes; /* of all elements */
+    const int64_t *shape, *strides; /* the latter in elements, as DLPack has them */
+    uint64_t bytes;                 /* of all elements */
     int32_t ndim;
-    int32_t bits; /* of one element, a floating-point number */
+    int32_t code, bits; /* of one element: what DLPack calls its type, FLOAT or BFLOAT, and its size */
 } Form;
+enum { FLOAT = 2, BFLOAT = 4 };
 
 typedef struct Inputs {
     /* Python: the bytes of an object's head, which ends with its type; PyList_GetItem, PyErr_Clear */
@@ -61,7 +62,7 @@ typedef struct Inputs {
 } Inputs;
 
 enum { ABSENT, FOUND, ONE, OTHER };               /* a gradient; ONE is a tensor of one element */
-enum { PARAMETERS = 1, CHANGED = 2, ASKED = 4 };  /* what there is to do: bits of the result */
+enum { PARAMETERS = 1, CHANGED = 2, ASKED = 4, MOVED = 8 }; /* what there is to do: bits of the result */
 
 static const void *type_of(const Inputs *in, const void *object)
 {
@@ -76,8 +77,8 @@ static int look_at_array(const Inputs *in, const void *object, const Form *form,
     const Array *array = (const Array *)((const char *)object + in->head);
     const int wanted = CONTIGUOUS | ALIGNED | (writes ? WRITEABLE : 0);
 
-    if (array->dtype != (form->bits == 32 ? in->float32 : in->float64) || array->nd != form->ndim ||
-        (array->flags & wanted) != wanted)
+    if (form->bits < 32 || array->dtype != (form->bits == 32 ? in->float32 : in->float64) ||
+        array->nd != form->ndim || (array->flags & wanted) != wanted)
         return OTHER;
     for (int d = 0; d < form->ndim; d++)
         if (array->shape[d] != form->shape[d])
@@ -95,12 +96,12 @@ static int look_at_tensor(const Inputs *in, void *object, const Form *form, uint
         in->clear();
         return OTHER;
     }
-    if (tensor.device_type != CPU || tensor.code != FLOAT || tensor.bits != form->bits || tensor.lanes != 1 ||
+    if (tensor.device_type != CPU || tensor.code != form->code || tensor.bits != form->bits || tensor.lanes != 1 ||
         tensor.ndim != form->ndim)
         return OTHER;
-    for (int d = tensor.ndim; d-- > 0; elements *= tensor.shape[d])
+    for (int d = 0; d < form->ndim; elements *= tensor.shape[d++])
         if (tensor.shape[d] != form->shape[d] ||
-            (tensor.shape[d] != 1 && tensor.strides[d] != elements && form->bytes != 0))
+            (tensor.shape[d] != 1 && tensor.strides[d] != form->strides[d] && form->bytes != 0))
             return OTHER;
     *address = (uintptr_t)tensor.data + (uintptr_t)tensor.byte_offset;
     if (*address % (uintptr_t)(form->bits / 8) != 0)
@@ -161,7 +162,8 @@ int optforge_inputs(Inputs *in, void *parameters, void *gradients)
         if (kind == OTHER)
             address = 0;
         result |= kind == ONE || kind == OTHER ? ASKED : 0;
-        result |= address != in->addresses[k] || (kind == ABSENT) != (in->gradients[k] == ABSENT) ? CHANGED : 0;
+        result |= address != in->addresses[k] ? MOVED : 0;
+        result |= (kind == ABSENT) != (in->gradients[k] == ABSENT) ? CHANGED : 0; /* other tensors have one */
         in->gradients[k] = (unsigned char)kind;
         in->addresses[k] = address;
     }

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import math
 import sys
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,14 @@ from ..inputs import Inputs
 from ..tensor import Tensor
 from .compile import library
 
-FORM = np.dtype([("shape", np.uintp), ("bytes", np.uint64), ("ndim", np.int32), ("bits", np.int32)], align=True)
+FORM = np.dtype(
+    [*((name, np.uintp) for name in ("shape", "strides")), ("bytes", np.uint64)]
+    + [(name, np.int32) for name in ("ndim", "code", "bits")],
+    align=True,
+)
+FLOAT, BFLOAT = 2, 4  # types of numbers, as DLPack calls them
 ABSENT, FOUND, ONE, OTHER = range(4)  # what a gradient is, as inputs.c says
-PARAMETERS, CHANGED, ASKED = 1, 2, 4  # what it leaves to do
+PARAMETERS, CHANGED, ASKED, MOVED = 1, 2, 4, 8  # what it leaves to do
 KINDS = [*FORMAT_OF]
 BYTES = np.array([0, *(dtype.itemsize for dtype in KINDS)], np.uint64)  # of an element, by 1 and the number of its kind
 POINTERS = "none item clear ndarray float32 float64 tensor parameter describe".split()
@@ -41,8 +48,24 @@ class Struct(ctypes.Structure):
     ]
 
 
+@dataclass(frozen=True)
+class Form:
+    """What an array has to be; `strides` are in elements, C-contiguous where they are left out."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    strides: tuple[int, ...] | None = None
+
+    @property
+    def laid_out(self) -> tuple[int, ...]:
+        """The strides."""
+        if self.strides is not None:
+            return self.strides
+        return tuple(math.prod(self.shape[d + 1 :]) for d in range(len(self.shape)))
+
+
 class Look:
-    """One call that looks at parameters and gradients of these shapes and dtypes.
+    """One call that looks at parameters and gradients of these forms.
 
     Attributes
     ----------
@@ -56,15 +79,19 @@ class Look:
         Where each gradient is; 0 where it is not known, or has no elements.
     """
 
-    def __init__(self, forms: Sequence[tuple[tuple[int, ...], np.dtype[Any]]], zero_grads: bool = False):
+    def __init__(self, forms: Sequence[Form], zero_grads: bool = False):
         count = len(forms)
         self.homes, self.addresses = np.zeros(count, np.uintp), np.zeros(count, np.uintp)
         self.parameters, self.gradients = np.zeros(count, np.uint8), np.zeros(count, np.uint8)
-        self.forms, self.lengths = np.zeros(count, FORM), np.array([n for shape, _ in forms for n in shape], np.int64)
-        ndims = np.array([len(shape) for shape, _ in forms], np.int64)
-        self.forms["ndim"], self.forms["bits"] = ndims, [8 * dtype.itemsize for _, dtype in forms]
-        self.forms["shape"] = address(self.lengths) + 8 * (np.cumsum(ndims) - ndims)
-        self.forms["bytes"] = [int(np.prod(shape, dtype=np.int64)) * dtype.itemsize for shape, dtype in forms]
+        self.forms = np.zeros(count, FORM)
+        self.lengths = np.array([n for form in forms for n in form.shape], np.int64)
+        self.strides = np.array([n for form in forms for n in form.laid_out], np.int64)
+        ndims = np.array([len(form.shape) for form in forms], np.int64)
+        begins = 8 * (np.cumsum(ndims) - ndims)
+        self.forms["shape"], self.forms["strides"] = address(self.lengths) + begins, address(self.strides) + begins
+        self.forms["ndim"], self.forms["bits"] = ndims, [8 * form.dtype.itemsize for form in forms]
+        self.forms["code"] = [BFLOAT if FORMAT_OF[form.dtype].name == "bf16" else FLOAT for form in forms]
+        self.forms["bytes"] = [math.prod(form.shape) * form.dtype.itemsize for form in forms]
         self.struct = Struct(head=object.__basicsize__, count=count, zero_grads=zero_grads)
         for name in ("forms", "homes", "parameters", "gradients", "addresses"):
             setattr(self.struct, name, address(getattr(self, name)))
@@ -104,7 +131,7 @@ def known_of_numpy() -> dict[str, int]:
     found = {name: pointer.value or 0 for name, pointer in functions.items()} | {"none": id(None)}
     numpy = {"ndarray": id(np.ndarray), "float32": id(np.dtype(np.float32)), "float64": id(np.dtype(np.float64))}
     probes: list[Array] = [np.zeros((2, 3), np.float32), np.zeros(4)]
-    forms = [(probe.shape, probe.dtype) for probe in probes]
+    forms = [Form(probe.shape, probe.dtype) for probe in probes]
     return found | numpy if proven(found | numpy, forms, probes, list(map(address, probes))) else found
 
 
@@ -125,12 +152,14 @@ def known_of_torch() -> dict[str, int]:
         return {}
     found = {"tensor": id(torch.Tensor), "parameter": id(torch.nn.Parameter), "describe": describe}
     probes = [torch.zeros(2, 3, dtype=torch.float32), torch.nn.Parameter(torch.zeros(4, dtype=torch.float64))]
-    forms = [((2, 3), np.dtype(np.float32)), ((4,), np.dtype(np.float64))]
+    probes += [torch.zeros(3, 2, dtype=torch.bfloat16).T]
+    forms = [Form((2, 3), np.dtype(np.float32)), Form((4,), np.dtype(np.float64))]
+    forms += [Form((2, 3), np.dtype(np.uint16), (1, 2))]
     where = [probe.data_ptr() for probe in probes]
     return found if proven({**known_of_numpy(), **found}, forms, probes, where) else {}
 
 
-def proven(pointers: dict[str, int], forms: Sequence[Any], probes: list[Any], where: list[int]) -> bool:
+def proven(pointers: dict[str, int], forms: Sequence[Form], probes: list[Any], where: list[int]) -> bool:
     """Whether arrays are found where they are: the compiled code relies on how libraries lay out their objects."""
     if sys.implementation.name != "cpython":
         return False
@@ -138,6 +167,14 @@ def proven(pointers: dict[str, int], forms: Sequence[Any], probes: list[Any], wh
     look.know(pointers)
     look([None] * len(probes), probes)
     return look.gradients.tolist() == [FOUND] * len(probes) and look.addresses.tolist() == where
+
+
+def form(space: Any, tensor: Tensor) -> Form:
+    """What a parameter has to be, and its gradient: as the space has laid it out, where it has tensors of its own."""
+    if not hasattr(space, "layout"):
+        return Form(tensor.shape, tensor.p.dtype)
+    shape, strides = space.layout(tensor.owner)
+    return Form(shape, tensor.p.dtype, strides)
 
 
 class NativeInputs(Inputs):
@@ -158,7 +195,7 @@ class NativeInputs(Inputs):
 
     def __init__(self, tensors: Sequence[Tensor], space: Any, zero_grads: bool):
         super().__init__(tensors, space, zero_grads)
-        self.look = Look([(tensor.shape, tensor.p.dtype) for tensor in tensors], zero_grads)
+        self.look = Look([form(space, tensor) for tensor in tensors], zero_grads)
         self.addresses, self.present = self.look.addresses, b""
         self.usual = np.array([1 + KINDS.index(tensor.p.dtype) for tensor in tensors], np.uint8)
         self.kinds, self.mixed = self.usual.copy(), False  # of gradients: as a rule what their parameters are
@@ -199,13 +236,18 @@ class NativeInputs(Inputs):
         if found & PARAMETERS and self.follow(np.flatnonzero(self.look.parameters).tolist()):
             found |= self.look(self.owners, listed)
         others = bool(found & ASKED) and self.ask(listed)
-        if not (found & CHANGED or others) and settled and plan is not None:
+        same = plan is not None and plan.table is self.table  # which is another one where parameters are elsewhere
+        if same and settled and not (found & CHANGED or others):
+            if found & MOVED:
+                if self.zero_grads:
+                    self.check_gradients_apart()
+                plan.aim(self.addresses)
             self.settled = True
             return True
         if self.zero_grads:
             self.check_gradients_apart()
         self.present = np.where(self.look.gradients != ABSENT, self.kinds, 0).astype(np.uint8).tobytes()
-        if plan is None or plan.table is not self.table or plan.present != self.present:
+        if not same or plan.present != self.present:
             self.places = np.flatnonzero(self.look.gradients).tolist()
             return False
         plan.aim(self.addresses)

@@ -1,0 +1,83 @@
+"""What an optimizer takes of a training loop in PyTorch, with the gradients that `zero_grad` makes new at each step.
+
+    python benchmarks/torch_steps.py
+
+For 6, 148 and 10,000 tensors: AdamW of PyTorch (fused, foreach) and of optforge.torch, in turn; medians of `step`
+alone. The last columns are what our `step` takes beside the kernel: in all, and for each new gradient.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from optforge.torch import Optimizer
+
+# As in a small network, in GPT-2 with an eighth of its width, and in a model of very many small parts.
+ROWS: dict[str, list[tuple[int, ...]]] = {
+    "6": [(64, 20), (64,), (64, 64), (64,), (3, 64), (3,)],
+    "148": [(96, 384), (384,), (384, 96), (96,)] * 37,
+    "10,000": [(64,)] * 10_000,
+}
+MAKE: dict[str, Callable[[list[Any]], Any]] = {
+    "fused": lambda params: torch.optim.AdamW(params, lr=1e-3, fused=True),
+    "foreach": lambda params: torch.optim.AdamW(params, lr=1e-3, foreach=True),
+    "ours": lambda params: Optimizer(params, "adamw", lr=1e-3),
+}
+
+
+def microseconds(do: Callable[[], Any]) -> float:
+    """How long it takes."""
+    begin = time.perf_counter()
+    do()
+    return 1e6 * (time.perf_counter() - begin)
+
+
+def measure(shapes: list[tuple[int, ...]], rounds: int) -> dict[str, float]:
+    """The medians of a row."""
+    values = [torch.randn(shape) for shape in shapes]
+    made = {name: [torch.nn.Parameter(v.clone()) for v in values] for name in MAKE}
+    optimizers = {name: make(made[name]) for name, make in MAKE.items()}
+    times: dict[str, list[float]] = {name: [] for name in (*MAKE, "kernel")}
+    for turn in range(rounds + 3):
+        for name, opt in optimizers.items():
+            for p, v in zip(made[name], values, strict=True):
+                p.grad = v.clone()
+            took = microseconds(opt.step)
+            if turn >= 3:
+                times[name].append(took)
+            if name == "ours" and turn >= 3:  # the same step once more, without all that is around it
+                inner = opt._stepper.opt
+                times["kernel"].append(microseconds(lambda inner=inner: again(inner)))
+            opt.zero_grad()
+    return {name: statistics.median(own) for name, own in times.items()}
+
+
+def again(inner: Any) -> None:
+    """A step of the engine alone, over the arrays of the last."""
+    inner._plan.step(inner._values, inner._count[0] + 1, inner._how)
+
+
+def main() -> None:
+    """Print a line for each row."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    heads = [*(f"{name} µs" for name in MAKE), "fused/ours", "around µs", "each"]
+    print(f"{'tensors':>8}" + "".join(f"{head:>12}" for head in heads))
+    for name, shapes in ROWS.items():
+        own = measure(shapes, max(given.rounds // (10 if len(shapes) > 1000 else 1), 5))
+        around = own["ours"] - own["kernel"]
+        figures = [own[kind] for kind in MAKE] + [own["fused"] / own["ours"], around, around / len(shapes)]
+        print(f"{name:>8}" + "".join(f"{figure:>12.2f}" for figure in figures))
+
+
+if __name__ == "__main__":
+    main()
