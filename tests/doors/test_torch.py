@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import io
-import os
 import pickle
 import re
 import runpy
@@ -16,6 +15,7 @@ import numpy as np
 import pytest
 
 import optforge as of
+from amount import FULL
 from conftest import require_torch
 
 torch = require_torch()
@@ -26,7 +26,7 @@ from optforge.torch.formulas import OF_TORCH, RUN  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 
-FULL = bool(os.environ.get("OPTFORGE_TEST_FULL"))
+
 TARGET = "c" if FULL else "numpy"
 SHAPES = [(7, 5), (33,), (), (2, 3, 4), (0, 3)]
 

@@ -20,7 +20,7 @@ from ..library.targets import engine as engine_of
 from ..train.groups import within
 from ..train.optimizer import Optimizer as ArrayOptimizer
 from .formulas import Formula
-from .tensors import NativeTensorInputs, TensorInputs, TensorSpace, check, is_sharded, local, on_gpu, spelled
+from .tensors import Moved, NativeTensorInputs, TensorInputs, TensorSpace, check, is_sharded, local, on_gpu, spelled
 
 MASTERS = ("p_master", "p_low")
 USUAL = "c"  # the target where none is given
@@ -115,12 +115,12 @@ class Stepper:
                 raise UsageError(f"{label} is on {p.device}; parameters are on the CPU or on a CUDA device")
         if not self.params:
             return
-        own_groups = []
+        own_groups, owners = [], iter(self.owners)
         for k, (group, members) in enumerate(zip(groups, self.members, strict=True)):
             if members:
                 named = "param_names" in group and len(set(group["param_names"])) == len(members)
                 names = group["param_names"] if named else range(len(members))
-                mine = [local(p) for p in members]
+                mine = [next(owners) for _ in members]
                 with within(f"param_groups[{k}]: "):
                     row = formula.row(group)
                 own_groups.append({"params": dict(zip(names, mine, strict=True)) if named else mine, **row})
@@ -333,6 +333,8 @@ class Stepper:
             opt._resolve()
         grads = [p.grad for p in self.params]
         if self.sharded:
+            if not all(local(p) is own for p, own in zip(self.params, self.owners, strict=True)):
+                raise Moved
             grads = [None if g is None else local(g) for g in grads]
         if self.gpu:
             from .cuda import in_order
