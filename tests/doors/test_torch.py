@@ -519,6 +519,18 @@ def test_a_step_that_grad_scaler_skips_has_statistics() -> None:
     assert scaler.step(opt, stats=True).skipped
 
 
+def test_a_step_that_grad_scaler_skips_zeroes_the_gradients_all_the_same() -> None:
+    params = parameters()
+    opt, scaler = ours(params, "adamw", zero_grads=True), torch.amp.GradScaler("cpu", init_scale=4.0)
+    before = [p.detach().clone() for p in params]
+    for factor in (float("inf"), 1.0):
+        scaler.scale(sum(p.sum() for p in params) * factor).backward()
+        scaler.step(opt)
+        scaler.update()
+        assert all(p.grad is not None and not p.grad.any() for p in params)
+        assert same(params, before) == (factor != 1.0)
+
+
 # ── memory ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 

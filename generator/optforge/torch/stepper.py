@@ -356,8 +356,12 @@ class Stepper:
             opt = self.opt
             opt._set(_usual=replace(opt._usual, skip_nonfinite=True), _how=replace(opt._how, skip_nonfinite=True))
 
-    def skipped(self) -> Stats:
-        """What is told of a step that was skipped because of what GradScaler has found."""
+    def skip(self) -> Stats:
+        """Leave out a step because of what GradScaler has found; what is told of it."""
+        if self.how.zero_grads:
+            for p in self.params:
+                if p.grad is not None:
+                    p.grad.zero_()
         record = np.zeros(1 + len(self.params), RECORD)
         for name in ("grad_norm", "clipped_grad_norm", "param_norm"):
             record[name] = np.nan
