@@ -276,15 +276,19 @@ class Stepper:
         """
         if len(groups) != len(self.members) or (self.looked and self.edited(state)):
             return False
+        changed = []
         for k, group in enumerate(groups):
             params, members = group["params"], self.members[k]
             if len(params) != len(members) or not all(map(is_, params, members)):
                 return False
             row = self.row(group)
             if row != self.rows[k] or k in self.variable:
-                if self.formula.chosen(groups) != self.options:
-                    return False
-                self.assign(k, group)
+                changed.append((k, row))
+        if changed:
+            if self.formula.chosen(groups) != self.options:
+                return False
+            for k, row in changed:
+                self.assign(k, groups[k])
                 self.note(k, row)
         return True
 
