@@ -215,7 +215,8 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
 
     def _step(self, closure: Callable[[], Loss] | None = None, grad_scale: Any = None, stats: bool = False) -> Any:
         """`step`, between the hooks."""
-        loss = None
+        loss: Loss = None
+        told: Stats | None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 
 from ..core.diagnostics import UsageError
+from ..core.ir import Kernel
+from ..core.scalars import check_hyperparameters
 from ..engines.stats import RECORD, Stats
 from ..library.targets import engine as engine_of
 from ..train.groups import within
@@ -100,6 +102,7 @@ class Stepper:
         self.variable: set[int] = set()  # groups with hyperparameters that are tensors
         for k, group in enumerate(groups):
             self.note(k, self.row(group))
+        self.kernels: dict[frozenset[str], Kernel] = {}  # with fewer asserts
         self.looked = False
         self.entries: list[dict[str, Any] | None] = [None] * len(self.params)
         self.sharded = any(map(is_sharded, self.params))
@@ -315,12 +318,20 @@ class Stepper:
             return
         where = f"param_groups[{k}]: "
         row, hyper = self.formula.row(group, where), self.opt._hyper
-        values = hyper.values.copy()
-        own = self.row_of.index(k)
-        values[own, : len(hyper.names)] = [row[name] for name in hyper.names]
-        with within(where if len(self.row_of) == 1 else ""):
-            hyper.check(values, [own])
-        hyper.replace(values, {})
+        values = hyper.values[self.row_of.index(k)]
+        after = [row[name] for name in hyper.names]
+        changed = [name for name, old, new in zip(hyper.names, values.tolist(), after, strict=False) if old != new]
+        check_hyperparameters(self.asserting(frozenset(changed)), row, where)
+        values[: len(after)] = after
+
+    def asserting(self, names: frozenset[str]) -> Kernel:
+        """The kernel with those of its asserts that are about some hyperparameters."""
+        if names not in self.kernels:
+            kernel = self.opt._kernel
+            about = [{e.value for e in own.condition.walk() if e.op == "hyper"} for own in kernel.asserts]
+            asserts = tuple(own for own, used in zip(kernel.asserts, about, strict=True) if used & names)
+            self.kernels[names] = replace(kernel, asserts=asserts)
+        return self.kernels[names]
 
     def step(self, grad_scale: float | None, stats: bool) -> Stats | None:
         """One step with the gradients that the parameters have.
