@@ -1,18 +1,24 @@
-# Two commands: `make demo` and `make test`; for the loop of a contributor `make quick`. Each sets up its own .venv the
-# first time and never again, unless pyproject.toml changes. Needs Python >= 3.11, a C compiler and make.
+# Two commands: `make demo` and `make test`; for the loop of a contributor `make quick`, for the site `make docs`. Each
+# sets up its own .venv the first time and never again, unless pyproject.toml changes. Needs Python >= 3.11, a C compiler
+# and make.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo check quick quick-language quick-bits test test-words test-steps test-cuda clean
+.PHONY: demo docs check quick quick-language quick-bits test test-words test-steps test-cuda clean
 
 demo: $(VENV)/.demo
 	$(BIN)/optforge demo --kernels build --out demo.png
 
+# The site, in docs/_build/html. A warning is an error.
+docs: $(VENV)/.docs
+	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
+	@echo 'docs/_build/html/index.html'
+
 check: $(VENV)/.dev
-	$(BIN)/ruff check generator tests benchmarks
-	$(BIN)/ruff format --check generator tests benchmarks
+	$(BIN)/ruff check generator tests benchmarks docs
+	$(BIN)/ruff format --check generator tests benchmarks docs/conf.py docs/_figures
 	$(BIN)/mypy
 	$(BIN)/optforge generate --all --target c --target cuda --check
 
@@ -33,7 +39,7 @@ test: check
 
 # Many tests wait for compilers and processes, so that the parts go on beside each other.
 test-words:
-	$(BIN)/pytest -q tests/language tests/emitted tests/cli tests/engines $(PYTEST_ARGS)
+	$(BIN)/pytest -q tests/language tests/emitted tests/cli tests/engines tests/profile $(PYTEST_ARGS)
 
 test-steps:
 	$(BIN)/pytest -q tests/bits tests/runtime tests/train tests/doors $(PYTEST_ARGS)
@@ -55,5 +61,9 @@ $(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@ $(VENV)/.demo
 
+$(VENV)/.docs: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	@touch $@
+
 clean:
-	rm -rf $(VENV) demo.png demo-training.png
+	rm -rf $(VENV) docs/_build demo.png demo-training.png

@@ -1,9 +1,11 @@
 """Times optimizer steps on a GPU against the bandwidth of a copy, and against PyTorch's where it is installed.
 
-    python benchmarks/gpu.py [--sizes full|small|tiny] [--rounds N] [--no-sweep] [--json FILE]
+    python benchmarks/gpu.py [--sizes full|brief|small|tiny] [--parts NAME,…] [--rounds N] [--no-sweep]
+                             [--limit SECONDS] [--json FILE]
 
 README.md says what is measured, and how. A part that fails is told, and the others go on. Exit codes: 0 measured, 1 a
-part failed or PyTorch's results differ, 2 a mistake in the arguments, 3 no GPU, or something else that is missing.
+part failed or PyTorch's results differ, 2 a mistake in the arguments, 3 no GPU, or something else that is missing, 4
+nothing failed, but some parts were not begun in time.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import argparse
 import contextlib
 import functools
 import gc
+import importlib
 import importlib.metadata
 import json
 import math
@@ -20,9 +23,12 @@ import platform
 import re
 import shlex
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -35,24 +41,24 @@ try:
     import optforge as of
     import optforge.engines.cuda.engine as cuda_target
     from optforge.core.diagnostics import EnvironmentProblem
+    from optforge.core.formats import FORMAT_OF, storage
     from optforge.engines.cuda import nvcc
-    from optforge.engines.cuda.device import device
+    from optforge.engines.cuda.device import device, driver
 except ImportError as problem:
     print(f"gpu.py needs NumPy and optforge in one environment: {problem}", file=sys.stderr)
     sys.exit(3)
 
-from models import Model, gpt2, many, perceptron, resnet20
+from optforge.profile.models import Model, gpt2, many, perceptron, resnet20, resnet50
 
-try:
-    import torch
-except ImportError:
-    torch = None
+torch: Any = None  # where it is installed, and has a device, and is not too slow to import
 
-RESULTS = Path(__file__).parent / "results"
+HERE = Path(__file__).resolve().parent
+RESULTS = HERE / "results"
 
 LR = 1e-3
 MAX_NORM = 1.0
 LOSS_SCALE = 65536.0
+EMULATED = "optforge emulation"  # the name of a device that is none
 COPIED_BYTES = 1 << 30  # by a copy, at most
 SHARE_OF_MEMORY = 0.85  # of what is free, that a comparison may take
 WARM_STEPS = 3
@@ -77,16 +83,12 @@ class Sizes:
     sweep: bool  # whole, or a few variants to see that it works
 
 
+MANY, GPT2, RESNET = many(10_000), Model("GPT-2 small", gpt2()), Model("ResNet-50", resnet50())
+MILLION = Model("one tensor of 1 M", [(1_000_000,)])
+MODELS = (GPT2, MANY, RESNET, MILLION)
 SIZES = {
-    "full": Sizes(
-        "full",
-        10**9,
-        1 << 28,
-        (many(10_000), Model("GPT-2 small", gpt2()), Model("ResNet-20", resnet20())),
-        rounds=7,
-        seconds=0.2,
-        sweep=True,
-    ),
+    "full": Sizes("full", 10**9, 1 << 28, MODELS, rounds=7, seconds=0.2, sweep=True),
+    "brief": Sizes("brief", 10**9, 1 << 28, MODELS, rounds=3, seconds=0.1, sweep=True),
     "small": Sizes(
         "small",
         1 << 26,
@@ -124,7 +126,7 @@ class Gpu:
         total = sum(sizes)
         block = self.device.allocate(total)
         values = scale * np.random.default_rng(20).standard_normal(min(total // itemsize, 1 << 20))
-        filled = values.astype(dtype)
+        filled = FORMAT_OF[np.dtype(dtype)].store(values.astype(np.float32)) if itemsize == 2 else values.astype(dtype)
         self.drv.memcpy_htod(int(block), filled)
         done = filled.nbytes
         while done < total:  # what is there again and again
@@ -168,9 +170,14 @@ def step(name: str, rule: of.Rule, params: Sequence[Any], grads: Sequence[Any], 
     return Contender(name, moved(rule, params), lambda: optimizer.step(grads))
 
 
+def phase_rule() -> of.Rule:
+    """AdamW behind a clipping by the global norm, as PyTorch clips."""
+    return of.clip_by_global_norm(form="pytorch", max_norm=MAX_NORM) >> of.rules.adamw
+
+
 def phase(name: str, params: Sequence[Any], grads: Sequence[Any], stats: bool, zero_grads: bool = False) -> Contender:
     """The whole phase: unscale, clip, skip, AdamW; the host learns the outcome of each step before the next."""
-    rule = of.clip_by_global_norm(form="pytorch", max_norm=MAX_NORM) >> of.rules.adamw
+    rule = phase_rule()
     how = {"skip_nonfinite": True, "zero_grads": zero_grads}
     optimizer = of.Optimizer(params, rule, target="cuda", lr=LR, **how)
     return Contender(
@@ -210,6 +217,30 @@ class TorchSide:
                 optimizer.step()
 
         return Contender(f"PyTorch {how}", 8 * self.bytes, steps)
+
+    def replayed(self, whole: bool) -> Contender:
+        """AdamW `fused` from a captured graph, alone or as a whole phase in which the device decides."""
+        optimizer = torch.optim.AdamW(self.params, lr=LR, weight_decay=0.01, fused=True, capturable=True)
+        scale, found = (torch.full((), value, device="cuda") for value in (1 / LOSS_SCALE, 0.0))
+
+        def steps() -> None:
+            if whole:
+                found.zero_()
+                torch._amp_foreach_non_finite_check_and_unscale_(self.grads, found, scale)
+                torch.nn.utils.clip_grad_norm_(self.params, MAX_NORM, foreach=True)
+                optimizer.grad_scale, optimizer.found_inf = None, found  # as GradScaler sets them
+            optimizer.step()
+
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(WARM_STEPS):
+                steps()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            steps()
+        return Contender("PyTorch fused", (8 if whole else 7) * self.bytes, graph.replay)
 
 
 class Disagreement(Exception):
@@ -286,6 +317,7 @@ class Bench:
         self.results: list[Result] = []
         self.overhead: dict[str, float] = {}
         self.failed: list[dict[str, str]] = []
+        self.not_begun: list[str] = []
         self.start, self.end = gpu.drv.Event(), gpu.drv.Event()
 
     def timed(self, contender: Contender, steps: int) -> float:
@@ -349,6 +381,30 @@ class Bench:
         contenders = [step("step", rule, params, grads), copy(self.gpu, params[0].nbytes)]
         self.compare("large", f"{rule.name} {dtype.name}", model, contenders)
 
+    def formats(self) -> None:
+        """One large tensor: AdamW over arrays of bfloat16, against the bytes that are left to move."""
+        kernel = of.rules.adamw.kernel()
+        every = dict.fromkeys(kernel.arrays, "bf16")
+        ways: dict[str, dict[str, Any]] = {
+            "p, g bf16": {"store": {"p": "bf16"}},
+            "p, g bf16, split": {"store": {"p": "bf16"}, "master": "split"},
+            "all bf16, stochastic": {
+                "store": {name: "bf16" for name in every if name != "g"},
+                "rounding": "stochastic",
+            },
+        }
+        for name, how in ways.items():
+            stored = storage(kernel.arrays, {**how["store"], "g": "bf16"}, how.get("master"))
+            passes = (phase for phase in kernel.phases if not phase.optional)
+            streams = sum(stored.moved(own.loads, (array for array, _ in own.stores)) for own in passes)
+            model = self.fitting(2 * sum(own.bytes for _, own in stored.formats), self.sizes.elements)
+            params, grads = (self.gpu.noise(model.shapes, np.uint16, scale) for scale in (0.02, 1.0))
+            optimizer = of.Optimizer(params, "adamw", target="cuda", lr=LR, **how)
+            moved = streams * model.elements
+            step = Contender("step", moved, functools.partial(optimizer.step, grads))
+            self.compare("large", f"adamw {name}", model, [step, copy(self.gpu, params[0].nbytes)])
+            del optimizer, step, params, grads
+
     def large_phase(self) -> None:
         """One large tensor: the phase against the bare step."""
         model = self.fitting(4 * (2 + 3 * 2) + 1, self.sizes.elements)
@@ -390,15 +446,54 @@ class Bench:
         }
         for name, (count, settings) in cases.items():
             params, grads = (self.gpu.noise([(64,)] * count, np.float32, scale) for scale in (0.02, 1.0))
-            optimizer = of.Optimizer(params, "adamw", target="cuda", **settings)
-            times = []
-            for _ in range(self.rounds + 1):
-                self.gpu.device.context.synchronize()
-                start = time.perf_counter()
-                for _ in range(OVERHEAD_STEPS):
-                    optimizer.step(grads)
-                times.append((time.perf_counter() - start) / OVERHEAD_STEPS * 1e6)
-            self.overhead[name] = statistics.median(times[1:])
+            self.overhead[name] = self.enqueued(params, [grads], **settings)
+        params, *sets = (self.gpu.noise([(64,)] * 148, np.float32, 1.0) for _ in range(4))
+        self.overhead["148 tensors, new gradients"] = self.enqueued(params, sets)
+        if torch is not None:
+            params, *sets = ([torch.randn(64, device="cuda") for _ in range(148)] for _ in range(4))
+            self.overhead["148 tensors of PyTorch"] = self.enqueued(params, sets[:1])
+            self.overhead["148 tensors of PyTorch, new gradients"] = self.enqueued(params, sets)
+
+    def enqueued(self, params: Sequence[Any], sets: Sequence[Sequence[Any]], **settings: Any) -> float:
+        """Microseconds to enqueue a step, with these gradients in turns."""
+        optimizer = of.Optimizer(params, "adamw", target="cuda", **settings)
+        times = []
+        for _ in range(self.rounds + 1):
+            self.gpu.device.context.synchronize()
+            start = time.perf_counter()
+            for k in range(OVERHEAD_STEPS):
+                optimizer.step(sets[k % len(sets)])
+            times.append((time.perf_counter() - start) / OVERHEAD_STEPS * 1e6)
+        return statistics.median(times[1:])
+
+    def replays(self) -> None:
+        """Graphs of a step, of the phase, and of the phase with statistics; behind them PyTorch's."""
+        with tempfile.TemporaryDirectory() as scratch:
+            program = replay_program(Path(scratch), self.gpu)
+            for model in self.sizes.models:
+                note(f"replay: {model.label}")
+                self.replayed(model, program(model, self.rounds))
+                release()
+
+    def replayed(self, model: Model, told: dict[str, list[float]]) -> None:
+        """What the program said of one model, and the same with PyTorch."""
+        streams = sum(of.rules.adamw.kernel().moved)
+        for work, times in told.items():
+            whole = work != "step"
+            moved = (streams + whole) * 4 * model.elements
+            self.replay_result(model, work, "optforge", moved, times)
+            if torch is not None and work != "phase, statistics":
+                theirs = TorchSide(model.shapes).replayed(whole)
+                own = [self.block(theirs) for _ in range(self.rounds)]
+                self.replay_result(model, work, theirs.name, theirs.moved, own)
+
+    def replay_result(self, model: Model, work: str, who: str, moved: int, times: list[float]) -> None:
+        """Keep the times of replays."""
+        shape = model.label, model.elements, len(model.shapes)
+        result = Result("replay", work, *shape, who, moved, [max(own, 1e-9) for own in times])
+        first = next((r for r in self.results if (r.section, r.work, r.model) == ("replay", work, model.label)), result)
+        result.first = first.seconds
+        self.results.append(result)
 
     def part(self, name: str, do: Callable[[], Any]) -> bool:
         """Do a part, and keep what became of it; whether it was done."""
@@ -447,11 +542,14 @@ class Variant:
     @contextlib.contextmanager
     def compiled(self) -> Iterator[None]:
         """Engines that are made meanwhile, and their plans, are of this variant."""
+        with mock.patch.dict(os.environ, NVCC=self.command()):
+            yield
+
+    def command(self) -> str:
+        """The compiler with its options, which the loader takes from $NVCC."""
         macros = {"MIN_BLOCKS": self.min_blocks, "READ": self.read, "WRITE": self.write}
         flags = [f"-DOPTFORGE_CUDA_{name}={value}" for name, value in macros.items() if value is not None]
-        # The loader takes options that stand behind the compiler in $NVCC.
-        with mock.patch.dict(os.environ, NVCC=shlex.join([*nvcc.find().command, *flags])):
-            yield
+        return shlex.join([*nvcc.find().command, *flags])
 
 
 def sweep_variants(whole: bool) -> Iterator[Variant]:
@@ -460,13 +558,89 @@ def sweep_variants(whole: bool) -> Iterator[Variant]:
     if not whole:
         yield Variant(4, "__ldcs", "__stcs")
         return
-    for blocks in (1, 2, 4):
+    for blocks in (2, 4):
         yield Variant(min_blocks=blocks)
     for read in ("__ldcs", "__ldcg"):
         yield Variant(read=read)
     for write in ("__stcs", "__stcg"):
         yield Variant(write=write)
     yield Variant(4, "__ldcs", "__stcs")
+
+
+# ── compiling, before anything is timed ─────────────────────────────────────────────────────────────────────────────
+
+COMPILED = ("adamw", "phase", "adam", "rmsprop", "adadelta", "lamb")
+
+
+def compile_all(sweep: bool, whole: bool) -> None:
+    """Have nvcc compile what will be timed into the cache: a process for each variant, several kernels at a time."""
+    variants = list(sweep_variants(whole))[1:] if sweep else []
+    jobs = [(Variant(), COMPILED), *((variant, COMPILED[:2]) for variant in variants)]
+
+    def build(job: tuple[Variant, Sequence[str]]) -> None:
+        variant, names = job
+        command = [sys.executable, str(HERE / "gpu.py"), "--compile", ",".join(names)]
+        env = {**os.environ, "NVCC": variant.command()}
+        answer = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
+        if answer.returncode:
+            raise EnvironmentProblem(f"{variant.label} does not compile: {answer.stderr[-2000:]}")
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(build, jobs))
+
+
+def compile_named(names: Sequence[str]) -> None:
+    """Compile rules by name, with the nvcc of the environment."""
+    capability = driver().Device(0).compute_capability()  # without a context, for there are several processes
+
+    def build(name: str) -> None:
+        rule = phase_rule() if name == "phase" else of.rules[name]
+        cuda_target.compiled(rule, rule.kernel(), capability)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(build, names))
+
+
+# How a library is called where there is no program.
+CALL = "import ctypes, sys; sys.exit(ctypes.CDLL(sys.argv[1]).times(sys.argv[3].encode(), int(sys.argv[2])))"
+
+
+def replay_program(place: Path, gpu: Gpu) -> Callable[[Model, int], dict[str, list[float]]]:
+    """The program that times replays, compiled: from a model and a number of rounds to seconds by what is replayed."""
+    rules = {"step": of.rules.adamw, "phase": phase_rule()}
+    files = {"replay.cu": (HERE / "replay.cu").read_text(encoding="utf-8")}
+    for prefix, rule in rules.items():
+        files |= rule.generate("cuda", prefix=prefix, dtypes=["f32"])
+    for name, text in files.items():
+        (place / name).write_text(text, encoding="utf-8")
+    emulated = gpu.device.name == EMULATED
+    built = place / ("replay.so" if emulated else "replay")
+    sources = [str(place / name) for name in files if name.endswith(".cu")]
+    command = [*nvcc.find().command, "-std=c++17", "-O3", f"-arch=sm_{''.join(map(str, gpu.device.capability))}"]
+    objects = [f"{source}.o" for source in sources]
+    if emulated:  # which has no graphs, and makes libraries
+        subprocess.run([*command, "-DOPTFORGE_NO_GRAPHS", "-o", str(built), *sources], check=True)
+    else:
+        jobs = [[*command, "-c", "-o", *own] for own in zip(objects, sources, strict=True)]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            list(pool.map(functools.partial(subprocess.run, check=True), jobs))
+        subprocess.run([*command, "-o", str(built), *objects], check=True)
+
+    def times(model: Model, rounds: int) -> dict[str, list[float]]:
+        sizes = place / "sizes"
+        sizes.write_text(" ".join(str(math.prod(shape)) for shape in model.shapes), encoding="utf-8")
+        program = [sys.executable, "-c", CALL, str(built)] if emulated else [str(built)]
+        words = [*program, str(rounds), str(sizes)]
+        answer = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
+        if answer.returncode:
+            raise RuntimeError(answer.stderr[-2000:])
+        told = {}
+        for line in answer.stdout.splitlines():
+            work, *own = re.split(r" (?=\d)", line)
+            told[work] = [float(value) / 1e6 for value in own]
+        return told
+
+    return times
 
 
 # ── telling ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -519,10 +693,50 @@ def driver_version() -> str:
 
 TITLES = {
     "large": "One tensor: share of the copy's bandwidth",
+    "replay": "Replays of CUDA graphs: kernels alone, and nothing of the host",
     "phase": "The phase: unscale, clip by global norm, skip what is not finite, AdamW",
     "step": "AdamW alone",
     "sweep": "Sweep of what macros set: share of the copy's bandwidth",
 }
+
+
+def targets(bench: Bench) -> list[dict[str, Any]]:
+    """What is aimed at, with what was found; what was not measured is not there."""
+    time_of = {(r.section, r.work, r.model, r.contender): r for r in bench.results}
+    rows: list[dict[str, Any]] = []
+
+    def aim(what: str, found: float, least: float | None = None, most: float | None = None) -> None:
+        met = found >= least if least is not None else most is not None and found <= most
+        wanted = f"≥ {least}" if least is not None else f"≤ {most}"
+        rows.append({"what": what, "found": found, "aim": wanted, "met": "yes" if met else "no"})
+
+    def ratio(what: str, slow: tuple[str, ...], fast: tuple[str, ...], **wanted: float) -> None:
+        if slow in time_of and fast in time_of:
+            aim(what, time_of[slow].seconds / time_of[fast].seconds, **wanted)
+
+    for result in bench.results:
+        if (result.section, result.work, result.contender) == ("large", "adam float32", "step"):
+            aim(f"Adam, {result.model}: share of a copy", result.moved / result.seconds / result.copied, least=0.95)
+        if result.section == "large" and "bf16" in result.work and result.contender == "step":
+            aim(f"{result.work}: share of a copy", result.moved / result.seconds / result.copied, least=0.9)
+        if (result.section, result.contender) == ("step", "PyTorch fused") and result.model.startswith("one tensor (1"):
+            ours = ("step", result.work, result.model, "optforge")
+            ratio(f"AdamW, {result.model}: PyTorch fused by ours", (*ours[:3], "PyTorch fused"), ours, least=1.1)
+    for model, most in ((GPT2, 1.2), (MILLION, 2.0)):
+        shown = ("replay", "phase, statistics", model.label, "optforge"), ("replay", "step", model.label, "optforge")
+        ratio(f"{model.label}: phase with statistics by the bare step, replayed", *shown, most=most)
+    for model, least in ((GPT2, 1.3), (MANY, 5.0)):
+        for section, work in (("phase", "unscale, clip, skip, adamw"), ("replay", "phase")):
+            shown = (section, work, model.label, "PyTorch fused"), (section, work, model.label, "optforge")
+            ratio(f"{model.label}: PyTorch's {section} by ours", *shown, least=least)
+    for name, most in (("1 tensor", 15.0), ("148 tensors", 25.0)):
+        if name in bench.overhead:
+            aim(f"µs of the host to enqueue a step, {name}", bench.overhead[name], most=most)
+    for name in ("148 tensors", "148 tensors of PyTorch"):
+        if name in bench.overhead and f"{name}, new gradients" in bench.overhead:
+            more = (bench.overhead[f"{name}, new gradients"] - bench.overhead[name]) / 148
+            aim(f"µs more for each new gradient, {name}", more, most=0.6)
+    return rows
 
 
 def report(about: dict[str, Any], bench: Bench) -> str:
@@ -552,9 +766,14 @@ def report(about: dict[str, Any], bench: Bench) -> str:
     if bench.overhead:
         lines += ["", "## Host time of a step, not waiting for the device", "", "| | µs |", "|---|--:|"]
         lines += [f"| {name} | {value:.1f} |" for name, value in bench.overhead.items()]
-    if bench.failed:
+    aimed = targets(bench)
+    if aimed:
+        lines += ["", "## Aims", "", "| | found | aim | |", "|---|--:|--:|---|"]
+        lines += [f"| {row['what']} | {row['found']:.3g} | {row['aim']} | {row['met']} |" for row in aimed]
+    if bench.failed or bench.not_begun:
         lines += ["", "## Not measured", ""]
         lines += [f"- {entry['part']}: {' '.join(entry['problem'].split())}" for entry in bench.failed]
+        lines += [f"- {name}: not begun in time" for name in bench.not_begun]
     return "\n".join(lines)
 
 
@@ -563,14 +782,17 @@ def report(about: dict[str, Any], bench: Bench) -> str:
 
 def parts(bench: Bench, sweep: bool) -> Iterator[tuple[str, Callable[[], Any]]]:
     """What is done, one after the other; a comparison's arrays are freed as soon as it is done."""
+    yield "kernels", functools.partial(compile_all, sweep, bench.sizes.sweep)
     if torch is not None:
         yield "agreement with PyTorch", check_agreement
     yield "overhead", bench.overheads
     yield "large", bench.large
-    yield "phase", bench.large_phase
     yield "PyTorch", bench.large_against_torch
+    yield "replays", bench.replays
     for model in bench.sizes.models:
         yield model.name, functools.partial(bench.against_torch, model)
+    yield "formats", bench.formats
+    yield "phase", bench.large_phase
     if sweep:
         yield "sweep", bench.sweep
 
@@ -589,8 +811,15 @@ def main() -> int:
     parser.add_argument("--sizes", choices=SIZES, default="full", help="tiny only shows that everything runs")
     parser.add_argument("--rounds", type=positive, metavar="N", help="of each comparison")
     parser.add_argument("--no-sweep", dest="sweep", action="store_false", help="leave out the sweep of macros")
+    parser.add_argument("--parts", metavar="NAME,…", help="do these alone, of those that progress and the report name")
+    parser.add_argument("--limit", type=float, metavar="SECONDS", help="after which no other part is begun")
+    parser.add_argument("--compile", metavar="RULE,…", help=argparse.SUPPRESS)
     parser.add_argument("--json", type=Path, metavar="FILE", help="instead of benchmarks/results/gpu-DEVICE.json")
     arguments = parser.parse_args()
+    until = time.monotonic() + (arguments.limit or math.inf)
+    if arguments.compile:
+        compile_named(arguments.compile.split(","))
+        return 0
     try:
         gpu = Gpu()
     except EnvironmentProblem as problem:
@@ -600,27 +829,43 @@ def main() -> int:
     file = arguments.json or RESULTS / f"gpu-{gpu.name()}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     with gpu.device:
-        return measure(gpu, sizes, arguments.rounds or sizes.rounds, arguments.sweep, file)
+        chosen = arguments.parts and arguments.parts.split(",")
+        return measure(gpu, sizes, arguments.rounds or sizes.rounds, arguments.sweep, chosen, file, until)
 
 
-def measure(gpu: Gpu, sizes: Sizes, rounds: int, sweep: bool, file: Path) -> int:
+def measure(
+    gpu: Gpu, sizes: Sizes, rounds: int, sweep: bool, chosen: Sequence[str] | None, file: Path, until: float
+) -> int:
     """Everything, where the device's context is current; the exit code."""
     global torch
     about = circumstances(gpu)
     bench = Bench(gpu, sizes, rounds)
+    if torch is None:
+        with contextlib.suppress(ImportError):
+            torch = importlib.import_module("torch")
     if torch is not None and not torch.cuda.is_available():
         torch = None
-    for name, part in parts(bench, sweep):
-        if not bench.part(name, part) and part is check_agreement:
+    every = list(parts(bench, sweep))
+    unknown = set(chosen or ()) - {name for name, _ in every}
+    if unknown:
+        print(f"gpu.py: there are no parts {sorted(unknown)}: {[name for name, _ in every]}", file=sys.stderr)
+        return 2
+    for name, part in every:
+        if chosen and name not in chosen:
+            continue
+        if time.monotonic() > until:
+            bench.not_begun.append(name)
+        elif not bench.part(name, part) and part is check_agreement:
             torch = None  # there is nothing to compare with then
         release()
         results = [result.as_dict() for result in bench.results]
         told = {"results": results, "overhead_us": bench.overhead, "failed": bench.failed}
+        told |= {"aims": targets(bench), "not_begun": bench.not_begun}
         everything = {**about, "sizes": sizes.name, **told}
         file.write_text(json.dumps(everything, indent=2) + "\n", encoding="utf-8")  # a run may be cut short
     print(report(about, bench))
     note(f"written: {file}")
-    return 1 if bench.failed else 0
+    return 1 if bench.failed else 4 if bench.not_begun else 0
 
 
 if __name__ == "__main__":

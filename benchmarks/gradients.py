@@ -1,78 +1,51 @@
-"""A step from Python over many small tensors, with the same gradients and with new ones, beside PyTorch's fused AdamW.
+"""A step from Python over small tensors, with the same gradients and with new ones, beside PyTorch's fused AdamW.
 
     python benchmarks/gradients.py [numbers of tensors]
 
-One thread, all kinds in turn; the medians of steps and, in brackets, the fastest. A step of PyTorch's tensors begins
-with `[p.grad for p in parameters]`, in "listed" it does not.
+The sides and their turns are those of `optforge profile`, on one thread. Microseconds a step: the median of the rounds,
+and the fastest.
 """
 
 from __future__ import annotations
 
-import gc
 import statistics
 import sys
-import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 
 import optforge as of
+from optforge.profile.measure import turns
+from optforge.profile.models import Model
+from optforge.profile.peers import loops, pytorch
+from optforge.profile.peers.side import Problem, Turn
 
 SHAPE = (8, 8)
-KINDS = ("torch", "listed", "numpy", "fused")
-
-
-def prepared(kind: str, sets: Sequence[Sequence[Any]]) -> Callable[[int], float]:
-    """An optimizer, and what times its step with one of the sets of gradients."""
-    number = len(sets[0])
-    if kind == "numpy":
-        params: list[Any] = [np.zeros(SHAPE, np.float32) for _ in range(number)]
-    else:
-        params = [torch.nn.Parameter(torch.zeros(SHAPE)) for _ in range(number)]
-    opt: Any = torch.optim.AdamW(params, fused=True) if kind == "fused" else of.Optimizer(params, "adamw", threads=1)
-
-    def step(turn: int) -> float:
-        grads = sets[turn % len(sets)]
-        if kind != "numpy":
-            for p, g in zip(params, grads, strict=True):
-                p.grad = g
-        begin = time.perf_counter()
-        if kind == "fused":
-            opt.step()
-        else:
-            opt.step([p.grad for p in params] if kind == "torch" else grads)
-        return time.perf_counter() - begin
-
-    return step
+SECONDS, BLOCK_SECONDS = 2.0, 0.03
 
 
 def main(numbers: Sequence[int]) -> None:
     """Print a line for each number of tensors and kind of step."""
     torch.set_num_threads(1)
-    rng = np.random.default_rng(0)
+    rule = of.rules.adamw
     for number in numbers:
-        few = number < 1000
-        arrays = [
-            [rng.standard_normal(SHAPE).astype(np.float32) for _ in range(number)] for _ in range(12 if few else 4)
-        ]
-        tensors = [[torch.tensor(g) for g in own] for own in arrays]
-        steps = {
-            (kind, new): prepared(kind, (arrays if kind == "numpy" else tensors)[: None if new else 1])
-            for kind in KINDS
-            for new in (False, True)
-        }
-        times: dict[tuple[str, bool], list[float]] = {key: [] for key in steps}
-        gc.disable()
-        for turn in range(12 if few else 6):
-            for key, step in steps.items():
-                times[key] += [step(turn + k) for k in range(60 if few else 8)][2:]  # the first find cold caches
-        gc.enable()
-        for (kind, new), own in times.items():
-            median, fastest = statistics.median(own) * 1e6, min(own) * 1e6
-            what = "new" if new else "same"
-            print(f"{number:6d} tensors, {kind:6s} {what:4s} {median:10.1f} µs ({fastest:.1f})", flush=True)
+        arrays = [np.full(SHAPE, 0.02, np.float32) for _ in range(number)]
+        problem = Problem(rule, *rule.settings({}), Model("small", [SHAPE] * number), arrays, arrays, 1)
+        sides = [("NumPy", loops.Ours(problem)), ("PyTorch", pytorch.Ours(problem))]
+        sides.append(("PyTorch", pytorch.Optimizer(problem, "fused")))
+        for new in (False, True):
+            found = turns([named(Turn(side, new), f"{side.name}, {of}") for of, side in sides], SECONDS, BLOCK_SECONDS)
+            for name in found.names:
+                median, fastest = 1e6 * statistics.median(found.median(name)), 1e6 * min(found.low(name))
+                kind = "new" if new else "same"
+                print(f"{number:6d} tensors, {name:24s} {kind:4s} {median:10.1f} µs ({fastest:.1f})", flush=True)
+
+
+def named(turn: Turn, name: str) -> Turn:
+    """A turn under another name, since two sides are optforge."""
+    turn.name = name
+    return turn
 
 
 if __name__ == "__main__":

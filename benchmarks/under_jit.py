@@ -29,7 +29,7 @@ except ImportError as problem:
     print(f"under_jit.py needs JAX, optax and optforge in one environment: {problem}", file=sys.stderr)
     sys.exit(3)
 
-from models import Model, gpt2, resnet20
+from optforge.profile.models import Model, gpt2, resnet20
 
 LR = 1e-3
 RULES: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {

@@ -108,7 +108,7 @@ static const optforge_initial adadelta_cuda_initial[] = {{OPTFORGE_FROM_VALUE, 0
         0.0}};
 
 /* ---- float ---- */
-OPTFORGE_CUDA_SCAN(adadelta_cuda, f32)
+OPTFORGE_CUDA_SCAN(adadelta_cuda, f32, optforge_cuda_storage<optforge_f32>)
 OPTFORGE_CUDA_PASS(adadelta_cuda_elements_f32, MORE_BLOCKS, adadelta_cuda_elements<optforge_f32>, false)
 OPTFORGE_CUDA_PASS(adadelta_cuda_elements_observed_f32, BLOCKS, adadelta_cuda_elements<optforge_f32>, true)
 static const unsigned char adadelta_cuda_formats_f32[] = {OPTFORGE_F32, OPTFORGE_F32, OPTFORGE_F32,
@@ -122,7 +122,7 @@ const optforge_cuda_kernel adadelta_cuda_kernel_f32 = {
             adadelta_cuda_initial,
     sizeof adadelta_cuda_defaults / sizeof(double), sizeof(adadelta_cuda_scalars), 0, adadelta_cuda_SUMS,
     2, adadelta_cuda_phases_f32, (const void *)adadelta_cuda_begin, (const void *)adadelta_cuda_fold,
-    (const void *)adadelta_cuda_finish, NULL, adadelta_cuda_begin_step
+    (const void *)adadelta_cuda_finish, NULL, adadelta_cuda_begin_step, 0
 };
 
 int adadelta_cuda_plan_f32(adadelta_cuda_plan *plan, const adadelta_cuda_tensor_f32 *tensors, size_t count,
@@ -131,7 +131,7 @@ int adadelta_cuda_plan_f32(adadelta_cuda_plan *plan, const adadelta_cuda_tensor_
 }
 
 /* ---- double ---- */
-OPTFORGE_CUDA_SCAN(adadelta_cuda, f64)
+OPTFORGE_CUDA_SCAN(adadelta_cuda, f64, optforge_cuda_storage<optforge_f64>)
 OPTFORGE_CUDA_PASS(adadelta_cuda_elements_f64, MORE_BLOCKS, adadelta_cuda_elements<optforge_f64>, false)
 OPTFORGE_CUDA_PASS(adadelta_cuda_elements_observed_f64, BLOCKS, adadelta_cuda_elements<optforge_f64>, true)
 static const unsigned char adadelta_cuda_formats_f64[] = {OPTFORGE_F64, OPTFORGE_F64, OPTFORGE_F64,
@@ -145,7 +145,7 @@ const optforge_cuda_kernel adadelta_cuda_kernel_f64 = {
             adadelta_cuda_initial,
     sizeof adadelta_cuda_defaults / sizeof(double), sizeof(adadelta_cuda_scalars), 0, adadelta_cuda_SUMS,
     2, adadelta_cuda_phases_f64, (const void *)adadelta_cuda_begin, (const void *)adadelta_cuda_fold,
-    (const void *)adadelta_cuda_finish, NULL, adadelta_cuda_begin_step
+    (const void *)adadelta_cuda_finish, NULL, adadelta_cuda_begin_step, 0
 };
 
 int adadelta_cuda_plan_f64(adadelta_cuda_plan *plan, const adadelta_cuda_tensor_f64 *tensors, size_t count,

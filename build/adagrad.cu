@@ -98,7 +98,7 @@ static const double adagrad_cuda_defaults[] = {0.01, 1e-6};
 static const optforge_initial adagrad_cuda_initial[] = {{OPTFORGE_FROM_VALUE, 0.0}};
 
 /* ---- float ---- */
-OPTFORGE_CUDA_SCAN(adagrad_cuda, f32)
+OPTFORGE_CUDA_SCAN(adagrad_cuda, f32, optforge_cuda_storage<optforge_f32>)
 OPTFORGE_CUDA_PASS(adagrad_cuda_elements_f32, MORE_BLOCKS, adagrad_cuda_elements<optforge_f32>, false)
 OPTFORGE_CUDA_PASS(adagrad_cuda_elements_observed_f32, BLOCKS, adagrad_cuda_elements<optforge_f32>, true)
 static const unsigned char adagrad_cuda_formats_f32[] = {OPTFORGE_F32, OPTFORGE_F32, OPTFORGE_F32};
@@ -111,7 +111,7 @@ const optforge_cuda_kernel adagrad_cuda_kernel_f32 = {
             adagrad_cuda_initial,
     sizeof adagrad_cuda_defaults / sizeof(double), sizeof(adagrad_cuda_scalars), 0, adagrad_cuda_SUMS,
     2, adagrad_cuda_phases_f32, (const void *)adagrad_cuda_begin, (const void *)adagrad_cuda_fold,
-    (const void *)adagrad_cuda_finish, NULL, adagrad_cuda_begin_step
+    (const void *)adagrad_cuda_finish, NULL, adagrad_cuda_begin_step, 0
 };
 
 int adagrad_cuda_plan_f32(adagrad_cuda_plan *plan, const adagrad_cuda_tensor_f32 *tensors, size_t count,
@@ -120,7 +120,7 @@ int adagrad_cuda_plan_f32(adagrad_cuda_plan *plan, const adagrad_cuda_tensor_f32
 }
 
 /* ---- double ---- */
-OPTFORGE_CUDA_SCAN(adagrad_cuda, f64)
+OPTFORGE_CUDA_SCAN(adagrad_cuda, f64, optforge_cuda_storage<optforge_f64>)
 OPTFORGE_CUDA_PASS(adagrad_cuda_elements_f64, MORE_BLOCKS, adagrad_cuda_elements<optforge_f64>, false)
 OPTFORGE_CUDA_PASS(adagrad_cuda_elements_observed_f64, BLOCKS, adagrad_cuda_elements<optforge_f64>, true)
 static const unsigned char adagrad_cuda_formats_f64[] = {OPTFORGE_F64, OPTFORGE_F64, OPTFORGE_F64};
@@ -133,7 +133,7 @@ const optforge_cuda_kernel adagrad_cuda_kernel_f64 = {
             adagrad_cuda_initial,
     sizeof adagrad_cuda_defaults / sizeof(double), sizeof(adagrad_cuda_scalars), 0, adagrad_cuda_SUMS,
     2, adagrad_cuda_phases_f64, (const void *)adagrad_cuda_begin, (const void *)adagrad_cuda_fold,
-    (const void *)adagrad_cuda_finish, NULL, adagrad_cuda_begin_step
+    (const void *)adagrad_cuda_finish, NULL, adagrad_cuda_begin_step, 0
 };
 
 int adagrad_cuda_plan_f64(adagrad_cuda_plan *plan, const adagrad_cuda_tensor_f64 *tensors, size_t count,

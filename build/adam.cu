@@ -127,7 +127,7 @@ static const double adam_cuda_defaults[] = {0.001, 0.9, 0.999, 1e-6, 0.99999999}
 static const optforge_initial adam_cuda_initial[] = {{OPTFORGE_FROM_VALUE, 0.0}, {OPTFORGE_FROM_VALUE, 0.0}};
 
 /* ---- float ---- */
-OPTFORGE_CUDA_SCAN(adam_cuda, f32)
+OPTFORGE_CUDA_SCAN(adam_cuda, f32, optforge_cuda_storage<optforge_f32>)
 OPTFORGE_CUDA_PASS(adam_cuda_elements_f32, MORE_BLOCKS, adam_cuda_elements<optforge_f32>, false)
 OPTFORGE_CUDA_PASS(adam_cuda_elements_observed_f32, BLOCKS, adam_cuda_elements<optforge_f32>, true)
 static const unsigned char adam_cuda_formats_f32[] = {OPTFORGE_F32, OPTFORGE_F32, OPTFORGE_F32, OPTFORGE_F32};
@@ -140,7 +140,7 @@ const optforge_cuda_kernel adam_cuda_kernel_f32 = {
             adam_cuda_initial,
     sizeof adam_cuda_defaults / sizeof(double), sizeof(adam_cuda_scalars), 0, adam_cuda_SUMS,
     2, adam_cuda_phases_f32, (const void *)adam_cuda_begin, (const void *)adam_cuda_fold,
-    (const void *)adam_cuda_finish, NULL, adam_cuda_begin_step
+    (const void *)adam_cuda_finish, NULL, adam_cuda_begin_step, 0
 };
 
 int adam_cuda_plan_f32(adam_cuda_plan *plan, const adam_cuda_tensor_f32 *tensors, size_t count,
@@ -149,7 +149,7 @@ int adam_cuda_plan_f32(adam_cuda_plan *plan, const adam_cuda_tensor_f32 *tensors
 }
 
 /* ---- double ---- */
-OPTFORGE_CUDA_SCAN(adam_cuda, f64)
+OPTFORGE_CUDA_SCAN(adam_cuda, f64, optforge_cuda_storage<optforge_f64>)
 OPTFORGE_CUDA_PASS(adam_cuda_elements_f64, MORE_BLOCKS, adam_cuda_elements<optforge_f64>, false)
 OPTFORGE_CUDA_PASS(adam_cuda_elements_observed_f64, BLOCKS, adam_cuda_elements<optforge_f64>, true)
 static const unsigned char adam_cuda_formats_f64[] = {OPTFORGE_F64, OPTFORGE_F64, OPTFORGE_F64, OPTFORGE_F64};
@@ -162,7 +162,7 @@ const optforge_cuda_kernel adam_cuda_kernel_f64 = {
             adam_cuda_initial,
     sizeof adam_cuda_defaults / sizeof(double), sizeof(adam_cuda_scalars), 0, adam_cuda_SUMS,
     2, adam_cuda_phases_f64, (const void *)adam_cuda_begin, (const void *)adam_cuda_fold,
-    (const void *)adam_cuda_finish, NULL, adam_cuda_begin_step
+    (const void *)adam_cuda_finish, NULL, adam_cuda_begin_step, 0
 };
 
 int adam_cuda_plan_f64(adam_cuda_plan *plan, const adam_cuda_tensor_f64 *tensors, size_t count,

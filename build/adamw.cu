@@ -135,7 +135,7 @@ static const double adamw_cuda_defaults[] = {0.001, 0.9, 0.999, 1e-8, 0.01};
 static const optforge_initial adamw_cuda_initial[] = {{OPTFORGE_FROM_VALUE, 0.0}, {OPTFORGE_FROM_VALUE, 0.0}};
 
 /* ---- float ---- */
-OPTFORGE_CUDA_SCAN(adamw_cuda, f32)
+OPTFORGE_CUDA_SCAN(adamw_cuda, f32, optforge_cuda_storage<optforge_f32>)
 OPTFORGE_CUDA_PASS(adamw_cuda_elements_f32, MORE_BLOCKS, adamw_cuda_elements<optforge_f32>, false)
 OPTFORGE_CUDA_PASS(adamw_cuda_elements_observed_f32, BLOCKS, adamw_cuda_elements<optforge_f32>, true)
 static const unsigned char adamw_cuda_formats_f32[] = {OPTFORGE_F32, OPTFORGE_F32, OPTFORGE_F32,
@@ -149,7 +149,7 @@ const optforge_cuda_kernel adamw_cuda_kernel_f32 = {
             adamw_cuda_initial,
     sizeof adamw_cuda_defaults / sizeof(double), sizeof(adamw_cuda_scalars), 0, adamw_cuda_SUMS,
     2, adamw_cuda_phases_f32, (const void *)adamw_cuda_begin, (const void *)adamw_cuda_fold,
-    (const void *)adamw_cuda_finish, NULL, adamw_cuda_begin_step
+    (const void *)adamw_cuda_finish, NULL, adamw_cuda_begin_step, 0
 };
 
 int adamw_cuda_plan_f32(adamw_cuda_plan *plan, const adamw_cuda_tensor_f32 *tensors, size_t count,
@@ -158,7 +158,7 @@ int adamw_cuda_plan_f32(adamw_cuda_plan *plan, const adamw_cuda_tensor_f32 *tens
 }
 
 /* ---- double ---- */
-OPTFORGE_CUDA_SCAN(adamw_cuda, f64)
+OPTFORGE_CUDA_SCAN(adamw_cuda, f64, optforge_cuda_storage<optforge_f64>)
 OPTFORGE_CUDA_PASS(adamw_cuda_elements_f64, MORE_BLOCKS, adamw_cuda_elements<optforge_f64>, false)
 OPTFORGE_CUDA_PASS(adamw_cuda_elements_observed_f64, BLOCKS, adamw_cuda_elements<optforge_f64>, true)
 static const unsigned char adamw_cuda_formats_f64[] = {OPTFORGE_F64, OPTFORGE_F64, OPTFORGE_F64,
@@ -172,7 +172,7 @@ const optforge_cuda_kernel adamw_cuda_kernel_f64 = {
             adamw_cuda_initial,
     sizeof adamw_cuda_defaults / sizeof(double), sizeof(adamw_cuda_scalars), 0, adamw_cuda_SUMS,
     2, adamw_cuda_phases_f64, (const void *)adamw_cuda_begin, (const void *)adamw_cuda_fold,
-    (const void *)adamw_cuda_finish, NULL, adamw_cuda_begin_step
+    (const void *)adamw_cuda_finish, NULL, adamw_cuda_begin_step, 0
 };
 
 int adamw_cuda_plan_f64(adamw_cuda_plan *plan, const adamw_cuda_tensor_f64 *tensors, size_t count,

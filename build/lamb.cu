@@ -183,7 +183,7 @@ static const double lamb_cuda_defaults[] = {0.001, 0.9, 0.999, 1e-6, 0.01};
 static const optforge_initial lamb_cuda_initial[] = {{OPTFORGE_FROM_VALUE, 0.0}, {OPTFORGE_FROM_VALUE, 0.0}};
 
 /* ---- float ---- */
-OPTFORGE_CUDA_SCAN(lamb_cuda, f32)
+OPTFORGE_CUDA_SCAN(lamb_cuda, f32, optforge_cuda_storage<optforge_f32>)
 OPTFORGE_CUDA_PASS(lamb_cuda_pass_1_f32, BLOCKS, lamb_cuda_pass_1<optforge_f32>, false)
 OPTFORGE_CUDA_PASS(lamb_cuda_pass_1_observed_f32, BLOCKS, lamb_cuda_pass_1<optforge_f32>, true)
 OPTFORGE_CUDA_PASS(lamb_cuda_pass_2_f32, MORE_BLOCKS, lamb_cuda_pass_2<optforge_f32>, false)
@@ -199,7 +199,7 @@ const optforge_cuda_kernel lamb_cuda_kernel_f32 = {
             lamb_cuda_initial,
     sizeof lamb_cuda_defaults / sizeof(double), sizeof(lamb_cuda_scalars), 0, lamb_cuda_SUMS,
     3, lamb_cuda_phases_f32, (const void *)lamb_cuda_begin, (const void *)lamb_cuda_fold,
-    (const void *)lamb_cuda_finish, NULL, lamb_cuda_begin_step
+    (const void *)lamb_cuda_finish, NULL, lamb_cuda_begin_step, 0
 };
 
 int lamb_cuda_plan_f32(lamb_cuda_plan *plan, const lamb_cuda_tensor_f32 *tensors, size_t count,
@@ -208,7 +208,7 @@ int lamb_cuda_plan_f32(lamb_cuda_plan *plan, const lamb_cuda_tensor_f32 *tensors
 }
 
 /* ---- double ---- */
-OPTFORGE_CUDA_SCAN(lamb_cuda, f64)
+OPTFORGE_CUDA_SCAN(lamb_cuda, f64, optforge_cuda_storage<optforge_f64>)
 OPTFORGE_CUDA_PASS(lamb_cuda_pass_1_f64, BLOCKS, lamb_cuda_pass_1<optforge_f64>, false)
 OPTFORGE_CUDA_PASS(lamb_cuda_pass_1_observed_f64, BLOCKS, lamb_cuda_pass_1<optforge_f64>, true)
 OPTFORGE_CUDA_PASS(lamb_cuda_pass_2_f64, MORE_BLOCKS, lamb_cuda_pass_2<optforge_f64>, false)
@@ -224,7 +224,7 @@ const optforge_cuda_kernel lamb_cuda_kernel_f64 = {
             lamb_cuda_initial,
     sizeof lamb_cuda_defaults / sizeof(double), sizeof(lamb_cuda_scalars), 0, lamb_cuda_SUMS,
     3, lamb_cuda_phases_f64, (const void *)lamb_cuda_begin, (const void *)lamb_cuda_fold,
-    (const void *)lamb_cuda_finish, NULL, lamb_cuda_begin_step
+    (const void *)lamb_cuda_finish, NULL, lamb_cuda_begin_step, 0
 };
 
 int lamb_cuda_plan_f64(lamb_cuda_plan *plan, const lamb_cuda_tensor_f64 *tensors, size_t count,

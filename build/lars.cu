@@ -160,7 +160,7 @@ const optforge_cuda_kernel lars_cuda_kernel_f32 = {
             lars_cuda_initial,
     sizeof lars_cuda_defaults / sizeof(double), sizeof(lars_cuda_scalars), 0, lars_cuda_SUMS,
     2, lars_cuda_phases_f32, (const void *)lars_cuda_begin, (const void *)lars_cuda_fold,
-    (const void *)lars_cuda_finish, NULL, lars_cuda_begin_step
+    (const void *)lars_cuda_finish, NULL, lars_cuda_begin_step, 0
 };
 
 int lars_cuda_plan_f32(lars_cuda_plan *plan, const lars_cuda_tensor_f32 *tensors, size_t count,
@@ -183,7 +183,7 @@ const optforge_cuda_kernel lars_cuda_kernel_f64 = {
             lars_cuda_initial,
     sizeof lars_cuda_defaults / sizeof(double), sizeof(lars_cuda_scalars), 0, lars_cuda_SUMS,
     2, lars_cuda_phases_f64, (const void *)lars_cuda_begin, (const void *)lars_cuda_fold,
-    (const void *)lars_cuda_finish, NULL, lars_cuda_begin_step
+    (const void *)lars_cuda_finish, NULL, lars_cuda_begin_step, 0
 };
 
 int lars_cuda_plan_f64(lars_cuda_plan *plan, const lars_cuda_tensor_f64 *tensors, size_t count,

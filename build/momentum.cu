@@ -99,7 +99,7 @@ static const double momentum_cuda_defaults[] = {0.01, 0.9};
 static const optforge_initial momentum_cuda_initial[] = {{OPTFORGE_FROM_VALUE, 0.0}};
 
 /* ---- float ---- */
-OPTFORGE_CUDA_SCAN(momentum_cuda, f32)
+OPTFORGE_CUDA_SCAN(momentum_cuda, f32, optforge_cuda_storage<optforge_f32>)
 OPTFORGE_CUDA_PASS(momentum_cuda_elements_f32, MORE_BLOCKS, momentum_cuda_elements<optforge_f32>, false)
 OPTFORGE_CUDA_PASS(momentum_cuda_elements_observed_f32, BLOCKS, momentum_cuda_elements<optforge_f32>, true)
 static const unsigned char momentum_cuda_formats_f32[] = {OPTFORGE_F32, OPTFORGE_F32, OPTFORGE_F32};
@@ -112,7 +112,7 @@ const optforge_cuda_kernel momentum_cuda_kernel_f32 = {
             momentum_cuda_initial,
     sizeof momentum_cuda_defaults / sizeof(double), sizeof(momentum_cuda_scalars), 0, momentum_cuda_SUMS,
     2, momentum_cuda_phases_f32, (const void *)momentum_cuda_begin, (const void *)momentum_cuda_fold,
-    (const void *)momentum_cuda_finish, NULL, momentum_cuda_begin_step
+    (const void *)momentum_cuda_finish, NULL, momentum_cuda_begin_step, 0
 };
 
 int momentum_cuda_plan_f32(momentum_cuda_plan *plan, const momentum_cuda_tensor_f32 *tensors, size_t count,
@@ -121,7 +121,7 @@ int momentum_cuda_plan_f32(momentum_cuda_plan *plan, const momentum_cuda_tensor_
 }
 
 /* ---- double ---- */
-OPTFORGE_CUDA_SCAN(momentum_cuda, f64)
+OPTFORGE_CUDA_SCAN(momentum_cuda, f64, optforge_cuda_storage<optforge_f64>)
 OPTFORGE_CUDA_PASS(momentum_cuda_elements_f64, MORE_BLOCKS, momentum_cuda_elements<optforge_f64>, false)
 OPTFORGE_CUDA_PASS(momentum_cuda_elements_observed_f64, BLOCKS, momentum_cuda_elements<optforge_f64>, true)
 static const unsigned char momentum_cuda_formats_f64[] = {OPTFORGE_F64, OPTFORGE_F64, OPTFORGE_F64};
@@ -134,7 +134,7 @@ const optforge_cuda_kernel momentum_cuda_kernel_f64 = {
             momentum_cuda_initial,
     sizeof momentum_cuda_defaults / sizeof(double), sizeof(momentum_cuda_scalars), 0, momentum_cuda_SUMS,
     2, momentum_cuda_phases_f64, (const void *)momentum_cuda_begin, (const void *)momentum_cuda_fold,
-    (const void *)momentum_cuda_finish, NULL, momentum_cuda_begin_step
+    (const void *)momentum_cuda_finish, NULL, momentum_cuda_begin_step, 0
 };
 
 int momentum_cuda_plan_f64(momentum_cuda_plan *plan, const momentum_cuda_tensor_f64 *tensors, size_t count,

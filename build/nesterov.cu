@@ -99,7 +99,7 @@ static const double nesterov_cuda_defaults[] = {0.01, 0.9};
 static const optforge_initial nesterov_cuda_initial[] = {{OPTFORGE_FROM_VALUE, 0.0}};
 
 /* ---- float ---- */
-OPTFORGE_CUDA_SCAN(nesterov_cuda, f32)
+OPTFORGE_CUDA_SCAN(nesterov_cuda, f32, optforge_cuda_storage<optforge_f32>)
 OPTFORGE_CUDA_PASS(nesterov_cuda_elements_f32, MORE_BLOCKS, nesterov_cuda_elements<optforge_f32>, false)
 OPTFORGE_CUDA_PASS(nesterov_cuda_elements_observed_f32, BLOCKS, nesterov_cuda_elements<optforge_f32>, true)
 static const unsigned char nesterov_cuda_formats_f32[] = {OPTFORGE_F32, OPTFORGE_F32, OPTFORGE_F32};
@@ -112,7 +112,7 @@ const optforge_cuda_kernel nesterov_cuda_kernel_f32 = {
             nesterov_cuda_initial,
     sizeof nesterov_cuda_defaults / sizeof(double), sizeof(nesterov_cuda_scalars), 0, nesterov_cuda_SUMS,
     2, nesterov_cuda_phases_f32, (const void *)nesterov_cuda_begin, (const void *)nesterov_cuda_fold,
-    (const void *)nesterov_cuda_finish, NULL, nesterov_cuda_begin_step
+    (const void *)nesterov_cuda_finish, NULL, nesterov_cuda_begin_step, 0
 };
 
 int nesterov_cuda_plan_f32(nesterov_cuda_plan *plan, const nesterov_cuda_tensor_f32 *tensors, size_t count,
@@ -121,7 +121,7 @@ int nesterov_cuda_plan_f32(nesterov_cuda_plan *plan, const nesterov_cuda_tensor_
 }
 
 /* ---- double ---- */
-OPTFORGE_CUDA_SCAN(nesterov_cuda, f64)
+OPTFORGE_CUDA_SCAN(nesterov_cuda, f64, optforge_cuda_storage<optforge_f64>)
 OPTFORGE_CUDA_PASS(nesterov_cuda_elements_f64, MORE_BLOCKS, nesterov_cuda_elements<optforge_f64>, false)
 OPTFORGE_CUDA_PASS(nesterov_cuda_elements_observed_f64, BLOCKS, nesterov_cuda_elements<optforge_f64>, true)
 static const unsigned char nesterov_cuda_formats_f64[] = {OPTFORGE_F64, OPTFORGE_F64, OPTFORGE_F64};
@@ -134,7 +134,7 @@ const optforge_cuda_kernel nesterov_cuda_kernel_f64 = {
             nesterov_cuda_initial,
     sizeof nesterov_cuda_defaults / sizeof(double), sizeof(nesterov_cuda_scalars), 0, nesterov_cuda_SUMS,
     2, nesterov_cuda_phases_f64, (const void *)nesterov_cuda_begin, (const void *)nesterov_cuda_fold,
-    (const void *)nesterov_cuda_finish, NULL, nesterov_cuda_begin_step
+    (const void *)nesterov_cuda_finish, NULL, nesterov_cuda_begin_step, 0
 };
 
 int nesterov_cuda_plan_f64(nesterov_cuda_plan *plan, const nesterov_cuda_tensor_f64 *tensors, size_t count,

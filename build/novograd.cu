@@ -170,7 +170,7 @@ const optforge_cuda_kernel novograd_cuda_kernel_f32 = {
             novograd_cuda_initial,
     sizeof novograd_cuda_defaults / sizeof(double), sizeof(novograd_cuda_scalars), 1, novograd_cuda_SUMS,
     2, novograd_cuda_phases_f32, (const void *)novograd_cuda_begin, (const void *)novograd_cuda_fold,
-    (const void *)novograd_cuda_finish, NULL, novograd_cuda_begin_step
+    (const void *)novograd_cuda_finish, NULL, novograd_cuda_begin_step, 0
 };
 
 int novograd_cuda_plan_f32(novograd_cuda_plan *plan, const novograd_cuda_tensor_f32 *tensors, size_t count,
@@ -194,7 +194,7 @@ const optforge_cuda_kernel novograd_cuda_kernel_f64 = {
             novograd_cuda_initial,
     sizeof novograd_cuda_defaults / sizeof(double), sizeof(novograd_cuda_scalars), 1, novograd_cuda_SUMS,
     2, novograd_cuda_phases_f64, (const void *)novograd_cuda_begin, (const void *)novograd_cuda_fold,
-    (const void *)novograd_cuda_finish, NULL, novograd_cuda_begin_step
+    (const void *)novograd_cuda_finish, NULL, novograd_cuda_begin_step, 0
 };
 
 int novograd_cuda_plan_f64(novograd_cuda_plan *plan, const novograd_cuda_tensor_f64 *tensors, size_t count,

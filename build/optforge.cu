@@ -89,24 +89,42 @@ OPTFORGE_DEVICE void optforge_cuda_lay_out_units(const optforge_cuda_plan &w) {
 OPTFORGE_CUDA_KERNEL(optforge_cuda_lay_tensors, optforge_cuda_plan, optforge_cuda_lay_out_tensors)
 OPTFORGE_CUDA_KERNEL(optforge_cuda_lay_units, optforge_cuda_plan, optforge_cuda_lay_out_units)
 
-/* How array `a` of the tensors of a group begins. */
+/* How array `a` of the tensors of a group begins: as p or as g, in their formats, or as a number. */
 struct optforge_cuda_beginning {
     optforge_cuda_plan plan;
     uint64_t group;
     double value;
-    int32_t a, from, format;
+    int32_t a, from, format, format_of_from;
 };
 
-template <typename number>
+static __device__ double optforge_cuda_get(const void *array, int format, uint64_t i) {
+    switch (format) {
+    case OPTFORGE_F32: return (double)((const float *)array)[i];
+    case OPTFORGE_BF16:
+    case OPTFORGE_F16: return optforge_cuda_decode(format, ((const uint16_t *)array)[i]).wide();
+    default: return ((const double *)array)[i];
+    }
+}
+
+static __device__ void optforge_cuda_put(void *array, int format, uint64_t i, double value) {
+    switch (format) {
+    case OPTFORGE_F32: ((float *)array)[i] = optforge_f32(value).x; break;
+    case OPTFORGE_BF16:
+    case OPTFORGE_F16: ((uint16_t *)array)[i] = optforge_cuda_encode(format, value, false, 0); break;
+    case OPTFORGE_LOW: ((uint16_t *)array)[i] = 0; break; /* p leaves nothing at first */
+    default: ((double *)array)[i] = value;
+    }
+}
+
 static __device__ void optforge_cuda_write(const optforge_cuda_beginning &x,
                                            const optforge_cuda_tensor &tensor, uint64_t begin,
                                            uint64_t end, uint64_t step) {
-    number *const to = (number *)tensor.array(x.a);
-    const number *const p = (const number *)tensor.array(0);
-    const number *const g = (const number *)x.plan.gradients[tensor.k];
+    const void *from = x.from == OPTFORGE_FROM_G ? x.plan.gradients[tensor.k] : tensor.array(0);
+    const bool copied = x.from == OPTFORGE_FROM_P || x.from == OPTFORGE_FROM_G;
 
     for (uint64_t i = begin; i < end; i += step)
-        to[i] = x.from == OPTFORGE_FROM_P ? p[i] : x.from == OPTFORGE_FROM_G ? g[i] : (number)x.value;
+        optforge_cuda_put(tensor.array(x.a), x.format, i,
+                          copied ? optforge_cuda_get(from, x.format_of_from, i) : x.value);
 }
 
 /* Writes initial state: a warp for each leaf, or a thread for each tensor where it is scalar. */
@@ -116,16 +134,13 @@ OPTFORGE_DEVICE void optforge_cuda_write_arrays(const optforge_cuda_beginning &x
 
     if (x.format == OPTFORGE_SCALAR) {
         if (k < w.count && w.group[k] == x.group)
-            optforge_cuda_write<double>(x, optforge_cuda_tensor(w, k), 0, 1, 1);
+            optforge_cuda_write(x, optforge_cuda_tensor(w, k), 0, 1, 1);
     } else if (u < w.units && w.group[w.unit[u].tensor] == x.group) {
         const optforge_cuda_tensor tensor(w, w.unit[u].tensor);
         const uint64_t begin = (uint64_t)w.unit[u].leaf * OPTFORGE_LEAF, n = optforge_cuda_size(w, tensor.k);
         const uint64_t end = n - begin < OPTFORGE_LEAF ? n : begin + OPTFORGE_LEAF;
 
-        if (x.format == OPTFORGE_F32)
-            optforge_cuda_write<float>(x, tensor, begin + lane, end, 32);
-        else
-            optforge_cuda_write<double>(x, tensor, begin + lane, end, 32);
+        optforge_cuda_write(x, tensor, begin + lane, end, 32);
     }
 }
 OPTFORGE_CUDA_KERNEL(optforge_cuda_write_state, optforge_cuda_beginning, optforge_cuda_write_arrays)
@@ -160,7 +175,9 @@ static int optforge_cuda_clear(void *to, uint64_t bytes, cudaStream_t stream) {
     return bytes == 0 ? +OPTFORGE_OK : optforge_cuda_done(cudaMemsetAsync(to, 0, bytes, stream));
 }
 
-static size_t optforge_cuda_format_size(unsigned char format) { return format == OPTFORGE_F32 ? 4 : 8; }
+static size_t optforge_cuda_format_size(unsigned char format) {
+    return format == OPTFORGE_F32 ? 4 : format >= OPTFORGE_BF16 ? 2 : 8;
+}
 
 /* Whether a tensor's arrays are there, aligned, and apart from each other. */
 static int optforge_cuda_check_tensor(const optforge_cuda_kernel *kernel, const char *tensor) {
@@ -216,6 +233,7 @@ static char *optforge_cuda_place(optforge_cuda_plan *w, char *at) {
         optforge_cuda_take(&w->control, &at, 1);
         optforge_cuda_take(&w->rows, &at, OPTFORGE_CUDA_ROWS * w->groups * w->width);
         optforge_cuda_take(&w->scalars, &at, w->groups * w->width);
+        optforge_cuda_take(&w->behind, &at, w->groups);
         optforge_cuda_take(&w->sizes, &at, w->tensors);
         optforge_cuda_take(&w->first, &at, w->tensors + 1);
         optforge_cuda_take(&w->before_chunk, &at, w->tensors + 1);
@@ -232,6 +250,7 @@ static char *optforge_cuda_place(optforge_cuda_plan *w, char *at) {
     optforge_cuda_take(&w->number, &at, w->count);
     optforge_cuda_take(&w->part, &at, w->count);
     optforge_cuda_take(&w->before, &at, w->count + 1);
+    optforge_cuda_take(&w->stream, &at, w->count);
     optforge_cuda_take(&w->unit, &at, w->units);
     return at;
 }
@@ -332,6 +351,14 @@ OPTFORGE_CUDA_API int optforge_cuda_plan_list(optforge_cuda_plan *plan, const op
         status = optforge_cuda_clear(w.arrived, counters, stream);
     if (status == OPTFORGE_OK)
         status = optforge_cuda_bring((void *)w.list, tensors, count * w.stride, stream);
+    if (status == OPTFORGE_OK && !w.beside && o->late == NULL)
+        status = optforge_cuda_clear(w.behind, w.groups * sizeof *w.behind, stream);
+    if (status == OPTFORGE_OK && !w.beside && o->late != NULL)
+        status = optforge_cuda_bring(w.behind, o->late, w.groups * sizeof *w.behind, stream);
+    if (status == OPTFORGE_OK && o->stream != NULL)
+        status = optforge_cuda_bring(w.stream, o->stream, count * sizeof *w.stream, stream);
+    if (o->stream == NULL)
+        w.stream = NULL;
     if (status == OPTFORGE_OK && o->group == NULL)
         status = optforge_cuda_clear(w.group, count * sizeof *w.group, stream);
     if (status == OPTFORGE_OK && o->group != NULL)
@@ -367,20 +394,24 @@ OPTFORGE_CUDA_API int optforge_cuda_state_init(const optforge_cuda_plan *plan, c
     if (plan == NULL)
         return OPTFORGE_ERROR_NULL;
     const optforge_cuda_kernel *kernel = plan->kernel;
+    static const optforge_initial as_p = {OPTFORGE_FROM_P, 0.0};
     optforge_cuda_beginning x;
     int status = OPTFORGE_OK;
 
     for (size_t a = 2; a < kernel->arrays; a++)
-        if (kernel->initial[a - 2].from >= 0 && hyper == NULL)
+        if (a != kernel->master && kernel->initial[a - 2].from >= 0 && hyper == NULL)
             return OPTFORGE_ERROR_NULL;
     x.plan = *plan;
     for (x.group = 0; x.group < plan->groups; x.group++)
         for (size_t a = 2; a < kernel->arrays && status == OPTFORGE_OK; a++) {
+            const optforge_initial *initial = a == kernel->master ? &as_p : &kernel->initial[a - 2];
+
             x.a = (int32_t)a;
-            x.from = kernel->initial[a - 2].from;
+            x.from = initial->from;
             x.format = kernel->formats[a];
+            x.format_of_from = kernel->formats[x.from == OPTFORGE_FROM_G];
             x.value = x.from >= 0 ? ((const double *)hyper)[x.group * kernel->hypers + (size_t)x.from]
-                                  : kernel->initial[a - 2].value;
+                                  : initial->value;
             status = optforge_cuda_start(
                 (const void *)optforge_cuda_write_state,
                 x.format == OPTFORGE_SCALAR ? optforge_cuda_parts(plan->count, OPTFORGE_CUDA_THREADS)
@@ -479,6 +510,7 @@ static optforge_cuda_plan optforge_cuda_asked(const optforge_cuda_plan *plan,
         w.stats = o->stats;
         w.tensor_stats = o->tensor_stats;
         w.starting = o->starting;
+        w.seed = o->seed;
     }
     return w;
 }

@@ -69,6 +69,8 @@ typedef struct optforge_cuda_plan {
     uint64_t *before;             /* of each tensor: the leaves of those before */
     uint64_t groups;              /* how many hyperparameters there are */
     const uint64_t *late;         /* on the host, of each group: how many steps less its tensors have had */
+    uint64_t *behind;             /* the same on the device */
+    uint64_t *stream;             /* of each tensor: a number for stochastic rounding; NULL: `number` */
     uint64_t tensors;             /* whole ones, of which the list may have parts */
     uint64_t leaves;              /* their leaves */
     uint64_t chunks;              /* their chunks of 32 leaves, at least one of each */
@@ -88,6 +90,7 @@ typedef struct optforge_cuda_plan {
     const unsigned char *starting;/* of each tensor: whether this is its first step */
     optforge_stats *stats;        /* filled in */
     optforge_stats *tensor_stats; /* likewise, for each whole tensor */
+    uint64_t seed;                /* of stochastic rounding */
     int32_t phase;                /* the phase that is launched */
     int32_t slot;                 /* the first of the sums that are added up */
     int32_t observe;              /* whether statistics are wanted */
@@ -112,9 +115,11 @@ typedef struct optforge_cuda_options {
     const size_t *sizes;   /* and their numbers of elements; NULL: the list has whole ones */
     const size_t *number;  /* of each tensor: which whole one it is a part of */
     const size_t *part;    /* of each tensor: the element there that it begins at, between leaves */
+    const uint64_t *stream; /* of each tensor: a number for its stochastic rounding; NULL: that among all */
     const optforge_cuda_plan *beside; /* a plan over parts of the same tensors, which begins their steps */
 
     double grad_scale;     /* gradients are multiplied by 1 / grad_scale before anything sees them; 1 */
+    uint64_t seed;         /* of stochastic rounding */
     int skip_nonfinite;    /* with a NaN or an infinity in any gradient nothing is changed */
     int zero_grads;        /* g, which must not be const then, is set to 0, also by a skipped step */
     optforge_stats *stats; /* filled in, over all tensors */
@@ -136,7 +141,7 @@ typedef struct optforge_cuda_phase {
 typedef struct optforge_cuda_kernel {
     unsigned abi; /* OPTFORGE_CUDA_TYPES */
     const char *const *asserts;      /* their texts, and NULL */
-    size_t arrays;                   /* p, g and the state */
+    size_t arrays;                   /* p, g, the state, and the master if there is one */
     const unsigned char *formats;    /* of each, as in optforge.h */
     const optforge_initial *initial; /* of each state */
     size_t hypers;                   /* doubles in a struct of hyperparameters */
@@ -147,6 +152,7 @@ typedef struct optforge_cuda_kernel {
     const optforge_cuda_phase *phases;
     const void *begin, *fold, *finish, *attempt; /* kernels; the last is NULL where no scalar can fail */
     int (*scalars)(void *scalars, const void *hyper, uint64_t t, double unscale); /* on the host */
+    size_t master; /* the array that has p in full, F32 or LOW, which p is rounded from; or 0 */
 } optforge_cuda_kernel;
 
 /* Words of scalars that the begin of a step brings along, in so many bytes as any CUDA passes. */
@@ -283,16 +289,17 @@ static_assert(sizeof(optforge_cuda_news) <= 4096, "an argument of a kernel has a
 #define OPTFORGE_CUDA_KERNEL(name, argument, ...)                                                      \
     extern "C" __global__ void __launch_bounds__(OPTFORGE_CUDA_THREADS)                                \
         name(const __grid_constant__ argument given) { __VA_ARGS__(given); }
-#define OPTFORGE_CUDA_PASS(name, blocks, pass, observe)                                                \
+#define OPTFORGE_CUDA_PASS(name, blocks, pass, ...)                                                    \
     extern "C" __global__ void __launch_bounds__(OPTFORGE_CUDA_THREADS, pass::element::blocks)         \
-        name(const __grid_constant__ optforge_cuda_plan given) { optforge_cuda_pass<pass, observe>(given); }
-#define OPTFORGE_CUDA_SCAN(rule, type)                                                                 \
-    typedef optforge_cuda_scan<rule##_rule, optforge_##type> rule##_scan_of_##type;                    \
-    OPTFORGE_CUDA_PASS(rule##_scan_##type, BLOCKS, rule##_scan_of_##type, true)                        \
-    extern "C" __global__ void __launch_bounds__(OPTFORGE_CUDA_THREADS, optforge_##type::MORE_BLOCKS)  \
-        rule##_look_##type(const __grid_constant__ optforge_cuda_plan given)                           \
-    {                                                                                                  \
-        optforge_cuda_look<rule##_rule, optforge_##type>(given);                                       \
+        name(const __grid_constant__ optforge_cuda_plan given) {                                       \
+        optforge_cuda_pass<pass, __VA_ARGS__>(given);                                                  \
+    }
+#define OPTFORGE_CUDA_SCAN(rule, suffix, storage)                                                      \
+    typedef optforge_cuda_scan<rule##_rule, storage::real> rule##_scan_of_##suffix;                    \
+    OPTFORGE_CUDA_PASS(rule##_scan_##suffix, BLOCKS, rule##_scan_of_##suffix, true, storage)           \
+    extern "C" __global__ void __launch_bounds__(OPTFORGE_CUDA_THREADS, storage::real::MORE_BLOCKS)    \
+        rule##_look_##suffix(const __grid_constant__ optforge_cuda_plan given) {                       \
+        optforge_cuda_look<rule##_rule, storage>(given);                                               \
     }
 
 /* Numbers whose operations are rounded as they are written: no compiler flag fuses them or takes others
@@ -314,7 +321,9 @@ static_assert(sizeof(optforge_cuda_news) <= 4096, "an argument of a kernel has a
 
 struct optforge_f64 {
     typedef double number;
+    enum { FORMAT = OPTFORGE_F64 };
     enum { BLOCKS = (OPTFORGE_CUDA_MIN_BLOCKS + 1) / 2, MORE_BLOCKS = OPTFORGE_CUDA_MIN_BLOCKS / 2 + 1 };
+    enum { FEWER_BLOCKS = 1 };
     double x;
 
     optforge_f64() = default;
@@ -330,7 +339,9 @@ struct optforge_f64 {
 
 struct optforge_f32 {
     typedef float number;
+    enum { FORMAT = OPTFORGE_F32 };
     enum { BLOCKS = OPTFORGE_CUDA_MIN_BLOCKS, MORE_BLOCKS = BLOCKS + 1 }; /* the more where a pass is small */
+    enum { FEWER_BLOCKS = BLOCKS > 1 ? BLOCKS - 1 : 1 };                  /* the fewer where it is large */
     float x;
 
     optforge_f32() = default;
@@ -381,7 +392,9 @@ OPTFORGE_CUDA_LIBRARY_OF_TWO(fmod)
 
 /* ---- four neighbouring elements, as vectors of 16 bytes where there are four and they lie so ---- */
 
-OPTFORGE_DEVICE bool optforge_cuda_aligned(const void *at) { return (uintptr_t)at % 16 == 0; }
+OPTFORGE_DEVICE bool optforge_cuda_aligned(const void *at, unsigned bytes = 16) {
+    return (uintptr_t)at % bytes == 0;
+}
 
 OPTFORGE_DEVICE void optforge_cuda_load_vector(optforge_f32 (&to)[4], const float *from) {
     const float4 v = OPTFORGE_CUDA_READ((const float4 *)from);
@@ -437,6 +450,218 @@ OPTFORGE_DEVICE void optforge_cuda_store(typename real::number *to, const real (
                 to[k] = from[k].x;
     }
 }
+
+/* ---- storage: what arrays are stored as, whatever is computed with ---- */
+
+/* How the arrays of a tensor are stored, by number, unless a rule says otherwise: as what is computed with.
+ * MASTER is the format of the array beside p that has it in full, F32 or LOW. */
+template <typename Real>
+struct optforge_cuda_storage {
+    typedef Real real;
+    enum { MASTER = 0, STOCHASTIC = 0 };
+
+    static __device__ constexpr int format(int) { return Real::FORMAT; }
+};
+
+OPTFORGE_DEVICE constexpr bool optforge_cuda_narrow(int format) { return format >= OPTFORGE_BF16; }
+OPTFORGE_DEVICE constexpr int optforge_cuda_size_of(int format) {
+    return optforge_cuda_narrow(format) ? 2 : format == OPTFORGE_F32 ? 4 : 8;
+}
+
+/* What the random bits of stochastic rounding are made of; optforge.c says the same for the host. */
+struct optforge_cuda_draw {
+    uint32_t first, second;
+
+    __device__ uint32_t operator()(uint32_t element) const {
+        uint32_t x = first + UINT32_C(0x9e3779b9) * element;
+
+        x = (x ^ x >> 16) * UINT32_C(0x7feb352d) ^ second;
+        x = (x ^ x >> 15) * UINT32_C(0x846ca68b);
+        return x ^ x >> 16;
+    }
+};
+
+OPTFORGE_DEVICE uint64_t optforge_cuda_stir(uint64_t x, uint64_t more) {
+    x = (x ^ more) + UINT64_C(0x9e3779b97f4a7c15);
+    x = (x ^ x >> 30) * UINT64_C(0xbf58476d1ce4e5b9);
+    x = (x ^ x >> 27) * UINT64_C(0x94d049bb133111eb);
+    return x ^ x >> 31;
+}
+
+/* What 16 bits are. Subnormal numbers of half precision are 2^-24 times an integer. */
+OPTFORGE_DEVICE optforge_f32 optforge_cuda_decode(int format, uint16_t x) {
+    const uint32_t magnitude = x & 0x7fffu, sign = (uint32_t)(x & 0x8000u) << 16;
+    const uint32_t normal = (magnitude << 13) + (magnitude < 0x7c00u ? 112u << 23 : 224u << 23);
+    const optforge_f32 small = optforge_f32(__uint_as_float(magnitude + 0x3f000000u)) - optforge_f32(0.5f);
+
+    if (format == OPTFORGE_BF16)
+        return __uint_as_float((uint32_t)x << 16);
+    return __uint_as_float(sign | (magnitude < 0x400u ? __float_as_uint(small.x) : normal));
+}
+
+/* Rounds to nearest even by adding to what is dropped, up to the number that carries, or at random. NaN is
+ * quiet; what is beyond the largest number goes to the nearer of that and infinity, never by chance. */
+OPTFORGE_DEVICE uint16_t optforge_cuda_encode(int format, optforge_f32 x, bool draws, uint32_t random) {
+    const uint32_t bits = __float_as_uint(x.x), magnitude = bits & 0x7fffffffu, sign = bits >> 16 & 0x8000u;
+
+    if (format == OPTFORGE_BF16) {
+        const uint32_t drawn = magnitude <= 0x7f7f0000u ? random >> 16 : 0x8000u;
+        const uint32_t rounded = (bits + (draws ? drawn : 0x7fffu + (bits >> 16 & 1u))) >> 16;
+
+        return (uint16_t)(magnitude > 0x7f800000u ? sign | 0x7fc0u : rounded);
+    }
+    if (magnitude > 0x7f800000u)
+        return (uint16_t)(sign | 0x7e00u);
+    if (magnitude >= 0x38800000u) {
+        const uint32_t drawn = magnitude <= 0x477fe000u ? random >> 19 : 0x1000u;
+        const uint32_t add = draws ? drawn : 0xfffu + (magnitude >> 13 & 1u);
+        const uint32_t rounded = (magnitude + add - (112u << 23)) >> 13;
+
+        return (uint16_t)(sign | (rounded < 0x7c00u ? rounded : 0x7c00u));
+    }
+    if (!draws) {
+        const optforge_f32 half = optforge_f32(__uint_as_float(magnitude)) + optforge_f32(0.5f);
+
+        return (uint16_t)(sign | (__float_as_uint(half.x) - 0x3f000000u));
+    }
+    /* Multiples of 2^-24, and the fraction between two in 32 bits, of which each half is exact. */
+    const optforge_f32 units = optforge_f32(__uint_as_float(magnitude)) * optforge_f32(16777216.0f);
+    const uint32_t whole = (uint32_t)units.x;
+    const optforge_f32 share = (units - optforge_f32((float)whole)) * optforge_f32(65536.0f);
+    const uint32_t upper = (uint32_t)share.x;
+    const optforge_f32 rest = (share - optforge_f32((float)upper)) * optforge_f32(65536.0f);
+
+    return (uint16_t)(sign | (whole + (random < (upper << 16 | (uint32_t)rest.x) ? 1u : 0u)));
+}
+
+/* A float that bfloat16 and what it leaves are together, and the two of a float: ties go away from zero, and
+ * a NaN becomes one that rounding cannot make a number of. */
+OPTFORGE_DEVICE optforge_f32 optforge_cuda_join(uint16_t p, uint16_t low) {
+    return __uint_as_float(((uint32_t)p << 16) + (uint32_t)(int32_t)(int16_t)low);
+}
+OPTFORGE_DEVICE void optforge_cuda_split(optforge_f32 x, uint16_t *p, uint16_t *low) {
+    const uint32_t given = __float_as_uint(x.x);
+    const uint32_t bits = (given & 0x7fffffffu) > 0x7f800000u ? (given & 0x80000000u) | 0x7fc00000u : given;
+
+    *p = (uint16_t)((bits + 0x8000u) >> 16);
+    *low = (uint16_t)bits;
+}
+
+/* Four neighbours of 16 bits, in 8 bytes where there are four and they lie so. */
+OPTFORGE_DEVICE void optforge_cuda_load_codes(uint16_t (&to)[4], const uint16_t *from, int live) {
+    if (live == 4 && optforge_cuda_aligned(from, 8)) {
+        const uint2 v = OPTFORGE_CUDA_READ((const uint2 *)from);
+
+        to[0] = (uint16_t)v.x, to[1] = (uint16_t)(v.x >> 16);
+        to[2] = (uint16_t)v.y, to[3] = (uint16_t)(v.y >> 16);
+    } else {
+#pragma unroll
+        for (int k = 0; k < 4; k++)
+            to[k] = k < live ? from[k] : (uint16_t)0;
+    }
+}
+OPTFORGE_DEVICE void optforge_cuda_store_codes(uint16_t *to, const uint16_t (&from)[4], int live) {
+    if (live == 4 && optforge_cuda_aligned(to, 8)) {
+        OPTFORGE_CUDA_WRITE((uint2 *)to, make_uint2((uint32_t)from[0] | (uint32_t)from[1] << 16,
+                                                    (uint32_t)from[2] | (uint32_t)from[3] << 16));
+    } else {
+#pragma unroll
+        for (int k = 0; k < 4; k++)
+            if (k < live)
+                to[k] = from[k];
+    }
+}
+
+/* The arrays of a tensor from a leaf on, and what its stochastic rounding is made of. */
+template <class Storage, int arrays>
+struct optforge_cuda_arrays {
+    typedef typename Storage::real real;
+    typedef typename real::number number;
+    enum { SPLIT = Storage::MASTER == OPTFORGE_LOW };
+    char *array[arrays];
+    char *master;
+    optforge_cuda_draw draw[Storage::STOCHASTIC ? arrays : 1];
+    uint32_t element; /* the leaf's first in the whole tensor, modulo 2^32 */
+    bool aligned;
+
+    static __device__ constexpr bool narrow(int a) { return optforge_cuda_narrow(Storage::format(a)); }
+    static __device__ constexpr bool mastered(int a) { return Storage::MASTER != 0 && a == 0; }
+    static __device__ constexpr bool rounds(int a) { return narrow(a) && !mastered(a); }
+
+    /* Takes an array; the gradient has an address of its own. */
+    __device__ void take(int a, void *from, uint64_t begin) {
+        array[a] = (char *)from + begin * optforge_cuda_size_of(Storage::format(a));
+        aligned = aligned && (narrow(a) || optforge_cuda_aligned(array[a]));
+    }
+    __device__ void take_master(void *from, uint64_t begin) {
+        master = (char *)from + begin * optforge_cuda_size_of(Storage::MASTER);
+        aligned = aligned && (SPLIT || optforge_cuda_aligned(master));
+    }
+    /* The words of each array: a thread of the warp makes those of one. */
+    __device__ void begin_drawing(uint64_t seed, uint64_t t, uint64_t stream, uint64_t first) {
+        uint64_t key = optforge_cuda_stir(optforge_cuda_stir(optforge_cuda_stir(0, seed), t), stream);
+
+        key = optforge_cuda_stir(optforge_cuda_stir(key, threadIdx.x % 32), first >> 32);
+        element = (uint32_t)first;
+#pragma unroll
+        for (int a = 0; a < arrays; a++) {
+            draw[Storage::STOCHASTIC ? a : 0].first = __shfl_sync(0xffffffffu, (uint32_t)key, a, 32);
+            draw[Storage::STOCHASTIC ? a : 0].second = __shfl_sync(0xffffffffu, (uint32_t)(key >> 32), a, 32);
+        }
+    }
+    /* Four elements of an array, from the leaf's element i on. */
+    __device__ void load(real (&to)[4], int a, int i, int live) const {
+        if (!narrow(a) || (mastered(a) && !SPLIT)) {
+            const number *const from = (const number *)(mastered(a) ? master : array[a]) + i;
+
+            if (aligned && live == 4)
+                optforge_cuda_load_vector(to, from);
+            else
+                optforge_cuda_load(to, from, live);
+            return;
+        }
+        uint16_t code[4], low[4];
+        optforge_cuda_load_codes(code, (const uint16_t *)array[a] + i, live);
+        if (mastered(a))
+            optforge_cuda_load_codes(low, (const uint16_t *)master + i, live);
+#pragma unroll
+        for (int k = 0; k < 4; k++)
+            to[k] = real((mastered(a) ? optforge_cuda_join(code[k], low[k])
+                                      : optforge_cuda_decode(Storage::format(a), code[k])).x);
+    }
+    __device__ uint16_t encode(real x, int a, int i) const {
+        const bool draws = Storage::STOCHASTIC && !mastered(a);
+        const uint32_t random = draws ? draw[draws ? a : 0](element + (uint32_t)i) : 0;
+
+        return optforge_cuda_encode(Storage::format(a), optforge_f32(x.x), draws, random);
+    }
+    /* What is left of a number where its array holds it rounded. */
+    __device__ real kept(real x, int a, int i) const {
+        return real(optforge_cuda_decode(Storage::format(a), encode(x, a, i)).x);
+    }
+    __device__ void store(const real (&from)[4], int a, int i, int live) const {
+        if (!narrow(a) || (mastered(a) && !SPLIT)) {
+            number *const to = (number *)(mastered(a) ? master : array[a]) + i;
+
+            if (aligned && live == 4)
+                optforge_cuda_store_vector(to, from);
+            else
+                optforge_cuda_store(to, from, live);
+        }
+        if (!narrow(a))
+            return;
+        uint16_t code[4], low[4];
+#pragma unroll
+        for (int k = 0; k < 4; k++)
+            if (mastered(a) && SPLIT)
+                optforge_cuda_split(optforge_f32(from[k].x), &code[k], &low[k]);
+            else
+                code[k] = encode(from[k], a, i + k);
+        optforge_cuda_store_codes((uint16_t *)array[a] + i, code, live);
+        if (mastered(a) && SPLIT)
+            optforge_cuda_store_codes((uint16_t *)master + i, low, live);
+    }
+};
 
 /* ---- the summation tree: one fixed order, whatever the grid: 32 lanes, leaf by leaf, chunk by chunk, and
  * the sums of chunks and of tensors in the same way ---- */
@@ -556,6 +781,9 @@ struct optforge_cuda_tensor {
     __device__ void *array(int a) const { return ((void *const *)(at + sizeof(uint64_t)))[a]; }
     __device__ double *state(int a) const { return (double *)array(a); }
     __device__ optforge_f64 size() const { return (double)w.sizes[number]; }
+    __device__ uint64_t step() const { return w.control->t - w.behind[w.group[k]]; } /* its own count */
+    __device__ uint64_t stream() const { return w.stream != NULL ? w.stream[k] : number; }
+    __device__ uint64_t part() const { return w.part[k] * OPTFORGE_LEAF; } /* where it begins in the whole */
     __device__ int starting() const { return w.starting != NULL && w.starting[k] != 0; }
     __device__ optforge_f64 sum(int slot) const { return w.tensor_sums[slot * w.tensors + number]; }
     __device__ optforge_f64 total(int slot) const { return w.totals[slot]; }
@@ -628,20 +856,21 @@ struct optforge_cuda_leaf {
 
         return i <= 0 ? 0 : i < 4 ? i : 4;
     }
-    template <typename number>
-    __device__ number *gradient(const optforge_cuda_plan &w) const {
-        return (number *)w.gradients[tensor] + begin;
-    }
 };
 
 /* Counts NaN and infinity among the unscaled gradients of a leaf, where any may be. */
-template <typename real>
-static __device__ __noinline__ void optforge_cuda_count(const typename real::number *g, real unscale,
+template <class Storage>
+static __device__ __noinline__ void optforge_cuda_count(const void *g, typename Storage::real unscale,
                                                         int left, double *sums, uint64_t leaves) {
+    typedef typename Storage::real real;
+    const int format = Storage::format(1);
     int nan = 0, inf = 0;
 
     for (int i = threadIdx.x % 32; i < left; i += 32) {
-        const real x = real(g[i]) * unscale;
+        const real own = optforge_cuda_narrow(format)
+                             ? real(optforge_cuda_decode(format, ((const uint16_t *)g)[i]).x)
+                             : real(((const typename real::number *)g)[i]);
+        const real x = own * unscale;
 
         nan += x != x;
         inf += x == x && !x.finite();
@@ -654,12 +883,20 @@ static __device__ __noinline__ void optforge_cuda_count(const typename real::num
     }
 }
 
-template <typename real>
-OPTFORGE_DEVICE void optforge_cuda_zero(typename real::number *g, const optforge_cuda_leaf &leaf) {
+template <class Storage>
+OPTFORGE_DEVICE void optforge_cuda_zero(char *g, const optforge_cuda_leaf &leaf) {
+    typedef typename Storage::real real;
     const real none[4] = {0.0, 0.0, 0.0, 0.0};
+    const uint16_t zeros[4] = {0, 0, 0, 0};
 
-    for (int row = 0; row < leaf.left; row += OPTFORGE_CUDA_ROW)
-        optforge_cuda_store(g + row + 4 * leaf.lane, none, leaf.live(row));
+    for (int row = 0; row < leaf.left; row += OPTFORGE_CUDA_ROW) {
+        const int i = row + 4 * leaf.lane, live = leaf.live(row);
+
+        if (optforge_cuda_narrow(Storage::format(1)))
+            optforge_cuda_store_codes((uint16_t *)g + i, zeros, live);
+        else
+            optforge_cuda_store((typename real::number *)g + i, none, live);
+    }
 }
 
 /* Adds a row to the lanes: through shared memory, for element i of a tensor is in lane i mod 32. */
@@ -691,20 +928,20 @@ OPTFORGE_DEVICE double optforge_cuda_add(double sum, typename real::number *stag
 
 /* What a pass says of itself, unless it says otherwise: NUMBER and OWN, ALL, FIRST of its sums, the one
  * with which NaN and infinity are COUNTED, whether the gradient is not read any more and set to 0
- * (ZEROES), and how many rows are read AT_ONCE, before one is used, so that memory has enough to do; and
- * about arrays and sums, by number. */
+ * (ZEROES), and how many rows are read AT_ONCE, before one is used, so that memory has enough to do; which of
+ * its sums are of the PARAMETER as it is stored and of its CHANGE; and about arrays and sums, by number. */
 template <class Rule, typename real>
 struct optforge_cuda_pass_of {
     typedef Rule rule;
     typedef real element;
-    enum { COUNTED = -1, ZEROES = 0, AT_ONCE = 1 };
+    enum { COUNTED = -1, ZEROES = 0, AT_ONCE = 1, PARAMETER = -1, CHANGE = -1 };
 
     static __device__ constexpr bool stores(int) { return false; }
     static __device__ constexpr int kind(int) { return OPTFORGE_SQUARES; }
 };
 
 /* A pass of a rule over one leaf for each warp. Nothing in it waits for other warps. */
-template <class Pass, bool observe>
+template <class Pass, bool observe, class Storage = optforge_cuda_storage<typename Pass::element>>
 OPTFORGE_DEVICE void optforge_cuda_pass(const optforge_cuda_plan &w) {
     typedef typename Pass::element real;
     typedef typename Pass::rule rule;
@@ -714,22 +951,24 @@ OPTFORGE_DEVICE void optforge_cuda_pass(const optforge_cuda_plan &w) {
         ARRAYS = rule::ARRAYS,
         SUMS = observe ? +Pass::ALL : +Pass::OWN,
         AT_ONCE = Pass::AT_ONCE,
-        STRIDE = AT_ONCE * OPTFORGE_CUDA_ROW
+        STRIDE = AT_ONCE * OPTFORGE_CUDA_ROW,
+        PARAMETER = observe && optforge_cuda_arrays<Storage, ARRAYS>::rounds(0) ? +Pass::PARAMETER : -1,
+        CHANGE = observe && optforge_cuda_arrays<Storage, ARRAYS>::rounds(0) ? +Pass::CHANGE : -1
     };
     __shared__ __align__(16) number stages[OPTFORGE_CUDA_WARPS][SUMS > 0 ? +OPTFORGE_CUDA_ROW : 4];
     __shared__ __align__(8) char own[OPTFORGE_CUDA_WARPS][rule::OWN ? sizeof(scalars) : 8];
     number *const stage = stages[threadIdx.x / 32];
-    number *array[ARRAYS];
+    optforge_cuda_arrays<Storage, ARRAYS> arrays;
     double sum[SUMS + 1];
-    bool aligned = true;
     optforge_cuda_leaf leaf;
 
     if (!leaf.find(w, Pass::FIRST))
         return;
-    array[1] = leaf.gradient<number>(w);
+    arrays.aligned = true;
+    arrays.take(1, (void *)w.gradients[leaf.tensor], leaf.begin);
     if (leaf.skipped) {
         if (Pass::ZEROES && w.zero_grads)
-            optforge_cuda_zero<real>(array[1], leaf);
+            optforge_cuda_zero<Storage>(arrays.array[1], leaf);
         return;
     }
     const optforge_cuda_tensor tensor(w, leaf.tensor);
@@ -743,12 +982,16 @@ OPTFORGE_DEVICE void optforge_cuda_pass(const optforge_cuda_plan &w) {
     }
     const scalars s = *from;
 
+    if (!Pass::loads(1))
+        arrays.aligned = true;
 #pragma unroll
     for (int a = 0; a < ARRAYS; a++)
-        if (Pass::loads(a) || Pass::stores(a)) {
-            array[a] = a == 1 ? array[1] : (number *)tensor.array(a) + leaf.begin;
-            aligned = aligned && optforge_cuda_aligned(array[a]);
-        }
+        if (a != 1 && (Pass::loads(a) || Pass::stores(a)))
+            arrays.take(a, tensor.array(a), leaf.begin);
+    if (Storage::MASTER && (Pass::loads(0) || Pass::stores(0)))
+        arrays.take_master(tensor.array(ARRAYS), leaf.begin);
+    if (Storage::STOCHASTIC)
+        arrays.begin_drawing(w.seed, tensor.step(), tensor.stream(), tensor.part() + leaf.begin);
 #pragma unroll
     for (int k = 0; k < SUMS; k++)
         sum[k] = 0.0;
@@ -764,27 +1007,29 @@ OPTFORGE_DEVICE void optforge_cuda_pass(const optforge_cuda_plan &w) {
             live[r] = leaf.live(row);
 #pragma unroll
             for (int a = 0; a < ARRAYS; a++)
-                if (Pass::loads(a)) {
-                    if (aligned && live[r] == 4)
-                        optforge_cuda_load_vector(x[r][a], array[a] + i);
-                    else
-                        optforge_cuda_load(x[r][a], array[a] + i, live[r]);
-                }
+                if (Pass::loads(a))
+                    arrays.load(x[r][a], a, i, live[r]);
         }
 #pragma unroll
         for (int r = 0; r < AT_ONCE; r++) {
             const int i = start + r * OPTFORGE_CUDA_ROW + 4 * leaf.lane;
-            real added[Pass::ALL + 1][4];
+            real added[Pass::ALL + 1][4], old[4];
 
+#pragma unroll
+            for (int k = 0; k < 4; k++)
+                old[k] = CHANGE >= 0 ? x[r][0][k] : real(0.0);
             Pass::template run<observe>(s, x[r], added);
 #pragma unroll
             for (int a = 0; a < ARRAYS; a++)
-                if (Pass::stores(a)) {
-                    if (aligned && live[r] == 4)
-                        optforge_cuda_store_vector(array[a] + i, x[r][a]);
-                    else
-                        optforge_cuda_store(array[a] + i, x[r][a], live[r]);
-                }
+                if (Pass::stores(a))
+                    arrays.store(x[r][a], a, i, live[r]);
+#pragma unroll
+            for (int k = 0; k < 4; k++) { /* statistics are of what is stored */
+                if (PARAMETER >= 0)
+                    added[PARAMETER >= 0 ? +PARAMETER : 0][k] = arrays.kept(x[r][0][k], 0, i + k);
+                if (CHANGE >= 0)
+                    added[CHANGE >= 0 ? +CHANGE : 0][k] = arrays.kept(x[r][0][k], 0, i + k) - old[k];
+            }
 #pragma unroll
             for (int k = 0; k < SUMS; k++)
                 sum[k] = optforge_cuda_add(sum[k], stage, added[k], live[r], Pass::kind(k));
@@ -803,11 +1048,12 @@ OPTFORGE_DEVICE void optforge_cuda_pass(const optforge_cuda_plan &w) {
             if (leaf.lane < 2)
                 counts[leaf.lane * w.leaves] = 0.0;
         } else {
-            optforge_cuda_count(array[1], real(rule::unscale(s)), leaf.left, counts, w.leaves);
+            optforge_cuda_count<Storage>(arrays.array[1], real(rule::unscale(s)), leaf.left, counts,
+                                         w.leaves);
         }
     }
     if (Pass::ZEROES && w.zero_grads)
-        optforge_cuda_zero<real>(array[1], leaf);
+        optforge_cuda_zero<Storage>(arrays.array[1], leaf);
 }
 
 /* The look at the gradients before the first pass, where a step may be skipped and statistics are wanted. */
@@ -828,16 +1074,19 @@ struct optforge_cuda_scan : optforge_cuda_pass_of<Rule, real> {
 };
 
 /* The same without statistics: whether all are finite, and no squares. */
-template <class Rule, typename real>
+template <class Rule, class Storage>
 OPTFORGE_DEVICE void optforge_cuda_look(const optforge_cuda_plan &w) {
     enum { AT_ONCE = 4, STRIDE = AT_ONCE * OPTFORGE_CUDA_ROW };
+    typedef typename Storage::real real;
     typedef typename Rule::scalars scalars;
+    optforge_cuda_arrays<Storage, 2> arrays;
     optforge_cuda_leaf leaf;
     bool finite = true;
 
     if (!leaf.find(w, 1) || leaf.skipped) /* behind the squares */
         return;
-    const typename real::number *const g = leaf.gradient<typename real::number>(w);
+    arrays.aligned = true;
+    arrays.take(1, (void *)w.gradients[leaf.tensor], leaf.begin);
     const real unscale(Rule::unscale(*optforge_cuda_tensor(w, leaf.tensor).row<scalars>()));
 
     for (int start = 0; start < leaf.left; start += STRIDE) {
@@ -845,8 +1094,8 @@ OPTFORGE_DEVICE void optforge_cuda_look(const optforge_cuda_plan &w) {
 
 #pragma unroll
         for (int r = 0; r < AT_ONCE; r++)
-            optforge_cuda_load(x[r], g + start + r * OPTFORGE_CUDA_ROW + 4 * leaf.lane,
-                               leaf.live(start + r * OPTFORGE_CUDA_ROW));
+            arrays.load(x[r], 1, start + r * OPTFORGE_CUDA_ROW + 4 * leaf.lane,
+                        leaf.live(start + r * OPTFORGE_CUDA_ROW));
 #pragma unroll
         for (int r = 0; r < AT_ONCE; r++)
 #pragma unroll
@@ -854,7 +1103,7 @@ OPTFORGE_DEVICE void optforge_cuda_look(const optforge_cuda_plan &w) {
                 finite = finite && (x[r][k] * unscale).finite();
     }
     if (optforge_cuda_fold_lanes(finite ? 0.0 : 1.0, false) != 0.0)
-        optforge_cuda_count(g, unscale, leaf.left, leaf.sums, w.leaves);
+        optforge_cuda_count<Storage>(arrays.array[1], unscale, leaf.left, leaf.sums, w.leaves);
     else if (leaf.lane < 2)
         leaf.sums[leaf.lane * w.leaves] = 0.0;
 }

@@ -103,7 +103,7 @@ static const double rmsprop_cuda_defaults[] = {0.001, 0.9, 1e-6};
 static const optforge_initial rmsprop_cuda_initial[] = {{OPTFORGE_FROM_VALUE, 0.0}};
 
 /* ---- float ---- */
-OPTFORGE_CUDA_SCAN(rmsprop_cuda, f32)
+OPTFORGE_CUDA_SCAN(rmsprop_cuda, f32, optforge_cuda_storage<optforge_f32>)
 OPTFORGE_CUDA_PASS(rmsprop_cuda_elements_f32, MORE_BLOCKS, rmsprop_cuda_elements<optforge_f32>, false)
 OPTFORGE_CUDA_PASS(rmsprop_cuda_elements_observed_f32, BLOCKS, rmsprop_cuda_elements<optforge_f32>, true)
 static const unsigned char rmsprop_cuda_formats_f32[] = {OPTFORGE_F32, OPTFORGE_F32, OPTFORGE_F32};
@@ -116,7 +116,7 @@ const optforge_cuda_kernel rmsprop_cuda_kernel_f32 = {
             rmsprop_cuda_initial,
     sizeof rmsprop_cuda_defaults / sizeof(double), sizeof(rmsprop_cuda_scalars), 0, rmsprop_cuda_SUMS,
     2, rmsprop_cuda_phases_f32, (const void *)rmsprop_cuda_begin, (const void *)rmsprop_cuda_fold,
-    (const void *)rmsprop_cuda_finish, NULL, rmsprop_cuda_begin_step
+    (const void *)rmsprop_cuda_finish, NULL, rmsprop_cuda_begin_step, 0
 };
 
 int rmsprop_cuda_plan_f32(rmsprop_cuda_plan *plan, const rmsprop_cuda_tensor_f32 *tensors, size_t count,
@@ -125,7 +125,7 @@ int rmsprop_cuda_plan_f32(rmsprop_cuda_plan *plan, const rmsprop_cuda_tensor_f32
 }
 
 /* ---- double ---- */
-OPTFORGE_CUDA_SCAN(rmsprop_cuda, f64)
+OPTFORGE_CUDA_SCAN(rmsprop_cuda, f64, optforge_cuda_storage<optforge_f64>)
 OPTFORGE_CUDA_PASS(rmsprop_cuda_elements_f64, MORE_BLOCKS, rmsprop_cuda_elements<optforge_f64>, false)
 OPTFORGE_CUDA_PASS(rmsprop_cuda_elements_observed_f64, BLOCKS, rmsprop_cuda_elements<optforge_f64>, true)
 static const unsigned char rmsprop_cuda_formats_f64[] = {OPTFORGE_F64, OPTFORGE_F64, OPTFORGE_F64};
@@ -138,7 +138,7 @@ const optforge_cuda_kernel rmsprop_cuda_kernel_f64 = {
             rmsprop_cuda_initial,
     sizeof rmsprop_cuda_defaults / sizeof(double), sizeof(rmsprop_cuda_scalars), 0, rmsprop_cuda_SUMS,
     2, rmsprop_cuda_phases_f64, (const void *)rmsprop_cuda_begin, (const void *)rmsprop_cuda_fold,
-    (const void *)rmsprop_cuda_finish, NULL, rmsprop_cuda_begin_step
+    (const void *)rmsprop_cuda_finish, NULL, rmsprop_cuda_begin_step, 0
 };
 
 int rmsprop_cuda_plan_f64(rmsprop_cuda_plan *plan, const rmsprop_cuda_tensor_f64 *tensors, size_t count,

@@ -89,7 +89,7 @@ static const char *const sgd_cuda_asserts[] = {NULL};
 static const double sgd_cuda_defaults[] = {0.01};
 
 /* ---- float ---- */
-OPTFORGE_CUDA_SCAN(sgd_cuda, f32)
+OPTFORGE_CUDA_SCAN(sgd_cuda, f32, optforge_cuda_storage<optforge_f32>)
 OPTFORGE_CUDA_PASS(sgd_cuda_elements_f32, MORE_BLOCKS, sgd_cuda_elements<optforge_f32>, false)
 OPTFORGE_CUDA_PASS(sgd_cuda_elements_observed_f32, BLOCKS, sgd_cuda_elements<optforge_f32>, true)
 static const unsigned char sgd_cuda_formats_f32[] = {OPTFORGE_F32, OPTFORGE_F32};
@@ -101,7 +101,7 @@ const optforge_cuda_kernel sgd_cuda_kernel_f32 = {
     OPTFORGE_CUDA_TYPES, sgd_cuda_asserts, sizeof sgd_cuda_formats_f32, sgd_cuda_formats_f32, NULL,
     sizeof sgd_cuda_defaults / sizeof(double), sizeof(sgd_cuda_scalars), 0, sgd_cuda_SUMS,
     2, sgd_cuda_phases_f32, (const void *)sgd_cuda_begin, (const void *)sgd_cuda_fold,
-    (const void *)sgd_cuda_finish, NULL, sgd_cuda_begin_step
+    (const void *)sgd_cuda_finish, NULL, sgd_cuda_begin_step, 0
 };
 
 int sgd_cuda_plan_f32(sgd_cuda_plan *plan, const sgd_cuda_tensor_f32 *tensors, size_t count,
@@ -110,7 +110,7 @@ int sgd_cuda_plan_f32(sgd_cuda_plan *plan, const sgd_cuda_tensor_f32 *tensors, s
 }
 
 /* ---- double ---- */
-OPTFORGE_CUDA_SCAN(sgd_cuda, f64)
+OPTFORGE_CUDA_SCAN(sgd_cuda, f64, optforge_cuda_storage<optforge_f64>)
 OPTFORGE_CUDA_PASS(sgd_cuda_elements_f64, MORE_BLOCKS, sgd_cuda_elements<optforge_f64>, false)
 OPTFORGE_CUDA_PASS(sgd_cuda_elements_observed_f64, BLOCKS, sgd_cuda_elements<optforge_f64>, true)
 static const unsigned char sgd_cuda_formats_f64[] = {OPTFORGE_F64, OPTFORGE_F64};
@@ -122,7 +122,7 @@ const optforge_cuda_kernel sgd_cuda_kernel_f64 = {
     OPTFORGE_CUDA_TYPES, sgd_cuda_asserts, sizeof sgd_cuda_formats_f64, sgd_cuda_formats_f64, NULL,
     sizeof sgd_cuda_defaults / sizeof(double), sizeof(sgd_cuda_scalars), 0, sgd_cuda_SUMS,
     2, sgd_cuda_phases_f64, (const void *)sgd_cuda_begin, (const void *)sgd_cuda_fold,
-    (const void *)sgd_cuda_finish, NULL, sgd_cuda_begin_step
+    (const void *)sgd_cuda_finish, NULL, sgd_cuda_begin_step, 0
 };
 
 int sgd_cuda_plan_f64(sgd_cuda_plan *plan, const sgd_cuda_tensor_f64 *tensors, size_t count,

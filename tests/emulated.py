@@ -32,6 +32,7 @@ FILES = (
     "interrupts",
     "arrays_in_place",
     "copying",
+    "formats_optimizer",
 )
 
 

@@ -1,11 +1,14 @@
-"""Everything that only a machine with a GPU can show, in one run: tests, sanitizers, bits, PyTorch, CUDA graphs, speed.
+"""Everything that only a machine with a GPU can show, in two parts of less than five and a half minutes each.
 
-    python tests/gpu.py [--out DIR] [--quick] [--steps requirements,suite,sanitizer,bits,torch,graph,benchmark]
+    python tests/gpu.py [--correct] [--fast] [--quick] [--steps NAME,…] [--limit SECONDS] [--out DIR]
 
-It needs Python >= 3.11, the CUDA toolkit, PyCUDA, and what optforge itself and its tests need; no network. PyTorch is
-tested and measured too where there is one with CUDA. It prints a summary and writes gpu.json into DIR, after each step
-anew. A step that fails, or takes too long, does not stop the others. Exit codes: 0 all passed, 1 a step failed, 2 a
-mistake in the arguments, 3 something is missing on the machine.
+--correct compares bits and runs the sanitizers, --fast measures; without either it does one after the other. It needs
+Python >= 3.11, the CUDA toolkit, PyCUDA, and what optforge itself and its tests need; no network. PyTorch is tested and
+measured too where there is one with CUDA. A step that fails does not stop the others.
+
+It writes correct.json and fast.json into DIR, anew whenever a step begins or ends, so that a run that is cut off tells
+as well, and beside them what failed steps said. Exit codes: 0 all was shown, 1 a step failed, 2 a mistake in the
+arguments, 3 something is missing on this machine (a GPU, for one), 4 nothing failed, but time was up before the end.
 
 Without a GPU test_gpu_script.py runs it on the emulation.
 """
@@ -13,23 +16,24 @@ Without a GPU test_gpu_script.py runs it on the emulation.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
-import importlib.metadata
 import importlib.util
 import json
 import os
-import platform
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import tomllib
 import traceback
 import xml.etree.ElementTree as xml
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
@@ -37,31 +41,46 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
+PLACES = [HERE, HERE / "support"]  # of what the parts import
 if importlib.util.find_spec("optforge") is None:  # not installed: the sources will do
-    sys.path.insert(0, str(ROOT / "generator"))
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT / "generator"), os.environ.get("PYTHONPATH")]))
+    PLACES.append(ROOT / "generator")
+sys.path[:0] = map(str, PLACES)
+os.environ["PYTHONPATH"] = os.pathsep.join([*map(str, PLACES), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 NEEDED = (*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["cuda"], "pytest")
 MODULES = tuple(re.split(r"[^\w-]", requirement)[0] for requirement in NEEDED)  # all are imported by these names
-SUITE = ("bits", "statistics", "optimizer", "optimizer_refusals", "optimizer_resuming", "reductions", "transforms", "groups",
-         "checkpoints", "compositions", "schedule_hook")  # fmt: skip
-QUICK_TESTS = "adam or global_norm or skip"  # of the suite
+# Files of tests that are written for every target, and which of their tests are taken: nvcc takes seconds for a kernel.
+USUAL = "adam or global_norm or skip"
+SUITE = {
+    "bits": USUAL,
+    "transforms": USUAL,
+    "checkpoints": USUAL,
+    "formats_optimizer": "adamw or lamb or stochastic or own_step or dtypes",
+    "optimizer": "",
+    "statistics": USUAL,
+    "groups": USUAL,
+    "compositions": USUAL,
+    "reductions": USUAL,
+    "optimizer_resuming": USUAL,
+    "schedule_hook": USUAL,
+}
 COUNTED = ("tests", "failures", "errors", "skipped")
-MOST_TOGETHER = 8  # files of tests
 MANY = 0  # the compute mode of a device that several processes may use at once
+MOST_TOGETHER = 16  # processes on one device
 CANNOT = 3  # exit code of a part that nothing can be shown of on this machine
-TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
+TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")  # of compute-sanitizer, the most telling first
 SANITIZED = 97  # exit code of a program in which the sanitizer found something
+TORCH = ("threads", "parameters", "dictionary", "moving", "thread", "streams", "devices")  # parts of gpu_torch.py
+TRAFFIC = ("dram__throughput.avg.pct_of_peak_sustained_elapsed", "dram__bytes.sum", "gpu__time_duration.sum")
 EMULATED = "optforge emulation"  # the device's name there
 
-CHUNK, TILE = 32768, 4096  # a node of the summation tree, and four leaves
-SIZES = (0, 1, 3, 31, 33, 1023, 1025, TILE - 1, TILE, TILE + 1, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK + 1028)
-QUICK_SIZES = (0, 1, 33, TILE - 1, TILE + 1, CHUNK + 1)
-GRAPH_SIZES = (7, TILE + 1, 0, CHUNK, CHUNK + 5, 3)
-GRAPH_STEPS, GRAPH_BAD_STEP = 6, 3
-
-TAIL = 4000  # characters of what a failed step said
+LIMIT = 330.0  # seconds of each half
+TAIL = 4000  # characters of what a failed step said, in JSON; all of it is in the log
+HALVES = {
+    "correct": ("graph", "bits", "sanitizer", "torch", "suite"),
+    "fast": ("benchmark", "traffic"),
+}
 
 
 # ── what is missing ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -102,167 +121,18 @@ def beyond_modules(name: str, find: Callable[[], Any]) -> list[str]:
     return []
 
 
-# ── steps: each is a program of its own, so that a crash or a hang ends it alone ────────────────────────────────────
+# ── processes ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 class Failure(Exception):
     """A step did not show what it should."""
 
 
-class Run:
-    """The steps of one run, and what they found."""
-
-    def __init__(self, out: Path, quick: bool):
-        self.out, self.quick = out, quick
-        self.found: dict[str, Any] = {
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "quick": quick,
-            "steps": {},
-        }
-
-    def step(self, name: str, do: Callable[[], dict[str, Any]]) -> None:
-        """Do a step, whatever becomes of it."""
-        print(f"── {name} ", flush=True)
-        start = time.monotonic()
-        entry: dict[str, Any]
-        try:
-            entry = {"status": "passed", **do()}
-        except subprocess.TimeoutExpired as problem:
-            entry = {"status": "failed", "problem": f"not done after {problem.timeout:.0f} s"}
-        except Failure as problem:
-            entry = {"status": "failed", "problem": str(problem)[-TAIL:]}
-        except Exception:  # a mistake of this script: the others go on
-            entry = {"status": "failed", "problem": traceback.format_exc()[-TAIL:]}
-        entry["seconds"] = round(time.monotonic() - start, 1)
-        self.found["steps"][name] = entry
-        (self.out / "gpu.json").write_text(json.dumps(self.found, indent=2) + "\n", encoding="utf-8")
-        if "problem" in entry:
-            print(entry["problem"])
-        print(f"{entry['status']} in {entry['seconds']} s", flush=True)
-
-    def part(self, name: str, limit: float, *before: str) -> str:
-        """Another process of this script, which does one part."""
-        how = ["--quick"] if self.quick else []
-        return run([*before, sys.executable, str(HERE / "gpu.py"), "--part", name, "--out", str(self.out), *how], limit)
-
-    def requirements(self) -> dict[str, Any]:
-        """Device and versions."""
-        self.found |= json.loads(self.part("about", 120).splitlines()[-1])
-        return {}
-
-    def emulated(self) -> bool:
-        """Whether there is no GPU really."""
-        return bool(self.found.get("device") == EMULATED)
-
-    def suite(self) -> dict[str, Any]:
-        """The tests that are written for every target, on this one: file by file, several at a time."""
-        names = SUITE[:: 3 if self.quick else 1]
-        with ThreadPoolExecutor(together(self.found.get("compute_mode", MANY))) as pool:  # it is nvcc that takes long
-            files = dict(zip(names, pool.map(self.test_file, names), strict=True))
-        counts = {kind: sum(entry.get(kind, 0) for entry in files.values()) for kind in COUNTED}
-        print(", ".join(f"{number} {kind}" for kind, number in counts.items()))
-        wrong = [f"test_{name}.py: {entry['said']}" for name, entry in files.items() if "said" in entry]
-        if wrong:
-            raise Failure("\n".join([str(counts), *wrong]))
-        return {"counts": counts, "files": files}
-
-    def test_file(self, name: str) -> dict[str, Any]:
-        """The counts of one file of tests, and what was said if it is not all right."""
-        report = self.out / f"test_{name}.xml"
-        report.unlink(missing_ok=True)
-        options = ["-q", "--tb=short", "-W", "ignore::optforge.PerformanceWarning", f"--junitxml={report}"]
-        if self.quick:
-            options += ["-k", QUICK_TESTS, "--maxfail=5"]
-        command = [sys.executable, "-m", "pytest", *options, str(next(HERE.glob(f"*/test_{name}.py")))]
-        try:
-            said = run(command, 1800, {"OPTFORGE_TEST_TARGETS": "cuda"}, fine=range(6))
-        except (Failure, subprocess.TimeoutExpired) as problem:
-            return {"said": str(problem)[-TAIL:]}
-        if not report.exists():
-            return {"said": said[-TAIL:]}
-        suite = next(xml.parse(report).getroot().iter("testsuite"))
-        counts = {kind: int(suite.get(kind, 0)) for kind in COUNTED}
-        wrong = counts["failures"] or counts["errors"] or not counts["tests"]
-        return {**counts, "said": said[-TAIL:]} if wrong else counts
-
-    def sanitizer(self) -> dict[str, Any]:
-        """Representative steps under each tool of compute-sanitizer, or alone where there is none."""
-        program = find_sanitizer()
-        self.part("exercise", 900)
-        if program is None:
-            print("compute-sanitizer: not found; the steps ran without it")
-            return {"status": "passed without compute-sanitizer", "tools": {}}
-        found: dict[str, str] = {}
-        for tool in TOOLS:
-            try:
-                self.part("exercise", 1800, program, "--tool", tool, "--error-exitcode", str(SANITIZED))
-                found[tool] = "clean"
-            except (Failure, subprocess.TimeoutExpired) as problem:
-                found[tool] = str(problem)[-TAIL:]
-            print(f"{tool}: {found[tool]}", flush=True)
-        if any(said != "clean" for said in found.values()):
-            raise Failure(json.dumps(found, indent=1))
-        return {"tools": found}
-
-    def bits(self) -> dict[str, Any]:
-        """Every rule and every transform beside the reference."""
-        said = self.part("bits", 1800)
-        print(said.splitlines()[-1])
-        return {"compared": said.splitlines()[-1]}
-
-    def torch(self) -> dict[str, Any]:
-        """Steps in threads, and PyTorch's tensors: each part in a process, whose end counts as well."""
-        from gpu_torch import PARTS as parts
-
-        found: dict[str, str] = {}
-        failed = []
-        for name in parts:
-            try:
-                said = run([sys.executable, str(HERE / "gpu_torch.py"), name], 600, fine=(0, CANNOT))
-                found[name] = next(line for line in said.splitlines() if line.startswith(("shown: ", "skipped: ")))
-            except (Failure, subprocess.TimeoutExpired) as problem:
-                found[name] = str(problem)[-TAIL:]
-                failed.append(name)
-            print(f"{name}: {found[name]}", flush=True)
-        if failed:
-            raise Failure(json.dumps(found, indent=1))
-        skipped = [name for name, said in found.items() if said.startswith("skipped: ")]
-        return {"status": f"passed, but skipped {', '.join(skipped)}" if skipped else "passed", "parts": found}
-
-    def graph(self) -> dict[str, Any]:
-        """The emitted C++ launchers in a CUDA graph."""
-        said = self.part("graph", 300)
-        print(said.splitlines()[-1])
-        return {"compared": said.splitlines()[-1]}
-
-    def benchmark(self) -> dict[str, Any]:
-        """What it costs; figures of an emulation mean nothing."""
-        report = self.out / "benchmark.json"
-        sizes = "tiny" if self.emulated() else "small" if self.quick else "full"
-        command = [sys.executable, str(ROOT / "benchmarks" / "gpu.py"), "--sizes", sizes, "--json", str(report)]
-        try:
-            print(run(command, 3600))
-        finally:
-            measured = json.loads(report.read_text(encoding="utf-8")) if report.exists() else {}
-            self.found["benchmark"] = measured
-        return {"sizes": sizes}
+class Cut(Exception):
+    """Time was up before a step was done."""
 
 
-STEPS = ("requirements", "suite", "sanitizer", "bits", "torch", "graph", "benchmark")
-
-
-def together(compute_mode: int) -> int:
-    """How many files of tests are run at a time: one where the device is for one process alone."""
-    return max(1, min(MOST_TOGETHER, (os.cpu_count() or 1) // 2)) if compute_mode == MANY else 1
-
-
-def find_sanitizer() -> str | None:
-    """The compute-sanitizer of PATH, of the toolkit whose nvcc is used, or of /usr/local/cuda."""
-    from optforge.engines.cuda import nvcc
-
-    own = Path(nvcc.find().command[0])
-    places = [os.environ.get("PATH", os.defpath), own.parent, own.resolve().parent, "/usr/local/cuda/bin"]
-    return shutil.which("compute-sanitizer", path=os.pathsep.join(map(str, places)))
+RUNNING: set[subprocess.Popen[str]] = set()
 
 
 def run(command: Sequence[str], limit: float, variables: Any = None, fine: Sequence[int] = (0,)) -> str:
@@ -271,261 +141,214 @@ def run(command: Sequence[str], limit: float, variables: Any = None, fine: Seque
     Raises
     ------
     Failure
-        It ended with another code than those that are fine.
+        It ended with another code than those that are fine, or not at all.
     """
     env = {**os.environ, **(variables or {})}
-    answer = subprocess.run(command, capture_output=True, text=True, timeout=limit, env=env, errors="replace")
-    if answer.returncode not in fine:
-        said = f"{answer.stdout[-TAIL // 2 :]}{answer.stderr[-TAIL // 2 :]}"
-        raise Failure(f"$ {shlex.join(command)}\nexit code {answer.returncode}\n{said}")
-    return answer.stdout + (answer.stderr if answer.returncode else "")
+    out, err = subprocess.PIPE, subprocess.PIPE
+    process = subprocess.Popen(
+        command, stdout=out, stderr=err, text=True, errors="replace", env=env, start_new_session=True
+    )
+    RUNNING.add(process)
+    try:
+        said, beside = process.communicate(timeout=max(limit, 0.1))
+    except subprocess.TimeoutExpired:
+        end(process)
+        said, beside = process.communicate()
+        raise Failure(f"$ {shlex.join(command)}\nnot done after {limit:.0f} s\n{said}{beside}") from None
+    finally:
+        RUNNING.discard(process)
+    if process.returncode not in fine:
+        raise Failure(f"$ {shlex.join(command)}\nexit code {process.returncode}\n{said}{beside}")
+    return said + (beside if process.returncode else "")
 
 
-# ── parts ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+def end(process: subprocess.Popen[str]) -> None:
+    """End a process, and those that it started."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
-def about(out: Path, quick: bool) -> None:
-    """Print what the results depend on."""
+def together(compute_mode: int) -> int:
+    """How many processes use the device at a time: one where it is for one alone."""
+    return max(1, min(MOST_TOGETHER, os.cpu_count() or 1)) if compute_mode == MANY else 1
+
+
+def find_tool(name: str) -> str | None:
+    """A program of the toolkit: of PATH, of the toolkit whose nvcc is used, or of /usr/local/cuda."""
     from optforge.engines.cuda import nvcc
-    from optforge.engines.cuda.device import device
 
-    own = device(0)
-    hardware = own.drv.Device(0)
-    versions = {"python": platform.python_version()}
-    for name in ("optforge", *MODULES, "torch"):
+    own = Path(nvcc.find().command[0])
+    places = [os.environ.get("PATH", os.defpath), own.parent, own.resolve().parent, "/usr/local/cuda/bin"]
+    return shutil.which(name, path=os.pathsep.join(map(str, places)))
+
+
+# ── a run: steps, each in a process of its own, so that a crash or a hang ends it alone ─────────────────────────────
+
+
+class Run:
+    """One half: its steps, and what they found, which is written whenever one begins or ends."""
+
+    def __init__(self, half: str, out: Path, quick: bool, limit: float, scratch: Path):
+        self.half, self.out, self.quick, self.scratch = half, out, quick, scratch
+        self.until = time.monotonic() + limit
+        self.lock = threading.Lock()
+        self.log: list[str] = []
+        self.steps: dict[str, dict[str, Any]] = {}
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        self.found: dict[str, Any] = {"date": now, "half": half, "quick": quick, "limit_s": limit, "steps": self.steps}
+
+    def left(self) -> float:
+        """Seconds until time is up."""
+        return self.until - time.monotonic()
+
+    def write(self, **found: Any) -> None:
+        """Keep what is known by now."""
+        with self.lock:
+            self.found |= found
+            file = self.out / f"{self.half}.json"
+            file.with_suffix(".new").write_text(json.dumps(self.found, indent=2) + "\n", encoding="utf-8")
+            file.with_suffix(".new").replace(file)
+            if self.log:
+                (self.out / f"{self.half}.log").write_text("\n".join(self.log) + "\n", encoding="utf-8")
+
+    def step(self, name: str, do: Callable[[], dict[str, Any]]) -> bool:
+        """Do a step, whatever becomes of it; whether it passed."""
+        start = time.monotonic()
+        self.steps[name] = {"status": "running"}
+        self.write()
+        entry: dict[str, Any]
         try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    cuda = own.drv.get_driver_version()
-    module = Path("/proc/driver/nvidia/version")
-    kernel = re.search(r"\s(\d+\.\d+(?:\.\d+)?)\s", module.read_text(encoding="utf-8")) if module.exists() else None
-    found = {
-        "device": own.name,
-        "capability": ".".join(map(str, own.capability)),
-        "compute_mode": int(hardware.get_attribute(own.drv.device_attribute.COMPUTE_MODE)),
-        "memory_gib": round(hardware.total_memory() / 2**30, 1),
-        "driver": kernel[1] if kernel else None,
-        "cuda_of_driver": f"{cuda // 1000}.{cuda % 1000 // 10}",
-        "nvcc": nvcc.find().version.strip().splitlines()[-1],
-        "system": platform.platform(),
-        "versions": versions,
-    }
-    print(json.dumps(found))
+            if self.left() <= 0:
+                raise Cut("not begun")
+            entry = {"status": "passed", **do()}
+        except Cut as problem:
+            entry = {"status": "cut", "problem": str(problem)}
+        except Failure as problem:
+            cut = self.left() <= 0
+            self.log.append(f"── {name}\n{problem}")
+            entry = {"status": "cut" if cut else "failed", "problem": str(problem)[-TAIL:]}
+        except Exception:  # a mistake of this script: the others go on
+            self.log.append(f"── {name}\n{traceback.format_exc()}")
+            entry = {"status": "failed", "problem": traceback.format_exc()[-TAIL:]}
+        entry["seconds"] = round(time.monotonic() - start, 1)
+        self.steps[name] = entry
+        self.write()
+        said = entry.get("problem", entry.get("said", ""))
+        print(f"{name}: {entry['status']} in {entry['seconds']} s{f': {said[-500:]}' if said else ''}", flush=True)
+        return bool(entry["status"] == "passed")
 
+    def part(self, name: str, limit: float, *before: str) -> str:
+        """What gpu_parts.py says of one part."""
+        how = ["--quick"] if self.quick else []
+        return self.command([*before, sys.executable, str(HERE / "gpu_parts.py"), name, *how], limit)
 
-class Twin:
-    """The same steps on the device, over arrays there at chosen offsets, and by the reference on NumPy.
+    def command(self, command: Sequence[str], limit: float, variables: Any = None, fine: Sequence[int] = (0,)) -> str:
+        """What a command says, which may take as long as there is time."""
+        return run(command, min(limit, self.left()), variables, fine)
 
-    Parameters
-    ----------
-    rule : Rule
-    sizes : sequence of int
-        Tensors of float32 and float64 in turn, in two groups where there is more than one.
-    aligned : bool
-        Whether arrays begin at multiples of 16 bytes.
-    """
+    def told(self, name: str, limit: float) -> dict[str, Any]:
+        """The last line of a part."""
+        return {"said": self.part(name, limit).splitlines()[-1]}
 
-    def __init__(self, rule: Any, sizes: Sequence[int], aligned: bool, settings: Any = None, **how: Any):
-        import numpy as np
+    def requirements(self) -> dict[str, Any]:
+        """Device and versions."""
+        self.write(**json.loads(self.part("about", 60).splitlines()[-1]))
+        return {}
 
-        import optforge as of
-        from optforge.engines.cuda.device import DeviceSpace
+    def emulated(self) -> bool:
+        """Whether there is no GPU really."""
+        return bool(self.found.get("device") == EMULATED)
 
-        self.rng = np.random.default_rng(len(sizes))
-        self.sizes, self.aligned = sizes, aligned
-        self.dtypes = [(np.float32, np.float64)[k % 2] for k in range(len(sizes))]
-        self.space = DeviceSpace(0)
-        values = [self.rng.standard_normal(n).astype(d) for n, d in zip(sizes, self.dtypes, strict=True)]
-        self.reference = of.Optimizer(
-            self.grouped([v.copy() for v in values], True), rule, target="numpy", **(settings or {}), **how
-        )
-        self.params = [self.place(v) for v in values]
-        self.grads = [self.place(v) for v in values]
-        self.optimizer = of.Optimizer(self.grouped(self.params, True), rule, target="cuda", **(settings or {}), **how)
+    # ── correct ─────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def place(self, values: Any) -> Any:
-        """Values in the memory of the device, at the offset of one element if they are not to be aligned."""
-        offset = 0 if self.aligned else values.itemsize
-        block = self.space.device.allocate(values.nbytes + offset)
-        array = self.space.made(values.shape, values.dtype, block, offset)
-        self.space.write(array, values)
-        return array
+    def correct(self, wanted: Sequence[str]) -> None:
+        """Graphs first, which show most in least time; then the rest side by side, what takes longest first."""
+        if "graph" in wanted:
+            self.step("graph", lambda: self.told("graph", 120))
+        jobs: list[tuple[str, Callable[[], dict[str, Any]]]] = []
+        if "sanitizer" in wanted:
+            tools = TOOLS if find_tool("compute-sanitizer") else TOOLS[:1]
+            jobs += [(f"sanitizer {tool}", lambda tool=tool: self.sanitizer(tool)) for tool in tools[:2]]
+        if "bits" in wanted:
+            jobs.append(("bits", lambda: self.told("bits", 300)))
+        if "suite" in wanted:
+            names = list(SUITE)[:: 5 if self.quick else 1]
+            jobs += [(f"suite {name}", lambda name=name: self.suite(name)) for name in names]
+        if "torch" in wanted:
+            jobs += [(f"torch {name}", lambda name=name: self.torch(name)) for name in TORCH]
+        if "sanitizer" in wanted and not self.quick:
+            jobs += [(f"sanitizer {tool}", lambda tool=tool: self.sanitizer(tool)) for tool in tools[2:]]
+        with ThreadPoolExecutor(together(self.found.get("compute_mode", MANY))) as pool:
+            list(pool.map(lambda job: self.step(*job), jobs))
 
-    def grouped(self, arrays: Sequence[Any], params: bool = False) -> Any:
-        """Arrays in two groups, with another rate in the second."""
-        if len(arrays) < 2:
-            return list(arrays)
-        halves = list(arrays[::2]), list(arrays[1::2])
-        return [{"params": halves[0]}, {"params": halves[1], "lr": 3e-3}] if params else list(halves)
+    def suite(self, name: str) -> dict[str, Any]:
+        """The counts of one file of tests."""
+        report = self.scratch / f"{name}.xml"
+        options = ["-q", "--tb=short", "-W", "ignore::optforge.PerformanceWarning", f"--junitxml={report}"]
+        options += ["-p", "no:cacheprovider", "--maxfail=5"]
+        options += ["-k", SUITE[name]] if SUITE[name] else []
+        command = [sys.executable, "-m", "pytest", *options, str(next(HERE.glob(f"*/test_{name}.py")))]
+        said = self.command(command, 300, {"OPTFORGE_TEST_TARGETS": "cuda"}, fine=range(6))
+        if not report.exists():
+            raise Failure(said)
+        suite = next(xml.parse(report).getroot().iter("testsuite"))
+        counts = {kind: int(suite.get(kind, 0)) for kind in COUNTED}
+        if counts["failures"] or counts["errors"] or not counts["tests"]:
+            raise Failure(f"{counts}\n{said}")
+        return {**counts, "said": ", ".join(f"{number} {kind}" for kind, number in counts.items())}
 
-    def step(self, bad: float | None = None, absent: int | None = None, stats: bool = True, scale: float = 4.0) -> None:
-        """One step on both sides, compared in every bit."""
-        from stepping import spread
+    def sanitizer(self, tool: str) -> dict[str, Any]:
+        """Representative steps under a tool of compute-sanitizer, or alone where there is none."""
+        program = find_tool("compute-sanitizer")
+        how = [] if program is None else [program, "--tool", tool, "--error-exitcode", str(SANITIZED)]
+        self.part("exercise", 300, *how)
+        if program is None:
+            return {"status": "passed without compute-sanitizer", "said": "compute-sanitizer is not found"}
+        return {"said": "clean"}
 
-        values = [spread(self.rng, n, d, scale) for n, d in zip(self.sizes, self.dtypes, strict=True)]
-        if bad is not None:
-            values[-1][-1] = bad
-        for own, given in zip(self.grads, values, strict=True):
-            self.space.write(own, given)
-        given, wanted = ([None if k == absent else g for k, g in enumerate(arrays)] for arrays in (self.grads, values))
-        told = self.optimizer.step(self.grouped(given), grad_scale=scale, stats=stats)
-        said = self.reference.step(self.grouped(wanted), grad_scale=scale, stats=stats)
-        where = f"{self.optimizer.rule.name}, step {self.reference.t}"
-        for own, expected in (
-            (self.optimizer.params, self.reference.params),
-            (self.optimizer.state, self.reference.state),
-        ):
-            self.compare(own, expected, where)
-        self.compare(self.grads, values, f"gradients, {where}")
-        if stats:
-            for name in (
-                "grad_norm",
-                "clipped_grad_norm",
-                "param_norm",
-                "update_norm",
-                "max_update_ratio",
-                "nan",
-                "inf",
-                "skipped",
-            ):
-                self.compare(float(told[name]), float(said[name]), f"{name}, {where}")
-                if name != "skipped":
-                    each = (tell.per_tensor[name].astype(float) for tell in (told, said))
-                    self.compare(*each, f"{name} of tensors, {where}")
+    def torch(self, name: str) -> dict[str, Any]:
+        """Steps in threads, and PyTorch's tensors, in a process whose end counts as well."""
+        said = self.command([sys.executable, str(HERE / "gpu_torch.py"), name], 200, fine=(0, CANNOT))
+        line = next((line for line in said.splitlines() if line.startswith(("shown: ", "skipped: "))), None)
+        if line is None:
+            raise Failure(said)
+        word, _, rest = line.partition(": ")
+        return {"status": "skipped" if word == "skipped" else "passed", "said": rest}
 
-    def compare(self, own: Any, expected: Any, where: str) -> None:
-        """All arrays of two structures, by their bits, in whatever groups they are."""
-        import numpy as np
+    # ── fast ────────────────────────────────────────────────────────────────────────────────────────────────────
 
-        from data import same
+    def fast(self, wanted: Sequence[str]) -> None:
+        """What it costs, one after the other, for nothing may run beside; figures of an emulation mean nothing."""
+        if "benchmark" in wanted:
+            self.step("benchmark", self.benchmark)
+        if "traffic" in wanted:
+            self.step("traffic", self.traffic)
 
-        for a, b in zip(flat(own), flat(expected), strict=True):
-            if not same(np.asarray(a).reshape(-1), np.asarray(b).reshape(-1)):
-                raise AssertionError(f"other bits in an array of {np.size(b)} elements: {where}")
+    def benchmark(self) -> dict[str, Any]:
+        """benchmarks/gpu.py, whose figures are kept even if it is cut off."""
+        report = self.scratch / "benchmark.json"
+        sizes = "tiny" if self.emulated() else "small" if self.quick else "brief"
+        limit = max(self.left() - (0 if self.quick else 30), 1)  # what is behind it needs some time too
+        command = [sys.executable, str(ROOT / "benchmarks" / "gpu.py"), "--sizes", sizes, "--json", str(report)]
+        command += ["--limit", f"{max(limit - 20, 1):.0f}"]
+        try:
+            print(self.command(command, limit, fine=(0, 4)))
+        finally:
+            measured = json.loads(report.read_text(encoding="utf-8")) if report.exists() else {}
+            self.write(benchmark=measured)
+        if measured.get("not_begun"):
+            raise Cut(f"not begun: {', '.join(measured['not_begun'])}")
+        return {"sizes": sizes}
 
-
-def flat(thing: Any) -> list[Any]:
-    """The arrays of a structure, one after the other."""
-    if isinstance(thing, Mapping):
-        return [array for key in thing for array in flat(thing[key])]
-    if isinstance(thing, (list, tuple)):
-        return [array for item in thing for array in flat(item)]
-    return [thing]
-
-
-def sizes_for(quick: bool) -> Sequence[int]:
-    """Sizes around every boundary."""
-    return QUICK_SIZES if quick else SIZES
-
-
-def exercise(out: Path, quick: bool) -> None:
-    """Steps of every kind: with and without sums, of both types, aligned or not, skipped, zeroing, in groups."""
-    import optforge as of
-
-    clipped = of.clip_by_global_norm(max_norm=0.5) >> of.rules.adam
-    for rule in (clipped, of.rules.lamb, of.rules.novograd):
-        for aligned in (True, False):
-            twin = Twin(rule, sizes_for(quick), aligned, skip_nonfinite=True, zero_grads=aligned)
-            twin.step(stats=False)
-            twin.step()
-            twin.step(bad=float("nan"))
-            twin.step(bad=float("inf"), stats=False)
-            twin.step(absent=1)
-            plain = Twin(rule, sizes_for(quick), not aligned)
-            plain.step(absent=2, stats=False)
-            plain.step()
-    print("done")
-
-
-def bits(out: Path, quick: bool) -> None:
-    """Every rule, with every transform, and a kernel that is tuned otherwise."""
-    from unittest import mock
-
-    import optforge as of
-    from optforge.engines.cuda import nvcc
-    from oracles import oracle
-
-    count = 0
-    for name in sorted(of.rules):
-        twin = Twin(of.rules[name], sizes_for(quick), bool(count % 2), {**oracle(name).SETTINGS[0]}, zero_grads=True)
-        for stats in (True, False, True):
-            twin.step(stats=stats)
-        count += 1
-    for name in sorted(of.transforms):
-        twin = Twin(of.transforms[name] >> of.rules.adam, sizes_for(quick), bool(count % 2), skip_nonfinite=True)
-        for bad in (None, float("nan"), None):
-            twin.step(bad=bad)
-        count += 1
-    flags = [f"-DOPTFORGE_CUDA_{what}" for what in ("MIN_BLOCKS=4", "READ=__ldcs", "WRITE=__stcs")]
-    command = shlex.join([*nvcc.find().command, *flags])
-    with mock.patch.dict(os.environ, NVCC=command):
-        twin = Twin(of.rules.adam, sizes_for(quick), True)
-        for stats in (False, True, False):
-            twin.step(stats=stats)
-    print(f"{count + 1} kernels have the bits of the reference, at {len(sizes_for(quick))} sizes")
-
-
-def graph(out: Path, quick: bool) -> None:
-    """A program of C++ around an emitted file, which captures a step and replays it, beside the C kernel."""
-    import numpy as np
-
-    import optforge as of
-    from data import same
-    from optforge.engines.cuda import nvcc
-    from optforge.engines.cuda.device import driver
-    from stepping import spread
-
-    rule = of.clip_by_global_norm >> of.rules.adam
-    rng = np.random.default_rng(3)
-    params = [rng.standard_normal(n).astype(np.float32) for n in GRAPH_SIZES]
-    grads = [[spread(rng, n, np.float32, 4.0) for n in GRAPH_SIZES] for _ in range(GRAPH_STEPS)]
-    grads[GRAPH_BAD_STEP - 1][1][7] = np.nan
-    hardware = driver().Device(0)  # without a context, which the program could not have beside this process everywhere
-    target = "c" if any(map(shutil.which, ("cc", "gcc", "clang"))) else "numpy"
-    expected = of.Optimizer([p.copy() for p in params], rule, target=target, max_norm=1.5, skip_nonfinite=True)
-    for given in grads:
-        told = expected.step([g.copy() for g in given], grad_scale=4.0, stats=True)
-
-    with tempfile.TemporaryDirectory() as scratch:
-        place = Path(scratch)
-        files = {
-            **rule.generate("cuda", prefix="adam", dtypes=["f32"]),
-            "graph.cu": (HERE / "graph.cu").read_text(encoding="utf-8"),
-        }
-        source, result = place / "in", place / "out"
-        source.write_bytes(b"".join(array.tobytes() for arrays in (params, *grads) for array in arrays))
-        said = "launched one by one, as the emulation has no graphs"
-        if hardware.name() == EMULATED:
-            from emulation import compile_emulated
-
-            library = ctypes.CDLL(str(compile_emulated(files, place, ["-DOPTFORGE_NO_GRAPHS"])))
-            sizes = (ctypes.c_size_t * len(params))(*GRAPH_SIZES)
-            status = library.replay(str(source).encode(), str(result).encode(), GRAPH_STEPS, len(params), sizes)
-            if status:
-                raise Failure(f"the program ends with {status}")
-        else:
-            for name, text in files.items():
-                (place / name).write_text(text, encoding="utf-8")
-            architecture = "".join(map(str, hardware.compute_capability()))
-            sources = [str(place / name) for name in files if name.endswith(".cu")]
-            program = str(place / "graph")
-            run([*nvcc.find().command, "-std=c++17", "-O3", f"-arch=sm_{architecture}", "-o", program, *sources], 300)
-            words = [str(source), str(result), str(GRAPH_STEPS), *map(str, GRAPH_SIZES)]
-            said = ", ".join(run([program, *words], 120).splitlines())
-        made = result.read_bytes()
-    elements = sum(GRAPH_SIZES)
-    ours = np.frombuffer(made[: 12 * elements], np.float32)
-    theirs = np.concatenate([a for arrays in (expected.params, *expected.state.values()) for a in arrays])
-    if not same(ours, theirs):
-        raise Failure(f"other bits: {np.flatnonzero(ours.view('u4') != theirs.view('u4'))[:9]}")
-    norms = ("grad_norm", "clipped_grad_norm", "param_norm", "update_norm", "max_update_ratio")
-    if not same(np.frombuffer(made[12 * elements :][: 8 * len(norms)]), np.array([told[name] for name in norms])):
-        raise Failure("other statistics")
-    print(f"{GRAPH_STEPS} steps, one of them skipped, have the bits of the target {target!r}: {said}")
-
-
-PARTS: dict[str, Callable[[Path, bool], None]] = {"about": about, "exercise": exercise, "bits": bits, "graph": graph}
+    def traffic(self) -> dict[str, Any]:
+        """How much of the memory's bandwidth each kernel takes, as a profiler counts it."""
+        program = find_tool("ncu")
+        if program is None:
+            self.part("traffic", 100)
+            return {"status": "passed without ncu", "said": "ncu is not found"}
+        profile = [program, "--clock-control", "none", "--metrics", ",".join(TRAFFIC), "--csv", "--page", "raw"]
+        profile += ["--kernel-name", "regex:k_cuda_(elements|fold|look|scan|begin|finish).*"]
+        return {"rows": [line for line in self.part("traffic", 100, *profile).splitlines() if line.startswith('"')]}
 
 
 # ── the command ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -533,39 +356,66 @@ PARTS: dict[str, Callable[[Path, bool], None]] = {"about": about, "exercise": ex
 
 def chosen(text: str) -> list[str]:
     """Names of steps."""
-    names = text.split(",")
-    if not set(names) <= set(STEPS):
-        raise argparse.ArgumentTypeError(f"steps are {', '.join(STEPS)}")
+    names, known = text.split(","), [name for half in HALVES.values() for name in half]
+    if not set(names) <= set(known):
+        raise argparse.ArgumentTypeError(f"steps are {', '.join(known)}")
     return names
+
+
+def seconds(text: str) -> float:
+    """A positive number."""
+    number = float(text)
+    if not number > 0:
+        raise ValueError
+    return number
+
+
+def half(name: str, arguments: argparse.Namespace) -> list[str]:
+    """Do one half; what became of its steps."""
+    with tempfile.TemporaryDirectory() as scratch:
+        job = Run(name, arguments.out, arguments.quick, arguments.limit, Path(scratch))
+        print(f"── {name}: {arguments.limit:.0f} s at most", flush=True)
+        if job.step("requirements", job.requirements):
+            getattr(job, name)([step for step in HALVES[name] if step in arguments.steps])
+        spent = arguments.limit - job.left()
+        job.write(seconds=round(spent, 1))
+    about = job.found
+    print(f"\n{about.get('device', 'unknown device')}, driver {about.get('driver')}, {about['date']}, {spent:.0f} s")
+    for step, entry in job.steps.items():
+        print(f"  {step:26} {entry['status']}, {entry['seconds']} s")
+    print(f"written: {arguments.out / f'{name}.json'}", flush=True)
+    return [entry["status"] for entry in job.steps.values()]
 
 
 def main() -> int:
     """The command."""
     parser = argparse.ArgumentParser(description="Test and measure optforge on this machine's GPU.")
-    parser.add_argument(
-        "--out", type=Path, default=Path("gpu-results"), metavar="DIR", help="for gpu.json (gpu-results)"
-    )
+    parser.add_argument("--correct", action="store_true", help="bits, graphs, sanitizers, PyTorch, tests")
+    parser.add_argument("--fast", action="store_true", help="times, against a copy and against PyTorch")
     parser.add_argument("--quick", action="store_true", help="fewer tests, and small sizes")
-    parser.add_argument("--steps", type=chosen, default=list(STEPS), metavar="NAME,…", help=f"of {', '.join(STEPS)}")
-    parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
+    every = [name for names in HALVES.values() for name in names]
+    parser.add_argument("--steps", type=chosen, default=every, metavar="NAME,…", help=f"of {', '.join(every)}")
+    parser.add_argument("--limit", type=seconds, default=LIMIT, metavar="SECONDS", help=f"of each half ({LIMIT:.0f})")
+    parser.add_argument("--out", type=Path, default=Path("gpu-results"), metavar="DIR", help="(gpu-results)")
     arguments = parser.parse_args()
-    if arguments.part:
-        PARTS[arguments.part](arguments.out, arguments.quick)
-        return 0
     lines = missing()
     if lines:
         print("gpu.py: this machine cannot run it; missing:", *lines, sep="\n  ", file=sys.stderr)
-        return 3
+        return CANNOT
     arguments.out.mkdir(parents=True, exist_ok=True)
-    job = Run(arguments.out, arguments.quick)
-    for name in ["requirements", *(name for name in arguments.steps if name != "requirements")]:
-        job.step(name, getattr(job, name))
-    print(f"\n{job.found.get('device', 'unknown device')}, driver {job.found.get('driver')}, {job.found['date']}")
-    for name, entry in job.found["steps"].items():
-        print(f"  {name:13} {entry['status']}, {entry['seconds']} s")
-    print(f"written: {arguments.out / 'gpu.json'}")
-    return int(any(entry["status"] == "failed" for entry in job.found["steps"].values()))
+    halves = [name for name in HALVES if getattr(arguments, name)] or list(HALVES)
+    statuses = [status for name in halves for status in half(name, arguments)]
+    return 1 if "failed" in statuses else 4 if "cut" in statuses else 0
+
+
+def stop(number: int, frame: Any) -> None:
+    """End what runs, and this process, when it is told to end."""
+    for process in list(RUNNING):
+        end(process)
+    os._exit(128 + number)
 
 
 if __name__ == "__main__":
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
     sys.exit(main())

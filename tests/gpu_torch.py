@@ -168,7 +168,7 @@ class Network:
 
 def threads() -> str:
     """Optimizers over arrays of PyCUDA that are made, stepped, read and dropped in threads; the first of the process too."""
-    from gpu import Twin
+    from gpu_parts import Twin
 
     rule = of.clip_by_global_norm >> of.rules.adam
 

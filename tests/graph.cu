@@ -1,9 +1,9 @@
 // Steps of an emitted optimizer (clip_by_global_norm:adam, under the prefix adam), captured in a CUDA graph and replayed.
 //
-// gpu.py compiles it together with the emitted adam.cu, and compares what it writes with the kernels of another target.
-// The first step is launched by itself, which also loads the kernels: what fails before "launched" is printed is the
-// launcher's fault. The capture then fails if a call of the launcher waits for the device, or does anything else that no
-// graph can hold. With OPTFORGE_NO_GRAPHS, for the emulation, all steps are launched one by one.
+// gpu_parts.py compiles it together with the emitted adam.cu, and compares what it writes with the kernels of another
+// target. The first launch of all is captured: the capture fails if it waits for the device, loads a kernel, or does
+// anything else that no graph can hold. A step, which brings scalars, is refused meanwhile. With OPTFORGE_NO_GRAPHS, for
+// the emulation, steps are launched one by one.
 
 #include "adam.cuh"
 
@@ -70,25 +70,23 @@ extern "C" int replay(const char *input, const char *output, int steps, int coun
     // Enough rows for every step; one that is skipped leaves the last unused.
     ADAM(adam_cuda_rows(&plan, &hyper, 1, (size_t)steps, 1, &options, stream));
 
-    const float *grads = given.data() + elements;
-    CUDA(cudaMemcpyAsync(g, grads, elements * sizeof(float), cudaMemcpyHostToDevice, stream));
-    ADAM(adam_cuda_launch(&plan, &options, stream));
-    CUDA(cudaStreamSynchronize(stream));
-    std::printf("1 step launched\n");
-    std::fflush(stdout);
-
 #ifndef OPTFORGE_NO_GRAPHS
     cudaGraph_t graph;
     cudaGraphExec_t captured;
     size_t nodes = 0;
     CUDA(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
+    if (adam_cuda_step(&hyper, 1, &plan, &options, stream) != OPTFORGE_ERROR_CAPTURE) {
+        std::fprintf(stderr, "a step is captured, and its scalars with it\n");
+        return 1;
+    }
     ADAM(adam_cuda_launch(&plan, &options, stream));
     CUDA(cudaStreamEndCapture(stream, &graph));
     CUDA(cudaGraphGetNodes(graph, NULL, &nodes));
     CUDA(cudaGraphInstantiateWithFlags(&captured, graph, 0));
-    std::printf("%d replayed, of %zu nodes\n", steps - 1, nodes);
+    std::printf("a graph of %zu nodes, replayed\n", nodes);
 #endif
-    for (int t = 2; t <= steps; t++) {
+    const float *grads = given.data();
+    for (int t = 1; t <= steps; t++) {
         grads += elements;
         CUDA(cudaMemcpyAsync(g, grads, elements * sizeof(float), cudaMemcpyHostToDevice, stream));
 #ifndef OPTFORGE_NO_GRAPHS

@@ -15,8 +15,10 @@ import optforge as of
 from conftest import require_torch
 from optforge.core.formats import FORMATS, draw
 from optforge.core.functions import Array
+from optimizing import TARGETS
 
 SIZES = (1, 33, 1030, 40_000)
+COMPILED = TARGETS[0]  # beside which the reference takes the same steps
 
 
 def stored(format: str, values: Array) -> Array:
@@ -67,7 +69,7 @@ def made(rule: Any, way: str, target: str, **more: Any) -> of.Optimizer:
 @pytest.mark.parametrize("rule", ["sgd", "adamw", "lamb", "novograd", "clipped"])
 def test_the_compiled_kernel_has_the_bits_of_the_reference(rule: str, way: str, tmp_path: Path) -> None:
     chosen: Any = of.clip_by_global_norm(max_norm=0.5) >> of.rules.adamw if rule == "clipped" else rule
-    both = [made(chosen, way, target, threads=3) for target in ("c", "numpy")]
+    both = [made(chosen, way, target, threads=3) for target in (COMPILED, "numpy")]
     for k in range(1, 5):
         told = []
         for opt in both:
@@ -80,7 +82,7 @@ def test_the_compiled_kernel_has_the_bits_of_the_reference(rule: str, way: str, 
         assert everything(both[0]) == everything(both[1])
     both[0].save(tmp_path / "one")
     again = of.Optimizer.load(tmp_path / "one", rule=chosen, target="numpy")
-    resumed = made(chosen, way, "c", threads=1)
+    resumed = made(chosen, way, COMPILED, threads=1)
     resumed.load_state_dict(pickle.loads(pickle.dumps(both[1].state_dict())))
     for own, p in zip(resumed.params, both[1].params, strict=True):
         own[...] = p
@@ -92,7 +94,7 @@ def test_the_compiled_kernel_has_the_bits_of_the_reference(rule: str, way: str, 
 
 def test_statistics_are_of_what_is_stored() -> None:
     w = stored("bf16", [1.0, 2.0, -3.0])
-    opt = of.Optimizer([w], "sgd", lr=1e-3, store={"p": "bf16"})
+    opt = of.Optimizer([w], "sgd", target=COMPILED, lr=1e-3, store={"p": "bf16"})
     told = opt.step([np.ones(3, np.float32)], stats=True)
     assert told is not None
     assert told.update_norm == 0.0  # less than half of what p can tell apart
@@ -103,7 +105,7 @@ def test_statistics_are_of_what_is_stored() -> None:
 def test_small_steps_are_not_lost_beside_a_master(master: str) -> None:
     w = stored("bf16", np.ones(40))
     exact = np.ones(40, np.float32)
-    opt = of.Optimizer([w], "sgd", lr=1e-4, store={"p": "bf16"}, master=master)
+    opt = of.Optimizer([w], "sgd", target=COMPILED, lr=1e-4, store={"p": "bf16"}, master=master)
     judge = of.Optimizer([exact], "sgd", lr=1e-4)
     for _ in range(100):
         g = np.ones(40, np.float32)
@@ -131,7 +133,7 @@ def test_stochastic_rounding_moves_on_average_as_far_as_the_step() -> None:
 def test_another_seed_another_rounding() -> None:
     def run(seed: int) -> bytes:
         w = stored("bf16", np.linspace(-2, 2, 500))
-        opt = of.Optimizer([w], "adam", store={"p": "bf16"}, rounding="stochastic", seed=seed)
+        opt = of.Optimizer([w], "adam", target=COMPILED, store={"p": "bf16"}, rounding="stochastic", seed=seed)
         opt.step([np.ones(500, np.float32)])
         return w.tobytes()
 
@@ -143,7 +145,7 @@ def test_the_bits_are_of_the_tensor_and_its_own_step() -> None:
 
     def run(late: bool) -> bytes:
         w, other = stored("bf16", np.linspace(-2, 2, 500)), stored("bf16", np.ones(3))
-        opt = of.Optimizer([other, w], "sgd", store={"p": "bf16"}, rounding="stochastic")
+        opt = of.Optimizer([other, w], "sgd", target=COMPILED, store={"p": "bf16"}, rounding="stochastic")
         if late:
             opt.step([np.ones(3, np.float32), None])
         opt.step([None if late else np.ones(3, np.float32), np.full(500, 1e-2, np.float32)])
@@ -189,7 +191,7 @@ def test_tensors_of_pytorch() -> None:
     assert half.tolist() == [0.5] * 8
 
 
-@pytest.mark.parametrize("target", ["c", "numpy"])
+@pytest.mark.parametrize("target", [COMPILED, "numpy"])
 def test_zeroed_gradients_are_apart_by_the_size_that_they_have(target: str) -> None:
     """Gradients of half the size lie close together, and those of twice the size overlap where they do."""
     together = np.ones(16, np.float16)
@@ -205,7 +207,7 @@ def test_zeroed_gradients_are_apart_by_the_size_that_they_have(target: str) -> N
 
 def test_parameters_of_several_dtypes() -> None:
     both = []
-    for target in ("c", "numpy"):
+    for target in (COMPILED, "numpy"):
         kept = [np.ones(5, np.float32), stored("f16", np.ones(9)), np.ones(2)]
         opt = of.Optimizer(kept, "adam", target=target)
         for _ in range(3):

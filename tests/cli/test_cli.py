@@ -28,7 +28,7 @@ from optforge.core.diagnostics import RuleError
 from optforge.library.rule import Rule
 
 DONE, DIFFERENT, MISTAKE, ENVIRONMENT, INTERRUPTED = 0, 1, 2, 3, 130
-COMMANDS = ("list", "show", "generate", "demo")
+COMMANDS = ("list", "show", "generate", "profile", "demo")
 ROOT = hasattr(os, "geteuid") and os.geteuid() == 0
 MINE = '''
 from optforge import rule

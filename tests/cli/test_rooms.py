@@ -11,7 +11,23 @@ import optforge
 PACKAGE = Path(optforge.__file__).parent
 
 # From the ground up. What is not in a room is the front: names that people import, brought together from below.
-ROOMS = ("core", "rules", "transforms", "frontend", "emit", "engines", "library", "train", "jax", "torch", "", "cli")
+ROOMS = (
+    *(
+        "core",
+        "rules",
+        "transforms",
+        "frontend",
+        "emit",
+        "engines",
+        "library",
+        "train",
+        "jax",
+        "torch",
+        "",
+        "profile",
+        "cli",
+    ),
+)
 LIBRARIES = ("rules", "transforms")  # texts in the rule language, which import from the front as anybody's do
 TEXTS = {("torch", "rules")}  # such a text in another room
 

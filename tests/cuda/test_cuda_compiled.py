@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -90,6 +91,16 @@ RULES: dict[str, of.Rule] = {
 }
 
 
+# Arrays stored otherwise than they are computed with: narrow ones to nearest and at random, and both masters.
+BF16 = dict.fromkeys("pgmv", "bf16")
+STORED: dict[str, tuple[str, dict[str, Any]]] = {
+    "adamw_narrow": ("adamw", {"store": {"p": "bf16", "g": "bf16"}}),
+    "adamw_split": ("adamw", {"store": {"p": "bf16", "g": "bf16"}, "master": "split"}),
+    "lamb_random": ("lamb", {"store": BF16, "rounding": "stochastic"}),
+    "adam_half": ("adam", {"store": dict.fromkeys("pgmv", "f16"), "master": "f32", "rounding": "stochastic"}),
+}
+
+
 @dataclass(frozen=True)
 class Built:
     """The PTX of all rules, and what the assembler makes of it for each architecture."""
@@ -102,7 +113,7 @@ def write(directory: Path, rules: Mapping[str, of.Rule]) -> Path:
     """A file that includes all of these rules' own."""
     made: dict[str, str] = {}
     for name, rule in rules.items():
-        made |= rule.generate("cuda", prefix=name)
+        made |= rule.generate("cuda", prefix=name, **STORED.get(name, ("", {}))[1])
     for name, text in made.items():
         (directory / name).write_text(text, encoding="utf-8")
     path = directory / "all.cu"
@@ -114,7 +125,7 @@ def write(directory: Path, rules: Mapping[str, of.Rule]) -> Path:
 def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Built]:
     nvcc, ptxas = require("nvcc"), require("ptxas")
     directory = tmp_path_factory.mktemp("built")
-    source = write(directory, RULES)
+    source = write(directory, RULES | {name: of.rules[rule] for name, (rule, _) in STORED.items()})
     # The host's part is compiled as well; -keep leaves the PTX.
     whole = ["-gencode", "arch=compute_75,code=compute_75", "-c", "-keep", "-keep-dir", str(directory)]
     run([nvcc, *STRICT, "-O3", *whole, "-o", str(directory / "all.o"), str(source)])
@@ -210,7 +221,7 @@ def test_every_operation_is_rounded_as_it_is_written(built: Built) -> None:
     assert sum_of(found, "ret") + sum_of(found, "ret.uni") == len(
         re.findall(r"^\s+(?:@!?%\w+\s+)?ret\b", built.ptx, re.MULTILINE)
     )
-    for name in RULES:
+    for name in (*RULES, *STORED):
         own = {kernel for kernel in found if kernel.startswith(f"{name}_cuda_")}
         assert {
             f"{name}_cuda_begin",
@@ -278,7 +289,7 @@ def test_every_rule_is_assembled(architecture: int, built: Built) -> None:
     assert (
         len(kernels) == said.count("Compiling entry function") > 10 * len(RULES if architecture in WHOLE else PECULIAR)
     )
-    built_in = tuple(f"{name}_cuda_" for name in of.rules)
+    built_in = tuple(f"{name}_cuda_" for name in (*of.rules, *STORED))
     spilled = [name for name, *spills, _ in kernels if name.startswith(built_in) and spills != ["0", "0"]]
     assert not spilled
 

@@ -1,9 +1,8 @@
-"""The host program of the README: compiled by nvcc as it stands there, and run on the emulation, with bits."""
+"""The host program of the page on CUDA: compiled by nvcc as it stands there, and run on the emulation, with bits."""
 
 from __future__ import annotations
 
 import ctypes
-import re
 import subprocess
 from pathlib import Path
 
@@ -13,9 +12,9 @@ import optforge as of
 from conftest import require
 from data import same
 from emulation import compile_emulated
-from places import ROOT
+from pages import PAGES, blocks
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGE = PAGES / "cuda.md"
 HEAD = """
 extern "C" int train(size_t n, float *weights, const float *gradients, float *m, float *v, uint64_t steps, cudaStream_t stream)
 {
@@ -29,10 +28,9 @@ TAIL = """
 
 
 def program() -> str:
-    """The README's lines as a function."""
-    block = re.search(r'```cpp\n(#include "adam.cuh"\n.*?)```', README, re.DOTALL)
-    assert block is not None
-    first, _, rest = block[1].partition("\n")
+    """The page's lines as a function."""
+    (block,) = (text for text in blocks(PAGE, "cpp") if text.startswith('#include "adam.cuh"\n'))
+    first, _, rest = block.partition("\n")
     return f"{first}\n{HEAD}{rest}{TAIL}"
 
 

@@ -172,7 +172,7 @@ def test_arrays_that_are_refused(process: Process) -> None:
     ).splitlines()
     for line, word in zip(
         said,
-        ("is on CUDA device 1, this optimizer on 0", "is not C-contiguous (strides (48, 4))", "is int32; on a GPU it must be float32",
+        ("is on CUDA device 1, this optimizer on 0", "is not C-contiguous (strides (48, 4))", "is int32; it must be float32, float64, bfloat16 or float16",
          "that may only be read", "is not aligned to its elements", "has the shape (6, 4), its parameter (4, 6)",
          "is float64, its parameter float32", "is on CUDA device 3", "there is no CUDA device 1; there are 1"),
         strict=True,
@@ -234,6 +234,40 @@ def test_arrays_of_every_kind_are_updated_in_place(lazy: dict[str, str], process
         """,
         **lazy,
     )
+
+
+def test_arrays_of_16_bits_on_the_device(process: Process) -> None:
+    """As PyCUDA has them, with gradients of another format in between, beside a master, and at random."""
+    said = process.on_device(
+        """
+        from optforge.core.formats import FORMATS
+        def some(format):
+            return [FORMATS[format].store(rng.standard_normal(shape).astype("f4")) for shape, _ in shapes]
+        def check(opt, other):
+            for name, tree in {"p": other.params, **other.state}.items():
+                own = opt.params if name == "p" else opt.state[name]
+                for a, b in zip(own, tree):
+                    assert a.get().tobytes() == np.asarray(b).tobytes(), (name, opt.t)
+        how = dict(store=dict.fromkeys("pmv", "bf16"), master="f32", rounding="stochastic", seed=2**64 - 1)
+        start = some("bf16")
+        opt = of.Optimizer([up(p) for p in start], "adam", target="cuda", **how)
+        other = of.Optimizer([p.copy() for p in start], "adam", target="numpy", **how)
+        for format in ("f32", "f32", "f16", "f32"):
+            grads = some(format)
+            told = opt.step([up(g) for g in grads], stats=True)
+            said = other.step(grads, stats=True)
+            assert (told.param_norm, told.update_norm) == (said.param_norm, said.update_norm)
+            check(opt, other)
+        opt.step([None, *[up(g) for g in grads[1:]]])
+        other.step([None, *grads[1:]])
+        opt.step([up(g) for g in grads])
+        other.step(grads)
+        check(opt, other)
+        failing(opt.step, [up(np.zeros((5, 7))), *[up(g) for g in grads[1:]]])
+        failing(make, params=[up(np.zeros(4, np.uint16))])
+        """
+    ).splitlines()
+    assert "grads[0] is float64, its parameter bfloat16" in said[0] and "say so by store={'p': 'bf16'}" in said[1]
 
 
 def test_checkpoints_go_between_targets(process: Process) -> None:

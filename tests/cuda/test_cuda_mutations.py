@@ -9,13 +9,15 @@ from __future__ import annotations
 import ctypes
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from test_cuda_formats import Library, begin, execute
+from test_cuda_formats import Steps as Stored
 from test_cuda_native import Steps
 
 import optforge as of
@@ -23,6 +25,7 @@ from conftest import require
 from cuda import Cuda, Memory, order
 from emulation import compile_emulated
 from optforge import global_norm, max_abs, scalar
+from storing import live, run_of
 
 CHUNK, TILE = 32768, 4096
 SIZES = (3, 0, CHUNK + 1029, 35, TILE + 2, *[7] * 260)
@@ -75,6 +78,44 @@ SURVIVORS = {
 }
 
 
+# What arrays of 16 bits are loaded and stored by, all in optforge.cuh.
+NARROW = {
+    r"magnitude < 0x7c00u \?": "true ?",
+    r"magnitude < 0x400u": "false",
+    r"magnitude <= 0x7f7f0000u": "true",
+    r"0x7fffu \+": "0x8000u +",
+    r"magnitude > 0x7f800000u": "false",
+    r"magnitude >= 0x38800000u": "true",
+    r"magnitude <= 0x477fe000u": "true",
+    r"0xfffu \+": "0x1000u +",
+    r"rounded < 0x7c00u": "true",
+    r"random < \(upper": "random > (upper",
+    r"\| \(uint32_t\)rest\.x": "",
+    r" \^ second": "",
+    r"\* element;": "* 1;",
+    r"stir\(0, seed\), t\)": "stir(0, t), seed)",
+    r"\(int32_t\)\(int16_t\)low": "low",
+    r"bits \+ 0x8000u": "bits + 0x7fffu",
+    r"\(given & 0x7fffffffu\) > 0x7f800000u": "false",
+    r"live == 4 && optforge_cuda_aligned\((from|to), 8\)": "live == 4",
+    r"\(uint16_t\)\(v\.y >> 16\)": "(uint16_t)v.y",
+    r"k < live\b(?= \? from\[k\] : \(uint16_t\))": "true",
+    r"tensor\.part\(\) \+ leaf\.begin": "leaf.begin",
+    r"w\.stream != NULL \?": "false ?",
+    r"w\.control->t - w\.behind\[w\.group\[k\]\]": "w.control->t",
+    r"first >> 32": "0",
+    r"&& !mastered\(a\);": ";",
+    r"arrays\.kept\(x\[r\]\[0\]\[k\], 0, i \+ k\)": "x[r][0][k]",
+    r"a, i \+ k\);": "a, i);",
+}
+NARROW_SURVIVORS = {
+    (r"k < live\b(?= \? from\[k\] : \(uint16_t\))", 0): "a load beyond the end, of what nobody uses",
+    (r"\| \(uint32_t\)rest\.x", 0): "the lower half of a fraction decides once in 65,536 times",
+    (r"first >> 32", 0): "needs 2^32 elements: a test of its own",
+    (r"&& !mastered\(a\);", 0): "that a number is rounded is said of no other array than p",
+}
+
+
 @of.rule
 def mixed(p, g, m=0.0, seen: scalar = 0.0, *, lr=0.1):
     """Two phases, sums and largest values, scalar state."""
@@ -93,13 +134,13 @@ def mutants(files: Mapping[str, str]) -> Iterator[tuple[str, str, int, str]]:
                 yield file, pattern, k, files[file][: found.start()] + other + files[file][found.end() :]
 
 
-def survives(cuda: Cuda) -> bool:
-    """Whether steps in several orders notice nothing; in a process of its own, for a mutant may end it."""
+def survives(do: Callable[[], object]) -> bool:
+    """Whether steps notice nothing; in a process of its own, for a mutant may end it."""
     child = os.fork()
     if child == 0:
         try:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-            check(cuda)
+            do()
         except BaseException:
             os._exit(1)
         os._exit(0)
@@ -144,7 +185,7 @@ def test_every_mutation_is_seen(tmp_path: Path) -> None:
         pytest.skip("takes minutes: set OPTFORGE_TEST_MUTATIONS")
     base = Cuda(mixed, tmp_path / "base", dtypes="f32")
     check(base)
-    assert survives(base)
+    assert survives(lambda: check(base))
     files = mixed.generate("cuda", "f32", prefix="k")
     every = list(mutants(files))
     assert {(file, pattern) for file, pattern, _, _ in every} == {
@@ -162,9 +203,55 @@ def test_every_mutation_is_seen(tmp_path: Path) -> None:
     survivors = []
     with ThreadPoolExecutor(2) as pool:
         for (file, pattern, k, _), library in zip(every, pool.map(build, every), strict=True):
-            if survives(Mutant(base, library)):
+            mutant = Mutant(base, library)
+            if survives(lambda own=mutant: check(own)):
                 survivors.append((file, pattern, k))
     for file, pattern, k in survivors:
         at = list(re.finditer(pattern, files[file]))[k].start()
         print(f"{file} {pattern} {k}:", " ".join(files[file][at - 160 : at + 60].split()))
     assert set(survivors) == set(SURVIVORS)
+
+
+STORED = ("all_bf16_random", "all_f16", "all_f16_random", "split", "bf16_master")
+
+
+def check_stored(library: Library) -> None:
+    """Steps over arrays of 16 bits, whole, in parts, with streams, and of tensors that are late."""
+    for title in STORED:
+        if title.startswith("all_"):  # others begin as what p is in full
+            begin(library, run_of("following", title, "tame"))
+        execute(library, run_of("following", title, "wild"))
+        execute(library, run_of("following", title, "tame"), cut=1024)
+    run = run_of("following", "all_bf16_random", "tame")
+    found = []
+    for t, late in ((3, 0), (8, 5)):
+        arrays = live(run, run.tensors)
+        Stored(library, "all_bf16_random", arrays, late=[late]).step(t, run.hyper, False)
+        found.append([array.tobytes() for own in arrays for array in own])
+    assert found[0] == found[1]
+
+
+def test_every_mutation_of_storage_is_seen(tmp_path: Path) -> None:
+    require("g++")
+    if not os.environ.get("OPTFORGE_TEST_MUTATIONS"):
+        pytest.skip("takes minutes: set OPTFORGE_TEST_MUTATIONS")
+    base = Library("following", STORED, tmp_path / "base")
+    check_stored(base)
+    assert survives(lambda: check_stored(base))
+    text = base.files["optforge.cuh"]
+    every = [(pattern, k, found) for pattern in NARROW for k, found in enumerate(re.finditer(pattern, text))]
+    assert {pattern for pattern, _, _ in every} == {*NARROW}
+
+    def build(entry: tuple[str, int, re.Match[str]]) -> Any:
+        pattern, k, found = entry
+        changed = text[: found.start()] + NARROW[pattern] + text[found.end() :]
+        directory = tmp_path / f"{abs(hash(pattern))}-{k}"
+        return Library("following", STORED, directory, {"optforge.cuh": changed})
+
+    survivors = []
+    with ThreadPoolExecutor(2) as pool:
+        for (pattern, k, found), library in zip(every, pool.map(build, every), strict=True):
+            if survives(lambda own=library: check_stored(own)):
+                survivors.append((pattern, k))
+                print(f"{pattern} {k}:", " ".join(text[found.start() - 160 : found.start() + 60].split()))
+    assert set(survivors) == set(NARROW_SURVIVORS)

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_phases_native import CHUNKS, KERNELS, Run, Told, run_of
 
 import optforge as of
 from conftest import require
@@ -25,6 +24,7 @@ from optforge.core import summation as tree
 from optforge.core.formats import Wanted
 from optimizing import SETTINGS, nadam
 from oracles import names, oracle
+from phases import CHUNKS, KERNELS, Run, Told, run_of
 from stepping import spread
 
 LEAF, CHUNK, TILE = 1024, 32768, 4096

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import signal
 import subprocess
 import sys
+import time
 import tomllib
 from pathlib import Path
 
 import pytest
 
 import gpu
+import gpu_torch
 from conftest import require
 from places import TESTS
 
@@ -52,7 +56,41 @@ def test_benchmark_says_that_there_is_no_gpu(tmp_path: Path) -> None:
 
 def test_refuses_steps_that_it_does_not_know() -> None:
     answer = start(SCRIPT, "--steps", "bits,speed")
-    assert answer.returncode == 2 and "steps are requirements, suite, sanitizer" in answer.stderr
+    assert (
+        answer.returncode == 2 and "steps are graph, bits, sanitizer, torch, suite, benchmark, traffic" in answer.stderr
+    )
+
+
+def test_the_benchmark_refuses_parts_that_it_does_not_know(emulated_cuda: dict[str, str], tmp_path: Path) -> None:
+    require("pycuda")
+    answer = start(BENCHMARK, "--parts", "speed", "--json", tmp_path / "out.json", env=emulated_cuda)
+    assert answer.returncode == 2 and "there are no parts ['speed']: ['kernels', " in answer.stderr
+
+
+def test_names_of_files_and_parts() -> None:
+    assert all(len(list(TESTS.glob(f"*/test_{name}.py"))) == 1 for name in gpu.SUITE)
+    assert gpu.TORCH == tuple(gpu_torch.PARTS)
+    assert all(hasattr(gpu.Run, name) for name in gpu.HALVES)
+    assert gpu.LIMIT <= 5.5 * 60
+
+
+def test_models_of_the_benchmark() -> None:
+    program = """
+import json
+import gpu
+print(json.dumps([[m.name, len(m.shapes), m.elements] for m in gpu.SIZES["brief"].models]))
+print(len(list(gpu.sweep_variants(True))), gpu.SIZES["brief"].elements)
+"""
+    answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=BENCHMARK.parent)
+    models, rest = answer.stdout.splitlines()
+    assert json.loads(models) == [
+        ["GPT-2 small", 148, 124_439_808],
+        ["10,000 x 64", 10_000, 640_000],
+        ["ResNet-50", 161, 25_557_032],
+        ["one tensor of 1 M", 1, 1_000_000],
+    ]
+    variants, elements = map(int, rest.split())
+    assert variants <= 8 and elements == 10**9
 
 
 def test_modules_are_those_of_the_project() -> None:
@@ -63,7 +101,7 @@ def test_modules_are_those_of_the_project() -> None:
 
 def test_one_process_where_the_device_is_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: 12)
-    assert [gpu.together(mode) for mode in (0, 1, 2, 3)] == [6, 1, 1, 1]
+    assert [gpu.together(mode) for mode in (0, 1, 2, 3)] == [12, 1, 1, 1]
 
 
 def test_the_sanitizer_of_the_toolkit_of_nvcc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,16 +114,49 @@ def test_the_sanitizer_of_the_toolkit_of_nvcc(tmp_path: Path, monkeypatch: pytes
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PATH", "/nothing")
     monkeypatch.setenv("CUDA_HOME", str(tmp_path))
-    assert gpu.find_sanitizer() == str(tmp_path / "bin" / "compute-sanitizer")
+    assert gpu.find_tool("compute-sanitizer") == str(tmp_path / "bin" / "compute-sanitizer")
 
 
 def test_runs_on_the_emulation(emulated_cuda: dict[str, str], tmp_path: Path) -> None:
     require("pycuda")
-    answer = start(SCRIPT, "--quick", "--out", tmp_path, "--steps", "sanitizer,graph", env=emulated_cuda)
+    whole = "OPTFORGE_TEST_FULL" in os.environ
+    steps = "graph,sanitizer,traffic" + (",torch,bits,suite" if whole else "")
+    limit = "3000" if whole else "330"
+    words = "--quick", "--out", tmp_path, "--steps", steps, "--limit", limit
+    answer = start(SCRIPT, *words, env=emulated_cuda)
     assert answer.returncode == 0, answer.stdout + answer.stderr
-    found = json.loads((tmp_path / "gpu.json").read_text(encoding="utf-8"))
-    assert found["device"] == "optforge emulation" and list(found["steps"]) == ["requirements", "sanitizer", "graph"]
-    assert found["steps"]["graph"]["compared"].startswith("6 steps, one of them skipped, have the bits")
+    correct, fast = (json.loads((tmp_path / f"{half}.json").read_text(encoding="utf-8")) for half in gpu.HALVES)
+    assert correct["device"] == fast["device"] == "optforge emulation"
+    assert correct["steps"]["graph"]["said"].startswith("6 steps, one of them skipped, have the bits")
+    assert correct["steps"]["sanitizer memcheck"]["status"].startswith("passed")
+    assert correct["steps"].get("torch threads", {}).get("status") == ("passed" if whole else None)
+    assert fast["steps"]["traffic"]["status"].startswith("passed")
+    files = sorted(path.name for path in tmp_path.rglob("*"))
+    assert set(files) <= {"correct.json", "correct.log", "fast.json", "fast.log"}
+
+
+def test_time_that_is_up_is_no_failure(emulated_cuda: dict[str, str], tmp_path: Path) -> None:
+    require("pycuda")
+    answer = start(SCRIPT, "--correct", "--quick", "--out", tmp_path, "--limit", "0.01", env=emulated_cuda)
+    found = json.loads((tmp_path / "correct.json").read_text(encoding="utf-8"))
+    assert answer.returncode == 4, answer.stderr
+    assert found["steps"]["requirements"]["status"] == "cut"
+
+
+def test_a_run_that_is_ended_tells_what_it_found(emulated_cuda: dict[str, str], tmp_path: Path) -> None:
+    require("pycuda")
+    command = [sys.executable, str(SCRIPT), "--correct", "--quick", "--out", str(tmp_path)]
+    process = subprocess.Popen(command, env=emulated_cuda, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    report, found = tmp_path / "correct.json", {}
+    until = time.monotonic() + 60
+    while "graph" not in found.get("steps", {}) and time.monotonic() < until:
+        time.sleep(0.05)
+        found = json.loads(report.read_text(encoding="utf-8")) if report.exists() else {}
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(10) == 128 + signal.SIGTERM
+    found = json.loads(report.read_text(encoding="utf-8"))
+    assert found["device"] == "optforge emulation" and found["steps"]["requirements"]["status"] == "passed"
+    assert found["steps"]["graph"] == {"status": "running"}
 
 
 @pytest.mark.parametrize("part", ["parameters", "devices"])
@@ -106,10 +177,11 @@ def test_threads_on_the_emulation(emulated_cuda: dict[str, str]) -> None:
 def test_a_failed_step_is_told(emulated_cuda: dict[str, str], tmp_path: Path) -> None:
     require("pycuda")
     broken = {**emulated_cuda, "OPTFORGE_EMULATION_REFUSE": "cuLaunchKernel:2"}
-    answer = start(SCRIPT, "--quick", "--out", tmp_path, "--steps", "sanitizer", env=broken)
-    found = json.loads((tmp_path / "gpu.json").read_text(encoding="utf-8"))
-    assert answer.returncode == 1 and found["steps"]["sanitizer"]["status"] == "failed"
+    answer = start(SCRIPT, "--correct", "--quick", "--out", tmp_path, "--steps", "sanitizer", env=broken)
+    found = json.loads((tmp_path / "correct.json").read_text(encoding="utf-8"))
+    assert answer.returncode == 1 and found["steps"]["sanitizer memcheck"]["status"] == "failed"
     assert found["steps"]["requirements"]["status"] == "passed"
+    assert "── sanitizer memcheck\n$ " in (tmp_path / "correct.log").read_text(encoding="utf-8")
 
 
 def test_benchmark_runs_on_the_emulation(emulated_cuda: dict[str, str], tmp_path: Path) -> None:
@@ -118,16 +190,37 @@ def test_benchmark_runs_on_the_emulation(emulated_cuda: dict[str, str], tmp_path
     answer = start(BENCHMARK, "--sizes", "tiny", "--no-sweep", "--json", report, env=emulated_cuda)
     assert answer.returncode == 0, answer.stderr
     found = json.loads(report.read_text(encoding="utf-8"))
-    assert not found["failed"] and {row["section"] for row in found["results"]} == {"large", "phase", "step"}
+    assert not found["failed"] and {row["section"] for row in found["results"]} == {"large", "phase", "step", "replay"}
+    assert {row["work"] for row in found["results"] if row["section"] == "replay"} == {
+        "step",
+        "phase",
+        "phase, statistics",
+    }
+    assert not found["not_begun"] and all(math.isfinite(row["found"]) for row in found["aims"])
+    assert {row["what"] for row in found["aims"]} >= {
+        "Adam, one tensor (1, 40 k): share of a copy",
+        "adamw p, g bf16, split: share of a copy",
+        "µs of the host to enqueue a step, 148 tensors",
+        "µs more for each new gradient, 148 tensors",
+    }
     assert answer.stdout.startswith("# optforge emulation\n") and "Not measured" not in answer.stdout
     assert "What moves less than 50.0 MiB" in answer.stdout
+
+
+def test_benchmark_begins_nothing_when_time_is_up(emulated_cuda: dict[str, str], tmp_path: Path) -> None:
+    require("pycuda")
+    report = tmp_path / "out.json"
+    answer = start(BENCHMARK, "--sizes", "tiny", "--limit", "0.001", "--json", report, env=emulated_cuda)
+    found = json.loads(report.read_text(encoding="utf-8"))
+    assert answer.returncode == 4, answer.stderr
+    assert not found["results"] and found["not_begun"][0] == "kernels" and found["not_begun"][-1] == "sweep"
 
 
 @pytest.mark.parametrize(
     ("refused", "failed"),
     {
-        "the copy": ("cuMemcpyDtoDAsync_v2:2", ["large", "phase"]),
-        "timing": ("cuEventRecord:2", ["large", "phase", "20 x 64", "MLP"]),
+        "the copy": ("cuMemcpyDtoDAsync_v2:2", ["phase"]),
+        "timing": ("cuEventRecord:2", ["MLP", "phase"]),
     }.values(),
 )
 def test_a_failed_part_of_the_benchmark_is_told(
@@ -136,7 +229,9 @@ def test_a_failed_part_of_the_benchmark_is_told(
     require("pycuda")
     report = tmp_path / "out.json"
     broken = {**emulated_cuda, "OPTFORGE_EMULATION_REFUSE": refused}
-    answer = start(BENCHMARK, "--sizes", "tiny", "--no-sweep", "--json", report, env=broken)
+    answer = start(
+        BENCHMARK, "--sizes", "tiny", "--parts", "overhead,MLP,phase", "--no-sweep", "--json", report, env=broken
+    )
     found = json.loads(report.read_text(encoding="utf-8"))
     assert answer.returncode == 1, answer.stderr
     assert [entry["part"] for entry in found["failed"]] == failed
@@ -158,6 +253,7 @@ import sys
 from unittest import mock
 sys.path.insert(0, {str(BENCHMARK.parent)!r})
 sys.argv = ["gpu.py", "--sizes", "tiny", "--no-sweep", "--json", {str(report)!r}]
+sys.argv += ["--parts", "agreement with PyTorch,overhead,MLP,phase"]
 import gpu
 gpu.Bench.overheads = mock.Mock(side_effect=MemoryError("too little"))
 gpu.torch = mock.Mock()
@@ -169,4 +265,4 @@ sys.exit(gpu.main())
     assert answer.returncode == 1, answer.stderr
     found = json.loads(report.read_text(encoding="utf-8"))
     assert [entry["part"] for entry in found["failed"]] == ["agreement with PyTorch", "overhead"]
-    assert {row["section"] for row in found["results"]} == {"large", "phase", "step"}
+    assert {row["section"] for row in found["results"]} == {"phase", "step"}

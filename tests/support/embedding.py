@@ -73,11 +73,13 @@ def battery(
     compiler: str = "gcc",
     linking: Sequence[str] = (),
     changed: Mapping[str, str] | None = None,
+    threads: Sequence[str] = ("-pthread",),
+    program: str = "battery",
 ) -> Path:
     """The program of tests/runtime/battery.c with the rules in one of the ways.
 
     Its tensors are too small for many threads, so that the runtime is one that wakes them for fewer elements. Words of
-    the runtime that are `changed` are others.
+    the runtime that are `changed` are others. `threads` are what a compiler wants to have POSIX ones.
     """
     files = emitted(way)
     for old, new in {"THREAD_SIZE = 65536": "THREAD_SIZE = 1024", **(changed or {})}.items():
@@ -86,13 +88,13 @@ def battery(
     rules = " ".join(f"CALL({prefix})" for prefix in RULES)
     write(directory, {**files, "emitted.h": headers(files) + f"#define RULES(CALL) {rules}\n"})
     sources = [name for name in files if name.endswith(".c")]
-    command = [compiler, "-std=gnu99", "-O2", "-pthread", *flags, "-I."]
+    command = [compiler, "-std=gnu99", "-O2", *threads, *flags, "-I."]
     for source in sources:
         run([*command, "-c", source], directory)
     run([*command, "-c", SOURCES / "battery.c"], directory)
     objects = [name.replace(".c", ".o") for name in [*sources, "battery.c"]]
-    run([*command, *linking, *objects, "-o", "battery", "-lm"], directory)
-    return directory / "battery"
+    run([*command, *linking, *objects, "-o", program, "-lm"], directory)
+    return directory / program
 
 
 def shared(directory: Path, files: Mapping[str, str], sources: Iterable[Path] = (), flags: Sequence[str] = ()) -> Path:

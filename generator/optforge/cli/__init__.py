@@ -1,4 +1,4 @@
-"""The command line: list, show, generate, demo."""
+"""The command line: list, show, generate, profile, demo."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import typer
 
 from ..core.diagnostics import EnvironmentProblem, OptforgeError, RuleError, UsageError
 from ..core.version import __version__
+from . import colour, completion
 
 HELP = """Turn optimizer update rules into fused C and CUDA kernels.
 
@@ -22,15 +23,14 @@ RULE is the name of a built-in rule (see `optforge list`) or FILE.py:NAME, a rul
 and never executed, so a file that you did not write is safe to give. Transforms stand before a rule, with colons:
 clip_by_global_norm:adam.
 
-Exit codes: 0 done; 1 a check found a difference; 2 a mistake in what was asked or in a rule; 3 something is missing on
-this machine (a compiler, disk space, an optional package); 130 interrupted.
+Exit codes: 0 done; 1 a check found a difference or a regression; 2 a mistake in what was asked or in a rule; 3
+something is missing on this machine (a compiler, disk space, an optional package); 130 interrupted.
 """
 INTERRUPTED = 130
 
 app = typer.Typer(
     help=HELP,
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
@@ -45,10 +45,13 @@ def show_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-def say(text: str) -> None:
-    """Print on standard output; if nobody reads it any more, the command goes on to its own exit code."""
+def say(text: str, painted: Callable[[str], str] | None = None) -> None:
+    """Print on standard output; if nobody reads it any more, the command goes on to its own exit code.
+
+    Where colours are shown it is `painted`.
+    """
     try:
-        print(text, flush=True)
+        print(painted(text) if painted and colour.shown(sys.stdout) else text, flush=True)
     except BrokenPipeError:
         silence()
     except OSError as problem:
@@ -80,18 +83,37 @@ Store = Annotated[
     typer.Option(metavar="ARRAY=FORMAT,…", help="Formats of p, g and state: f32, f64, bf16, f16. Others: f32."),
 ]
 Master = Annotated[
-    str | None, typer.Option(metavar="f32|split", help="Round p from floats beside it, or from 16 bits more.")
+    str | None,
+    typer.Option(
+        metavar="f32|split",
+        help="Round p from floats beside it, or from 16 bits more.",
+        autocompletion=completion.one_of("f32", "split"),
+    ),
 ]
-Rounding = Annotated[str, typer.Option(metavar="nearest|stochastic", help="How bf16 and f16 arrays are rounded.")]
+Rounding = Annotated[
+    str,
+    typer.Option(
+        metavar="nearest|stochastic",
+        help="How bf16 and f16 arrays are rounded.",
+        autocompletion=completion.one_of("nearest", "stochastic"),
+    ),
+]
 
 
 @app.command("list", short_help="List the built-in rules.")
-def list_rules() -> None:
+def list_rules(
+    json: Annotated[bool, typer.Option("--json", help="Say it as JSON, for programs.")] = False,
+) -> None:
     """List the built-in rules: name, state, bytes that a step moves per float32 element, and what each is.
 
     Behind them come the transforms, which stand before a rule, clip_by_global_norm:adam, and what else `optforge
     generate` writes.
     """
+    from . import as_json
+
+    if json:
+        say(as_json.text(as_json.listed()))
+        return
     from ..core.dtypes import F32
     from ..library.rule import BUILT_IN, TRANSFORMS
     from .companions import COMPANIONS
@@ -103,53 +125,86 @@ def list_rules() -> None:
         rows.append((name, " ".join(rule.state) or "-", str(bytes_moved), rule.doc.partition("\n")[0]))
     widest = max(map(len, TRANSFORMS))
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
-    for row in rows:
-        say("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]).rstrip())
+    for k, row in enumerate(rows):
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
+        say("  ".join([*cells, row[3]]).rstrip(), colour.row if k else colour.title)
     for heading, others in (("TRANSFORM, before a rule", TRANSFORMS), ("BESIDE THE RULES", COMPANIONS)):
-        say(f"\n{heading}")
+        say(f"\n{heading}", colour.title)
         for name in others:
-            say(f"{name.ljust(widest)}  {others[name].doc.partition(chr(10))[0]}")
+            say(f"{name.ljust(widest)}  {others[name].doc.partition(chr(10))[0]}", colour.row)
 
 
 @app.command(short_help="Show one rule.")
 def show(
-    rule: Annotated[str, typer.Argument(metavar="RULE", help="A built-in rule, or FILE.py:NAME.")],
+    rule: Annotated[
+        str,
+        typer.Argument(metavar="RULE", help="A built-in rule, or FILE.py:NAME.", autocompletion=completion.names),
+    ],
     setting: Annotated[
         list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A static option or a default.")
     ] = None,
     store: Store = None,
     master: Master = None,
     rounding: Rounding = "nearest",
+    loop: Annotated[
+        bool, typer.Option("--c", help="Show the C instead: the loop over elements, as it is emitted for float32.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Say it as JSON, for programs.")] = False,
 ) -> None:
     """Show a rule: its text, hyperparameters, state, scalars computed per step, and memory traffic.
 
     \b
     Examples:
       optforge show adam
+      optforge show clip_by_global_norm:adam --c
       optforge show my_rule.py:my_rule --set nesterov=true
       optforge show adamw --store p=bf16,g=bf16 --master split
     """  # noqa: D301 - click reads the \b, which keeps lines as they are
     from ..core.formats import Wanted, parse_store
     from ..library.named import parse_settings
+    from . import as_json
     from .describe import describe
     from .generate import rule as rule_named
 
+    if loop and json:
+        raise UsageError("--c shows a text, and --json is for programs: give one of them")
     found = rule_named(rule)
     wanted = Wanted(None, parse_store(store), master, rounding)
-    say(describe(found, parse_settings(setting or [], [found])[found.name], wanted))
+    settings = parse_settings(setting or [], [found])[found.name]
+    if loop:
+        say(found.loops(wanted, settings))
+    elif json:
+        say(as_json.text(as_json.described(found, settings, wanted)))
+    else:
+        say(describe(found, settings, wanted), colour.headings)
 
 
 @app.command(short_help="Emit kernels as source files.")
 def generate(
     rule: Annotated[
-        list[str] | None, typer.Argument(metavar="RULE", help="Built-in rules, FILE.py:NAME, or plateau.")
+        list[str] | None,
+        typer.Argument(
+            metavar="RULE",
+            help="Built-in rules, FILE.py:NAME, or plateau.",
+            autocompletion=completion.names,
+        ),
     ] = None,
     every: Annotated[bool, typer.Option("--all", help="All built-in rules, and plateau.")] = False,
     target: Annotated[
-        list[str] | None, typer.Option(metavar="c|cuda", help="What to emit; may be repeated. Default: c.")
+        list[str] | None,
+        typer.Option(
+            metavar="c|cuda",
+            help="What to emit; may be repeated. Default: c.",
+            autocompletion=completion.one_of("c", "cuda"),
+        ),
     ] = None,
     dtype: Annotated[
-        list[str] | None, typer.Option(metavar="f32|f64", help="Element types; may be repeated. Default: both.")
+        list[str] | None,
+        typer.Option(
+            metavar="f32|f64",
+            help="Element types; may be repeated. Default: both.",
+            autocompletion=completion.one_of("f32", "f64"),
+        ),
     ] = None,
     store: Store = None,
     master: Master = None,
@@ -176,6 +231,7 @@ def generate(
         typer.Option(
             metavar="project|python",
             help="A project: CMake package, C++ headers, examples, benchmark. Or a Python package of one rule.",
+            autocompletion=completion.one_of("project", "python"),
         ),
     ] = None,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where the files go; made if it is not there.")] = Path(
@@ -220,13 +276,86 @@ def generate(
     if check:
         found = differences(out, files, set(targets) if every else set())
         for text in found:
-            say(text)
+            say(text, colour.difference)
         if found:
             raise typer.Exit(1)
         say(f"{len(files)} files in {out} are as they would be emitted")
     else:
         for path, changed in write_all(out, files):
             say(f"{'wrote' if changed else 'kept '} {path}")
+
+
+@app.command(short_help="Measure kernels against the machine's limits, and against others.")
+def profile(
+    rule: Annotated[list[str], typer.Argument(metavar="RULE", help="Built-in rules, FILE.py:NAME, compositions.")],
+    against: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME,…", help="Others to measure against: torch, optax, numba, numpy, deepspeed, all."),
+    ] = None,
+    sizes: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SIZE,…",
+            help="Elements of a tensor (4096, 64k, 16M), a level (L1 L2 L3 memory), a network (gpt2 resnet50 many …).",
+        ),
+    ] = None,
+    threads: Annotated[
+        list[str] | None, typer.Option(metavar="N,…", help="Numbers of threads, or all. Default: 1 and all.")
+    ] = None,
+    target: Annotated[str, typer.Option(metavar="c|cuda", help="Where kernels run.")] = "c",
+    dtype: Annotated[
+        list[str] | None, typer.Option(metavar="f32|f64", help="Element types; may be repeated. Default: f32.")
+    ] = None,
+    store: Store = None,
+    master: Master = None,
+    rounding: Rounding = "nearest",
+    setting: Annotated[
+        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A static option, or another default.")
+    ] = None,
+    isa: Annotated[
+        list[str] | None, typer.Option(metavar="NAME,…", help="Instruction sets, such as x86-64-v3. Default: the best.")
+    ] = None,
+    seconds: Annotated[float, typer.Option(metavar="N", help="About how long to measure.")] = 100,
+    json: Annotated[str | None, typer.Option(metavar="FILE|-", help="Write all that was measured, as JSON.")] = None,
+    png: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the pictures.")] = None,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a report, one file that needs no other.")
+    ] = None,
+    compare: Annotated[
+        Path | None, typer.Option(metavar="OLD.json", help="Compare with an earlier run; exit code 1 if it got slower.")
+    ] = None,
+    threshold: Annotated[
+        float, typer.Option(metavar="SHARE", help="How much slower is no regression yet, beyond the noise.")
+    ] = 0.03,
+) -> None:
+    """Measure how fast kernels are, how far from the limits of this machine, and say what binds them.
+
+    \b
+    Examples:
+      optforge profile adamw
+      optforge profile adamw --against torch --html report.html
+      optforge profile my_rule.py:my_rule --sizes 64k,16M --threads 1
+      optforge profile clip_by_global_norm:adamw --store p=bf16,g=bf16 --json new.json --compare old.json
+
+    The limits are measured in the same run, in turns with the kernel: the same arrays read and written without
+    mathematics, and the rule's divisions and roots alone, which a core does in one unit. What is compared with others
+    gives the same results first.
+    """  # noqa: D301
+    from ..core.formats import Wanted, parse_store
+    from ..profile import command
+    from ..profile.models import USUAL
+
+    own = parse_store(store)
+    stored = Wanted(dtype or (None if own else ["f32"]), own, master, rounding)
+    own_sizes, own_threads = command.listed(sizes) or USUAL, command.numbers(threads)
+    asked = command.Asked(
+        rule, target, stored, setting or [], command.listed(against), own_sizes, own_threads,
+        command.listed(isa) or None, seconds, json, png, html, compare, threshold,
+    )  # fmt: skip
+    made, found = command.profile(asked)
+    say(command.said(made, asked))
+    if found:
+        raise typer.Exit(1)
 
 
 @app.command(short_help="Train a small network, resume the training, compare every bit.")
@@ -273,6 +402,7 @@ def main(arguments: list[str] | None = None) -> None:
         # A name or a formula that the terminal's encoding lacks is no reason to fail.
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+    completion.prepare(os.environ)
     given = sys.argv[1:] if arguments is None else list(arguments)
     if "--debug" in given:  # behind a command it means the same
         given = ["--debug", *(argument for argument in given if argument != "--debug")]
@@ -289,7 +419,8 @@ def show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
 def complain(text: str) -> None:
     """Put a message on standard error, plain and unwrapped: the columns of a diagnostic must stand."""
     with contextlib.suppress(OSError, ValueError, AttributeError):  # it may be closed
-        sys.stderr.write(text if text.endswith("\n") else f"{text}\n")
+        text = text.removesuffix("\n")
+        sys.stderr.write(f"{colour.message(text) if colour.shown(sys.stderr) else text}\n")
 
 
 def guarded(run: Callable[[], Any]) -> int:

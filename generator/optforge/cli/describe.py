@@ -33,7 +33,10 @@ def describe(rule: Rule, settings: Mapping[str, object], wanted: Wanted = USUAL)
             ]
             or ["none"],
         ),
-        *(block(title, lines) for title, lines in computed(kernel)),
+        *(
+            block(f"Computed once per {scope}{f' behind phase {phase}' if phase else ''}, in double", lines)
+            for scope, phase, lines in computed(kernel)
+        ),
         *(block(f"Stored as {own.suffix}", stored(kernel, own)) for own in storages if own.comment()),
         block("Memory traffic per element", list(traffic(kernel, storages))),
         f"Hash: {rule.hash}",
@@ -47,8 +50,8 @@ def block(title: str, lines: Iterable[str]) -> str:
     return "\n".join([f"{title}:", *listed]) if listed else ""
 
 
-def computed(kernel: Kernel) -> Iterable[tuple[str, list[str]]]:
-    """The groups of scalars, each with a title, as formulas."""
+def computed(kernel: Kernel) -> Iterable[tuple[str, int, list[str]]]:
+    """The groups of scalars, as formulas: once per "step" or "tensor", and behind which phase, or 0."""
     taken = {state.name for state in kernel.scalar_state}
     names: dict[int, str] = {}
     totals = {reduction.id: reduction for reduction in kernel.reductions}
@@ -69,9 +72,8 @@ def computed(kernel: Kernel) -> Iterable[tuple[str, list[str]]]:
     printer = Printer(F64, leaf, lambda role, kind: role.rpartition(" ")[2])
     shift = 0 if kernel.phases[0].optional else 1
     for group in kernel.scalars:
-        where = f" behind phase {group.phase - 1 + shift}" if group.phase else ""
         lines = [f"{names[let.id]} = {printer(let.expr)}" for let in group.lets]
-        yield f"Computed once per {group.scope}{where}, in double", lines
+        yield group.scope, group.phase - 1 + shift if group.phase else 0, lines
 
 
 def reduced(kernel: Kernel, reduction: Reduction) -> str:

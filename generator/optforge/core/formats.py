@@ -420,6 +420,11 @@ def with_master(kernel: Kernel, master: str | None) -> Kernel:
     return replace(kernel, state=(*kernel.state, own))
 
 
+def without_master(kernel: Kernel, master: str) -> Kernel:
+    """A kernel as it was before `with_master`."""
+    return replace(kernel, state=tuple(s for s in kernel.state if s.name != MASTERS[master].name)) if master else kernel
+
+
 @dataclass(frozen=True)
 class Wanted:
     """What a user asks for: dtypes that all arrays have, and a `storage` of their own. None of both is every dtype."""

@@ -590,6 +590,13 @@ def rule_view(
     return source.view()
 
 
+def loops(rule: Rule, kernel: Kernel, storages: Sequence[Storage], settings: Mapping[str, object]) -> str:
+    """The loops over elements of a rule's first dtype, as they stand in its `.c`."""
+    view = rule_view(rule, kernel, storages, None, settings)
+    first = replace(view, dtypes=view.dtypes[:1])
+    return fold(render_template("loops.c.j2", {"r": first}).strip("\n"), everywhere=True)
+
+
 def view_text(view: RuleView) -> layout.RuleText:
     """A rule's text."""
     declared, defined = (

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..core.diagnostics import UsageError
 from ..core.dtypes import F64, DType
 from ..core.formats import Storage
 from ..core.functions import FUNCTIONS, RAISES
@@ -19,7 +18,7 @@ from .cuda_elements import REAL, CudaElements, PassView, Sums, among
 from .elements import phase_title
 from .rule import Rule
 from .scalars import c_type
-from .text import c_string, fold, render_template
+from .text import c_string, comment, fold, render_template, wrapped
 
 ENDINGS = (".cuh", ".cu")
 
@@ -27,13 +26,21 @@ FLUSHES = "not with -ftz=true or --use_fast_math, which make subnormal floats 0:
 
 
 @dataclass(frozen=True)
-class DTypeView:
-    """All that there is once for each dtype."""
+class StorageView:
+    """All that there is once for each way to store arrays; `own` says how, where they are not all as `real` is.
+
+    There is `much` to compute where p has a master, or rounding is at random.
+    """
 
     suffix: str
-    c: str
+    title: str
+    comment: str
+    real: str
     fields: tuple[str, ...]
     formats: str
+    master: int
+    much: bool
+    own: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -82,7 +89,7 @@ class RuleView:
     sums: tuple[str, ...]
     passes: tuple[PassView, ...]
     phases: tuple[PhaseView, ...]
-    dtypes: tuple[DTypeView, ...]
+    storages: tuple[StorageView, ...]
 
 
 class CudaScalars(RuleScalars):
@@ -153,7 +160,8 @@ class CudaSource(RuleSource):
         given = (kernel, prefix, self.hyper, self.fields, self.size, self.helper, self.device, "optforge_f64")
         scalars = CudaScalars(*given, slots=self.slot)
         elements = CudaElements(kernel, prefix, self.fields, REAL, scalars, self.device)
-        passes = tuple(elements.view(k, self.sums) for k in range(len(kernel.phases)))
+        rounded = any("p" in own.inexact for own in self.storages)
+        passes = tuple(elements.view(k, self.sums, rounded) for k in range(len(kernel.phases)))
         groups = {(group.phase, group.scope == "tensor"): group for group in kernel.scalars}
         if any(scalars.made(e) == (0, True) for e in scalars.crossing):
             groups.setdefault((0, True), ScalarGroup("tensor", 0, ()))
@@ -195,7 +203,7 @@ class CudaSource(RuleSource):
             tuple(f"{prefix}_SUM_{name}" for name in names),
             passes,
             tuple(self.phase_view(own) for own in passes_of(kernel)),
-            tuple(self.cuda_dtype(dtype) for dtype in self.dtypes),
+            tuple(map(self.cuda_storage, self.storages)),
         )
 
     def constants(self, own: bool) -> tuple[str, ...]:
@@ -226,11 +234,42 @@ class CudaSource(RuleSource):
         first = self.sums.first(own.number)
         return PhaseView(own.plain, own.observed, first, own.sums, own.all_sums, counted, int(own.optional))
 
-    def cuda_dtype(self, dtype: DType) -> DTypeView:
-        """What there is of one dtype."""
-        form, scalar = f"OPTFORGE_{dtype.suffix.upper()}", {state.name for state in self.kernel.scalar_state}
-        formats = [form, form, *("OPTFORGE_SCALAR" if s.name in scalar else form for s in self.kernel.state)]
-        return DTypeView(dtype.suffix, dtype.c, tuple(self.tensor_fields(dtype)), ", ".join(formats))
+    def cuda_storage(self, storage: Storage) -> StorageView:
+        """What there is of one way to store arrays."""
+        seen = super().storage_view(storage)
+        real = f"optforge_{storage.real.suffix}"
+        formats = seen.formats.split(", ")
+        own = []
+        if storage.master:
+            assert storage.beside is not None
+            own.append(f"MASTER = OPTFORGE_{storage.beside.code}")
+        own += ["STOCHASTIC = 1"] if storage.stochastic else []
+        lines = [f"enum {{ {', '.join(own)} }};"] if own else []
+        narrow = [form.replace("OPTFORGE_SCALAR", f"OPTFORGE_{storage.real.suffix.upper()}") for form in formats]
+        if any(form != f"OPTFORGE_{storage.real.suffix.upper()}" for form in narrow):
+            several = gathered(narrow[: 2 + len(self.kernel.state)], "a")
+            name = " a" if "a " in several else ""
+            lines.append(f"static __device__ constexpr int format(int{name}) {{ return {several}; }}")
+        comment_ = comment(wrapped(f"How arrays are stored: {storage.comment()}.")) if lines else ""
+        return StorageView(
+            storage.suffix,
+            storage.title,
+            comment_,
+            real,
+            seen.fields,
+            seen.formats,
+            seen.master,
+            bool(storage.master) or storage.stochastic,
+            tuple(lines),
+        )
+
+
+def gathered(values: Sequence[str], name: str) -> str:
+    """What a number has of these values: the most frequent one is said last."""
+    usual = max(values, key=values.count)
+    others = [value for value in dict.fromkeys(values) if value != usual]
+    places = {value: [k for k, own in enumerate(values) if own == value] for value in others}
+    return " : ".join([*(f"{among(places[v], len(values), name)} ? {v}" for v in others), usual])
 
 
 def own_lines(prefix: str, functions: Iterable[FunctionView]) -> Iterable[str]:
@@ -315,8 +354,6 @@ def render(
 ) -> dict[str, str]:
     """The files of a rule: name to text. A `single` pair needs nothing else; otherwise the runtime's are among them."""
     check_prefix(prefix)
-    if any(own.suffix != own.real.suffix for own in storages):
-        raise UsageError("the target cuda has arrays of f32 and f64 alone; emit bf16 and f16 with the target c")
     own = file_of(rule.name) if prefix is None else prefix
     source = CudaSource(rule, kernel, storages, own, prefix, dict(settings or {}))
     if single:

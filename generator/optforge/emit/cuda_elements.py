@@ -16,6 +16,9 @@ from .variables import Variable, Variables
 # Elements of whichever dtype a template is used with: constants are doubles that are rounded to it.
 REAL = replace(F64, suffix="")
 
+# Statistics of what is stored, as the runtime calls them.
+STORED = {"param": "PARAMETER", "update": "CHANGE"}
+
 # A pass that only looks reads so many vectors before it uses one, so that few threads keep memory busy.
 IN_FLIGHT = 4
 
@@ -97,8 +100,8 @@ class CudaElements(CElements):
     index = "k"
     mask = "bool"
 
-    def view(self, k: int, sums: Sums) -> PassView:
-        """What the template shows of phase k."""
+    def view(self, k: int, sums: Sums, rounded: bool = False) -> PassView:
+        """What the template shows of phase k; `rounded` where p may be stored as another number than was computed."""
         phase = self.kernel.phases[k]
         written = dict(phase.stores)
         members = ["p", "g", *(state.name for state in self.kernel.state)]
@@ -124,6 +127,9 @@ class CudaElements(CElements):
         constants |= {"COUNTED": counted} if counted is not None else {}
         constants |= {"ZEROES": 1} if phase.zeroes else {}
         constants |= {"AT_ONCE": at_once} if at_once > 1 else {}
+        if rounded and "p" in written:
+            told = {id: what for what, id in self.kernel.statistics if what in STORED}
+            constants |= {STORED[told[r.id]]: j for j, r in enumerate(phase.reductions) if r.id in told}
         kinds = [f"OPTFORGE_{r.kind.upper()}" for r in phase.reductions]
         return PassView(
             k,

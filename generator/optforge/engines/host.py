@@ -27,8 +27,6 @@ class Host:
         """For an array that may be given other memory: what tells its address, and the address now."""
         return arrays.pointer(array)
 
-    narrow = True  # whether there are arrays of 16 bits
-
     def allocate(self, parameters: Sequence[Any], dtypes: Sequence[Sequence[Any]]) -> list[list[Any]]:
         """Zeroed arrays of as many elements as the parameters, of these dtypes for each."""
         return [list(own) for own in memory.allocate(parameters, dtypes)]

@@ -71,6 +71,20 @@ def parse_file(path: Path, name: str, rules: Mapping[str, Declared], transforms:
     return Module(text, syntax(text), rules, transforms).named(name)
 
 
+def declared(path: Path) -> list[str]:
+    """The names of the functions under @rule and @transform in a file, unchecked.
+
+    Raises
+    ------
+    RuleError, UsageError
+        It cannot be read, or is no Python.
+    """
+    top = TopLevel(syntax(read(path)))
+    return list(
+        dict.fromkeys(s.name for s in top.statements if isinstance(s, ast.FunctionDef) and kind_of(s, top.aliases))
+    )
+
+
 class Declared(Protocol):
     """A rule or transform that is there already."""
 

@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import jax
 import jax.extend.core
 import numpy as np
 from jax.interpreters import batching, mlir
-
-import jax
 
 from ..core.diagnostics import EnvironmentProblem, UsageError
 from ..core.formats import Storage

@@ -291,6 +291,13 @@ class Rule(Declared):
         every = {**self.definition.settings, **settings}
         return renderer(target)(self, *self.stored(wanted, every), prefix, every, single)
 
+    def loops(self, wanted: Wanted, settings: Mapping[str, object]) -> str:
+        """The loops over elements of the emitted C, for the first of its dtypes, as they stand in the file."""
+        from ..emit.c import loops
+
+        every = {**self.definition.settings, **settings}
+        return loops(self, *self.stored(wanted, every), every)
+
     def text(self, wanted: Wanted, settings: Mapping[str, object], flags: tuple[str, ...]) -> RuleText:
         """What the rule's part of a bundle in C says."""
         from ..emit.c import rule_text

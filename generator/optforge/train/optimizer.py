@@ -219,8 +219,6 @@ class Optimizer:
             own = FORMAT_OF[array.dtype].name
             if self.store.get("p", own) != own:
                 raise TypeError(f"{label} is {spelled(array.dtype)}, and store says that p is {self.store['p']}")
-            if not self._space.narrow and FORMAT_OF[array.dtype].narrow:
-                raise TypeError(f"{label} is {spelled(array.dtype)}; on a GPU it must be float32 or float64")
             found.append(array)
         return found
 
@@ -232,8 +230,6 @@ class Optimizer:
         for p in dict.fromkeys(FORMAT_OF[array.dtype].name for array in arrays) or ["f32"]:
             store = {**dict.fromkeys(kernel.arrays, "f64"), **own} if p == "f64" else own
             found.append(storage(kernel.arrays, {**store, "p": p}, self.master, self.rounding, "own", scalar))
-        if not self._space.narrow and any(each.narrow for one in found for _, each in one.formats):
-            raise UsageError("on a GPU arrays are stored as float32 or float64: leave store and master out")
         return found
 
     def _stored(self, arrays: Sequence[Any]) -> Kernel:
@@ -524,7 +520,7 @@ class Optimizer:
 
     @property
     def state(self) -> dict[str, Any]:
-        """State by name in the structure of `params`: live arrays, and floats where it is scalar."""
+        """State by name in the structure of `params`, as live arrays, and as floats where it is scalar."""
         if not self._progress.unfinished:
             self._settle()
         return {
@@ -537,7 +533,7 @@ class Optimizer:
 
     @property
     def groups(self) -> list[Group]:
-        """The parameter groups, one where none were given: their "params", and hyperparameters that can be set."""
+        """The parameter groups, one where none were given, with "params" and hyperparameters that can be set."""
         return [Group(self, k) for k in range(len(self._values))]
 
     def _rows(self) -> list[dict[str, float]]:

@@ -8,6 +8,7 @@ import functools
 import inspect
 import itertools
 import math
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Sequence
@@ -17,10 +18,10 @@ from typing import Any
 import numpy as np
 
 from ...core.diagnostics import EnvironmentProblem, PerformanceWarning
-from ...core.dtypes import BY_NUMPY
+from ...core.formats import FORMAT_OF, spelled
 from ...core.functions import Array
 from .. import arrays
-from ..arrays import kind
+from ..arrays import is_bits, kind
 from ..host import Host
 
 ALIGNMENT = 256  # bytes to a multiple of which arrays begin
@@ -241,14 +242,16 @@ class DeviceSpace(Host):
         return self.view(array, label, arrays.parameter, arrays.own_layout)
 
     def gradient(self, array: Any, label: str, shape: tuple[int, ...], dtype: Any, writes: bool = False) -> Any:
-        """A gradient's array on the device, of the shape and dtype of its parameter."""
+        """A gradient's array on the device, of the shape of its parameter; not of another width where one is double."""
 
         def check(given: Any, label: str) -> Array:
             return arrays.gradient(given, label, shape, dtype, writes)
 
         view = self.view(array, label, check, lambda _: "pass a contiguous copy")
-        if view.dtype != dtype:
-            raise TypeError(f"{label} is {view.dtype}, its parameter {dtype}")
+        if is_bits(array) and dtype != np.uint16:
+            raise TypeError(f"{label} is uint16; it must be {arrays.TAKEN}")
+        if FORMAT_OF[view.dtype].real is not FORMAT_OF[dtype].real:
+            raise TypeError(f"{label} is {spelled(view.dtype)}, its parameter {spelled(dtype)}")
         if view.shape != shape:
             raise ValueError(f"{label} has the shape {view.shape}, its parameter {shape}")
         return view
@@ -259,12 +262,15 @@ class DeviceSpace(Host):
         `advice` says what to pass instead of an array of another layout.
         """
         plain = array.detach() if hasattr(array, "detach") else array
+        bits = str(getattr(plain, "dtype", "")).rpartition(".")[2] == "bfloat16"
+        if bits and hasattr(plain, "is_cuda") and plain.is_cuda:  # of which the interface may know nothing
+            plain = plain.view(sys.modules["torch"].int16)
         interface = getattr(plain, "__cuda_array_interface__", None)
         if interface is None:
             return self.held(host(array, label), label)
-        found = np.dtype(interface["typestr"])
-        if found not in BY_NUMPY:
-            raise TypeError(f"{label} is {found}; on a GPU it must be float32 or float64")
+        found = np.dtype(np.uint16 if bits else interface["typestr"])
+        if found not in FORMAT_OF:
+            raise TypeError(f"{label} is {found}; it must be {arrays.TAKEN}")
         shape = tuple(interface["shape"])
         strides = interface.get("strides")
         if strides is not None and not contiguous(shape, tuple(strides), found.itemsize):
@@ -303,8 +309,6 @@ class DeviceSpace(Host):
         on_device = not hasattr(array, "data_ptr") and hasattr(array, "__cuda_array_interface__")
         return None if on_device else arrays.pointer(array)
 
-    narrow = False
-
     def allocate(self, parameters: Sequence[Any], dtypes: Sequence[Sequence[Any]]) -> list[list[Any]]:
         """Zeroed arrays of as many elements as the parameters, of these dtypes for each, in one block."""
         sizes = [
@@ -334,6 +338,15 @@ class DeviceSpace(Host):
         made = self.made(array.shape, array.dtype, self.device.allocate(array.nbytes))
         self.write(made, array)
         return made
+
+    def begin(self, array: Any, values: Any) -> None:
+        """Set state to a number, or to what the elements of another array are, in the format that it has."""
+        if not hasattr(values, "ptr"):
+            super().begin(array, values)
+        elif values.dtype == array.dtype:
+            self.write(array, values)
+        else:
+            super().begin(array, self.read(values))
 
     def write(self, array: Any, values: Any) -> None:
         """Set elements, in the memory of their owner, to those of another array, or all to one number."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ...core.dtypes import BY_NUMPY
-from ...core.formats import Wanted
+from ...core.dtypes import DTYPES
+from ...core.formats import FORMAT_OF, FORMATS, Storage, Wanted, without_master
 from ...core.functions import Array
 from ...core.ir import Kernel
 from ...core.summation import CHUNK, LEAF
@@ -25,7 +26,8 @@ from .nvcc import cubin
 from .rows import Rows
 from .steps import DeviceSteps, Row, struct
 
-PREFIX = "k"
+PREFIX, SUFFIX = "k", "own"
+OWN, RUNTIME = f"{PREFIX}_cuda", "optforge_cuda"  # what the names of kernels begin with
 PLAN_STRUCT = struct("optforge_cuda_plan")
 UNIT = struct("optforge_cuda_unit")
 THREADS = layout.constant("OPTFORGE_CUDA_THREADS")
@@ -44,9 +46,9 @@ class Launch:
 
 @dataclass
 class Listed:
-    """The tensors of one dtype: their plan, where they stand among all, and where their flags of the first step are."""
+    """The tensors of one kind: how they are stored, their plan, their places among all, where flags of a start are."""
 
-    suffix: str
+    formats: tuple[str, ...]
     plan: Any
     places: Any
     starting: int
@@ -73,10 +75,11 @@ class CudaPlan:
         self.row: list[Row] = [(own.group, late) for own, late in zip(tensors, behind.tolist(), strict=True)]
         self.rows: tuple[Row, ...] = tuple(sorted(set(self.row))) or ((0, 0),)
         self.fixed = self.addresses()
+        self.dtypes = [g.dtype for g in gradients]
         with engine.device:
             self.lay_out()
             self.take(gradients)
-        self.kind: tuple[bool, bool, bool] | None = None  # of the steps that it is set for
+        self.kind: tuple[Any, ...] | None = None  # of the steps that it is set for
         self.starting: Any = None
 
     def addresses(self) -> Any:
@@ -85,13 +88,14 @@ class CudaPlan:
         rows = [[own.p.size, own.group, *(own.addresses[name] for name in names)] for own in self.tensors]
         return np.array(rows, np.uint64).reshape(len(rows), 2 + len(names))
 
-    def serves(self, tensors: Sequence[Tensor], behind: Array) -> bool:
-        """Whether it is for these tensors, as they are now."""
+    def serves(self, tensors: Sequence[Tensor], gradients: Sequence[Any], behind: Array) -> bool:
+        """Whether it is for these tensors, as they are now, and gradients of these dtypes."""
         same = len(tensors) == len(self.tensors) and all(map(operator.is_, tensors, self.tensors))
+        same = same and [g.dtype for g in gradients] == self.dtypes
         return same and np.array_equal(behind, self.behind) and np.array_equal(self.addresses(), self.fixed)
 
     def take(self, gradients: Sequence[Any]) -> None:
-        """Other gradients, of the same sizes: one copy of their addresses for each dtype."""
+        """Other gradients, of the same sizes: one copy of their addresses for each list."""
         addresses = np.array([int(g.ptr) for g in gradients], np.uint64)
         for own in self.lists:
             if len(own.places):
@@ -104,11 +108,13 @@ class CudaPlan:
         ]
 
     def lay_out(self) -> None:
-        """Bring the tables of the lists, one for each dtype, which are parts of one whole."""
+        """Bring the tables of the lists, one for each way to store arrays, which are parts of one whole."""
         tensors, slots, need = self.tensors, self.engine.slots, Places()
-        lists: dict[str, list[int]] = {}
-        for place, tensor in enumerate(tensors):
-            lists.setdefault(BY_NUMPY[tensor.p.dtype].suffix, []).append(place)
+        lists: dict[tuple[str, ...], list[int]] = {}
+        for place, (tensor, dtype) in enumerate(zip(tensors, self.dtypes, strict=True)):
+            dtypes = (tensor.p.dtype, dtype, *(array.dtype for array in tensor.arrays.values()))
+            lists.setdefault(tuple(FORMAT_OF[own].name for own in dtypes), []).append(place)
+        late = np.array([behind for _, behind in self.rows], np.uint64)
         sizes = self.fixed[:, 0].astype(np.int64)
         leaves, chunks = -(-sizes // LEAF), np.maximum(-(-sizes // CHUNK), 1)
         whole = {"tensors": len(tensors), "leaves": int(leaves.sum()), "chunks": int(chunks.sum())}
@@ -122,11 +128,12 @@ class CudaPlan:
             "chunk_sums": need.take(8 * slots * whole["chunks"]),
             "sums": need.take(8 * slots * whole["leaves"]),
             "arrived": need.take(4 * slots * (len(tensors) + 1)),
+            "behind": need.take(late.nbytes),
         }
         self.stats_at = need.take((1 + len(tensors)) * RECORD.itemsize)
-        uploads = [(shared["sizes"], sizes)]
+        uploads = [(shared["sizes"], sizes), (shared["behind"], late)]
         self.lists: list[Listed] = []
-        for suffix, places in lists.items() or [("f32", [])]:
+        for formats, places in lists.items() or [((), [])]:
             plan, count = np.zeros((), PLAN_STRUCT), len(places)
             table = np.insert(self.fixed[places][:, [0, *range(2, self.fixed.shape[1])]], 2, 0, axis=1)
             units = int(leaves[places].sum())
@@ -138,6 +145,7 @@ class CudaPlan:
                 "number": np.array(places, np.uint64),
                 "part": np.zeros(count, np.uint64),
                 "group": np.array([self.rows.index(self.row[place]) for place in places], np.uint64),
+                "stream": np.array([tensors[place].stream for place in places], np.uint64),
             }
             for name, array in tables.items():
                 plan[name] = need.take(array.nbytes)
@@ -147,13 +155,13 @@ class CudaPlan:
             plan["unit"] = need.take(UNIT.itemsize * units)
             for name, place in shared.items():
                 plan[name] = place
-            self.lists.append(Listed(suffix, plan, np.array(places, np.intp), need.take(count)))
+            self.lists.append(Listed(formats, plan, np.array(places, np.intp), need.take(count)))
         self.base = base = self.engine.workspace(need.size)
         for place, array in uploads:
             if array.nbytes:
                 self.bring(base + place, np.ascontiguousarray(array))
         self.drv.memset_d8_async(base + shared["arrived"], 0, 4 * slots * (len(tensors) + 1), self.engine.stream)
-        own = ("list", "number", "part", "gradients", "group", "before", "unit")
+        own = ("list", "number", "part", "stream", "gradients", "group", "before", "unit")
         for listed in self.lists:
             for name in (*own, *shared):
                 listed.plan[name] += base
@@ -194,7 +202,8 @@ class CudaPlan:
         def explaining() -> None:
             explain(self.kernel, self.tensors, hyperparameters, t - self.behind, how)
 
-        kind = (how.stats is not None, how.skip_nonfinite, how.zero_grads)
+        stored = how.master, how.stochastic, how.seed
+        kind = (how.stats is not None, how.skip_nonfinite, how.zero_grads, *stored)
         if kind != self.kind or how.starting is not self.starting:
             self.set(how)
             self.kind, self.starting = kind, how.starting
@@ -246,6 +255,7 @@ class CudaPlan:
         for own in self.lists:
             plan, count = own.plan, len(own.places)
             plan["observe"], plan["skip_nonfinite"], plan["zero_grads"] = observe, how.skip_nonfinite, how.zero_grads
+            plan["seed"] = how.seed
             plan["stats"] = self.base + self.stats_at if observe else 0
             plan["tensor_stats"] = plan["stats"] + RECORD.itemsize if observe else 0
             plan["groups"], plan["width"], plan["starting"] = len(self.rows), engine.steps.rows.size // 8, 0
@@ -272,19 +282,22 @@ class CudaPlan:
 
     def passed(self, own: Pass, how: How, observe: bool) -> list[Launch]:
         """A pass over each list, and what adds up behind it."""
+        engine = self.engine
         scans = own.optional and not observe
         looks = observe or (own.number == 0 and how.skip_nonfinite and not own.optional)
         name = own.observed if looks else own.plain
-        launches = [
-            self.launch(listed, f"{name}_{listed.suffix}", -(-int(listed.plan["units"]) // WARPS))
-            for listed in self.lists
-        ]
+        launches = []
+        for listed in self.lists:
+            if len(listed.places):
+                module, suffix = engine.stored(listed.formats, how.master, how.stochastic)
+                function, blocks = engine.function(f"{name}_{suffix}", module), -(-int(listed.plan["units"]) // WARPS)
+                launches.append(Launch(function, (blocks, 1, 1), listed.plan.tobytes()))
         sums = own.all_sums if looks or scans else own.sums
         if sums:
             first = self.lists[0].plan
-            first["phase"], first["slot"] = own.number, self.engine.first[own.number] + scans
+            first["phase"], first["slot"] = own.number, engine.first[own.number] + scans
             grid = (max(-(-int(first["chunks"]) // WARPS), 1), sums - scans, 1)
-            launches.append(Launch(self.engine.function("fold"), grid, first.tobytes()))
+            launches.append(Launch(engine.function("fold"), grid, first.tobytes()))
         return launches
 
     def launch(self, own: Listed, name: str, blocks: int) -> Launch:
@@ -294,6 +307,24 @@ class CudaPlan:
     def store(self, news: bytes) -> None:
         """Hand over scalars that are too many for the begin of a step."""
         self.run(Launch(self.engine.function("begin"), (1, 1, 1), self.first + news))
+
+
+def compiled(
+    rule: Rule, kernel: Kernel, capability: tuple[int, int], storages: Sequence[Storage] = ()
+) -> dict[str, Path]:
+    """The cubins of a rule and of the runtime, by what the names of their kernels begin with.
+
+    Arrays are stored as they are computed with, unless there are `storages`.
+
+    Raises
+    ------
+    EnvironmentProblem
+        They cannot be compiled.
+    """
+    files = render(rule, kernel, storages or Wanted().storages(kernel), PREFIX)
+    own = {name: text for name, text in files.items() if name != "optforge.cu"}
+    shared = {name: files[name] for name in layout.CUDA_FILES}
+    return {OWN: cubin(own, capability), RUNTIME: cubin(shared, capability)}
 
 
 class Places:
@@ -319,32 +350,51 @@ class CudaEngine:
     """
 
     def __init__(self, rule: Rule, kernel: Kernel, device: Device, stream: Any = None):
-        self.kernel, self.device, self.stream = kernel, device, stream
+        self.rule, self.kernel, self.device, self.stream = rule, kernel, device, stream
         self.passes, self.tries = passes_of(kernel), scalars_can_fail(kernel)
         self.steps = DeviceSteps(device, Rows(kernel), stream)
         self.slots = sum(own.all_sums for own in self.passes)
         self.first = [sum(own.all_sums for own in self.passes[:k]) for k in range(len(self.passes))]
-        files = render(rule, kernel, Wanted().storages(kernel), PREFIX)
-        shared = {name: files[name] for name in layout.CUDA_FILES}
-        own = {name: text for name, text in files.items() if name != "optforge.cu"}
-        self.modules = {
-            f"{PREFIX}_cuda": device.module(cubin(own, device.capability)),
-            "optforge_cuda": device.module(cubin(shared, device.capability)),
-        }
+        self.modules = {name: device.module(path) for name, path in compiled(rule, kernel, device.capability).items()}
         self.functions: dict[tuple[str, str], Any] = {}
+        self.storages: dict[tuple[tuple[str, ...], str, bool], str] = {}
         self.last: CudaPlan | None = None
         self.block: Any = None
         self.size = 0
 
-    def function(self, name: str, of: str = f"{PREFIX}_cuda") -> Any:
+    def function(self, name: str, of: str = OWN) -> Any:
         """A kernel of the rule."""
         if (of, name) not in self.functions:
-            self.functions[of, name] = self.modules[of].get_function(f"{of}_{name}")
+            begin = of if of in (OWN, RUNTIME) else OWN
+            self.functions[of, name] = self.modules[of].get_function(f"{begin}_{name}")
         return self.functions[of, name]
 
     def runtime(self, name: str) -> Any:
         """A kernel of the runtime."""
-        return self.function(name, "optforge_cuda")
+        return self.function(name, RUNTIME)
+
+    def stored(self, formats: tuple[str, ...], master: str, stochastic: bool) -> tuple[str, str]:
+        """The module of the passes over arrays of these formats, p, g and the state, and what ends their names.
+
+        Where they are others than what is computed with they are compiled when they are first met.
+
+        Raises
+        ------
+        EnvironmentProblem
+            They cannot be compiled.
+        """
+        if len(set(formats)) == 1 and formats[0] in DTYPES:
+            return OWN, formats[0]
+        key = (formats, master, stochastic)
+        if key not in self.storages:
+            kernel = without_master(self.kernel, master)
+            own = tuple((name, FORMATS[format]) for name, format in zip(kernel.arrays, formats, strict=False))
+            storage = Storage(SUFFIX, own, master, stochastic)
+            name = f"{OWN} {len(self.storages)}"
+            path = compiled(self.rule, kernel, self.device.capability, [storage])[OWN]
+            self.modules[name] = self.device.module(path)
+            self.storages[key] = name
+        return self.storages[key], SUFFIX
 
     def workspace(self, size: int) -> int:
         """The address of so many bytes, kept for the next plan."""
@@ -362,7 +412,7 @@ class CudaEngine:
     def plan(self, inputs: SameInputs, behind: Array) -> CudaPlan:
         """Prepare steps over these arrays; of other gradients the device is only told the addresses."""
         last, tensors = self.last, inputs.stepped
-        if last is not None and last.serves(tensors, behind):
+        if last is not None and last.serves(tensors, inputs.gradients, behind):
             with self.device:
                 last.take(inputs.gradients)
             return last

@@ -1,24 +1,22 @@
-"""The whole training that the README shows, run as it stands there."""
+"""The whole training that the documentation shows, run as it stands there, stopped, and resumed."""
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from optforge import Rule
 from optimizing import bits
-from places import ROOT
+from pages import PAGES, python_blocks
 
 pytest.importorskip("matplotlib")
-README = ROOT / "README.md"
+PAGE = PAGES / "checkpoints.md"
 
 
 def whole_training() -> str:
     """Its text."""
-    (text,) = (block for block in re.findall(r"```python\n(.*?)```", README.read_text(), re.S) if "Progress" in block)
+    (text,) = (block for block in python_blocks(PAGE) if "Progress" in block)
     return text
 
 
@@ -46,18 +44,3 @@ def test_the_whole_training_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     logs = [(tmp_path / name / "run.csv").read_text().splitlines() for name in ("straight", "stopped")]
     assert len(logs[0]) == len(logs[1]) == 1 + 1 + 20  # the head, step 1 and a row for each epoch
     assert (tmp_path / "stopped" / "run.png").exists()
-
-
-def test_pictures_that_are_shown_are_there() -> None:
-    shown = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", README.read_text())
-    assert len(shown) == 2
-    assert all((README.parent / path).read_bytes().startswith(b"\x89PNG") for path in shown)
-
-
-def test_the_loop_that_is_shown_is_the_one_that_is_emitted(tmp_path: Path) -> None:
-    text = README.read_text()
-    (rule,) = (block for block in re.findall(r"```python\n(.*?)```", text, re.S) if "def rms_decay" in block)
-    loop = re.findall(r"```c\n(.*?)```", text, re.S)[0]
-    (tmp_path / "rms_decay.py").write_text(rule)
-    emitted = Rule.from_file(tmp_path / "rms_decay.py", "rms_decay").generate("c")["rms_decay.c"]
-    assert loop in emitted

@@ -1,0 +1,1 @@
+"""How fast kernels are, how far from the limits of the machine, against what people use, and why."""

@@ -1,0 +1,58 @@
+"""The script that shows what nvcc makes of emitted CUDA."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import optforge as of
+from conftest import require
+from places import TESTS
+
+sys.path.insert(0, str(TESTS.parent / "benchmarks"))
+import compiled
+
+LISTING = """.text.one:
+        /*0000*/                   LDG.E R4, desc[UR6][R4.64+0x10] ;
+.L_x_1:
+        /*0010*/              @!P0 BRA `(.L_x_3) ;
+        /*0020*/                   BRA.DIV UR4, `(.L_x_9) ;
+        /*0030*/                   LD.E.128 R8, desc[UR6][R28.64] ;
+        /*0040*/                   BRA `(.L_x_4) ;
+.L_x_3:
+        /*0050*/               @P2 LD.E R8, desc[UR6][R28.64] ;
+.L_x_4:
+        /*0060*/                   DFMA R8, R8, R8, R12 ;
+        /*0070*/               @P1 BRA `(.L_x_1) ;
+        /*0080*/                   EXIT ;
+.L_x_9:
+        /*0090*/                   BRA `(.L_x_4) ;
+"""
+
+
+def test_the_way_through_vectors() -> None:
+    (section,) = compiled.SECTION.findall(LISTING)
+    assert section[0] == "one"
+    way = compiled.loop(compiled.blocks(section[1]))
+    assert [code.split()[0] for code in way] == ["@!P0", "BRA.DIV", "LD.E.128", "BRA", "DFMA", "@P1"]
+
+
+@pytest.mark.parametrize(("registers", "architecture", "blocks"), [(64, 90, 4), (65, 90, 3), (32, 90, 8), (32, 120, 6)])
+def test_blocks_that_have_room(registers: int, architecture: int, blocks: int) -> None:
+    assert compiled.room(registers, architecture) == blocks
+
+
+def test_launches() -> None:
+    assert compiled.launches(of.rules.adamw) == ["plain 2", "skip 4", "statistics 4"]
+    assert compiled.launches(of.rules.lamb) == ["plain 4", "skip 6", "statistics 6"]
+
+
+def test_a_table() -> None:
+    require("nvcc")
+    command = [sys.executable, str(TESTS.parent / "benchmarks" / "compiled.py"), "--rule", "sgd", "--arch", "90"]
+    answer = subprocess.run(command, capture_output=True, text=True)
+    assert answer.returncode == 0, answer.stderr
+    assert "| sm_90 | `sgd_cuda_elements_f32` | " in answer.stdout and "Launches of a step: plain 2" in answer.stdout
+    assert subprocess.run([*command[:3], "sdg"], capture_output=True).returncode == 2
