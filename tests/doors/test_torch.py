@@ -8,7 +8,6 @@ import pickle
 import re
 import runpy
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ import pytest
 import optforge as of
 from amount import FULL
 from conftest import require_torch
+from pages import PAGES, python_blocks
 
 torch = require_torch()
 nn = torch.nn
@@ -24,7 +24,7 @@ nn = torch.nn
 from optforge.torch import Optimizer  # noqa: E402
 from optforge.torch.formulas import OF_TORCH, RUN  # noqa: E402
 
-ROOT = Path(__file__).resolve().parents[2]
+PAGE = PAGES / "pytorch.md"
 
 
 TARGET = "c" if FULL else "numpy"
@@ -801,8 +801,7 @@ def test_rules_of_files_and_of_users(tmp_path: Any) -> None:
 
 def test_the_docs_run(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """All blocks of docs/pytorch.md in one script, but for what wants several processes."""
-    text = (ROOT / "docs" / "pytorch.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"```python\n(.*?)```", text, re.S)
+    text, blocks = PAGE.read_text(encoding="utf-8"), python_blocks(PAGE)
     script = tmp_path / "script.py"
     script.write_text("\n".join(blocks).replace("range(100)", "range(5)"))
     monkeypatch.chdir(tmp_path)
