@@ -593,7 +593,7 @@ static int optforge_check_kernel(const optforge_kernel *kernel) {
             const optforge_sum *sum = &pass->sums[s];
             const int array = sum->source == OPTFORGE_UNSCALED ? 1 : sum->source > 0 ? sum->source : 0;
             if (sum->slot >= OPTFORGE_MOST_SUMS || sum->slot == OPTFORGE_NAN || sum->slot == OPTFORGE_INF ||
-                sum->kind > OPTFORGE_MAX || sum->source <= OPTFORGE_SCRATCH - OPTFORGE_MOST_SCRATCH ||
+                sum->kind > OPTFORGE_MAX || sum->source <= (int)OPTFORGE_SCRATCH - OPTFORGE_MOST_SCRATCH ||
                 (size_t)array >= kernel->arrays || kernel->formats[array] == OPTFORGE_SCALAR ||
                 kernel->formats[array] == OPTFORGE_LOW)
                 return OPTFORGE_ERROR_ABI;

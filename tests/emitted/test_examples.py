@@ -42,6 +42,7 @@ def output(*command: str | Path) -> list[str]:
 def make(name: str, directory: Path, program: str, *settings: str) -> Path:
     """A program of an example, built by its own Makefile."""
     require("make")
+    directory.mkdir(exist_ok=True)
     optforge = f"{shlex.quote(sys.executable)} -P -m optforge"
     output("make", "-C", EXAMPLES / name, f"OPTFORGE={optforge}", f"BUILD={directory}", *settings)
     return directory / program
@@ -94,7 +95,7 @@ def test_glue_is_marked(tmp_path: Path) -> None:
 
 
 @full
-@pytest.mark.parametrize("flags", ["-O2", "-O3 -march=native -ffp-contract=off"])
+@pytest.mark.parametrize("flags", ["-O2", "-O3 -march=native -fno-math-errno"])
 def test_flat_trainer(tmp_path: Path, flags: str) -> None:
     """Where the compiler leaves arithmetic as it is written all bits agree, over a whole training."""
     require("gcc")
@@ -128,6 +129,19 @@ def test_graph_op(tmp_path: Path) -> None:
     own = output(graph, "own", "1")
     for threads in ("1", "2", "3", "7") if FULL else ("3",):
         assert output(graph, "optforge", threads) == own
+
+
+@full
+@pytest.mark.parametrize("sanitizer", ["thread", "address,undefined"])
+@pytest.mark.parametrize(
+    ("name", "program", "words"), [("graph-op", "graph", ("optforge", "3")), ("zero", "shards", ("3",))]
+)
+def test_sanitized(tmp_path: Path, name: str, program: str, words: tuple[str, ...], sanitizer: str) -> None:
+    """Threads of engines, with all of the emitted code seen by the sanitizer too: no race, nothing beyond an end."""
+    require("gcc")
+    flags = f"CFLAGS=-O2 -g -fsanitize={sanitizer} -fno-sanitize-recover=all"
+    built = [make(name, tmp_path / k, program, "CC=gcc", *own) for k, own in (("plain", ()), ("own", (flags,)))]
+    assert output(built[1], *words) == output(built[0], *words)
 
 
 # ---- shards

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,13 @@ from typing import Any
 import pytest
 
 import optforge as of
-from conftest import COMPILERS, require
+from amount import FULL
+from conftest import COMPILERS, missing, require
 from embedding import WARNINGS, WAYS, emitted, headers, run, write
 
 CLIPPED = of.transforms.clip_by_global_norm >> of.rules.momentum
-STANDARDS = {"c99": "-std=c99", "c11": "-std=c11", "c++11": "-std=c++11"}
+STANDARDS = ("c99", "c11", "c++11")
+LATER = ("c17", "c2x", "c++14", "c++17", "c++20", "c++2b")
 
 MAIN = """
 #include <stdio.h>
@@ -50,6 +53,15 @@ int main(void)
 {
 """
 
+full = pytest.mark.skipif(not FULL, reason="takes long; set OPTFORGE_TEST_FULL=1")
+
+
+def require_openmp() -> None:
+    """OpenMP of clang, by its header."""
+    command = ["clang", "-fopenmp", "-fsyntax-only", "-x", "c", "-include", "omp.h", "/dev/null"]
+    if subprocess.run(command, capture_output=True, check=False).returncode:
+        missing("libomp")
+
 
 def program(rules: Mapping[str, str]) -> str:
     """A program that steps rules; the prefix of each, and the names of its states."""
@@ -80,17 +92,17 @@ def check_printed(text: str) -> None:
     assert {name: len(values) for name, values in found.items()} == {"adam": 1, "lamb": 1, CLIPPED.name: 1}
 
 
-@pytest.mark.parametrize("standard", STANDARDS)
+@pytest.mark.parametrize("standard", [*STANDARDS, *(pytest.param(own, marks=full) for own in LATER)])
 @pytest.mark.parametrize("compiler", COMPILERS)
 def test_any_mixture_is_one_program(compiler: str, standard: str, tmp_path: Path) -> None:
     """In C the files one by one; in C++ the same text, its headers in one file."""
     require(compiler)
     files = mixture()
     write(tmp_path, {**files, "main.c": headers(files) + program(STATES)})
-    language = ["-x", "c++"] if standard == "c++11" else []
+    language = ["-x", "c++"] if standard.startswith("c++") else []
     sources = [name for name in [*files, "main.c"] if name.endswith(".c")]
     for source in sources:
-        run([compiler, STANDARDS[standard], "-O1", *WARNINGS, *language, "-c", source, "-o", f"{source}.o"], tmp_path)
+        run([compiler, f"-std={standard}", "-O1", *WARNINGS, *language, "-c", source, "-o", f"{source}.o"], tmp_path)
     driver = {"gcc": "g++", "clang": "clang++"}[compiler]
     run([driver, *(f"{source}.o" for source in sources), "-o", "program", "-lm"], tmp_path)
     check_printed(run([tmp_path / "program"], tmp_path))
@@ -171,7 +183,9 @@ def test_symbols(way: str, compiler: str, flags: list[str], tmp_path: Path) -> N
     require(compiler)
     require("nm")
     if compiler == "clang" and "-fopenmp" in flags:
-        pytest.skip("clang's OpenMP is a package of its own")
+        if not FULL:
+            pytest.skip("clang's OpenMP is a package of its own")
+        require_openmp()
     rules = {"one": of.rules.adam, "two": CLIPPED, "four": of.rules.lamb}
     files = emitted(way, rules)
     write(tmp_path, files)

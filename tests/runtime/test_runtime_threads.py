@@ -128,15 +128,6 @@ def test_each_instruction_set_has_the_same_bits(serial: Path, expected: str) -> 
             assert len(statuses) == 2 * 96 and all(line.endswith(": status 15") for line in statuses), name
 
 
-@full
-def test_aarch64_has_the_same_bits(tmp_path: Path, few: str) -> None:
-    """Emulated. What a machine's own library says of pow is no matter of the runtime: the battery's is exact."""
-    compiler, emulator = require("aarch64-linux-gnu-gcc"), require("qemu-aarch64")
-    program = battery(tmp_path, ["-static"], compiler=compiler)
-    assert run([emulator, program, "threads=1", "few"], tmp_path) == few
-    assert run([emulator, program, "threads=3", "shares", "few"], tmp_path) == few
-
-
 # ---- flush to zero
 
 
