@@ -75,14 +75,6 @@ def said(command: str) -> str:
     return done.stdout.strip("\n")
 
 
-def only_pages_that_are_there(app: object, name: str, source: list[str]) -> None:
-    """Leave out what the table of contents names and is not written yet."""
-    if name == "index":
-        missing = [page for page in ("pytorch", "performance") if not (HERE / f"{page}.md").exists()]
-        source[0] = "".join(line for line in source[0].splitlines(True) if line.strip() not in missing)
-
-
 def setup(app: object) -> None:
-    """Add what is here."""
+    """Add the directive."""
     app.add_directive("optforge-help", Help)  # type: ignore[attr-defined]
-    app.connect("source-read", only_pages_that_are_there)  # type: ignore[attr-defined]

@@ -18,21 +18,21 @@ import emulation
 
 HERE = Path(__file__).parent
 FILES = (
-    "bits",
-    "statistics",
-    "reductions",
-    "transforms",
-    "compositions",
-    "optimizer",
-    "optimizer_refusals",
-    "optimizer_resuming",
-    "groups",
-    "schedule_hook",
-    "meanings",
-    "interrupts",
-    "arrays_in_place",
-    "copying",
-    "formats_optimizer",
+    "bits/test_bits.py",
+    "bits/test_statistics.py",
+    "language/test_reductions.py",
+    "bits/test_transforms.py",
+    "language/test_compositions.py",
+    "train/test_optimizer.py",
+    "train/test_optimizer_refusals.py",
+    "train/test_optimizer_resuming.py",
+    "train/test_groups.py",
+    "train/test_schedule_hook.py",
+    "language/test_meanings.py",
+    "engines/test_interrupts.py",
+    "engines/test_arrays_in_place.py",
+    "train/test_copying.py",
+    "bits/test_formats_optimizer.py",
 )
 
 
@@ -47,7 +47,7 @@ def main(arguments: list[str]) -> int:
         emulation.write_nvcc(Path(directory))
         environment = {**emulation.environment(Path(directory)), "OPTFORGE_TEST_TARGETS": "cuda"}
         quiet = ["-W", "ignore::optforge.PerformanceWarning"]
-        files = [str(next(HERE.glob(f"*/test_{name}.py"))) for name in FILES]
+        files = [str(HERE / name) for name in FILES]
         command = [sys.executable, "-m", "pytest", "-q", *quiet, *(arguments or files)]
         return subprocess.run(command, env=environment, cwd=HERE.parent, check=False).returncode
 

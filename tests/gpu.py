@@ -53,17 +53,17 @@ MODULES = tuple(re.split(r"[^\w-]", requirement)[0] for requirement in NEEDED)  
 # Files of tests that are written for every target, and which of their tests are taken: nvcc takes seconds for a kernel.
 USUAL = "adam or global_norm or skip"
 SUITE = {
-    "bits": USUAL,
-    "transforms": USUAL,
-    "checkpoints": USUAL,
-    "formats_optimizer": "adamw or lamb or stochastic or own_step or dtypes",
-    "optimizer": "",
-    "statistics": USUAL,
-    "groups": USUAL,
-    "compositions": USUAL,
-    "reductions": USUAL,
-    "optimizer_resuming": USUAL,
-    "schedule_hook": USUAL,
+    "bits/bits": USUAL,
+    "bits/transforms": USUAL,
+    "train/checkpoints": USUAL,
+    "bits/formats_optimizer": "adamw or lamb or stochastic or own_step or dtypes",
+    "train/optimizer": "",
+    "bits/statistics": USUAL,
+    "train/groups": USUAL,
+    "language/compositions": USUAL,
+    "language/reductions": USUAL,
+    "train/optimizer_resuming": USUAL,
+    "train/schedule_hook": USUAL,
 }
 COUNTED = ("tests", "failures", "errors", "skipped")
 MANY = 0  # the compute mode of a device that several processes may use at once
@@ -185,6 +185,12 @@ def find_tool(name: str) -> str | None:
 # ── a run: steps, each in a process of its own, so that a crash or a hang ends it alone ─────────────────────────────
 
 
+def test_file(name: str) -> Path:
+    """The file of tests that is called ROOM/NAME."""
+    room, _, own = name.partition("/")
+    return HERE / room / f"test_{own}.py"
+
+
 class Run:
     """One half: its steps, and what they found, which is written whenever one begins or ends."""
 
@@ -283,11 +289,11 @@ class Run:
 
     def suite(self, name: str) -> dict[str, Any]:
         """The counts of one file of tests."""
-        report = self.scratch / f"{name}.xml"
+        report = self.scratch / f"{name.replace('/', '-')}.xml"
         options = ["-q", "--tb=short", "-W", "ignore::optforge.PerformanceWarning", f"--junitxml={report}"]
         options += ["-p", "no:cacheprovider", "--maxfail=5"]
         options += ["-k", SUITE[name]] if SUITE[name] else []
-        command = [sys.executable, "-m", "pytest", *options, str(next(HERE.glob(f"*/test_{name}.py")))]
+        command = [sys.executable, "-m", "pytest", *options, str(test_file(name))]
         said = self.command(command, 300, {"OPTFORGE_TEST_TARGETS": "cuda"}, fine=range(6))
         if not report.exists():
             raise Failure(said)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import linecache
 import re
 import shlex
@@ -12,8 +11,10 @@ from typing import Any
 
 import pytest
 
+import optforge
+import optforge.core.functions
 from conftest import require_torch
-from optforge import Rule, cli
+from optforge import Rule, __version__, cli
 from pages import PAGES, README, WRITTEN, blocks, commands, python_blocks
 from places import ROOT
 
@@ -41,16 +42,13 @@ BEFORE: dict[str, dict[int, str]] = {
 # Blocks that other tests run: the whole training, which is stopped and resumed; rules beside the libraries that they
 # are from; what needs JAX, or a GPU.
 ELSEWHERE = {("checkpoints.md", 1), ("equivalents.md", 0), *(("jax.md", k) for k in range(4)), ("cuda.md", 0)}
-# What is written for a module that comes in its own time is run as soon as it is there.
-NEEDS = {("README.md", 2): "optforge.torch"}
 
 
 def run(page: Path, directory: Path) -> dict[str, Any]:
     """Run a page's blocks in order, as one program; what it has bound."""
     names: dict[str, Any] = {"__name__": "__main__"}
     for k, text in enumerate(python_blocks(page)):
-        needed = NEEDS.get((page.name, k), "optforge")
-        if (page.name, k) in ELSEWHERE or not importlib.util.find_spec(needed):
+        if (page.name, k) in ELSEWHERE:
             continue
         exec(BEFORE.get(page.name, {}).get(k, ""), names)
         path = str(directory / f"{page.stem}-{k}.py")
@@ -77,14 +75,8 @@ def test_python(
         assert rule.generate("c")  # is compiled, used or not
 
 
-def test_blocks_that_wait_for_a_module() -> None:
-    waiting = [module for module in NEEDS.values() if not importlib.util.find_spec(module)]
-    if waiting:
-        pytest.skip(f"there is no {waiting[0]} yet, for which a block of the README is written")
-
-
 def test_what_is_run_elsewhere_is_there() -> None:
-    for name, k in {*ELSEWHERE, *NEEDS, *((name, k) for name, own in BEFORE.items() for k in own)}:
+    for name, k in {*ELSEWHERE, *((name, k) for name, own in BEFORE.items() for k in own)}:
         page = README if name == README.name else PAGES / name
         assert k < len(python_blocks(page)), (name, k)
 
@@ -153,6 +145,17 @@ def test_the_rule_that_is_shown_is_the_one_of_the_examples() -> None:
     for page in (README, PAGES / "getting-started.md"):
         (rule,) = (text for text in python_blocks(page) if "def rms_decay" in text)
         assert formulas(rule) == example
+
+
+def test_the_citation_is_of_this_version() -> None:
+    assert f"\nversion: {__version__}\n" in (ROOT / "CITATION.cff").read_text()
+
+
+def test_every_public_name_is_on_the_page_of_the_api() -> None:
+    words = {*optforge.core.functions.IMPORTABLE, *optforge.transforms}
+    page = (PAGES / "api.md").read_text("utf-8")
+    missing = [name for name in optforge.__all__ if name not in words and not re.search(rf"\b{name}\b", page)]
+    assert not missing
 
 
 def test_the_readme_is_short() -> None:

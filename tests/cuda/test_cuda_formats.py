@@ -19,7 +19,7 @@ from conftest import require
 from cuda import Options, Plan, Stats
 from embedding import NORMS
 from emulation import compile_emulated
-from optforge.core.formats import storage
+from optforge.core.formats import FORMATS, draw, storage
 from storing import GRAD_SCALE, RULES, SEED, Run, Several, check, check_told, run_of, storages
 
 SAMPLE = {
@@ -162,9 +162,8 @@ def test_every_rule_in_every_format(case: tuple[str, str], library: Any) -> None
         execute(own, run_of(*case, "large"))
 
 
-def test_vectors_and_elements_have_the_same_bits(library: Any) -> None:
-    """Arrays that begin at a multiple of 8 bytes are read four at a time, each by itself."""
-    run = run_of("lamb", "all_bf16_random", "tame")
+def compare_vectors(library: Library, run: Run) -> None:
+    """A step over arrays at multiples of 8 bytes, and at others."""
     found = []
     for shift in (0, 1, 2, 3):
         arrays = []
@@ -176,10 +175,67 @@ def test_vectors_and_elements_have_the_same_bits(library: Any) -> None:
                 start = -room.ctypes.data % 16 // x.itemsize + (shift if shift < 3 else k % 2)
                 room[start : start + x.size] = x
                 arrays[-1].append(room[start : start + x.size])
-        steps = Steps(library("lamb"), "all_bf16_random", arrays)
+        steps = Steps(library, run.own.suffix, arrays)
         steps.step(1, run.hyper, True)
         found.append([array.tobytes() for own in arrays for array in own])
     assert found[0] == found[1] == found[2] == found[3]
+
+
+def test_vectors_and_elements_have_the_same_bits(library: Any) -> None:
+    """Arrays that begin at a multiple of 8 bytes are read four at a time, each by itself."""
+    compare_vectors(library("lamb"), run_of("lamb", "all_bf16_random", "tame"))
+
+
+@of.rule
+def kept(p, g, m=0.0):
+    """What is stored of a gradient."""
+    m = g
+    p = p + 0 * m
+    return p, m
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
+@pytest.mark.parametrize("format", ["bf16", "f16"])
+def test_what_is_stored_of_any_float(format: str, rounding: str, tmp_path: Path) -> None:
+    """Random bits, and neighbours of the largest, the least and the least normal numbers, and of halves between."""
+    require("g++")
+    own = FORMATS[format]
+    files = kept.generate("cuda", prefix="k0", store={"m": format}, rounding=rounding, suffix="own")
+    library = Library.__new__(Library)
+    library.prefix, library.calls = {"own": "k0"}, ctypes.CDLL(str(compile_emulated(files, tmp_path)))
+    edges = [
+        0,
+        1,
+        0x7F7F0000,
+        0x7F7F8000,
+        0x7F7FFFFF,
+        0x7F800000,
+        0x7F800001,
+        0x477FE000,
+        0x477FEFFF,
+        0x477FF000,
+        0x47800000,
+    ]
+    edges += [
+        0x38800000,
+        0x387FC000,
+        0x387FE000,
+        0x33800000,
+        0x33000000,
+        0x32FFFFFF,
+        0x3F808000,
+        0x3F801000,
+        0x00800000,
+    ]
+    near = np.array([edge + step for edge in edges for step in range(-3, 4) if edge + step >= 0], np.uint32)
+    several = np.concatenate([near, near | 0x80000000]).repeat(40)
+    any_bits = np.random.default_rng(4).integers(0, 2**32, 20_000, dtype=np.uint32)
+    g = np.concatenate([several, any_bits]).view(np.float32)
+    arrays = [np.zeros_like(g), g, np.zeros(g.size, own.numpy)]
+    Steps(library, "own", [arrays]).step(3, [0.0], False, grad_scale=1.0)
+    random = draw(SEED, 3, 0, 2, 0, g.size) if rounding == "stochastic" else None
+    with np.errstate(all="ignore"):
+        assert storing.alike(arrays[2].view(np.uint16), own.store(g, random).view(np.uint16), format)
 
 
 def test_the_tensor_s_own_step_and_the_seed(library: Any) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_cuda_formats import Library, begin, execute
+from test_cuda_formats import Library, begin, compare_vectors, execute
 from test_cuda_formats import Steps as Stored
 from test_cuda_native import Steps
 
@@ -75,6 +75,10 @@ SURVIVORS = {
     ("optforge.cuh", r"aligned && live(\[r\])? == 4", 0): "a load beyond the end, of what nobody uses",
     ("optforge.cuh", r"(?<=\()live == 4 && ", 0): "likewise",
     ("optforge.cuh", r"k < live\b", 0): "likewise",
+    ("optforge.cuh", r"(?<=\()live == 4 && ", 2): "of 16 bits, which this rule has none of",
+    ("optforge.cuh", r"(?<=\()live == 4 && ", 3): "likewise",
+    ("optforge.cuh", r"k < live\b", 2): "likewise",
+    ("optforge.cuh", r"k < live\b", 3): "likewise",
 }
 
 
@@ -112,7 +116,9 @@ NARROW_SURVIVORS = {
     (r"k < live\b(?= \? from\[k\] : \(uint16_t\))", 0): "a load beyond the end, of what nobody uses",
     (r"\| \(uint32_t\)rest\.x", 0): "the lower half of a fraction decides once in 65,536 times",
     (r"first >> 32", 0): "needs 2^32 elements: a test of its own",
-    (r"&& !mastered\(a\);", 0): "that a number is rounded is said of no other array than p",
+    (r"&& !mastered\(a\);", 0): "where p has a master, no sum is said to be of what is stored",
+    (r"magnitude <= 0x7f7f0000u", 0): "beyond the largest number: test_what_is_stored_of_any_float has them",
+    (r"magnitude <= 0x477fe000u", 0): "likewise",
 }
 
 
@@ -212,7 +218,7 @@ def test_every_mutation_is_seen(tmp_path: Path) -> None:
     assert set(survivors) == set(SURVIVORS)
 
 
-STORED = ("all_bf16_random", "all_f16", "all_f16_random", "split", "bf16_master")
+STORED = ("all_bf16_random", "all_f16", "all_f16_random", "split", "all_bf16_master_random")
 
 
 def check_stored(library: Library) -> None:
@@ -223,6 +229,7 @@ def check_stored(library: Library) -> None:
         execute(library, run_of("following", title, "wild"))
         execute(library, run_of("following", title, "tame"), cut=1024)
     run = run_of("following", "all_bf16_random", "tame")
+    compare_vectors(library, run)
     found = []
     for t, late in ((3, 0), (8, 5)):
         arrays = live(run, run.tensors)

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import copy
 import io
-import os
 import pickle
 import re
 import runpy
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 import optforge as of
+from amount import FULL
 from conftest import require_torch
+from pages import PAGES, python_blocks
 
 torch = require_torch()
 nn = torch.nn
@@ -24,9 +24,9 @@ nn = torch.nn
 from optforge.torch import Optimizer  # noqa: E402
 from optforge.torch.formulas import OF_TORCH, RUN  # noqa: E402
 
-ROOT = Path(__file__).resolve().parents[2]
+PAGE = PAGES / "pytorch.md"
 
-FULL = bool(os.environ.get("OPTFORGE_TEST_FULL"))
+
 TARGET = "c" if FULL else "numpy"
 SHAPES = [(7, 5), (33,), (), (2, 3, 4), (0, 3)]
 
@@ -519,6 +519,18 @@ def test_a_step_that_grad_scaler_skips_has_statistics() -> None:
     assert scaler.step(opt, stats=True).skipped
 
 
+def test_a_step_that_grad_scaler_skips_zeroes_the_gradients_all_the_same() -> None:
+    params = parameters()
+    opt, scaler = ours(params, "adamw", zero_grads=True), torch.amp.GradScaler("cpu", init_scale=4.0)
+    before = [p.detach().clone() for p in params]
+    for factor in (float("inf"), 1.0):
+        scaler.scale(sum(p.sum() for p in params) * factor).backward()
+        scaler.step(opt)
+        scaler.update()
+        assert all(p.grad is not None and not p.grad.any() for p in params)
+        assert same(params, before) == (factor != 1.0)
+
+
 # ── memory ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -789,8 +801,7 @@ def test_rules_of_files_and_of_users(tmp_path: Any) -> None:
 
 def test_the_docs_run(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """All blocks of docs/pytorch.md in one script, but for what wants several processes."""
-    text = (ROOT / "docs" / "pytorch.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"```python\n(.*?)```", text, re.S)
+    text, blocks = PAGE.read_text(encoding="utf-8"), python_blocks(PAGE)
     script = tmp_path / "script.py"
     script.write_text("\n".join(blocks).replace("range(100)", "range(5)"))
     monkeypatch.chdir(tmp_path)

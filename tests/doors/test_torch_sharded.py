@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from amount import FULL
 from conftest import require_torch
 
 torch = require_torch()
@@ -20,7 +21,6 @@ if not torch.distributed.is_available():
 
 import torch_ranks  # noqa: E402
 
-FULL = bool(os.environ.get("OPTFORGE_TEST_FULL"))
 long = pytest.mark.skipif(not FULL, reason="OPTFORGE_TEST_FULL is not set")
 SIZES = (1, 2, 3, 4)
 STEPS = 20 if FULL else 4

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
+from amount import FULL
 from conftest import require_torch
 
 torch = require_torch()
@@ -15,7 +15,6 @@ nn = torch.nn
 
 from optforge.torch import Optimizer  # noqa: E402
 
-FULL = bool(os.environ.get("OPTFORGE_TEST_FULL"))
 STEPS = 200 if FULL else 20
 TOKENS, LENGTH, WIDTH = 17, 12, 32
 

@@ -347,3 +347,14 @@ def test_pytorch_may_be_loaded_later(monkeypatch: pytest.MonkeyPatch) -> None:
         pair.step([torch.from_numpy(values(step))], [values(step)])
     assert pair.opt._inputs.knows_torch
     assert pair.opt._inputs.look.gradients.tolist() == [nativeinputs.FOUND]
+
+
+def test_a_gradient_of_other_16_bits_is_not_taken_for_the_parameters() -> None:
+    """Half precision and bfloat16 have the same size; what a gradient is says its dtype."""
+    torch = require_torch()
+    for own, other in ((torch.bfloat16, torch.float16), (torch.float16, torch.bfloat16)):
+        params, judge = [torch.ones(40, dtype=own)], [torch.ones(40, dtype=own)]
+        gradient = torch.full((40,), 0.25, dtype=other)
+        of.Optimizer(params, "sgd", lr=0.5, target="c").step([gradient])
+        of.Optimizer(judge, "sgd", lr=0.5, target="numpy").step([gradient])
+        assert params[0][0] == judge[0][0] == 0.875

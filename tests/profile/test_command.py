@@ -210,7 +210,7 @@ def row(**changes: Any) -> dict[str, Any]:
     usual = {
         "rule": "adamw", "store": "f32", "work": "step", "size": {"name": "16M", "tensors": 1, "elements": 1 << 24},
         "threads": 1, "isa": "x86-64-v3", "cache": "warm", "level": "memory", "bytes": 28, "gbs": 40.0,
-        "operations": {"mul": 8, "div": 2, "sqrt": 1}, "ns": {"value": 1.0, "low": 0.99, "high": 1.01},
+        "sums": 0, "operations": {"mul": 8, "div": 2, "sqrt": 1}, "ns": {"value": 1.0, "low": 0.99, "high": 1.01},
         "traffic_ns": 0.95, "divider_ns": 0.4, "share": {"value": 0.95}, "contended": False,
         "code": [{"vectorised": True, "unvectorised": ()}],
     }  # fmt: skip
@@ -229,7 +229,12 @@ IN_CACHE = {"level": "L2", "traffic_ns": 0.2, "share": {"value": 0.4}}
         ({**IN_CACHE, "size": {"tensors": 10_000, "elements": 640_000}}, "tensors", "38 ns for each"),
         ({**IN_CACHE, "code": [{"vectorised": False, "unvectorised": ("sqrt",)}]}, "code", "vectors of sqrt"),
         ({**IN_CACHE, "operations": {"exp": 1, "mul": 2}}, "functions", "(exp)"),
-        ({**IN_CACHE, "work": "phase"}, "statistics", "at least 0.60 are neither"),
+        (
+            {**IN_CACHE, "work": "phase", "sums": 4},
+            "statistics",
+            "at least 0.60 are neither traffic nor division, but 4 totals",
+        ),
+        ({**IN_CACHE, "sums": 1}, "statistics", "1 total in double"),
         (IN_CACHE, "arithmetic", "Neither memory (20%) nor divider (40%)"),
         ({"contended": True, "threads": 2}, "noise", "measure again"),
         ({"contended": True}, "memory", "Memory binds"),

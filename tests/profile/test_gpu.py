@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import optforge as of
+from amount import FULL
 from cli_runner import GENERATOR
 from conftest import require
 from optforge import cli
@@ -25,7 +26,7 @@ def command(*words: str, cwd: Path, env: dict[str, str]) -> subprocess.Completed
     return subprocess.run([sys.executable, *words], capture_output=True, text=True, cwd=cwd, env=every)
 
 
-@pytest.mark.skipif(not os.environ.get("OPTFORGE_TEST_FULL"), reason="the long run compiles for the emulation")
+@pytest.mark.skipif(not FULL, reason="the long run compiles for the emulation")
 def test_profile(emulated_cuda: dict[str, str], tmp_path: Path) -> None:
     require("pycuda")
     files = ("--json", "run.json", "--html", "run.html")

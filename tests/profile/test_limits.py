@@ -46,6 +46,8 @@ def test_a_norm_of_gradients_is_the_scan() -> None:
     own = of_rule(of.clip_by_global_norm >> of.rules.adamw, Wanted(["f32"]))
     assert own.bytes("step") == own.bytes("phase") == 32
     assert [part.bytes for part in own.of("step")] == [4, 28]
+    assert (own.sums("step"), of_rule(of.rules.adamw, Wanted(["f32"])).sums("step")) == (1, 0)
+    assert own.sums("phase") > 2
 
 
 @pytest.mark.parametrize(

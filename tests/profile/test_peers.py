@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -10,11 +9,12 @@ import numpy as np
 import pytest
 
 import optforge as of
+from amount import FULL
 from optforge.profile import machine, models, peers
 from optforge.profile.peers import loops, side
 
 # Each is compiled; the long run has all.
-RULES = [*of.rules] if os.environ.get("OPTFORGE_TEST_FULL") else ["nesterov", "adamw", "lamb"]
+RULES = [*of.rules] if FULL else ["nesterov", "lamb"]
 MODEL = models.Model("some", [(33, 7), (1000,), (1,)])
 
 
@@ -70,15 +70,13 @@ def test_a_rule_of_the_same_name_is_no_built_in(tmp_path: Any) -> None:
     assert [*apart(of.Rule.from_file(tmp_path / "own.py", "adamw"), "torch")] == ["torch, the rule's text"]
 
 
-@pytest.mark.parametrize(
-    "name", ["adamw", "rmsprop", "adadelta", "adagrad", "momentum"] if len(RULES) > 3 else ["adamw"]
-)
+@pytest.mark.parametrize("name", ["adamw", "rmsprop", "adadelta", "adagrad", "momentum"] if FULL else ["adamw"])
 def test_optax_agrees(name: str) -> None:
     pytest.importorskip("optax")
     assert all(off <= 1 for off in apart(of.rules[name], "optax").values())
 
 
-@pytest.mark.parametrize("name", [*loops.LOOPS] if len(RULES) > 3 else ["adamw"])
+@pytest.mark.parametrize("name", [*loops.LOOPS] if FULL else ["adamw"])
 def test_numba_agrees(name: str) -> None:
     pytest.importorskip("numba")
     assert all(off <= 1 for off in apart(of.rules[name], "numba").values())

@@ -287,7 +287,14 @@ def generate(
 
 @app.command(short_help="Measure kernels against the machine's limits, and against others.")
 def profile(
-    rule: Annotated[list[str], typer.Argument(metavar="RULE", help="Built-in rules, FILE.py:NAME, compositions.")],
+    rule: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RULE",
+            help="Built-in rules, FILE.py:NAME, compositions.",
+            autocompletion=completion.names,
+        ),
+    ],
     against: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME,…", help="Others to measure against: torch, optax, numba, numpy, deepspeed, all."),

@@ -153,6 +153,8 @@ def gradient(array: Any, label: str, shape: tuple[int, ...], dtype: np.dtype[Any
 def address(array: Any) -> int:
     """Where an array's elements are, on whichever device."""
     interface = getattr(array, "__array_interface__", None)
+    if interface is None and hasattr(array, "ptr"):  # on a device, where the interface is slow to ask
+        return int(array.ptr)
     return int((array.__cuda_array_interface__ if interface is None else interface)["data"][0])
 
 

@@ -405,12 +405,48 @@ def origin(part: Definition) -> str:
 
 
 def rule(function: Callable[..., Any]) -> Rule:
-    """Make an update rule of a function; never raises, errors appear when the rule is used."""
+    """Make an update rule of a function; never raises, errors appear when the rule is used.
+
+    Parameters
+    ----------
+    function : callable
+        In the rule language: `p, g`, state with its initial values, `*`, hyperparameters with their defaults. It is
+        compiled from its text, so it stands in a file or in a cell of a notebook.
+
+    Returns
+    -------
+    Rule
+
+    Examples
+    --------
+    >>> @rule
+    ... def sgd(p, g, *, lr=0.01):
+    ...     p = p - lr * g
+    ...     return p
+    """
     return Rule(*decorated("rule", function))
 
 
 def transform(function: Callable[..., Any]) -> Transform:
-    """Make a gradient transform of a function; never raises, errors appear when it is used."""
+    """Make a gradient transform of a function; never raises, errors appear when it is used.
+
+    Parameters
+    ----------
+    function : callable
+        In the rule language; it takes `p` or `g` or both, may have state and hyperparameters, and returns what it
+        changes. A keyword without a default, such as `lr`, is the rule's.
+
+    Returns
+    -------
+    Transform
+
+    Examples
+    --------
+    >>> @transform
+    ... def halve(g):
+    ...     g = g / 2
+    ...     return g
+    """
     return Transform(*decorated("transform", function))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from .models import count, short
 
 Rows = Sequence[Mapping[str, Any]]
 AGAINST = "Against others"
+APART = 0.22  # how much points of a roofline must differ, as a logarithm, for both to be named
 WIDE, NARROW = (6.2, 4.1), (3.9, 3.8)  # inches
 KERNEL, PHASE, TRAFFIC, DIVIDER, OTHER = COLOURS[0], COLOURS[2], "0.45", COLOURS[1], "0.72"
 
@@ -131,12 +133,15 @@ def roofline(axes: Any, rows: Rows, bandwidth: Rows) -> None:
     for work, marker, colour in (("step", "o", KERNEL), ("phase", "s", PHASE)):
         some = [row for row in own if row["work"] == work]
         label: str | None = work
+        named: list[float] = []  # whose names would not stand on others
         for row in (row for row in some if row["binds"] != "noise"):
             operations = sum(row["operations"].values())
             x, y = operations / row["bytes"], operations / row["ns"]["value"]
             axes.plot([x], [y], marker, color=colour, label=label)
             label = None
-            axes.annotate(f" {row['size']['name']}", (x, y), fontsize=8.5, va="center")
+            if all(abs(math.log(y / other)) > APART for other in named):
+                axes.annotate(f"  {row['size']['name']}", (x, y), fontsize=8.5, va="center")
+                named.append(y)
         if some and some[0]["divider_ns"]:
             operations = sum(some[0]["operations"].values())
             roof = operations / some[0]["divider_ns"]

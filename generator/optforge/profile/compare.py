@@ -8,12 +8,13 @@ are corrected for the number of rows.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ..core.diagnostics import UsageError
-from .statistics import THRESHOLD, Change, change, significant
+from .statistics import SUPPORT, THRESHOLD, Change, change, significant
 
 Document = Mapping[str, Any]
 
@@ -32,13 +33,18 @@ class Compared:
         """For JSON."""
         return {
             "row": self.label,
-            "ratio": self.change.ratio,
-            "error": self.change.error,
+            "ratio": finite(self.change.ratio),
+            "error": finite(self.change.error),
             "p": self.change.p,
             "slower": self.slower,
             "faster": self.faster,
             "other_rule": self.other_rule,
         }
+
+
+def finite(value: float) -> float | None:
+    """A number for JSON, which has no infinity."""
+    return value if math.isfinite(value) else None
 
 
 def key(row: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -49,7 +55,8 @@ def key(row: Mapping[str, Any]) -> tuple[Any, ...]:
 
 def usable(row: Mapping[str, Any]) -> bool:
     """Whether a row can be compared at all."""
-    return row["cache"] == "warm" and not (row["contended"] and row["threads"] > 1)
+    enough = len(row["rounds"]["low"]["kernel"]) >= SUPPORT
+    return enough and row["cache"] == "warm" and not (row["contended"] and row["threads"] > 1)
 
 
 def times(row: Mapping[str, Any]) -> tuple[list[float], list[float]]:
@@ -74,7 +81,7 @@ def compare(old: Document, new: Document, threshold: float = THRESHOLD) -> tuple
     if not both:
         raise UsageError("the two runs have no row in common: give the same rules, --sizes and --threads")
     if others:
-        notes.append(f"{len(others)} of {len(both)} rows were not compared: other processes used their cores")
+        notes.append(f"{len(others)} of {len(both)} rows were not compared: others used their cores, or turns were few")
     if old["machine"]["processor"] != new["machine"]["processor"] or old["machine"]["isa"] != new["machine"]["isa"]:
         notes.append(
             "the two runs are of different machines: what is compared is how near to its own limits each comes"

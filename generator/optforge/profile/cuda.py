@@ -244,6 +244,7 @@ def row(gpu: Gpu, plan: Plan, best: float, found: Rounds, code: list[dict[str, A
         "cache": "warm",
         "level": "L2" if plan.own.resident * n <= cache else "memory",
         "bytes": moved,
+        "sums": plan.own.sums(plan.work),
         "operations": dict(plan.own.operations(plan.work)),
         "ns": vars(taken),
         "traffic_ns": 1e9 * statistics.median(limit) / n,

@@ -25,7 +25,7 @@ PARTS: dict[str, type] = {
 }  # fmt: skip
 ROW: dict[str, type | tuple[type, ...]] = {
     "rule": str, "hash": str, "store": str, "work": str, "size": dict, "threads": int, "isa": str, "cache": str,
-    "level": str, "bytes": (int, float), "operations": dict, "ns": dict, "traffic_ns": (int, float),
+    "level": str, "bytes": (int, float), "sums": int, "operations": dict, "ns": dict, "traffic_ns": (int, float),
     "divider_ns": (int, float), "share": dict, "gbs": (int, float), "contended": bool, "binds": str, "why": str,
     "phases": list, "code": list, "counters": dict, "rounds": dict,
 }  # fmt: skip

@@ -37,10 +37,14 @@ class Stream:
 
 @dataclass(frozen=True)
 class Pass:
-    """A phase as a profile sees it: its streams, and how many operations it does for an element."""
+    """A phase as a profile sees it: its streams, and how many operations it does for an element.
+
+    `sums` are the totals that formulas ask for, and those that the statistics do.
+    """
 
     streams: tuple[Stream, ...]
     operations: Mapping[str, int]
+    sums: tuple[int, int]
     optional: bool
 
     @property
@@ -72,6 +76,10 @@ class Needs:
             total.update(own.operations)
         return total
 
+    def sums(self, work: str) -> int:
+        """Totals that are added up for each element."""
+        return sum(own.sums[0] + (own.sums[1] if work == "phase" else 0) for own in self.of(work))
+
     @property
     def divisions(self) -> int:
         """Divisions per element of a step."""
@@ -95,7 +103,8 @@ def needs(kernel: Kernel, storage: Storage) -> Needs:
     if storage.beside is not None and storage.beside.name not in names:
         names.append(storage.beside.name)
     passes = tuple(
-        Pass(tuple(streams(phase, storage, names)), operations(phase), phase.optional) for phase in kernel.phases
+        Pass(tuple(streams(phase, storage, names)), operations(phase), sums(phase), phase.optional)
+        for phase in kernel.phases
     )
     return Needs(storage, tuple(names), passes)
 
@@ -115,6 +124,12 @@ def streams(phase: Phase, storage: Storage, names: Sequence[str]) -> list[Stream
         if bytes and (reads or writes):
             found.append(Stream(name, place, bytes, reads, writes))
     return found
+
+
+def sums(phase: Phase) -> tuple[int, int]:
+    """How many totals a phase adds up: those that formulas ask for, and those that the statistics do."""
+    observed = sum(reduction.observed for reduction in phase.reductions)
+    return len(phase.reductions) - observed, observed
 
 
 def operations(phase: Phase) -> Counter[str]:

@@ -39,7 +39,7 @@ def binds(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]] = ()) -> str
         return "code"
     if any(row["operations"].get(name) for name in COSTLY):
         return "functions"
-    if row["work"] == "phase":
+    if row["sums"]:
         return "statistics"
     if row["traffic_ns"] >= row["divider_ns"] and row["size"]["elements"] >= 1 << 20:
         return "memory"
@@ -98,13 +98,19 @@ def why(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]] = ()) -> str:
         case "statistics":
             return (
                 f"The sums bind: of {taken:.2f} ns at least {taken - limit:.2f} are neither traffic nor division, but "
-                "norms and counts in double, and the scan; leave statistics and skip_nonfinite out where they are not "
-                "needed."
+                f"{counted(row['sums'], 'total')} in double, in an order that is always the same; {spared(row)}."
             )
     return (
         f"Neither memory ({traffic / taken:.0%}) nor divider ({divider / taken:.0%}) binds by itself, but the "
         f"{operations} operations of an element in {row['isa']} together; wider vectors or more threads help."
     )
+
+
+def spared(row: Mapping[str, Any]) -> str:
+    """What to do about sums."""
+    if row["work"] == "phase":
+        return "leave statistics and skip_nonfinite out where they are not needed"
+    return "more threads help, or a rule with fewer norms"
 
 
 def counted(number: int, what: str) -> str:

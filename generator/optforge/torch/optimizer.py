@@ -215,7 +215,8 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
 
     def _step(self, closure: Callable[[], Loss] | None = None, grad_scale: Any = None, stats: bool = False) -> Any:
         """`step`, between the hooks."""
-        loss = None
+        loss: Loss = None
+        told: Stats | None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
@@ -228,8 +229,8 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
                 if getattr(own["found_inf"], "is_cuda", False):  # the device finds the same, without being waited for
                     stepper.skip_from_here()
                 elif own["found_inf"] is not None and float(whole(own["found_inf"])) != 0:
-                    told = stepper.skipped() if stats else None
-                    return told if loss is None else (loss, told) if stats else loss
+                    told = stepper.skip()
+                    return loss if not stats else told if closure is None else (loss, told)
             if grad_scale is not None:
                 grad_scale = float(whole(grad_scale))
             try:

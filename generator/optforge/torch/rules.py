@@ -14,7 +14,8 @@ def sgd(p, g, momentum_buffer=0.0, *, t, lr=1e-3, momentum=0.0, dampening=0.0, w
 
     g ← g + weight_decay·p;  b ← momentum·b + (1 − dampening)·g;  p ← p − lr·b, with `nesterov` p − lr·(g + momentum·b)
     """
-    assert lr >= 0 and momentum >= 0 and weight_decay >= 0
+    assert lr >= 0
+    assert momentum >= 0 and weight_decay >= 0
     if maximize:
         g = -g
     g = g + weight_decay * p
@@ -33,7 +34,8 @@ def adam(p, g, exp_avg=0.0, exp_avg_sq=0.0, max_exp_avg_sq=0.0, *, t, lr=1e-3, b
     Kingma and Ba, "Adam: A Method for Stochastic Optimization", ICLR 2015; Loshchilov and Hutter, "Decoupled Weight
     Decay Regularization", ICLR 2019; Reddi, Kale and Kumar, "On the Convergence of Adam and Beyond", ICLR 2018.
     """
-    assert lr >= 0 and eps >= 0 and weight_decay >= 0
+    assert lr >= 0
+    assert eps >= 0 and weight_decay >= 0
     assert 0 <= beta1 < 1 and 0 <= beta2 < 1
     if maximize:
         g = -g
@@ -60,7 +62,8 @@ def nadam(p, g, exp_avg=0.0, exp_avg_sq=0.0, mu_product: scalar = 1.0, *, t, lr=
 
     Dozat, "Incorporating Nesterov Momentum into Adam", ICLR workshop 2016.
     """
-    assert lr >= 0 and eps >= 0 and weight_decay >= 0 and momentum_decay >= 0
+    assert lr >= 0
+    assert eps >= 0 and weight_decay >= 0 and momentum_decay >= 0
     assert 0 <= beta1 < 1 and 0 <= beta2 < 1
     if maximize:
         g = -g
@@ -86,7 +89,8 @@ def radam(p, g, exp_avg=0.0, exp_avg_sq=0.0, *, t, lr=1e-3, beta1=0.9, beta2=0.9
 
     Liu et al., "On the Variance of the Adaptive Learning Rate and Beyond", ICLR 2020.
     """
-    assert lr >= 0 and eps >= 0 and weight_decay >= 0
+    assert lr >= 0
+    assert eps >= 0 and weight_decay >= 0
     assert 0 <= beta1 < 1 and 0.6 < beta2 < 1
     if maximize:
         g = -g
@@ -112,7 +116,8 @@ def adamax(p, g, exp_avg=0.0, exp_inf=0.0, *, t, lr=2e-3, beta1=0.9, beta2=0.999
 
     Kingma and Ba, "Adam: A Method for Stochastic Optimization", ICLR 2015.
     """
-    assert lr >= 0 and eps >= 0 and weight_decay >= 0
+    assert lr >= 0
+    assert eps >= 0 and weight_decay >= 0
     assert 0 <= beta1 < 1 and 0 <= beta2 < 1
     if maximize:
         g = -g
@@ -131,7 +136,8 @@ def adagrad(p, g, sum_="initial_accumulator_value", *, t, lr=1e-2, lr_decay=0.0,
 
     Duchi, Hazan and Singer, "Adaptive Subgradient Methods for Online Learning and Stochastic Optimization", JMLR 2011.
     """
-    assert lr >= 0 and lr_decay >= 0 and weight_decay >= 0 and initial_accumulator_value >= 0 and eps >= 0
+    assert lr >= 0
+    assert lr_decay >= 0 and weight_decay >= 0 and initial_accumulator_value >= 0 and eps >= 0
     if maximize:
         g = -g
     g = g + weight_decay * p
@@ -147,7 +153,8 @@ def adadelta(p, g, square_avg=0.0, acc_delta=0.0, *, lr=1.0, rho=0.9, eps=1e-6, 
 
     Zeiler, "ADADELTA: An Adaptive Learning Rate Method", arXiv:1212.5701, 2012.
     """
-    assert lr >= 0 and 0 <= rho <= 1 and eps >= 0 and weight_decay >= 0
+    assert lr >= 0
+    assert 0 <= rho <= 1 and eps >= 0 and weight_decay >= 0
     if maximize:
         g = -g
     g = g + weight_decay * p
@@ -165,7 +172,8 @@ def rmsprop(p, g, square_avg=0.0, grad_avg=0.0, momentum_buffer=0.0, *, lr=1e-2,
 
     Tieleman and Hinton, "Lecture 6.5: rmsprop", COURSERA: Neural Networks for Machine Learning, 2012.
     """
-    assert lr >= 0 and eps >= 0 and momentum >= 0 and weight_decay >= 0 and alpha >= 0
+    assert lr >= 0
+    assert eps >= 0 and momentum >= 0 and weight_decay >= 0 and alpha >= 0
     if maximize:
         g = -g
     g = g + weight_decay * p
@@ -191,7 +199,8 @@ def rprop(p, g, prev=0.0, step_size="lr", *, lr=1e-2, etaminus=0.5, etaplus=1.2,
 
     Riedmiller and Braun, "A Direct Adaptive Method for Faster Backpropagation Learning: The RPROP Algorithm", 1993.
     """
-    assert lr >= 0 and 0 < etaminus < 1 < etaplus and 0 < step_size_min <= step_size_max
+    assert lr >= 0
+    assert 0 < etaminus < 1 < etaplus and 0 < step_size_min <= step_size_max
     if maximize:
         g = -g
     s = g * prev
@@ -210,7 +219,8 @@ def asgd(p, g, ax=0.0, eta: scalar = "lr", mu: scalar = 1.0, *, t, lr=1e-2, lamb
 
     Polyak and Juditsky, "Acceleration of Stochastic Approximation by Averaging", SIAM J. Control Optim. 30, 1992.
     """
-    assert lr >= 0 and lambd >= 0 and t0 >= 0 and weight_decay >= 0
+    assert lr >= 0
+    assert lambd >= 0 and t0 >= 0 and weight_decay >= 0
     if maximize:
         g = -g
     g = g + weight_decay * p

@@ -15,12 +15,14 @@ import numpy as np
 import torch
 
 from ..core.diagnostics import UsageError
+from ..core.ir import Kernel
+from ..core.scalars import check_hyperparameters
 from ..engines.stats import RECORD, Stats
 from ..library.targets import engine as engine_of
 from ..train.groups import within
 from ..train.optimizer import Optimizer as ArrayOptimizer
 from .formulas import Formula
-from .tensors import NativeTensorInputs, TensorInputs, TensorSpace, check, is_sharded, local, on_gpu, spelled
+from .tensors import Moved, NativeTensorInputs, TensorInputs, TensorSpace, check, is_sharded, local, on_gpu, spelled
 
 MASTERS = ("p_master", "p_low")
 USUAL = "c"  # the target where none is given
@@ -100,6 +102,7 @@ class Stepper:
         self.variable: set[int] = set()  # groups with hyperparameters that are tensors
         for k, group in enumerate(groups):
             self.note(k, self.row(group))
+        self.kernels: dict[frozenset[str], Kernel] = {}  # with fewer asserts
         self.looked = False
         self.entries: list[dict[str, Any] | None] = [None] * len(self.params)
         self.sharded = any(map(is_sharded, self.params))
@@ -115,12 +118,12 @@ class Stepper:
                 raise UsageError(f"{label} is on {p.device}; parameters are on the CPU or on a CUDA device")
         if not self.params:
             return
-        own_groups = []
+        own_groups, owners = [], iter(self.owners)
         for k, (group, members) in enumerate(zip(groups, self.members, strict=True)):
             if members:
                 named = "param_names" in group and len(set(group["param_names"])) == len(members)
                 names = group["param_names"] if named else range(len(members))
-                mine = [local(p) for p in members]
+                mine = [next(owners) for _ in members]
                 with within(f"param_groups[{k}]: "):
                     row = formula.row(group)
                 own_groups.append({"params": dict(zip(names, mine, strict=True)) if named else mine, **row})
@@ -276,15 +279,19 @@ class Stepper:
         """
         if len(groups) != len(self.members) or (self.looked and self.edited(state)):
             return False
+        changed = []
         for k, group in enumerate(groups):
             params, members = group["params"], self.members[k]
             if len(params) != len(members) or not all(map(is_, params, members)):
                 return False
             row = self.row(group)
             if row != self.rows[k] or k in self.variable:
-                if self.formula.chosen(groups) != self.options:
-                    return False
-                self.assign(k, group)
+                changed.append((k, row))
+        if changed:
+            if self.formula.chosen(groups) != self.options:
+                return False
+            for k, row in changed:
+                self.assign(k, groups[k])
                 self.note(k, row)
         return True
 
@@ -311,12 +318,20 @@ class Stepper:
             return
         where = f"param_groups[{k}]: "
         row, hyper = self.formula.row(group, where), self.opt._hyper
-        values = hyper.values.copy()
-        own = self.row_of.index(k)
-        values[own, : len(hyper.names)] = [row[name] for name in hyper.names]
-        with within(where if len(self.row_of) == 1 else ""):
-            hyper.check(values, [own])
-        hyper.replace(values, {})
+        values = hyper.values[self.row_of.index(k)]
+        after = [row[name] for name in hyper.names]
+        changed = [name for name, old, new in zip(hyper.names, values.tolist(), after, strict=False) if old != new]
+        check_hyperparameters(self.asserting(frozenset(changed)), row, where)
+        values[: len(after)] = after
+
+    def asserting(self, names: frozenset[str]) -> Kernel:
+        """The kernel with those of its asserts that are about some hyperparameters."""
+        if names not in self.kernels:
+            kernel = self.opt._kernel
+            about = [{e.value for e in own.condition.walk() if e.op == "hyper"} for own in kernel.asserts]
+            asserts = tuple(own for own, used in zip(kernel.asserts, about, strict=True) if used & names)
+            self.kernels[names] = replace(kernel, asserts=asserts)
+        return self.kernels[names]
 
     def step(self, grad_scale: float | None, stats: bool) -> Stats | None:
         """One step with the gradients that the parameters have.
@@ -333,6 +348,8 @@ class Stepper:
             opt._resolve()
         grads = [p.grad for p in self.params]
         if self.sharded:
+            if not all(local(p) is own for p, own in zip(self.params, self.owners, strict=True)):
+                raise Moved
             grads = [None if g is None else local(g) for g in grads]
         if self.gpu:
             from .cuda import in_order
@@ -354,8 +371,12 @@ class Stepper:
             opt = self.opt
             opt._set(_usual=replace(opt._usual, skip_nonfinite=True), _how=replace(opt._how, skip_nonfinite=True))
 
-    def skipped(self) -> Stats:
-        """What is told of a step that was skipped because of what GradScaler has found."""
+    def skip(self) -> Stats:
+        """Leave out a step because of what GradScaler has found; what is told of it."""
+        if self.how.zero_grads:
+            for p in self.params:
+                if p.grad is not None:
+                    p.grad.zero_()
         record = np.zeros(1 + len(self.params), RECORD)
         for name in ("grad_norm", "clipped_grad_norm", "param_norm"):
             record[name] = np.nan

@@ -129,11 +129,14 @@ static int look(const Inputs *in, void *object, const Form *form, int writes, ui
     return kind;
 }
 
-/* Whether bytes from an address on are in memory that steps write to. */
-static int overlaps(const Inputs *in, uintptr_t address, uint64_t bytes)
+/* The first of the ranges that ends behind an address. `near` is that of another one, from which it is often not far:
+ * gradients of one step lie where memory was free, one behind the other. */
+static size_t behind(const Inputs *in, uintptr_t address, size_t near)
 {
-    size_t low = 0, high = in->ranges; /* the first range that ends behind the address is between them */
+    size_t low = 0, high = in->ranges;
 
+    if ((near == 0 || in->ends[near - 1] <= address) && (near == high || in->ends[near] > address))
+        return near;
     while (low < high) {
         const size_t middle = low + (high - low) / 2;
 
@@ -142,12 +145,20 @@ static int overlaps(const Inputs *in, uintptr_t address, uint64_t bytes)
         else
             high = middle;
     }
-    return bytes != 0 && low < in->ranges && in->starts[low] < address + bytes;
+    return low;
+}
+
+/* Whether bytes from an address on are in memory that steps write to. */
+static int overlaps(const Inputs *in, uintptr_t address, uint64_t bytes, size_t *near)
+{
+    *near = behind(in, address, *near);
+    return bytes != 0 && *near < in->ranges && in->starts[*near] < address + bytes;
 }
 
 int optforge_inputs(Inputs *in, void *parameters, void *gradients)
 {
     int result = 0;
+    size_t near = 0;
 
     for (size_t k = 0; k < in->count; k++) {
         const Form *form = &in->forms[k];
@@ -157,7 +168,7 @@ int optforge_inputs(Inputs *in, void *parameters, void *gradients)
         in->parameters[k] = kind == OTHER || (kind != ABSENT && form->bytes != 0 && address != in->homes[k]);
         result |= in->parameters[k] ? PARAMETERS : 0;
         kind = look(in, in->item(gradients, (ptrdiff_t)k), form, in->zero_grads, &address);
-        if (address != in->addresses[k] && overlaps(in, address, form->bytes))
+        if (address != in->addresses[k] && overlaps(in, address, form->bytes, &near))
             kind = OTHER;
         if (kind == OTHER)
             address = 0;

@@ -221,6 +221,8 @@ class View:
 
     def reshape(self, length: int) -> View:
         """The same in one dimension; the length is -1."""
+        if len(self.shape) == 1:
+            return self
         return View(self.ptr, (self.size,), self.dtype, self.base)
 
 
@@ -248,7 +250,7 @@ class DeviceSpace(Host):
             return arrays.gradient(given, label, shape, dtype, writes)
 
         view = self.view(array, label, check, lambda _: "pass a contiguous copy")
-        if is_bits(array) and dtype != np.uint16:
+        if view.dtype == np.uint16 and dtype != np.uint16 and is_bits(array):
             raise TypeError(f"{label} is uint16; it must be {arrays.TAKEN}")
         if FORMAT_OF[view.dtype].real is not FORMAT_OF[dtype].real:
             raise TypeError(f"{label} is {spelled(view.dtype)}, its parameter {spelled(dtype)}")
@@ -262,8 +264,8 @@ class DeviceSpace(Host):
         `advice` says what to pass instead of an array of another layout.
         """
         plain = array.detach() if hasattr(array, "detach") else array
-        bits = str(getattr(plain, "dtype", "")).rpartition(".")[2] == "bfloat16"
-        if bits and hasattr(plain, "is_cuda") and plain.is_cuda:  # of which the interface may know nothing
+        bits = is_bfloat16(getattr(plain, "dtype", None))
+        if bits and getattr(plain, "is_cuda", False):  # of which the interface may know nothing
             plain = plain.view(sys.modules["torch"].int16)
         interface = getattr(plain, "__cuda_array_interface__", None)
         if interface is None:
@@ -306,7 +308,8 @@ class DeviceSpace(Host):
     def pointer(self, array: Any) -> tuple[Callable[[], int], int] | None:
         """For an array that may be given other memory (PyTorch's): what tells its address, and the address now."""
         # A tensor that requires gradients is not asked for the interface, which it refuses.
-        on_device = not hasattr(array, "data_ptr") and hasattr(array, "__cuda_array_interface__")
+        name = "__cuda_array_interface__"
+        on_device = not hasattr(array, "data_ptr") and (hasattr(type(array), name) or hasattr(array, name))
         return None if on_device else arrays.pointer(array)
 
     def allocate(self, parameters: Sequence[Any], dtypes: Sequence[Sequence[Any]]) -> list[list[Any]]:
@@ -379,6 +382,13 @@ class DeviceSpace(Host):
                 self.device.drv.Context.synchronize()
                 self.device.drv.memcpy_dtoh(values, array.ptr)
         return values
+
+
+def is_bfloat16(dtype: Any) -> bool:
+    """Whether a dtype of NumPy or of another library is bfloat16; the name of one of NumPy's is slow to tell."""
+    if isinstance(dtype, np.dtype):
+        return dtype.kind == "V" and dtype.name == "bfloat16"
+    return str(dtype) == "torch.bfloat16"
 
 
 def contiguous(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> bool:

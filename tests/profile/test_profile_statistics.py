@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
@@ -94,6 +95,17 @@ def test_undisturbed_turns_that_are_missing_are_no_proof() -> None:
 @pytest.mark.parametrize("few", [[], [1.0], [1.0, 1.0, 1.0]])
 def test_too_few_turns(few: list[float]) -> None:
     assert statistics.change((few, few), ([2.0] * 9, [1.0] * 9)).p == 1.0
+
+
+def test_what_is_not_known_can_be_written() -> None:
+    """JSON has no infinity."""
+    one = compare.Compared("x", statistics.change(([], []), ([], [])), False, False, False)
+    json.dumps(one.as_dict(), allow_nan=False)
+    few = run(2, 2.0)
+    for row in few["rows"]:
+        row["rounds"]["low"] = {name: values[:3] for name, values in row["rounds"]["low"].items()}
+    found, notes = compare.compare(run(1), few)
+    assert not found and "not compared" in notes[0]
 
 
 def test_steps_on_several_threads_of_a_busy_machine_are_left_out() -> None:
