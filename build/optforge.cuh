@@ -1,4 +1,5 @@
-/* optforge.cuh: what every emitted rule's CUDA shares: plans, options, calls, and the passes over memory.
+/* optforge.cuh: what every emitted rule's CUDA shares: plans, calls, the passes over memory,
+ * the summation tree, and whether a step is skipped.
  *
  * A rule's own header, NAME.cuh, includes this one and has typed calls, which are all that most programs
  * need. The passes are templates over a rule's formulas, which NAME.cu instantiates.
@@ -385,8 +386,15 @@ struct optforge_f32 {
         return optforge_cuda_library_##name(a.x, b.x);                                                      \
     }
 OPTFORGE_CUDA_LIBRARY(exp)
+OPTFORGE_CUDA_LIBRARY(expm1)
 OPTFORGE_CUDA_LIBRARY(log)
+OPTFORGE_CUDA_LIBRARY(log1p)
+OPTFORGE_CUDA_LIBRARY(sin)
+OPTFORGE_CUDA_LIBRARY(cos)
+OPTFORGE_CUDA_LIBRARY(tan)
 OPTFORGE_CUDA_LIBRARY(tanh)
+OPTFORGE_CUDA_LIBRARY(atan)
+OPTFORGE_CUDA_LIBRARY(erf)
 OPTFORGE_CUDA_LIBRARY_OF_TWO(pow)
 OPTFORGE_CUDA_LIBRARY_OF_TWO(fmod)
 

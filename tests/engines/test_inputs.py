@@ -3,7 +3,7 @@
 Under AddressSanitizer, which finds whatever a step reads or writes of memory that was given back:
 
     CC="gcc -fsanitize=address" OPTFORGE_CACHE_DIR=$(mktemp -d) ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc \\
-        LD_PRELOAD="$(gcc -print-file-name=libasan.so) $(gcc -print-file-name=libstdc++.so)" pytest tests/test_inputs.py
+        LD_PRELOAD="$(gcc -print-file-name=libasan.so) $(gcc -print-file-name=libstdc++.so)" pytest tests/engines/test_inputs.py
 """
 
 from __future__ import annotations

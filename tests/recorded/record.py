@@ -4,7 +4,7 @@
     python tests/recorded/record.py --write [WORD…]     write the record anew
 
 WORDs choose the combinations whose key has all of them. A change of the emitted code that means to change no result
-leaves the record as it is; `tests/test_recorded.py` compares with it. `record.json` has a hash for each combination of
+leaves the record as it is; `tests/bits/test_recorded.py` compares with it. `record.json` has a hash for each combination of
 
 * rule: every built-in one, compositions of every transform, two rules that have every kind of state and of reduction;
 * dtype: f32, f64, or both in one optimizer;

@@ -719,5 +719,5 @@ def by_name(kind: type[Schedule]) -> None:
     kind.__init__ = init  # type: ignore[method-assign]
 
 
-for _kind in (constant, step, multi_step, exponential, inverse_time, linear, polynomial, cosine, one_cycle, chain):
+for _kind in KINDS.values():
     by_name(_kind)
