@@ -719,7 +719,7 @@ def targets(bench: Bench) -> list[dict[str, Any]]:
             aim(f"Adam, {result.model}: share of a copy", result.moved / result.seconds / result.copied, least=0.95)
         if result.section == "large" and "bf16" in result.work and result.contender == "step":
             aim(f"{result.work}: share of a copy", result.moved / result.seconds / result.copied, least=0.9)
-        if (result.section, result.contender) == ("step", "PyTorch fused") and result.model.startswith("one tensor (1"):
+        if (result.section, result.contender) == ("step", "PyTorch fused") and result.model.startswith("one tensor ("):
             ours = ("step", result.work, result.model, "optforge")
             ratio(f"AdamW, {result.model}: PyTorch fused by ours", (*ours[:3], "PyTorch fused"), ours, least=1.1)
     for model, most in ((GPT2, 1.2), (MILLION, 2.0)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import subprocess
 import sys
 
@@ -11,8 +12,11 @@ import optforge as of
 from conftest import require
 from places import TESTS
 
-sys.path.insert(0, str(TESTS.parent / "benchmarks"))
-import compiled
+SPEC = importlib.util.spec_from_file_location("compiled", TESTS.parent / "benchmarks" / "compiled.py")
+assert SPEC is not None and SPEC.loader is not None
+compiled = importlib.util.module_from_spec(SPEC)  # beside it are others, of names that tests have too
+sys.modules["compiled"] = compiled
+SPEC.loader.exec_module(compiled)
 
 LISTING = """.text.one:
         /*0000*/                   LDG.E R4, desc[UR6][R4.64+0x10] ;

@@ -198,7 +198,7 @@ def test_benchmark_runs_on_the_emulation(emulated_cuda: dict[str, str], tmp_path
     }
     assert not found["not_begun"] and all(math.isfinite(row["found"]) for row in found["aims"])
     assert {row["what"] for row in found["aims"]} >= {
-        "Adam, one tensor (1, 40 k): share of a copy",
+        "Adam, one tensor (40 k): share of a copy",
         "adamw p, g bf16, split: share of a copy",
         "µs of the host to enqueue a step, 148 tensors",
         "µs more for each new gradient, 148 tensors",

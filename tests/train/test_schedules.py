@@ -402,7 +402,7 @@ def test_frozen() -> None:
     schedule: Any = schedules.constant(0.1)
     with pytest.raises(AttributeError):
         schedule.value = 0.2
-    assert of.schedules is schedules
+    assert of.schedules.constant is schedules.constant
 
 
 # ── pictures ────────────────────────────────────────────────────────────────────────────────────────────────────────
