@@ -811,3 +811,30 @@ def test_the_docs_run(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert names["low"].weight.dtype == torch.bfloat16
     listed = set(re.findall(r"`([A-Z][A-Za-z ]+)`", text.split("| `foreach=True`")[0]))
     assert set(OF_TORCH) <= {word for words in listed for word in words.split()} | {"AdamW", "Adam", "SGD"}
+
+
+# ── masters in state dicts, and what is given instead of parameters ─────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(("wrote", "reads"), [("f32", None), ("f32", "split"), ("split", "f32"), ("split", None)])
+def test_a_master_goes_to_the_same_master_alone(wrote: str, reads: str | None) -> None:
+    """It would be left where it is otherwise, and be taken for the truth later."""
+    params = [[torch.nn.Parameter(torch.ones(5, dtype=torch.bfloat16))] for _ in range(2)]
+    first, other = (
+        Optimizer(own, "AdamW", lr=0.1, master=how, target="numpy")
+        for own, how in zip(params, (wrote, reads), strict=True)
+    )
+    params[0][0].grad = torch.ones_like(params[0][0])
+    first.step()
+    before = params[1][0].clone()
+    with pytest.raises(
+        ValueError, match=r"has 'p_\w+', and this Optimizer (no master|master='\w+'): give it the master"
+    ):
+        other.load_state_dict(first.state_dict())
+    assert not other.state and torch.equal(params[1][0], before)
+
+
+def test_a_model_is_no_collection_of_parameters() -> None:
+    for model in (torch.nn.Linear(2, 3), torch.nn.Sequential(torch.nn.Linear(2, 3))):
+        with pytest.raises(TypeError, match=r"write Optimizer\(model\.parameters\(\), …\)"):
+            Optimizer(model, "AdamW", lr=0.1)

@@ -489,7 +489,9 @@ def test_what_a_new_optimizer_is_not_made_of(saved: Path, tmp_path: Path) -> Non
         Optimizer.load(tmp_path / "run", plateau=Counter())
     with pytest.raises(TypeError, match=r"^Optimizer\.load takes no 'lr'$"):
         Optimizer.load(tmp_path / "run", lr=0.1)
-    with pytest.raises(TypeError, match=r"^a rule is made by @rule, or is the name of a built-in one, not a function$"):
+    with pytest.raises(
+        TypeError, match=r"^a rule is made by @rule, or is the name of a built-in one, not a function: write @rule "
+    ):
         Optimizer.load(saved, rule=small)
 
 

@@ -171,7 +171,7 @@ def test_a_bad_setting(settings: dict[str, Any], error: type[Exception], message
         ("adma", UsageError, "^there is no rule 'adma'; did you mean 'adam'[?]$"),
         ("", UsageError, "^there is no rule ''; there are .*adam"),
         (None, TypeError, "^a rule is made by @rule, or is the name of a built-in one, not a NoneType$"),
-        (nadam.function, TypeError, "^a rule is made by @rule.*, not a function$"),
+        (nadam.function, TypeError, "^a rule is made by @rule.*, not a function: write @rule .* above nadam$"),
         (of.Rule, TypeError, "^a rule is made by @rule.*, not a type$"),
         (5, TypeError, "^a rule is made by @rule.*, not an int$"),
     ],

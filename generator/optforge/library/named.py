@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -44,7 +45,8 @@ def named_rule(rule: Rule | str) -> Rule:
     if isinstance(rule, Rule):
         return rule
     if not isinstance(rule, str):
-        raise TypeError(f"a rule is made by @rule, or is the name of a built-in one, not {kind(rule)}")
+        hint = f": write @rule (from optforge import rule) above {rule.__name__}" if inspect.isfunction(rule) else ""
+        raise TypeError(f"a rule is made by @rule, or is the name of a built-in one, not {kind(rule)}{hint}")
     if ":" in rule:
         return named(rule)
     if rule not in BUILT_IN:

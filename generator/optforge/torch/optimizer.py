@@ -115,6 +115,8 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
                     raise TypeError(f"{name} is True or False, not {value!r}")
             if isinstance(params, str):
                 raise TypeError(f"the parameters come first: Optimizer(params, {params!r})")
+            if isinstance(params, torch.nn.Module):
+                raise TypeError("params is a model: write Optimizer(model.parameters(), …), or named_parameters()")
             if target not in (None, *TARGETS):
                 raise UsageError(f"target is {' or '.join(map(repr, TARGETS))}, not {target!r}")
             check_threads(threads)

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from ..core.diagnostics import UsageError
+from ..core.formats import MASTERS
 from ..core.ir import Kernel
 from ..core.scalars import check_hyperparameters
 from ..engines.stats import RECORD, Stats
@@ -24,7 +25,7 @@ from ..train.optimizer import Optimizer as ArrayOptimizer
 from .formulas import Formula
 from .tensors import Moved, NativeTensorInputs, TensorInputs, TensorSpace, check, is_sharded, local, on_gpu, spelled
 
-MASTERS = ("p_master", "p_low")
+BESIDE = frozenset(own.name for own in MASTERS.values())  # what a master is called in the state
 USUAL = "c"  # the target where none is given
 
 
@@ -227,9 +228,14 @@ class Stepper:
                 continue
             label = f"the state of {self.paths[k]}"
             given = {key: value for key, value in entry.items() if value is not None}
-            begun_anew = self.formula.later.union(MASTERS)
+            begun_anew = self.formula.later | BESIDE
             missing = [key for name, key in names.items() if key not in given and name not in begun_anew]
             unknown = [key for key in given if key not in names.values() and key not in ("step", *self.formula.later)]
+            if other := BESIDE.intersection(unknown):
+                has, own = " and ".join(map(repr, sorted(other))), self.how.master
+                mine = f"master={own!r}" if own else "no master"
+                problems.append(f"{label} has {has}, and this Optimizer {mine}: give it the master that wrote it")
+                continue
             if missing:
                 also = f" and has {', '.join(map(repr, unknown))}" if unknown else ""
                 problems.append(f"{label} lacks {', '.join(map(repr, missing))}{also}")
