@@ -22,7 +22,7 @@ check: $(VENV)/.dev
 	$(BIN)/mypy
 	$(BIN)/optforge generate --all --target c --target cuda --check
 
-# The language, and the bits of float32, in a minute.
+# The language, and the bits of float32.
 quick: $(VENV)/.dev
 	@$(MAKE) --no-print-directory --jobs 3 --output-sync=target check quick-language quick-bits
 
@@ -34,7 +34,7 @@ quick-bits:
 	$(BIN)/pytest -q tests/bits/test_bits.py tests/train/test_optimizer.py -k "not float64" $(PYTEST_ARGS)
 
 test: check
-	@echo "The tests take about a quarter of an hour on two cores; make quick takes a minute."
+	@echo "The tests take about twenty minutes on two cores; make quick takes one or two."
 	@$(MAKE) --no-print-directory --jobs 3 --output-sync=target test-words test-steps test-cuda
 
 # Many tests wait for compilers and processes, so that the parts go on beside each other.
