@@ -6,7 +6,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo docs check quick quick-language quick-bits test test-words test-steps test-cuda clean
+.PHONY: demo docs check quick quick-language quick-bits test test-words test-steps test-runtimes clean
 
 demo: $(VENV)/.demo
 	$(BIN)/optforge demo --kernels build --out demo.png
@@ -35,17 +35,17 @@ quick-bits:
 
 test: check
 	@echo "The tests take about twenty minutes on two cores; make quick takes one or two."
-	@$(MAKE) --no-print-directory --jobs 3 --output-sync=target test-words test-steps test-cuda
+	@$(MAKE) --no-print-directory --jobs 3 --output-sync=target test-words test-steps test-runtimes
 
 # Many tests wait for compilers and processes, so that the parts go on beside each other.
 test-words:
 	$(BIN)/pytest -q tests/language tests/emitted tests/cli tests/engines tests/profile $(PYTEST_ARGS)
 
 test-steps:
-	$(BIN)/pytest -q tests/bits tests/runtime tests/train tests/doors $(PYTEST_ARGS)
+	$(BIN)/pytest -q tests/bits tests/train tests/doors $(PYTEST_ARGS)
 
-test-cuda:
-	$(BIN)/pytest -q tests/cuda $(PYTEST_ARGS)
+test-runtimes:
+	$(BIN)/pytest -q tests/runtime tests/cuda $(PYTEST_ARGS)
 	test -z "$$OPTFORGE_TEST_FULL" || $(BIN)/python tests/emulated.py
 
 $(VENV)/bin/python:
