@@ -6,7 +6,7 @@ import importlib.util
 import os
 import shutil
 import warnings
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -16,17 +16,6 @@ from emulation import build_driver, environment, write_nvcc
 
 REQUIRED = os.environ.get("OPTFORGE_TEST_REQUIRE", "").split()
 COMPILERS = ("gcc", "clang")
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_call() -> Generator[None, Any, Any]:
-    """Tests in which a gradient comes late are not for the target cuda as long as it has one count for all tensors."""
-    try:
-        return (yield)
-    except ValueError as problem:
-        if 'which target "cuda" cannot do yet' not in str(problem):
-            raise
-        pytest.skip(str(problem))
 
 
 @pytest.fixture(scope="session", autouse=True)

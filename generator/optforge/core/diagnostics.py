@@ -58,10 +58,6 @@ class PerformanceWarning(RuntimeWarning):
     """Something works, and could be much faster."""
 
 
-class NotSupportedYet(OptforgeError, NotImplementedError):
-    """A part of the language or of the interface that this release does not carry out."""
-
-
 @dataclass(frozen=True)
 class Text:
     """The text of a file that holds rules: its name for messages, and its lines without their ends."""

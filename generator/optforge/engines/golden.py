@@ -18,6 +18,9 @@ from ..core.dtypes import DType
 from ..core.functions import FUNCTIONS
 from ..core.ir import Kernel, Let
 from ..core.scalars import Scalars, Value, check_hyperparameters
+from ..core.summation import total
+from .numpy import Walk
+from .tensor import How
 
 STEPS, SIZE, ARRAYS = 3, 164, 4096
 HIGHEST = 64  # a power beyond it is not looked at
@@ -132,10 +135,6 @@ class Training:
 
     def step(self, t: int) -> list[float]:
         """One step; the norms of its statistics."""
-        from ..core.summation import total
-        from .numpy import Walk
-        from .tensor import How
-
         tensor: Any = self  # it has what a step reads
         walk = Walk(tensor, self.g, self.scalars(t), self.kernel, How())
         for k, phase in enumerate(self.kernel.phases):
