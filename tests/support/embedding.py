@@ -125,7 +125,8 @@ class Library:
     def __init__(self, path: Path, extra: str = ""):
         self.ffi = cffi.FFI()
         self.ffi.cdef(declarations() + extra)
-        self.calls = self.ffi.dlopen(str(path))
+        # Never unloaded: OpenMP would go with it, from under its waiting threads.
+        self.calls = self.ffi.dlopen(str(path), os.RTLD_NOW | os.RTLD_NODELETE)
 
     def kernel(self, prefix: str, dtype: str) -> Any:
         """The table of a rule."""
