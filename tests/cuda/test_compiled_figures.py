@@ -63,7 +63,7 @@ def test_the_longest_of_what_a_pass_waits_for() -> None:
     model = compiled.Model("much", [(1 << 30,)])
     own = compiled.Figures(90, "a", 64, 4, 0, 228.0, 0.0)
     assert compiled.estimate(own, 28, model) == pytest.approx((1 << 30) * 28 / (0.92 * 3.35e12))
-    slow = compiled.Figures(120, "a", 64, 4, 0, 228.0, 12.0)
+    slow = compiled.Figures(120, "a", 64, 4, 0, 228.0, 96.0)
     assert compiled.estimate(slow, 28, model) > 1.5 * (1 << 30) * 28 / (0.92 * 1.79e12)
     assert compiled.estimate(own, 28, compiled.Model("little", [(64,)])) == compiled.CHAIN
 
