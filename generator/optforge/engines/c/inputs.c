@@ -155,15 +155,15 @@ static int overlaps(const Inputs *in, uintptr_t address, uint64_t bytes, size_t 
     return bytes != 0 && *near < in->ranges && in->starts[*near] < address + bytes;
 }
 
-/* Of thousands of arrays each lies somewhere else: what is looked at soon is fetched ahead. What PyTorch keeps of a
- * tensor is where the first word behind the head points; were it elsewhere, nothing would go wrong. */
-enum { OBJECTS_AHEAD = 8, TENSORS_AHEAD = 4, LINE = 64, LINES = 4 };
+/* Thousands of arrays are in no cache near by: what is looked at soon is fetched ahead. What PyTorch keeps of a tensor
+ * is where the first word behind the head points; were it elsewhere, nothing would go wrong. */
+enum { MANY = 512, OBJECTS_AHEAD = 8, TENSORS_AHEAD = 4, LINE = 64, LINES = 4 };
 
 static void fetch_ahead(const Inputs *in, void *list, size_t k)
 {
     const char *object, *tensor;
 
-    if (k + OBJECTS_AHEAD >= in->count)
+    if (in->count < MANY || k + OBJECTS_AHEAD >= in->count)
         return;
     __builtin_prefetch(in->item(list, (ptrdiff_t)(k + OBJECTS_AHEAD)));
     object = in->item(list, (ptrdiff_t)(k + TENSORS_AHEAD));
