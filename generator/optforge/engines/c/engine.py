@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ...core.blocks import SCALES
 from ...core.diagnostics import EnvironmentProblem
 from ...core.dtypes import DTYPES
 from ...core.formats import FORMAT_OF, MASTERS, Wanted
@@ -54,14 +55,18 @@ class Table:
         every = [(*(tensor.arrays[name].dtype for name in arrays), tensor.p.dtype) for tensor in tensors]
         self.kinds = list(dict.fromkeys(every))
         self.kind = np.array([self.kinds.index(own) for own in every], np.intp)
-        self.scalar = [state.name in scalar for state in kernel.state]
+        self.fixed = ["SCALAR" if state.name in scalar else "" for state in kernel.state]  # whatever arrays are
+        for k, state in enumerate(kernel.state):
+            if any(tensor.is_scaled(state.name.removesuffix(SCALES)) for tensor in tensors[:1]):
+                self.fixed[k] = "ABSMAX" if state.name.endswith(SCALES) else ""
 
     def formats(self, kind: int, gradient: int) -> tuple[str, ...]:
         """The formats of p, g and the state, as the runtime calls them, of a kind of tensors with such gradients."""
         *arrays, p = (FORMAT_OF[dtype].name.upper() for dtype in self.kinds[kind])
         state = iter(arrays)
         g = FORMAT_OF[KINDS[gradient - 1]].name.upper()
-        return (p, g, *("SCALAR" if scalar else next(state) for scalar in self.scalar))
+        stored = ["" if fixed == "SCALAR" else next(state) for fixed in self.fixed]
+        return (p, g, *(fixed or own for fixed, own in zip(self.fixed, stored, strict=True)))
 
 
 GRADIENT = 2  # the column of gradients: behind the number of elements and the parameter
@@ -218,7 +223,7 @@ class Library:
     others: dict[Any, tuple[Any, Any]] = field(default_factory=dict)
 
     def kernel(self, formats: tuple[str, ...], master: str, stochastic: bool) -> Any:
-        """The kernel for arrays of these formats, the last of which is beside p where there is a master.
+        """The kernel for arrays of these formats, the last of which but scales is beside p where there is a master.
 
         It computes as one of the library's own does; how arrays are stored is a matter of its table.
         """
@@ -229,7 +234,8 @@ class Library:
         if key not in self.others:
             made = self.ffi.new("optforge_kernel *", own[0])
             if master:
-                formats, made.master = (*formats[:-1], MASTERS[master].code), len(formats) - 1
+                made.master = len(formats) - formats.count("ABSMAX") - 1
+                formats = (*formats[: made.master], MASTERS[master].code, *formats[made.master + 1 :])
             codes = [layout.constant(f"OPTFORGE_{format}", "optforge.h") for format in formats]
             made.arrays, made.formats = len(codes), (table := self.ffi.new("unsigned char[]", codes))
             made.stochastic = stochastic
