@@ -327,6 +327,11 @@ class Storage:
         return [*flags, f"--suffix {self.suffix}"] if flags else []
 
 
+def size(bytes: float) -> str:
+    """A number of bytes as people read it."""
+    return f"{round(bytes, 2):g}"
+
+
 def plain(dtype: DType, arrays: Sequence[str]) -> Storage:
     """All arrays stored as they are computed with."""
     return Storage(dtype.suffix, tuple((name, FORMATS[dtype.suffix]) for name in arrays))
