@@ -198,6 +198,7 @@ MASTERS: dict[str, Master] = {
     "split": Master("p_low", FORMATS["bf16"], "LOW", 0.0),
 }
 ROUNDINGS = ("nearest", "stochastic")
+MOST_NARROW = 32  # arrays that the runtime converts at once, where some are in blocks
 
 
 def join(stored: Array, low: Array) -> Array:
@@ -409,6 +410,8 @@ def storage(
     mixed = [f"{name} as {own.name}" for name, own in formats if doubles and own.name != "f64"]
     if mixed:
         raise UsageError(f"{doubles[0]} is f64, and what is computed in double is stored in it, not {mixed[0]}")
+    if any(own.scales for _, own in formats) and sum(own.narrow for _, own in formats) > MOST_NARROW:
+        raise UsageError(f"more than {MOST_NARROW} arrays of 16 and 8 bits have no room: leave some of the state f32")
     made = Storage(suffix or "", formats, master or "", rounding == "stochastic")
     p = made["p"].name
     if master and not made["p"].narrow:

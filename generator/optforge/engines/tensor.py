@@ -51,10 +51,13 @@ class Tensor:
         """Whether a state is stored in blocks."""
         return name in self.arrays and FORMAT_OF[self.arrays[name].dtype].scales
 
+    def has_scales(self, name: str) -> bool:
+        """Whether a state is the scales of another."""
+        return name.endswith(SCALES) and self.is_scaled(name.removesuffix(SCALES))
+
     def shape_of(self, name: str) -> tuple[int, ...]:
         """The shape of a state: the parameter's, but of scales, of which there is one for each block."""
-        own = name.endswith(SCALES) and self.is_scaled(name.removesuffix(SCALES))
-        return (self.arrays[name].size,) if own else self.shape
+        return (self.arrays[name].size,) if self.has_scales(name) else self.shape
 
     def shown(self, name: str) -> Any:
         """A state as users see it: live, in its shape."""
