@@ -1673,20 +1673,28 @@ OPTFORGE_API int optforge_step_lists(const optforge_list *lists, size_t number,
         return status;
 #ifdef _OPENMP
     if (options->parallel == NULL && shares > 1) {
+        const int last = w.phases - 1;
+        const uint64_t before = optforge_keep_subnormals(options);
 #pragma omp parallel num_threads((int)shares)
         {
             const size_t k = (size_t)omp_get_thread_num(), all = (size_t)omp_get_num_threads();
             const uint64_t flush = optforge_keep_subnormals(options);
-            for (int phase = 0; phase < w.phases; phase++) {
+            for (int phase = 0; phase <= last; phase++) {
                 optforge_share(&w, phase, k, all);
+                if (w.adds) {
 #pragma omp barrier
-                optforge_fold_tensors(&w, phase, k, all);
+                    optforge_fold_tensors(&w, phase, k, all);
+                }
+                if (phase < last) {
 #pragma omp barrier
 #pragma omp single
-                status = optforge_fold_all(&w, phase);
+                    (void)optforge_fold_all(&w, phase);
+                }
             }
             optforge_restore_flush(flush);
         }
+        status = optforge_fold_all(&w, last);
+        optforge_restore_flush(before);
         return status;
     }
 #endif

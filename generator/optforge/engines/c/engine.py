@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import functools
 import os
+import pickle
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -20,11 +23,10 @@ from ...core.functions import Array
 from ...core.ir import Kernel
 from ...core.names import file_of
 from ...emit import layout
-from ...emit.c import render
 from ...emit.rule import Rule
 from ..arrays import address
 from ..tensor import How, Tensor, explain
-from .compile import library
+from .compile import cached, digest, generator, library, promised
 from .inputs import KINDS, NativeInputs
 
 forked = False  # OpenMP's threads do not survive a fork: a child runs its steps on one
@@ -194,7 +196,8 @@ class CPlan:
     def explain(self, status: int, hyperparameters: Array, t: int, how: How) -> None:
         """Raise what a status says."""
         explain(self.kernel, self.inputs.stepped, hyperparameters, t - self.behind, how)
-        text = self.library.ffi.string(self.library.strerror(status)).decode()
+        own = self.library.kernels["f32"]  # asserts are the same for all
+        text = self.library.ffi.string(self.library.calls.kernel_strerror(own, status)).decode()
         raise RuntimeError(f"rule {self.kernel.name!r}: {text} (status {status})")
 
 
@@ -209,16 +212,15 @@ class Calls:
     share: Any
     partials: Any
     fold: Any
+    kernel_strerror: Any
 
 
 @dataclass(frozen=True)
 class Library:
-    """A loaded library: the calls of its runtime, and those of its rule; its kernels by the suffix of their dtype."""
+    """A loaded library: the calls of its runtime; its kernels by the suffix of their dtype."""
 
     ffi: Any
     calls: Calls
-    strerror: Any
-    hyper_init: Any
     kernels: dict[str, Any]
     others: dict[Any, tuple[Any, Any]] = field(default_factory=dict)
 
@@ -244,49 +246,70 @@ class Library:
 
 
 def load(path: Path, prefix: str) -> Library:
-    """A compiled library, whose rule's functions begin with a prefix."""
-    import cffi
-
-    ffi = cffi.FFI()
-    lists = "const optforge_list *lists, size_t number, const optforge_options *options"
-    sizes = [f"{name} = {layout.constant(name, 'optforge.h')}" for name in SIZES]
-    declarations = [
-        "typedef struct optforge_stats optforge_stats; typedef struct optforge_pass optforge_pass;",
-        "typedef struct optforge_initial optforge_initial;",
-        f"enum {{ {', '.join(sizes)} }};",
-        layout.structs("optforge_parallel", "optforge_options", "optforge_kernel", "optforge_list", "optforge_work"),
-        "void optforge_options_init(optforge_options *o);",
-        f"int optforge_step_lists({lists});",
-        f"size_t optforge_workspace_size({lists});",
-        f"int optforge_begin(optforge_work *work, {lists});",
-        "void optforge_share(optforge_work *work, int phase, size_t ith, size_t nth);",
-        "double *optforge_partials(const optforge_work *work, int phase, size_t *number);",
-        "int optforge_fold(optforge_work *work, int phase);",
-        f"const char *{prefix}_strerror(int status);",
-        f"void {prefix}_hyper_init(void *hyper);",
-        *(f"extern char {prefix}_kernel_{suffix};" for suffix in DTYPES),
-    ]
-    ffi.cdef("\n".join(declarations))
+    """A compiled library, whose rule's names begin with a prefix."""
+    ffi = declared()
     try:
-        loaded = opened(ffi, path)
-        # cffi completes types and functions when they are first used, under a lock, and what is interrupted then is
-        # broken for good, or waits for ever.
-        for kind in (*POINTERS, "optforge_options *", "optforge_list[]", "optforge_stats *", "optforge_kernel *"):
-            ffi.typeof(kind)
-        ffi.new("optforge_options *"), ffi.new("optforge_list[]", 1), ffi.new("optforge_kernel *")
-        ffi.new("unsigned char[]", 1)
+        loaded, names = opened(ffi, path), ctypes.CDLL(str(path))
+        tables = {suffix: ctypes.c_char.in_dll(names, f"{prefix}_kernel_{suffix}") for suffix in DTYPES}
         return Library(
             ffi,
             Calls(**{own.name: getattr(loaded, f"optforge_{own.name}") for own in fields(Calls)}),
-            getattr(loaded, f"{prefix}_strerror"),
-            getattr(loaded, f"{prefix}_hyper_init"),
-            {
-                suffix: ffi.cast("optforge_kernel *", ffi.addressof(loaded, f"{prefix}_kernel_{suffix}"))
-                for suffix in DTYPES
-            },
+            {suffix: ffi.cast("optforge_kernel *", ctypes.addressof(table)) for suffix, table in tables.items()},
         )
-    except (OSError, AttributeError) as problem:
+    except (OSError, AttributeError, ValueError) as problem:
         raise EnvironmentProblem(f"the compiled kernel {path} cannot be loaded: {problem}") from None
+
+
+@functools.cache
+def declared() -> Any:
+    """The runtime's declarations for cffi, which are the same for all libraries.
+
+    cffi takes longer to parse them than a library takes to load. So what it makes of them is in the cache.
+    """
+    import _cffi_backend  # type: ignore[import-untyped]
+
+    lists = "const optforge_list *lists, size_t number, const optforge_options *options"
+    sizes = [f"{name} = {layout.constant(name, 'optforge.h')}" for name in SIZES]
+    text = "\n".join(
+        [
+            "typedef struct optforge_stats optforge_stats; typedef struct optforge_pass optforge_pass;",
+            "typedef struct optforge_initial optforge_initial;",
+            f"enum {{ {', '.join(sizes)} }};",
+            layout.structs(
+                "optforge_parallel", "optforge_options", "optforge_kernel", "optforge_list", "optforge_work"
+            ),
+            "void optforge_options_init(optforge_options *o);",
+            f"int optforge_step_lists({lists});",
+            f"size_t optforge_workspace_size({lists});",
+            f"int optforge_begin(optforge_work *work, {lists});",
+            "void optforge_share(optforge_work *work, int phase, size_t ith, size_t nth);",
+            "double *optforge_partials(const optforge_work *work, int phase, size_t *number);",
+            "int optforge_fold(optforge_work *work, int phase);",
+            "const char *optforge_kernel_strerror(const optforge_kernel *kernel, int status);",
+            "int fegetenv(void *); int fesetenv(const void *);",
+        ]
+    )
+
+    def parse(work: Path) -> Path:
+        import cffi
+
+        parsed = cffi.FFI()
+        parsed.cdef(text)
+        parsed.set_source("declarations", None, compiler_verbose=0)
+        parsed.emit_python_code(str(work / "declarations.py"))
+        return work / "declarations.py"
+
+    path = cached("declarations", ".py", digest([_cffi_backend.__version__.encode(), text.encode()]), parse)
+    made: dict[str, Any] = {}
+    exec(path.read_text(encoding="utf-8"), made)
+    ffi = made["ffi"]
+    # cffi completes types and functions when they are first used, under a lock, and what is interrupted then is
+    # broken for good, or waits for ever.
+    for kind in (*POINTERS, "optforge_options *", "optforge_list[]", "optforge_stats *", "optforge_kernel *"):
+        ffi.typeof(kind)
+    ffi.new("optforge_options *"), ffi.new("optforge_list[]", 1), ffi.new("optforge_kernel *")
+    ffi.new("unsigned char[]", 1)
+    return ffi
 
 
 SIZES = ("OPTFORGE_MOST_SUMS", "OPTFORGE_MOST_PASSES")  # of arrays in structs
@@ -307,8 +330,7 @@ def opened(ffi: Any, path: Path) -> Any:
     OSError
         It cannot be opened.
     """
-    ffi.cdef("int fegetenv(void *); int fesetenv(const void *);")
-    environment, system = ffi.new("double[64]"), ffi.dlopen(None)
+    environment, system = ffi.new("double[64]"), declared().dlopen(None)
     before = not flushes()
     with contextlib.suppress(AttributeError):  # where the process has no libm with them, nothing can be put back
         system.fegetenv(environment)
@@ -355,18 +377,17 @@ class CEngine:
                 f"{kernels}: emitted files are taken for arrays of float32 and float64; leave them out for others"
             )
         if kernels is not None:
-            files = committed(kernels, prefix, rule, kernel)
+            path = library(committed(kernels, prefix, rule, kernel))
         else:
-            storages = Wanted().storages(kernel)
-            files = render(rule, kernel, storages, None if rule.name.isascii() else prefix)
-        self.library = load(library(files), prefix)
+            # The text is made of these alone, and making it takes longer than all else where it is compiled already.
+            identity = [generator(), prefix.encode(), rule.hash.encode(), pickle.dumps(kernel)]
+            path = promised(prefix, identity, lambda: rendered(rule, kernel, prefix))
+        self.library = load(path, prefix)
 
     def defaults(self) -> dict[str, float]:
         """The defaults of the hyperparameters as the compiled files have them."""
-        names = [name for name, _ in self.kernel.hyperparameters]
-        values = np.zeros(max(len(names), 1))
-        self.library.hyper_init(self.library.ffi.from_buffer(values))
-        return dict(zip(names, values.tolist(), strict=False))
+        values = self.library.kernels["f32"].hyper_defaults
+        return {name: values[k] for k, (name, _) in enumerate(self.kernel.hyperparameters)}
 
     inputs = NativeInputs
 
@@ -375,6 +396,13 @@ class CEngine:
         if inputs.table is None:
             inputs.table = Table(self.kernel, inputs.tensors)
         return CPlan(self.library, self.kernel, inputs, behind)
+
+
+def rendered(rule: Rule, kernel: Kernel, prefix: str) -> dict[str, str]:
+    """The emitted files of a kernel."""
+    from ...emit.c import render
+
+    return render(rule, kernel, Wanted().storages(kernel), None if rule.name.isascii() else prefix)
 
 
 def committed(directory: Path, prefix: str, rule: Rule, kernel: Kernel) -> dict[str, str]:
