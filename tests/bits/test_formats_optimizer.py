@@ -250,7 +250,7 @@ BAD: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "g in blocks": (
         lambda: of.rules.adam.generate(store={"g": "uq8"}),
         ValueError,
-        "uq8 is for state, and g is none: there are f32, f64, bf16 and f16 for g",
+        "uq8 is for state, and g is none: it is f32, f64, bf16 or f16",
     ),
     "codes": (lambda: of.Optimizer([np.ones(3, np.uint8)], "adam"), TypeError, "is uint8; it must be float32"),
     "blocks of doubles": (lambda: of.Optimizer([np.ones(3)], "adam", store={"m": "q8"}), ValueError, "is f64"),

@@ -309,7 +309,13 @@ def test_tables_that_are_right_are_taken(library: Library) -> None:
 def test_blocks_are_of_whole_leaves(library: Library) -> None:
     """A part, and a range, that begins or ends inside a leaf would share a scale with another, and is refused."""
     own = tensors("eight", (5000,))
-    for begin_at, n, taken in ((0, 1024, True), (4096, 904, True), (1024, 2048, True), (256, 768, False), (0, 1000, False)):
+    for begin_at, n, taken in (
+        (0, 1024, True),
+        (4096, 904, True),
+        (1024, 2048, True),
+        (256, 768, False),
+        (0, 1000, False),
+    ):
         live = part(library, "eight", own, part=[begin_at])
         scales = slice(begin_at // 256, -(-(begin_at + n) // 256))
         live.tensors[0] = [x[scales] if k > 3 else x[begin_at : begin_at + n] for k, x in enumerate(live.tensors[0])]

@@ -59,7 +59,11 @@ class Conversions:
     def store_blocks(self, name: str, set: int, values: Any) -> tuple[Any, Any]:
         """Floats as codes, and their scales."""
         count = -(-values.size // 256)
-        wide, codes, scales = np.full(256 * count, np.nan, np.float32), np.empty_like(values, np.uint8), np.empty(count, "f")
+        wide, codes, scales = (
+            np.full(256 * count, np.nan, np.float32),
+            np.empty_like(values, np.uint8),
+            np.empty(count, "f"),
+        )
         wide[: values.size] = values
         self.blocks(NEAREST, name, set, codes, scales, wide, values.size)
         return codes, scales

@@ -228,9 +228,7 @@ def spelled(dtype: np.dtype[Any]) -> str:
 
 
 def shown(array: Array) -> Array:
-    """The bits of bfloat16 numbers as NumPy shows them where the package ml_dtypes is there, codes as they are counted;
-    others as they are.
-    """
+    """The bits of bfloat16 numbers as NumPy shows them where ml_dtypes is there, codes without a sign; others as is."""
     if array.dtype == np.int8:
         return array.view(np.uint8)
     if array.dtype == np.uint16:
@@ -258,8 +256,9 @@ def parted(values: Array, dtype: np.dtype[np.generic], p: Format) -> tuple[Array
 class Storage:
     """How the arrays of a tensor are stored: the format of p, g and each state that is an array, by name.
 
-    Behind them are the master, if there is one, and the scales of those that are in blocks, in their order. `suffix` ends the names of what is emitted for it. With a `master`, "f32" or "split", p is rounded from it: all
-    of p is in floats beside it, or in what it leaves. `stochastic` says that the others are rounded at random.
+    Behind them are the master, if there is one, and the scales of those that are in blocks, in their order. `suffix`
+    ends the names of what is emitted for it. With a `master`, "f32" or "split", p is rounded from it: all of p is in
+    floats beside it, or in what it leaves. `stochastic` says that the others are rounded at random.
     """
 
     suffix: str
@@ -406,7 +405,7 @@ def storage(
     formats = tuple((name, FORMATS[store.get(name, usual)]) for name in arrays)
     for name, own in formats[:2]:
         if own.scales:
-            raise UsageError(f"{own.name} is for state, and {name} is none: there are f32, f64, bf16 and f16 for {name}")
+            raise UsageError(f"{own.name} is for state, and {name} is none: it is f32, f64, bf16 or f16")
     mixed = [f"{name} as {own.name}" for name, own in formats if doubles and own.name != "f64"]
     if mixed:
         raise UsageError(f"{doubles[0]} is f64, and what is computed in double is stored in it, not {mixed[0]}")

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
-from ..core.dtypes import DTYPES, F64, DType
 from ..core.blocks import SCALES
+from ..core.dtypes import DTYPES, F64, DType
 from ..core.formats import MASTERS, Storage, plain, size
 from ..core.ir import Expr, Kernel, Let, Phase, Reduction, ScalarGroup, State
 from ..core.names import CALLED, Names, check_prefix, file_of

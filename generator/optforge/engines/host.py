@@ -41,9 +41,7 @@ class Host:
             array[...] = values
 
     def begin(self, array: Any, values: Any, scales: Any = None) -> None:
-        """Set state, and its scales where it is in blocks, to a number, or to what the elements of another array are, in
-        the format that it has.
-        """
+        """Set state, and its scales, to a number, or to what the elements of another array are, in its own format."""
         own, given = FORMAT_OF.get(array.dtype), values
         if isinstance(values, np.ndarray) and values.dtype != array.dtype:
             given = FORMAT_OF[values.dtype].load(values)

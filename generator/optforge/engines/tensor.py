@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from ..core.diagnostics import ScalarError
 from ..core.blocks import SCALES
+from ..core.diagnostics import ScalarError
 from ..core.formats import FORMAT_OF, shown
 from ..core.functions import Array
 from ..core.ir import Kernel

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..core.diagnostics import UsageError
 from ..core.blocks import SCALES
+from ..core.diagnostics import UsageError
 from ..core.formats import FORMATS, MASTERS
 from ..core.ir import Kernel
 from ..core.scalars import check_hyperparameters

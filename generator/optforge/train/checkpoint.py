@@ -57,7 +57,9 @@ def save(opt: OptimizerLike, path: PathLike, companions: Mapping[str, Any]) -> N
             arrays[f"state[{state.name!r}]"] = np.array([tensor.number(state.name) for tensor in tensors])
         else:
             for tensor in tensors:
-                arrays[f"state[{state.name!r}]{tensor.path}"] = read(tensor.arrays[state.name]).reshape(tensor.shape_of(state.name))
+                arrays[f"state[{state.name!r}]{tensor.path}"] = read(tensor.arrays[state.name]).reshape(
+                    tensor.shape_of(state.name)
+                )
     header = {
         "format": FORMAT,
         "rule": opt.rule.name,

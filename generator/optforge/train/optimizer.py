@@ -532,8 +532,7 @@ class Optimizer:
             self._settle()
         return {
             state.name: self._structure.build(
-                tensor.number(state.name) if state.scalar else tensor.shown(state.name)
-                for tensor in self._tensors
+                tensor.number(state.name) if state.scalar else tensor.shown(state.name) for tensor in self._tensors
             )
             for state in self._kernel.state
         }

@@ -23,6 +23,7 @@ from ...core.functions import Array
 from .. import arrays
 from ..arrays import is_bits, kind
 from ..host import Host
+from ..memory import size_of
 
 ALIGNMENT = 256  # bytes to a multiple of which arrays begin
 OLDEST = (7, 0)  # the compute capability that emitted kernels need
