@@ -24,11 +24,13 @@ def test_shares_on_threads_of_others(sanitizer: str, tmp_path: Path) -> None:
         (tmp_path / name).write_text(text)
     own = TESTS / "runtime" / "xla.c"
     (tmp_path / "xla.c").write_text(own.read_text())
-    (tmp_path / "xla-handler.c").write_text(layout.runtime_file("xla-handler.c"))
+    for name in ("xla-handler.c", "xla-call.h"):
+        (tmp_path / name).write_text(layout.runtime_file(name))
     header = Path(jax.ffi.include_dir()) / "xla" / "ffi" / "api" / "c_api.h"
     (tmp_path / "xla-c-api.h").write_text(header.read_text())
     (tmp_path / "xla-kernels.h").write_text(
-        '#include "adamw.h"\nstatic const optforge_kernel *const kernels[] = {&adamw_kernel_f32};\n'
+        '#include "adamw.h"\nstatic const char rule_name[] = "adamw";\n'
+        "static const optforge_kernel *const kernels[] = {&adamw_kernel_f32};\n"
     )
     flags = [
         "-std=c99",

@@ -176,8 +176,15 @@ class Optimizer(Pair):
             check_seed(seed)
             rule = named_rule(rule)
             asked = Asked(dict(store or {}), master, rounding)
-            call = xla.Call("", (), (), skip_nonfinite=bool(skip_nonfinite), threads=threads or 0, seed=int(seed))
-            steps = Steps(rule, *chosen(rule, settings), asked, call)
+            hyper, options = chosen(rule, settings)
+            call = xla.Call(
+                rule,
+                tuple(sorted(options.items())),
+                skip_nonfinite=bool(skip_nonfinite),
+                threads=threads or 0,
+                seed=int(seed),
+            )
+            steps = Steps(rule, hyper, options, asked, call)
             asked.check(steps.kernel)
         made = super().__new__(cls, steps.init, steps.update)
         made.rule, made.step = rule, Step(steps)
@@ -463,7 +470,6 @@ class Steps:
         # The order of storages is that of their names, so that equal trees have one library.
         kinds = {own.suffix: own for own in storages or [formats.plain(DTYPES["f32"], kernel.arrays)]}
         order = sorted(kinds)
-        name = xla.target(self.rule, tuple(sorted(self.options.items())), tuple(kinds[suffix] for suffix in order))
         numbers, traced, hyper = [], [], []
         for k, (of, _) in enumerate(kernel.hyperparameters):
             value = at(of, self.hyper[of], state.count)
@@ -475,19 +481,21 @@ class Steps:
             check_number("grad_scale", grad_scale)
             numbers.append(operand(grad_scale))
             traced.append(xla.GRAD_SCALE)
-        call = replace(
-            self.call,
-            name=name,
-            kinds=tuple(order.index(own.suffix) for own in storages),
-            hyper=tuple(hyper),
-            traced=tuple(traced),
-            grad_scale=number or 1.0,
-            stats=stats,
-        )
         rows = [
             [p, g, *(columns[own][k] for own in columns if columns[own][k] is not None)]
             for k, ((_, p), (_, g)) in enumerate(zip(found, given, strict=True))
         ]
+        call = replace(
+            self.call,
+            storages=tuple(kinds[suffix] for suffix in order),
+            kinds=tuple(order.index(own.suffix) for own in storages),
+            arrays=tuple(map(len, rows)),
+            hyper=tuple(hyper),
+            traced=tuple(traced),
+            grad_scale=number or 1.0,
+            stats=stats,
+            wide=bool(jax.config.jax_enable_x64),
+        )
         made = iter(call(state.count, numbers, rows))
         count, new = next(made), []
         behind: dict[str, list[Any]] = {own: [] for own in columns}
