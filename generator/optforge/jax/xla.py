@@ -154,6 +154,36 @@ def lowered(rule: Rule, options: Mapping[str, bool | str], storages: Sequence[St
     return lower(rule.name, kernel.hyperparameters, elaborate(rule.definition, options), inexact, storages[-1].moved)
 
 
+def prefix_of(rule: Rule) -> str:
+    """What the names of a rule's kernels begin with."""
+    return file_of(rule.name) if rule.name.isascii() else "rule"
+
+
+def sources(
+    platform: Platform, rule: Rule, options: tuple[tuple[str, bool | str], ...], storages: Sequence[Storage]
+) -> dict[str, str]:
+    """The handler of a rule on a platform with all that it includes: file names to text.
+
+    Raises
+    ------
+    EnvironmentProblem
+        This jaxlib lacks the header of the interface.
+    """
+    prefix = prefix_of(rule)
+    header = Path(jax.ffi.include_dir()) / "xla" / "ffi" / "api" / "c_api.h"
+    try:
+        text = header.read_text(encoding="utf-8")
+    except OSError as problem:
+        raise EnvironmentProblem(f"{header}: {problem.strerror}; this jaxlib lacks it: install another") from None
+    return {
+        **platform.render(rule, lowered(rule, dict(options), storages), storages, prefix),
+        platform.handler: layout.runtime_file(platform.handler),
+        CALL: layout.runtime_file(CALL),
+        HEADER: text,
+        KERNELS: listed(rule, prefix, platform.infix, storages),
+    }
+
+
 @functools.cache
 def target(
     platform: Platform, rule: Rule, options: tuple[tuple[str, bool | str], ...], storages: tuple[Storage, ...]
@@ -163,24 +193,12 @@ def target(
     Raises
     ------
     EnvironmentProblem
-        It cannot be compiled or loaded, or this jaxlib lacks the header of the interface.
+        It cannot be compiled or loaded.
     """
-    prefix = file_of(rule.name) if rule.name.isascii() else "rule"
-    header = Path(jax.ffi.include_dir()) / "xla" / "ffi" / "api" / "c_api.h"
-    try:
-        text = header.read_text(encoding="utf-8")
-    except OSError as problem:
-        raise EnvironmentProblem(f"{header}: {problem.strerror}; this jaxlib lacks it: install another") from None
-    files = {
-        **platform.render(rule, lowered(rule, dict(options), storages), storages, prefix),
-        platform.handler: layout.runtime_file(platform.handler),
-        CALL: layout.runtime_file(CALL),
-        HEADER: text,
-        KERNELS: listed(rule, prefix, platform.infix, storages),
-    }
+    files = sources(platform, rule, options, storages)
     # The same text has the same name in every process, as the compiled programs that JAX may keep expect.
     key = digest(part.encode() for item in sorted(files.items()) for part in item)[:32]
-    name = f"optforge{platform.infix}_{prefix}_{key}"
+    name = f"optforge{platform.infix}_{prefix_of(rule)}_{key}"
     with LOCK:
         if name not in REGISTERED:
             REGISTERED[name] = Target(name, registered(name, platform, platform.library(files)))
