@@ -205,8 +205,11 @@ def constructor(rule: Rule | str) -> Callable[..., Optimizer]:
         taken = [inspect.Parameter(name, kind, default=value) for name, value in own.hyperparameters.items()]
         taken += [inspect.Parameter(name, kind, default=value) for name, value in own.options.items()]
 
-    def construct(**settings: Any) -> Optimizer:
+    def construct(*values: Any, **settings: Any) -> Optimizer:
         with SHORT:
+            if values:
+                first = next(iter(own.hyperparameters), "threads")
+                raise TypeError(f"settings of {own.name} have names: write {first}={values[0]!r}")
             return Optimizer(own, **settings)
 
     construct.__name__ = construct.__qualname__ = own.name
@@ -334,10 +337,14 @@ def leaves(tree: Any, what: str) -> tuple[Leaves, Any]:
     Raises
     ------
     TypeError
-        A leaf is no array.
+        A leaf is no array, or it is the state where something else is expected.
     UsageError
         One is on several devices.
     """
+    if isinstance(tree, OptimizerState) and what != "state":
+        raise TypeError(
+            f"{what} is the state of an optimizer: write step(params, grads, state), or update(grads, state, params)"
+        )
     found, structure = jax.tree_util.tree_flatten_with_path(tree)
     named = [(f"{what}{jax.tree_util.keystr(path)}", leaf) for path, leaf in found]
     for path, leaf in named:
@@ -356,9 +363,10 @@ def format_of(path: str, leaf: Any) -> Format:
     TypeError
         It is of another dtype, or JAX would make another of it.
     """
-    own = STORED.get(jnp.dtype(leaf.dtype))
+    own = STORED.get(leaf.dtype)
     if own is None:
-        raise TypeError(f"{path} is {leaf.dtype}; parameters are float32, float64, bfloat16 or float16")
+        name = "float0" if leaf.dtype == jax.dtypes.float0 else leaf.dtype
+        raise TypeError(f"{path} is {name}; parameters and gradients are float32, float64, bfloat16 or float16")
     if own.name == "f64" and not jax.config.jax_enable_x64:
         raise TypeError(
             f"{path} is float64, of which JAX makes float32 unless jax_enable_x64 is set: do either yourself"
@@ -588,6 +596,8 @@ class Step:
         """The parameters and the state behind a step, and its Stats if they are asked for."""
         with SHORT:
             number = None
+            if not isinstance(stats, (bool, np.bool_)):
+                raise TypeError(f"stats is True or False, and known when the step is traced, not {stats!r}")
             if grad_scale is not None and not isinstance(grad_scale, jax.Array):
                 number, grad_scale = loss_scale(grad_scale), None
                 if number <= LARGEST and np.float32(number) == number:  # another one is no other program then
