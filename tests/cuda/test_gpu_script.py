@@ -58,7 +58,8 @@ def test_benchmark_says_that_there_is_no_gpu(tmp_path: Path) -> None:
 def test_refuses_steps_that_it_does_not_know() -> None:
     answer = start(SCRIPT, "--steps", "bits,speed")
     assert (
-        answer.returncode == 2 and "steps are graph, bits, sanitizer, torch, jax, suite, benchmark, traffic" in answer.stderr
+        answer.returncode == 2
+        and "steps are graph, bits, sanitizer, torch, jax, suite, benchmark, traffic" in answer.stderr
     )
 
 

@@ -23,7 +23,7 @@ jax = require_jax()
 jnp = jax.numpy
 
 import optforge.jax as ofj  # noqa: E402
-from jaxing import RULES, agree, begin, begins, every_gradient, flat, reference, stepped, x64  # noqa: E402
+from jaxing import RULES, agree, begin, begins, every_gradient, reference, stepped, x64  # noqa: E402
 from optforge.core import formats  # noqa: E402
 from optforge.core.dtypes import DTYPES  # noqa: E402
 from optforge.jax import xla  # noqa: E402

@@ -38,7 +38,11 @@ def other(shape: Any = (2, 3), dtype: Any = jnp.float32) -> Any:
 @pytest.mark.parametrize(
     ("given", "kind", "words"),
     [
-        ({"p": other(dtype=jnp.int32)}, TypeError, r"params\['w'\] is int32; parameters and gradients are float32, float64, bfl"),
+        (
+            {"p": other(dtype=jnp.int32)},
+            TypeError,
+            r"params\['w'\] is int32; parameters and gradients are float32, float64, bfl",
+        ),
         ({"p": other(dtype=jnp.float8_e4m3fn)}, TypeError, r"params\['w'\] is float8_e4m3fn"),
         ({"p": {"w": KEY, "b": P["b"]}}, TypeError, r"params\['w'\] is key<"),
         ({"g": {"w": np.zeros((2, 3), jax.dtypes.float0), "b": P["b"]}}, TypeError, r"grads\['w'\] is float0; "),
@@ -68,7 +72,11 @@ def other(shape: Any = (2, 3), dtype: Any = jnp.float32) -> Any:
             r"there is state.state\['m'\]\['b'\]\[0\] and no params",
         ),
         ({"s": ofj.sgd().init(P)}, ValueError, "the state is none, and rule 'adamw' over these parameters has m, v"),
-        ({"g": STATE, "s": P}, TypeError, r"grads is the state of an optimizer: write step\(params, grads, state\), or"),
+        (
+            {"g": STATE, "s": P},
+            TypeError,
+            r"grads is the state of an optimizer: write step\(params, grads, state\), or",
+        ),
         ({"s": (1, 2)}, TypeError, r"the state is what init\(params\) gives, not tuple"),
         ({"s": STATE._replace(count=jnp.float32(1))}, ValueError, "state.count is float32"),
     ],
@@ -94,12 +102,12 @@ def test_float64_is_not_narrowed_in_silence() -> None:
 
 
 def test_settings_have_names() -> None:
-    with pytest.raises(TypeError, match="settings of adamw have names: write lr=0.1"):
+    with pytest.raises(TypeError, match=r"settings of adamw have names: write lr=0\.1"):
         ofj.adamw(0.1)
 
 
 def test_statistics_are_chosen_at_trace_time() -> None:
-    with pytest.raises(TypeError, match="stats is True or False, and known when the step is traced, not JitTracer|Traced"):
+    with pytest.raises(TypeError, match="stats is True or False, and known when the step is traced, not"):
         jax.jit(lambda stats: OPT.step(P, P, STATE, stats=stats))(True)
 
 

@@ -114,13 +114,14 @@ class Platform:
 
 
 def for_devices(files: Mapping[str, str]) -> Path:
-    """The library of the CUDA handler for the devices that JAX has here."""
+    """The library of the CUDA handler, for the oldest of the devices that JAX has here."""
     try:
         devices = jax.local_devices(backend="cuda")
-    except RuntimeError:  # none: compiled for the devices of others
+    except RuntimeError:  # none: it is lowered for those of another machine
         devices = []
-    capabilities = [tuple(map(int, own.compute_capability.split("."))) for own in devices]
-    return nvcc.library(files, PLATFORMS["cuda"].handler, min(capabilities, default=OLDEST))
+    found = [own.compute_capability.split(".") for own in devices]
+    capability = min(((int(major), int(minor)) for major, minor in found), default=OLDEST)
+    return nvcc.library(files, PLATFORMS["cuda"].handler, capability)
 
 
 STEP = "int optforge_xla_step(void *);"
