@@ -2,8 +2,8 @@
 
     python benchmarks/under_jit.py [--quick] [--rule adamw] [--rounds N] [--json FILE]
 
-Both sides first take three steps that must agree, and then take turns: README.md says how. Beside them stands what a call
-takes that does nothing with the same arrays, which neither side can save.
+Both sides first take three steps that must agree, and then take turns: README.md says how. Beside them stands what a
+call takes that does nothing with the same arrays, which neither side can save.
 Exit codes: 0 measured, 1 the results differ, 2 a mistake in the arguments, 3 something is missing on the machine.
 """
 
