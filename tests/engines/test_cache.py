@@ -17,12 +17,13 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from conftest import require
-from optforge import Optimizer, rules
+from optforge import Optimizer, Rule, rule, rules
 from optforge.core.diagnostics import EnvironmentProblem
 from optforge.engines.c import compile as compiler
 from optforge.engines.c import inputs as nativeinputs
@@ -141,6 +142,66 @@ def test_the_key(own: Path, wrapper: Wrapper, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("CC", f"{wrapper.path} -DFLAG")
     paths.append(compiler.library(TINY))
     assert len(set(paths)) == len(paths) == len(wrapper.calls)
+
+
+STEP = """
+import sys, numpy as np, optforge as of
+of.Optimizer([np.ones(4, np.float32)], of.rules.adam, target="c").step([np.ones(4, np.float32)])
+print("jinja2" in sys.modules)
+"""
+
+
+def test_what_is_compiled_is_not_emitted_again(own: Path, wrapper: Wrapper) -> None:
+    """The text of a kernel is made where it is not in the cache: it would take longer than all else of the start."""
+    made = [subprocess.run([sys.executable, "-c", STEP], capture_output=True, text=True).stdout for _ in range(2)]
+    assert made == ["True\n", "False\n"]
+
+
+def test_another_generator(own: Path, wrapper: Wrapper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel is emitted anew when any file of the generator has changed."""
+    templates = shutil.copytree(compiler.TEMPLATES, tmp_path / "templates")
+    monkeypatch.setattr(compiler, "TEMPLATES", templates)
+    keys = set()
+    for change in (lambda path: None, lambda path: path.write_text(path.read_text() + "\n"), os.utime, Path.unlink):
+        change(templates / "loops.c.j2")
+        keys.add(compiler.generator.__wrapped__())
+    assert len(keys) == 4
+
+
+def halves() -> Rule:
+    @rule
+    def mine(p, g, *, lr=0.5, twice=False):
+        d = lr * g
+        if twice:
+            d = 2 * d
+        p = p - d
+        return p
+
+    return mine
+
+
+def quarters() -> Rule:
+    @rule
+    def mine(p, g, *, lr=0.5, twice=False):
+        d = lr * g * 0.5
+        if twice:
+            d = 3 * d
+        p = p - d
+        return p
+
+    return mine
+
+
+def test_kernels_of_one_name(own: Path) -> None:
+    """They are told apart by all that they compute."""
+
+    def stepped(made: Rule, **given: Any) -> float:
+        p = np.ones(3, np.float32)
+        Optimizer([p], made, target="c", **given).step([np.full(3, 2.0, np.float32)])
+        return float(p[0])
+
+    assert [stepped(halves()), stepped(halves(), twice=True)] == [0.0, -1.0]
+    assert [stepped(quarters()), stepped(quarters(), twice=True)] == [0.5, -0.5]
 
 
 def test_another_version_of_the_compiler(own: Path, wrapper: Wrapper) -> None:

@@ -16,7 +16,7 @@ import subprocess
 import tempfile
 import traceback
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,14 +87,14 @@ class Collected(Exception):
 class Together:
     """Compiles the C of many rules in one go, and gives the loader the library: this is for speed alone.
 
-    It stands in for `optforge.engines.c.compile.library`; what it has not built goes there.
+    It stands in for `optforge.engines.c.compile.promised`; what it has not built goes there.
     """
 
     def __init__(self, directory: Path):
-        self.directory, self.usual, self.load = directory, c.library, c.load
+        self.directory, self.usual, self.load = directory, c.promised, c.load
         self.built: dict[str, Path] = {}
         self.only_collect = False
-        c.library, c.load = self.library, self.loaded
+        c.promised, c.load = self.promised, self.loaded
 
     def loaded(self, path: Path, prefix: str) -> c.Library:
         """A library loaded, whose self-test is one more case: of the rule on the reference, with its defaults."""
@@ -104,11 +104,12 @@ class Together:
             raise Failure("selftest", "the self-test of the compiled rule finds other bits than the reference")
         return library
 
-    def library(self, files: Mapping[str, str]) -> Path:
+    def promised(self, stem: str, identity: Iterable[bytes], files: Callable[[], Mapping[str, str]]) -> Path:
         """The library with these files in it."""
+        made = dict(files())
         if self.only_collect:
-            raise Collected(dict(files))
-        return self.built.get(json.dumps(files, sort_keys=True)) or self.usual(files)
+            raise Collected(made)
+        return self.built.get(json.dumps(made, sort_keys=True)) or self.usual(stem, identity, lambda: made)
 
     @contextlib.contextmanager
     def collecting(self) -> Iterator[None]:

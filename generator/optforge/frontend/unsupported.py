@@ -26,7 +26,7 @@ INSTEAD: dict[type[ast.AST], tuple[str, str]] = {
     ast.Pass: ("`pass`", "an `if` needs no branch that does nothing; bind a name to itself to keep one"),
     ast.Break: ("`break`", ""),
     ast.Continue: ("`continue`", ""),
-    ast.Expr: ("an expression statement", "bind its value to a name, or leave it out"),
+    ast.Expr: ("an expression statement", "nothing changes in place: bind its value to a name, p = …, or leave it out"),
     ast.AnnAssign: ("an annotated assignment", "drop the annotation"),
     ast.NamedExpr: ("`:=`", "bind the name on a line of its own"),
     ast.Lambda: ("a lambda", "write its formula out"),

@@ -25,6 +25,8 @@ from pathlib import Path
 from ...core.bounds import CACHED_BYTES, COMPILER_SAYS, COMPILER_SECONDS
 from ...core.diagnostics import EnvironmentProblem
 from ...core.reading import read_regular
+from ...core.version import __version__
+from ...emit.text import PACKAGE, TEMPLATES
 
 CANDIDATES = ("cc", "gcc", "clang")
 FLAGS = ("-std=c99", "-O2", "-fPIC")
@@ -185,20 +187,62 @@ def library(files: Mapping[str, str]) -> Path:
     EnvironmentProblem
         There is no compiler, it fails, or others can write to the cache.
     """
+    return promised(stem_of(files), texts(files), lambda: files)
+
+
+def promised(stem: str, identity: Iterable[bytes], files: Callable[[], Mapping[str, str]]) -> Path:
+    """The shared library of C sources that are made only where they are not compiled yet.
+
+    Parameters
+    ----------
+    stem : str
+        What the file is called in the cache.
+    identity : iterable of bytes
+        What the text of the sources is made of: as long as it is the same, they are.
+    files : callable
+        Makes the sources: file names with their text.
+
+    Raises
+    ------
+    EnvironmentProblem
+        As of `library`.
+    """
     compiler = find()
-    parts = [*compiler.command, compiler.version, *FLAGS, *OPTIONAL_FLAGS, cpu(), sys.platform]
+    own = [*compiler.command, compiler.version, *FLAGS, *OPTIONAL_FLAGS, cpu(), sys.platform]
+    parts = [part.encode() for part in own]
 
-    def key(sources: Mapping[str, str]) -> str:
-        return digest(part.encode() for part in [*parts, *(text for item in sorted(sources.items()) for text in item)])
+    def build(work: Path) -> Path:
+        given, linked = files(), []
+        if RUNTIME[0] in given:
+            runtime = {name: given[name] for name in RUNTIME}
+            key = digest([*parts, *texts(runtime)])
+            linked = [cached("optforge", ".o", key, lambda work: compile_files(compiler, runtime, work, ("-c",)))]
+        rest = {name: text for name, text in given.items() if name != RUNTIME[0]}
+        return compile_files(compiler, rest, work, ("-shared", *map(str, linked), "-lm"))
 
-    linked = []
-    if RUNTIME[0] in files:
-        runtime = {name: files[name] for name in RUNTIME}
-        linked = [cached("optforge", ".o", key(runtime), lambda work: compile_files(compiler, runtime, work, ("-c",)))]
-    own = {name: text for name, text in files.items() if name != RUNTIME[0]}
-    stem = next(name for name in own if name.endswith(".c"))[:-2]
-    flags = ("-shared", *map(str, linked), "-lm")
-    return cached(stem, ".so", key(files), lambda work: compile_files(compiler, own, work, flags))
+    return cached(stem, ".so", digest([*parts, *identity]), build)
+
+
+def texts(files: Mapping[str, str]) -> list[bytes]:
+    """Names and texts of files, in order."""
+    return [part.encode() for item in sorted(files.items()) for part in item]
+
+
+def stem_of(files: Mapping[str, str]) -> str:
+    """The name of the `.c` among files that is not the runtime's."""
+    return next(name for name in files if name.endswith(".c") and name != RUNTIME[0])[:-2]
+
+
+@functools.cache
+def generator() -> bytes:
+    """Which generator this is: its version, and size and time of each of its files."""
+    found = []
+    for place in (PACKAGE, TEMPLATES):
+        for directory, inner, names in os.walk(place):
+            inner[:] = sorted(set(inner) - {"__pycache__"})
+            for path in (os.path.join(directory, name) for name in sorted(names)):
+                found.append((path, (status := os.stat(path)).st_size, status.st_mtime_ns))
+    return repr((__version__, found)).encode()
 
 
 def cached(stem: str, ending: str, key: str, build: Callable[[Path], Path]) -> Path:

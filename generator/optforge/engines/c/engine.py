@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pickle
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -19,11 +20,10 @@ from ...core.functions import Array
 from ...core.ir import Kernel
 from ...core.names import file_of
 from ...emit import layout
-from ...emit.c import render
 from ...emit.rule import Rule
 from ..arrays import address
 from ..tensor import How, Tensor, explain
-from .compile import library
+from .compile import generator, library, promised
 from .inputs import KINDS, NativeInputs
 
 forked = False  # OpenMP's threads do not survive a fork: a child runs its steps on one
@@ -349,11 +349,12 @@ class CEngine:
                 f"{kernels}: emitted files are taken for arrays of float32 and float64; leave them out for others"
             )
         if kernels is not None:
-            files = committed(kernels, prefix, rule, kernel)
+            path = library(committed(kernels, prefix, rule, kernel))
         else:
-            storages = Wanted().storages(kernel)
-            files = render(rule, kernel, storages, None if rule.name.isascii() else prefix)
-        self.library = load(library(files), prefix)
+            # The text is made of these alone, and making it takes longer than all else where it is compiled already.
+            identity = [generator(), prefix.encode(), rule.hash.encode(), pickle.dumps(kernel)]
+            path = promised(prefix, identity, lambda: rendered(rule, kernel, prefix))
+        self.library = load(path, prefix)
 
     def defaults(self) -> dict[str, float]:
         """The defaults of the hyperparameters as the compiled files have them."""
@@ -369,6 +370,13 @@ class CEngine:
         if inputs.table is None:
             inputs.table = Table(self.kernel, inputs.tensors)
         return CPlan(self.library, self.kernel, inputs, behind)
+
+
+def rendered(rule: Rule, kernel: Kernel, prefix: str) -> dict[str, str]:
+    """The emitted files of a kernel."""
+    from ...emit.c import render
+
+    return render(rule, kernel, Wanted().storages(kernel), None if rule.name.isascii() else prefix)
 
 
 def committed(directory: Path, prefix: str, rule: Rule, kernel: Kernel) -> dict[str, str]:
