@@ -1,13 +1,19 @@
-// The handler of GPUs, called by a stand-in for XLA on a device that comes late: what a call enqueues is done when it is
-// over, and what it was given is gone; with "all" as an argument, when all steps are enqueued. Prints the bits of the
-// parameters, which none of that changes, as runtime/xla.c does.
+// The handler of GPUs, called by a stand-in for XLA on a device that comes late: what a call enqueues in its stream is done
+// when it is over, and what it was given is gone. Two trainings have a stream each, of which the second lags behind. With
+// `all` nothing is done before all steps are enqueued. Prints the bits of the parameters, which none of that changes, as
+// runtime/xla.c does.
 #include <cstdlib>
 #include <functional>
 #include <vector>
 
 namespace {
 
-std::vector<std::function<void()>> enqueued;
+enum { STREAMS = 2, LAG = 50 };
+std::vector<std::function<void()>> enqueued[STREAMS];
+
+std::vector<std::function<void()>> &queue_of(cudaStream_t stream) {
+    return enqueued[reinterpret_cast<std::uintptr_t>(stream) - 1];
+}
 
 cudaError_t kernel_later(const void *function, dim3 grid, dim3 block, void **arguments, std::size_t shared,
                          cudaStream_t stream) {
@@ -16,26 +22,29 @@ cudaError_t kernel_later(const void *function, dim3 grid, dim3 block, void **arg
     if (!kernel) return cudaErrorInvalidDeviceFunction;
     std::vector<std::max_align_t> given((kernel->packed_size + sizeof(std::max_align_t)) / sizeof(std::max_align_t));
     std::memcpy(given.data(), arguments[0], kernel->packed_size);
-    enqueued.push_back([=]() mutable {
+    queue_of(stream).push_back([=]() mutable {
         void *own[] = {given.data()};
         cudaLaunchKernel(function, grid, block, own, shared, stream);
     });
     return cudaSuccess;
 }
 
-cudaError_t memset_later(void *pointer, int value, std::size_t size, cudaStream_t) {
-    enqueued.push_back([=] { std::memset(pointer, value, size); });
+cudaError_t memset_later(void *pointer, int value, std::size_t size, cudaStream_t stream) {
+    queue_of(stream).push_back([=] { std::memset(pointer, value, size); });
     return cudaSuccess;
 }
 
-cudaError_t function_later(cudaStream_t, cudaHostFn_t function, void *data) {
-    enqueued.push_back([=] { function(data); });
+cudaError_t function_later(cudaStream_t stream, cudaHostFn_t function, void *data) {
+    queue_of(stream).push_back([=] { function(data); });
     return cudaSuccess;
 }
 
 void do_all() {
-    for (const auto &own : enqueued) own();
-    enqueued.clear();
+    for (std::size_t i = 0; i < enqueued[0].size() + LAG; i++) {
+        if (i < enqueued[0].size()) enqueued[0][i]();
+        if (i >= LAG) enqueued[1][i - LAG]();
+    }
+    for (auto &own : enqueued) own.clear();
 }
 
 }  // namespace
@@ -49,37 +58,45 @@ void do_all() {
 #include "xla-handler.cu"
 #include "xla-frame.h"
 
-static void *of_device(std::size_t size) { return emulation::allocate(size); }
+static std::uintptr_t now;
 
-static XLA_FFI_Error *some_stream(XLA_FFI_Stream_Get_Args *args) {
-    args->stream = nullptr;
+static XLA_FFI_Error *stream_of_now(XLA_FFI_Stream_Get_Args *args) {
+    args->stream = reinterpret_cast<void *>(now);
     return nullptr;
 }
 
+static void *of_device(std::size_t size) { return emulation::allocate(size); }
+
 extern "C" int run(int all, int told) {
     frame *const f = static_cast<frame *>(std::malloc(sizeof(frame)));
+    XLA_FFI_Buffer buffers[STREAMS][OPERANDS + MOST];
     std::uint64_t elements = 0;
+    int status = 0;
 
-    make_frame(f, told, of_device);
     for (const std::size_t size : sizes) elements += size;
-    const std::size_t scratch = optforge_xla_scratch_size(elements, TENSORS);
-    XLA_FFI_Buffer buffers[OPERANDS + MOST];
-    f->buffers[OPERANDS + 2].data = emulation::allocate(scratch);
-    std::memcpy(buffers, f->buffers, sizeof buffers);
+    for (auto &own : buffers) {
+        make_frame(f, told, of_device);
+        f->buffers[OPERANDS + 2].data = of_device(optforge_xla_scratch_size(elements, TENSORS));
+        std::memcpy(own, f->buffers, sizeof own);
+    }
     for (int k = 0; k < STEPS; k++) {
-        std::memset(f, 0, sizeof *f);
-        std::memcpy(f->buffers, buffers, sizeof buffers);
-        lay_frame(f, told);
-        f->api.XLA_FFI_Stream_Get = some_stream;
-        if (optforge_xla_step(&f->call) != nullptr) return 1;
-        std::memset(f, 0x7f, sizeof *f);
+        for (now = 1; now <= STREAMS; now++) {
+            std::memset(f, 0, sizeof *f);
+            std::memcpy(f->buffers, buffers[now - 1], sizeof f->buffers);
+            lay_frame(f, told);
+            f->api.XLA_FFI_Stream_Get = stream_of_now;
+            if (optforge_xla_step(&f->call) != nullptr) return 1;
+            std::memset(f, 0x7f, sizeof *f);
+        }
         if (!all) do_all();
     }
     do_all();
-    std::memcpy(f->buffers, buffers, sizeof buffers);
-    const int status = tell_frame(f, 0);
+    for (auto &own : buffers) {
+        std::memcpy(f->buffers, own, sizeof own);
+        status |= tell_frame(f, 0);
+        for (const XLA_FFI_Buffer &buffer : own) emulation::release(buffer.data);
+    }
     std::fflush(stdout);
-    for (const XLA_FFI_Buffer &own : buffers) emulation::release(own.data);
     std::free(f);
     return status;
 }

@@ -1,5 +1,16 @@
-// The handler of GPUs for XLA on the CPU: it is given a stream, and a thread that keeps subnormal numbers, which XLA's do
-// not; the device is emulated.
+// The handler of GPUs for XLA on the CPU, beside an emulated device: it is given a stream, and a thread that keeps subnormal
+// numbers, which XLA's do not; functions of the host are called by one that rounds upwards.
+#include <fenv.h>
+
+static cudaError_t upwards(cudaStream_t stream, cudaHostFn_t function, void *data) {
+    fesetround(FE_UPWARD);
+    const cudaError_t error = cudaLaunchHostFunc(stream, function, data);
+    const bool kept = fegetround() == FE_UPWARD;
+    fesetround(FE_TONEAREST);
+    return kept ? error : cudaErrorLaunchFailure;
+}
+
+#define cudaLaunchHostFunc upwards
 #define optforge_xla_step on_gpu
 #include "xla-handler.cu"
 #undef optforge_xla_step
