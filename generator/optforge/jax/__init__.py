@@ -1,4 +1,4 @@
-"""Rules as optax's gradient transformations, and as fused steps, in JAX: the same kernels under `jit`, on the CPU.
+"""Rules as optax's gradient transformations, and as fused steps, in JAX: the same kernels under `jit`.
 
 >>> import optforge.jax as ofj
 >>> opt = ofj.adamw(lr=3e-4, weight_decay=0.1)         # or ofj.Optimizer(rule, …), for any rule
@@ -96,7 +96,7 @@ class Optimizer(Pair):
     rule : Rule or str
         A rule, or the name of a built-in one, or of a composition: "clip_by_global_norm:adamw".
     threads : int, optional
-        Largest number of threads of a step, which never changes its bits.
+        Largest number of threads of a step on the CPU, which never changes its bits.
     skip_nonfinite : bool
         Whether a step with a NaN or an infinity in any gradient, after unscaling, changes nothing, the count included.
     store : mapping of str to str, optional
@@ -139,8 +139,9 @@ class Optimizer(Pair):
 
     Notes
     -----
-    What is only known when a step runs, such as an assert of the rule over traced hyperparameters, or a scalar x/0,
-    is an error of JAX then, from which nothing of a donated buffer comes back.
+    A step runs where its arrays are, on the CPU or on an NVIDIA GPU. What is only known then, such as an assert of the
+    rule over traced hyperparameters, or a scalar x/0, is an error of JAX, from which nothing of a donated buffer comes
+    back; on a GPU it is one of a later step, and the step itself changes nothing.
 
     Examples
     --------
