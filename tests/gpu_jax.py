@@ -7,6 +7,7 @@ Exit codes: 0 shown, 1 something else was found, 3 this machine cannot show it; 
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
 from pathlib import Path
@@ -36,8 +37,10 @@ class Outcomes:
             self.counts[report.outcome] += 1
 
 
-def absent() -> str:
-    """Why JAX cannot be shown on a GPU here; empty where it can."""
+def absent(part: str) -> str:
+    """Why a part cannot be shown on a GPU here; empty where it can."""
+    if part == "optax" and importlib.util.find_spec("optax") is None:
+        return "optax is not installed"
     try:
         import jax
     except ImportError as problem:
@@ -54,7 +57,7 @@ def main(names: list[str]) -> int:
         print(f"usage: gpu_jax.py PART, one of {', '.join(PARTS)}", file=sys.stderr)
         return 2
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # other processes use the device too
-    reason = absent()
+    reason = absent(names[0])
     if reason:
         print(f"skipped: {reason}")
         return 3

@@ -106,6 +106,22 @@ def test_all_that_a_step_can_be_told() -> None:
         assert all(same(a, np.asarray(b)) for a, b in zip(values, state.state[of_state], strict=True)), of_state
 
 
+def test_double_beside_float() -> None:
+    """Two dtypes share a norm; with x64 it is told in double."""
+    rng = np.random.default_rng(3)
+    kinds = (np.float64, np.float32)
+    params, grads = ([rng.standard_normal(700).astype(kind) for kind in kinds] for _ in range(2))
+    expected = of.Optimizer([p.copy() for p in params], "clip_by_global_norm:adamw", target="c", max_norm=0.5)
+    stats = expected.step(grads, stats=True)
+    with x64(True):
+        opt = ofj.Optimizer("clip_by_global_norm:adamw", max_norm=0.5)
+        p = [jnp.asarray(own) for own in params]
+        p, _, told = opt.step(p, [jnp.asarray(own) for own in grads], opt.init(p), stats=True)
+        assert all(same(a, b) for a, b in zip(p, expected.params, strict=True))
+        assert same(told.grad_norm, np.float64(stats.grad_norm))
+        assert same(told.per_tensor.param_norm, stats.per_tensor.param_norm)
+
+
 def test_state_that_begins_as_a_traced_hyperparameter() -> None:
     rng = np.random.default_rng(7)
     params, grads = begin(rng, np.float32), every_gradient(rng, np.float32)
