@@ -42,7 +42,8 @@ static cudaError_t launch(const void *kernel, uint64_t threads, const void *argu
     return cudaLaunchKernel(kernel, dim3(blocks), dim3(OPTFORGE_CUDA_THREADS), arguments, 0, stream);
 }
 
-static cudaError_t bring(void *to, const void *from, size_t bytes, cudaMemcpyKind, cudaStream_t stream) {
+static cudaError_t optforge_xla_bring(void *to, const void *from, size_t bytes, cudaMemcpyKind,
+                                      cudaStream_t stream) {
     const size_t all = bytes / sizeof(uint64_t);
     cudaError_t error = cudaSuccess;
     words given;
@@ -56,7 +57,7 @@ static cudaError_t bring(void *to, const void *from, size_t bytes, cudaMemcpyKin
     return error;
 }
 
-#define cudaMemcpyAsync bring
+#define cudaMemcpyAsync optforge_xla_bring
 #include "optforge.cu"
 #undef cudaMemcpyAsync
 
@@ -432,8 +433,9 @@ static int enqueue(const XLA_FFI_CallFrame *call, const tables *x, mail *m, cuda
     if (wanted) {
         o.stats = stats;
         o.tensor_stats = stats + 1;
-        if (status == OPTFORGE_OK) /* for a step that is not done */
-            status = optforge_cuda_clear(stats, (x->tensors + 1) * sizeof *stats, stream);
+        if (status == OPTFORGE_OK && /* for a step that is not done */
+            cudaMemsetAsync(stats, 0, (x->tensors + 1) * sizeof *stats, stream) != cudaSuccess)
+            status = OPTFORGE_ERROR_CUDA;
     }
     for (int phase = 0; phase <= kernels[0]->phase_count; phase++)
         for (size_t j = 0; j < KINDS && status == OPTFORGE_OK; j++)
