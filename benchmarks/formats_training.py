@@ -26,7 +26,7 @@ import optforge as of
 WIDTH, LAYERS, HEADS, LENGTH, BATCH = 64, 2, 4, 48, 8
 
 # name: parameters and gradients, settings of the optimizer, bytes of a parameter with its state
-STATE = {"m": "bf16", "v": "bf16"}
+STATE, BLOCKS = {"m": "bf16", "v": "bf16"}, {"m": "q8", "v": "uq8"}
 WAYS: dict[str, tuple[torch.dtype, dict[str, Any], int]] = {
     "float32": (torch.float32, {}, 12),
     "p, g bf16": (torch.bfloat16, {}, 10),
@@ -37,6 +37,8 @@ WAYS: dict[str, tuple[torch.dtype, dict[str, Any], int]] = {
     "p, g bf16, master split": (torch.bfloat16, {"master": "split"}, 12),
     "all bf16, master split": (torch.bfloat16, {"store": STATE, "master": "split"}, 8),
     "p, g f16": (torch.float16, {}, 10),
+    "moments q8": (torch.float32, {"store": BLOCKS}, 6),
+    "p, g bf16, master split, moments q8": (torch.bfloat16, {"store": BLOCKS, "master": "split"}, 6),
 }
 
 
@@ -96,7 +98,7 @@ def main() -> int:
     for way, (_, _, size) in WAYS.items():
         curves[way] = train(way, asked.steps, data, len(known), asked.threads)
         mean, plain = (float(np.mean(curves[own][-last:])) for own in (way, "float32"))
-        print(f"{way:28} {size:3} bytes   loss {mean:.4f}   against float32 {mean - plain:+.4f}", flush=True)
+        print(f"{way:36} {size:3} bytes   loss {mean:.4f}   against float32 {mean - plain:+.4f}", flush=True)
     if asked.json:
         asked.json.write_text(json.dumps({"steps": asked.steps, "curves": curves}))
     if asked.png:
