@@ -107,21 +107,24 @@ def main() -> int:
 
 
 def draw(curves: dict[str, list[float]], path: Path) -> None:
-    """The curves, smoothed, in one picture."""
+    """The curves, smoothed, and how far each is from that of float32."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
-    for way, losses in curves.items():
-        width = max(1, len(losses) // 20)
-        smooth = np.convolve(losses, np.ones(width) / width, "valid")
+    figure, (whole, apart) = pyplot.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    width = max(1, len(curves["float32"]) // 10)
+    steps = np.arange(width, len(curves["float32"]) + 1)
+    smooth = {way: np.convolve(losses, np.ones(width) / width, "valid") for way, losses in curves.items()}
+    for way, losses in smooth.items():
         style = "-" if "stochastic" in way or "master" in way or way == "float32" else "--"
-        axes.plot(np.arange(width, len(losses) + 1), smooth, style, label=way, linewidth=1.2)
-    axes.set(xlabel="step", ylabel="loss, nats per character", title="AdamW, a small transformer, by how it is stored")
-    axes.legend(fontsize=8)
-    figure.savefig(path, dpi=120)
+        whole.plot(steps, losses, style, label=way, linewidth=1.2)
+        apart.plot(steps, losses - smooth["float32"], style, linewidth=1.2)
+    whole.set(xlabel="step", ylabel="loss, nats per character", title="AdamW, a small transformer, by how it is stored")
+    apart.set(xlabel="step", ylabel="loss less that of float32", ylim=(-0.03, 0.05))
+    whole.legend(fontsize=7)
+    figure.savefig(path, dpi=110)
 
 
 if __name__ == "__main__":
