@@ -2,7 +2,8 @@
 
     python benchmarks/under_jit.py [--quick] [--rule adamw] [--rounds N] [--json FILE]
 
-Both sides first take three steps that must agree, and then take turns: README.md says how.
+Both sides first take three steps that must agree, and then take turns: README.md says how. Beside them stands what a
+call takes that does nothing with the same arrays, which neither side can save.
 Exit codes: 0 measured, 1 the results differ, 2 a mistake in the arguments, 3 something is missing on the machine.
 """
 
@@ -76,7 +77,7 @@ class Side:
 
 
 def sides(rule: str, params: Sequence[Any]) -> list[Side]:
-    """Ours and optax's, over copies of the parameters."""
+    """Ours, optax's, and nothing, over copies of the parameters."""
     ours, theirs = (make() for make in RULES[rule])
 
     def fused(params: Any, state: Any, grads: Any) -> Any:
@@ -86,10 +87,13 @@ def sides(rule: str, params: Sequence[Any]) -> list[Side]:
         updates, state = theirs.update(grads, state, params)
         return optax.apply_updates(params, updates), state
 
+    def nothing(params: Any, state: Any, grads: Any) -> Any:
+        return params, state
+
     made = []
-    for name, opt, step in (("optforge", ours, fused), ("optax", theirs, two_passes)):
+    for name, opt, step in (("optforge", ours, fused), ("optax", theirs, two_passes), ("nothing", ours, nothing)):
         own = [jnp.array(p) for p in params]
-        made.append(Side(name, jax.jit(step, donate_argnums=(0, 1)), (own, opt.init(own))))
+        made.append(Side(name, jax.jit(step, donate_argnums=(0, 1), keep_unused=True), (own, opt.init(own))))
     return made
 
 
@@ -104,28 +108,29 @@ def compared(model: Model, rule: str, rounds: int) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     params = [jnp.asarray(rng.standard_normal(shape, np.float32)) for shape in model.shapes]
     grads = [jnp.asarray(rng.standard_normal(shape, np.float32)) for shape in model.shapes]
-    both = sides(rule, params)
+    every = sides(rule, params)
     del params
-    for side in both:
+    for side in every:
         begin = time.perf_counter()
         side.step = side.step.lower(*side.carried, grads).compile()  # type: ignore[attr-defined]
         side.compiled = time.perf_counter() - begin
         for factor in CHECKED_STEPS:
             side.take([g * factor for g in grads], 1)
-    if not agree(both[0].carried[0], both[1].carried[0]):
+    if not agree(every[0].carried[0], every[1].carried[0]):
         print(f"{model.label}: the results differ", file=sys.stderr)
         sys.exit(1)
-    steps = [max(1, min(MOST_STEPS, int(BLOCK_SECONDS / side.take(grads, 1)))) for side in both]
+    steps = [max(1, min(MOST_STEPS, int(BLOCK_SECONDS / side.take(grads, 1)))) for side in every]
     for k in range(rounds):
-        for side, number in list(zip(both, steps, strict=True))[:: 1 if k % 2 else -1]:
+        for side, number in list(zip(every, steps, strict=True))[:: 1 if k % 2 else -1]:
             side.take(grads, 1)
             side.blocks.append(side.take(grads, number))
-    ours, theirs = both
+    ours, theirs, nothing = every
     return {
         "model": model.label,
         "rule": rule,
         "optforge_ms": 1e3 * statistics.median(ours.blocks),
         "optax_ms": 1e3 * statistics.median(theirs.blocks),
+        "nothing_ms": 1e3 * statistics.median(nothing.blocks),
         "ratio": statistics.median(theirs.blocks) / statistics.median(ours.blocks),
         "best": min(theirs.blocks) / min(ours.blocks),
         "optforge_compile_s": ours.compiled,
@@ -141,15 +146,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    print(f"{'model':40} {'optforge':>11} {'optax':>11} {'ratio':>6} {'best':>6}   compiled in")
+    print(f"{'model':40} {'optforge':>11} {'optax':>11} {'nothing':>11} {'ratio':>6} {'best':>6}   compiled in")
     told = []
     for model in MODELS[:-1] if arguments.quick else MODELS:
         own = compared(model, arguments.rule, arguments.rounds)
         told.append(own)
         compiled = f"{own['optforge_compile_s']:5.1f} s, {own['optax_compile_s']:5.1f} s"
         print(
-            f"{own['model']:40} {own['optforge_ms']:8.2f} ms {own['optax_ms']:8.2f} ms {own['ratio']:6.2f} "
-            f"{own['best']:6.2f}   {compiled}",
+            f"{own['model']:40} {own['optforge_ms']:8.2f} ms {own['optax_ms']:8.2f} ms {own['nothing_ms']:8.2f} ms "
+            f"{own['ratio']:6.2f} {own['best']:6.2f}   {compiled}",
             flush=True,
         )
     if arguments.json:

@@ -4,7 +4,7 @@
 
 --correct compares bits and runs the sanitizers, --fast measures; without either it does one after the other. It needs
 Python >= 3.11, the CUDA toolkit, PyCUDA, and what optforge itself and its tests need; no network. PyTorch is tested and
-measured too where there is one with CUDA. A step that fails does not stop the others.
+measured too where there is one with CUDA, and JAX tested. A step that fails does not stop the others.
 
 It writes correct.json and fast.json into DIR, anew whenever a step begins or ends, so that a run that is cut off tells
 as well, and beside them what failed steps said. Exit codes: 0 all was shown, 1 a step failed, 2 a mistake in the
@@ -72,13 +72,14 @@ CANNOT = 3  # exit code of a part that nothing can be shown of on this machine
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")  # of compute-sanitizer, the most telling first
 SANITIZED = 97  # exit code of a program in which the sanitizer found something
 TORCH = ("threads", "parameters", "dictionary", "moving", "thread", "streams", "devices")  # parts of gpu_torch.py
+JAX = ("bits", "device", "narrow", "double", "rest", "optax")  # parts of gpu_jax.py
 TRAFFIC = ("dram__throughput.avg.pct_of_peak_sustained_elapsed", "dram__bytes.sum", "gpu__time_duration.sum")
 EMULATED = "optforge emulation"  # the device's name there
 
 LIMIT = 330.0  # seconds of each half
 TAIL = 4000  # characters of what a failed step said, in JSON; all of it is in the log
 HALVES = {
-    "correct": ("graph", "bits", "sanitizer", "torch", "suite"),
+    "correct": ("graph", "bits", "sanitizer", "torch", "jax", "suite"),
     "fast": ("benchmark", "traffic"),
 }
 
@@ -281,7 +282,10 @@ class Run:
             names = list(SUITE)[:: 5 if self.quick else 1]
             jobs += [(f"suite {name}", lambda name=name: self.suite(name)) for name in names]
         if "torch" in wanted:
-            jobs += [(f"torch {name}", lambda name=name: self.torch(name)) for name in TORCH]
+            jobs += [(f"torch {name}", lambda name=name: self.other("gpu_torch.py", name, 200)) for name in TORCH]
+        if "jax" in wanted:
+            names = JAX[:: 3 if self.quick else 1]
+            jobs += [(f"jax {name}", lambda name=name: self.other("gpu_jax.py", name, 300)) for name in names]
         if "sanitizer" in wanted and not self.quick:
             jobs += [(f"sanitizer {tool}", lambda tool=tool: self.sanitizer(tool)) for tool in tools[2:]]
         with ThreadPoolExecutor(together(self.found.get("compute_mode", MANY))) as pool:
@@ -312,9 +316,9 @@ class Run:
             return {"status": "passed without compute-sanitizer", "said": "compute-sanitizer is not found"}
         return {"said": "clean"}
 
-    def torch(self, name: str) -> dict[str, Any]:
-        """Steps in threads, and PyTorch's tensors, in a process whose end counts as well."""
-        said = self.command([sys.executable, str(HERE / "gpu_torch.py"), name], 200, fine=(0, CANNOT))
+    def other(self, script: str, name: str, limit: float) -> dict[str, Any]:
+        """A part that is about another library, in a process whose end counts as well."""
+        said = self.command([sys.executable, str(HERE / script), name], limit, fine=(0, CANNOT))
         line = next((line for line in said.splitlines() if line.startswith(("shown: ", "skipped: "))), None)
         if line is None:
             raise Failure(said)
@@ -396,7 +400,7 @@ def half(name: str, arguments: argparse.Namespace) -> list[str]:
 def main() -> int:
     """The command."""
     parser = argparse.ArgumentParser(description="Test and measure optforge on this machine's GPU.")
-    parser.add_argument("--correct", action="store_true", help="bits, graphs, sanitizers, PyTorch, tests")
+    parser.add_argument("--correct", action="store_true", help="bits, graphs, sanitizers, PyTorch, JAX, tests")
     parser.add_argument("--fast", action="store_true", help="times, against a copy and against PyTorch")
     parser.add_argument("--quick", action="store_true", help="fewer tests, and small sizes")
     every = [name for names in HALVES.values() for name in names]

@@ -1,62 +1,19 @@
-/* xla-handler.c: a step as a call of XLA's foreign function interface, which is how JAX runs it.
- *
- * xla-c-api.h is XLA's own header; xla-kernels.h lists the kernels of one rule, one for each way in which its
- * arrays are stored.
- *
- * Operands: the count of steps, an int32; the numbers of the attribute `traced`, floats or doubles; then of
- * each tensor its arrays, in the order of the kernel: p, g, the state, maybe a master. Results: the count; of
- * each tensor all arrays but g, each in the memory of its operand; and, where `stats` is set, norms and
- * counts, a row of all tensors together and one of each.
+/* xla-handler.c: a step as a call of XLA's foreign function interface, which is how JAX runs it
+ * on the CPU. The operands and results stand in xla-call.h.
  */
 #define _POSIX_C_SOURCE 200809L /* sched_yield */
-#include "optforge.h"
-#include "xla-c-api.h"
-#include "xla-kernels.h"
+#include "xla-call.h"
 
 #include <sched.h>
-#include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 
 enum {
-    NORMS = 5,
-    COUNTS = 3,
-    MESSAGE = 512,
     FINER = 4,       /* shares for each thread: one that starts late takes fewer */
     ALONE = 1 << 18  /* elements below which waking another thread costs more than it brings */
 };
 
-/* ---- what XLA passes ----------------------------------------------------------------------------------- */
-
-static XLA_FFI_Error *failure(const XLA_FFI_Api *api, XLA_FFI_Error_Code code, const char *text) {
-    XLA_FFI_Error_Create_Args args = {XLA_FFI_Error_Create_Args_STRUCT_SIZE, NULL, text, code};
-    return api->XLA_FFI_Error_Create(&args);
-}
-
-static const void *attribute(const XLA_FFI_Attrs *attrs, const char *name) {
-    for (int64_t k = 0; k < attrs->size; k++)
-        if (attrs->names[k]->len == strlen(name) && memcmp(attrs->names[k]->ptr, name, strlen(name)) == 0)
-            return attrs->attrs[k];
-    return NULL;
-}
-
-static const XLA_FFI_Array *array(const XLA_FFI_Attrs *attrs, const char *name) {
-    return (const XLA_FFI_Array *)attribute(attrs, name);
-}
-
-static uint64_t number(const XLA_FFI_Attrs *attrs, const char *name) {
-    return *(const uint64_t *)((const XLA_FFI_Scalar *)attribute(attrs, name))->value;
-}
-
 static double value(const XLA_FFI_Buffer *x) {
     return x->dtype == XLA_FFI_DataType_F64 ? *(const double *)x->data : (double)*(const float *)x->data;
-}
-
-static size_t elements(const XLA_FFI_Buffer *x) {
-    size_t n = 1;
-    for (int64_t k = 0; k < x->rank; k++)
-        n *= (size_t)x->dims[k];
-    return n;
 }
 
 /* Statistics as arrays: norms as floats or doubles, counts as int32. */
@@ -202,7 +159,6 @@ static void begin_scalars(const optforge_kernel *kernel, const uintptr_t *row, c
 }
 
 static XLA_FFI_Error *take_step(XLA_FFI_CallFrame *call) {
-    const size_t kinds = sizeof kernels / sizeof *kernels;
     const XLA_FFI_Attrs *attrs = &call->attrs;
     const XLA_FFI_Array *own = array(attrs, "kernel"), *hyper = array(attrs, "hyper");
     const XLA_FFI_Array *traced = array(attrs, "traced");
@@ -223,17 +179,17 @@ static XLA_FFI_Error *take_step(XLA_FFI_CallFrame *call) {
 
     for (size_t k = 0; k < tensors; k++)
         words += 1 + kernels[kind[k]]->arrays;
-    block = prepare(&s, kinds, hyper->size, words, tensors);
+    block = prepare(&s, KINDS, hyper->size, words, tensors);
     if (block == NULL)
         return failure(call->api, XLA_FFI_Error_Code_RESOURCE_EXHAUSTED, "optforge: no memory for a step");
     optforge_options_init(&o);
     memcpy(s.hyper, hyper->data, hyper->size * sizeof *s.hyper);
-    memcpy(&o.grad_scale, ((const XLA_FFI_Scalar *)attribute(attrs, "grad_scale"))->value, sizeof(double));
+    o.grad_scale = scale(attrs);
     for (size_t k = 0; k < traced->size; k++)
         *(which[k] < 0 ? &o.grad_scale : &s.hyper[which[k]]) = value(args[1 + k]);
 
     /* A list for each kernel, of the tensors that are its. */
-    for (size_t j = 0; j < kinds; j++) {
+    for (size_t j = 0; j < KINDS; j++) {
         optforge_list *const list = &s.lists[lists];
         const size_t arrays = kernels[j]->arrays, before = row;
         operand = first;
@@ -282,22 +238,11 @@ static XLA_FFI_Error *take_step(XLA_FFI_CallFrame *call) {
     free(block);
     if (status <= OPTFORGE_OK)
         return NULL;
-    snprintf(message, sizeof message, "rule '%s': %s (at t=%llu)", kernels[0]->name,
+    snprintf(message, sizeof message, "rule '%s': %s (at t=%llu)", rule_name,
              optforge_kernel_strerror(kernels[0], status), (unsigned long long)t + 1);
     return failure(call->api, XLA_FFI_Error_Code_INVALID_ARGUMENT, message);
 }
 
-/* What XLA calls: to learn which version of the interface this is for, and for each step. */
-XLA_FFI_Error *optforge_xla_step(XLA_FFI_CallFrame *call);
 XLA_FFI_Error *optforge_xla_step(XLA_FFI_CallFrame *call) {
-    XLA_FFI_Extension_Base *extension = call->extension_start;
-    if (extension != NULL && extension->type == XLA_FFI_Extension_Metadata) {
-        XLA_FFI_Metadata *metadata = ((XLA_FFI_Metadata_Extension *)extension)->metadata;
-        metadata->api_version.struct_size = XLA_FFI_Api_Version_STRUCT_SIZE;
-        metadata->api_version.major_version = XLA_FFI_API_MAJOR;
-        metadata->api_version.minor_version = XLA_FFI_API_MINOR;
-        metadata->traits = 0;
-        return NULL;
-    }
-    return take_step(call);
+    return told_version(call) ? NULL : take_step(call);
 }

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 import gpu
+import gpu_jax
 import gpu_torch
 from conftest import require
 from places import TESTS
@@ -57,7 +58,8 @@ def test_benchmark_says_that_there_is_no_gpu(tmp_path: Path) -> None:
 def test_refuses_steps_that_it_does_not_know() -> None:
     answer = start(SCRIPT, "--steps", "bits,speed")
     assert (
-        answer.returncode == 2 and "steps are graph, bits, sanitizer, torch, suite, benchmark, traffic" in answer.stderr
+        answer.returncode == 2
+        and "steps are graph, bits, sanitizer, torch, jax, suite, benchmark, traffic" in answer.stderr
     )
 
 
@@ -70,6 +72,8 @@ def test_the_benchmark_refuses_parts_that_it_does_not_know(emulated_cuda: dict[s
 def test_names_of_files_and_parts() -> None:
     assert all(gpu.test_file(name).exists() for name in gpu.SUITE)
     assert gpu.TORCH == tuple(gpu_torch.PARTS)
+    assert sorted(gpu.JAX) == sorted(gpu_jax.PARTS)
+    assert all((TESTS / "doors" / file).exists() for file, _ in gpu_jax.PARTS.values())
     assert all(hasattr(gpu.Run, name) for name in gpu.HALVES)
     assert gpu.LIMIT <= 5.5 * 60
 
@@ -120,7 +124,7 @@ def test_the_sanitizer_of_the_toolkit_of_nvcc(tmp_path: Path, monkeypatch: pytes
 def test_runs_on_the_emulation(emulated_cuda: dict[str, str], tmp_path: Path) -> None:
     require("pycuda")
     whole = "OPTFORGE_TEST_FULL" in os.environ
-    steps = "graph,sanitizer,traffic" + (",torch,bits,suite" if whole else "")
+    steps = "graph,sanitizer,traffic,jax" + (",torch,bits,suite" if whole else "")
     limit = "3000" if whole else "330"
     words = "--quick", "--out", tmp_path, "--steps", steps, "--limit", limit
     answer = start(SCRIPT, *words, env=emulated_cuda)
@@ -129,6 +133,7 @@ def test_runs_on_the_emulation(emulated_cuda: dict[str, str], tmp_path: Path) ->
     assert correct["device"] == fast["device"] == "optforge emulation"
     assert correct["steps"]["graph"]["said"].startswith("6 steps, one of them skipped, have the bits")
     assert correct["steps"]["sanitizer memcheck"]["status"].startswith("passed")
+    assert correct["steps"]["jax bits"]["status"] == "skipped"  # JAX knows nothing of the emulation
     assert correct["steps"].get("torch threads", {}).get("status") == ("passed" if whole else None)
     assert fast["steps"]["traffic"]["status"].startswith("passed")
     files = sorted(path.name for path in tmp_path.rglob("*"))

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import optforge as of
+from amount import some
 from conftest import require_jax
 from data import same
 
@@ -19,63 +20,26 @@ jax = require_jax()
 jnp = jax.numpy
 
 import optforge.jax as ofj  # noqa: E402
-from jaxing import STEPS, begin, every_gradient, flat, reference, stepped, x64  # noqa: E402
-from optforge import rule, scalar, transform  # noqa: E402
+from jaxing import RULES, STEPS, agree, begin, begins, every_gradient, flat, reference, stepped, x64  # noqa: E402
+
+# Eager steps are jitted ones, so that two rules do for them.
+CASES = [
+    (name, dtype, how)
+    for how in ("scan", "jit", "eager")
+    for dtype in ("float32", "float64", "bfloat16")
+    for name in (RULES if how != "eager" else ("adamw", "begins"))
+]
 
 
-@rule
-def begins(p, g, slow="p", first="g", level="lr", mu: scalar = "beta", seen: scalar = 0, *, t, lr=0.1, beta=0.9):
-    """State that begins in every way there is."""
-    mu = mu * beta + t
-    seen = seen + 1
-    slow = 0.9 * slow + 0.1 * p
-    first = beta * first + g
-    level = level * beta
-    p = p - lr * first / mu * level + 0.01 * (slow - p) / seen
-    return p, slow, first, level, mu, seen
-
-
-@transform
-def shrink(g, *, factor=0.5):
-    """A composition of one's own."""
-    g = g * factor
-    return g
-
-
-RULES: dict[str, tuple[Any, dict[str, float]]] = {
-    "momentum": ("momentum", {"lr": 0.03, "momentum": 0.8}),
-    "rmsprop": ("rmsprop", {"lr": 0.003, "rho": 0.8, "eps": 1e-5}),
-    "adamw": ("adamw", {"lr": 0.003, "weight_decay": 0.1, "eps": 1e-4}),
-    "lamb": ("lamb", {"lr": 0.003, "weight_decay": 0.1}),
-    "novograd": ("novograd", {"lr": 0.003}),
-    "begins": (begins, {"lr": 0.01}),
-    "composition": ("clip_by_global_norm:adamw", {"lr": 0.003, "max_norm": 0.7}),
-    "own composition": (shrink(factor=0.25) >> of.rules.lamb, {"lr": 0.003}),
-}
-
-
-@pytest.mark.parametrize("how", ["jit", "scan", "eager"])
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("name", RULES)
-def test_bits_of_the_reference(name: str, dtype: Any, how: str) -> None:
-    if how == "eager" and name not in ("adamw", "begins"):
-        pytest.skip("eager steps are jitted ones")
+@pytest.mark.parametrize(("name", "dtype", "how"), some(CASES, 4, lambda case: case[2] == "scan"))
+def test_bits_of_the_reference(name: str, dtype: str, how: str) -> None:
     own, settings = RULES[name]
-    rng = np.random.default_rng(1)
-    params, grads = begin(rng, dtype), every_gradient(rng, dtype)
+    rng, kind = np.random.default_rng(1), jnp.dtype(dtype)
+    params, grads = begin(rng, kind), every_gradient(rng, kind)
     expected = reference(own, params, grads, **settings)
-    with x64(dtype == np.float64):
+    with x64(dtype == "float64"):
         p, state = stepped(ofj.Optimizer(own, **settings), params, grads, how)
-    assert int(state.count) == STEPS
-    for k, array in enumerate(p):
-        assert same(array, expected.params[k]), f"p of shape {array.shape}"
-    assert sorted(state.state) == sorted(expected.state)
-    for of_state, values in expected.state.items():
-        told = flat(state.state[of_state])
-        if isinstance(values[0], float):
-            assert ofj.doubles(told) == values, of_state
-        else:
-            assert all(same(a, b) for a, b in zip(told, values, strict=True)), of_state
+    agree(p, state, expected)
 
 
 def narrow(values: Any, dtype: Any) -> Any:

@@ -22,6 +22,7 @@ from optforge import rule  # noqa: E402
 OPT = ofj.adamw()
 P = {"w": jnp.ones((2, 3)), "b": [jnp.ones(3)]}
 STATE = OPT.init(P)
+KEY = jax.random.key(0)
 
 
 def traced(p: Any = P, g: Any = P, s: Any = STATE, opt: Any = OPT, **how: Any) -> Any:
@@ -37,7 +38,14 @@ def other(shape: Any = (2, 3), dtype: Any = jnp.float32) -> Any:
 @pytest.mark.parametrize(
     ("given", "kind", "words"),
     [
-        ({"p": other(dtype=jnp.int32)}, TypeError, r"params\['w'\] is int32; parameters are float32, float64, bfl"),
+        (
+            {"p": other(dtype=jnp.int32)},
+            TypeError,
+            r"params\['w'\] is int32; parameters and gradients are float32, float64, bfl",
+        ),
+        ({"p": other(dtype=jnp.float8_e4m3fn)}, TypeError, r"params\['w'\] is float8_e4m3fn"),
+        ({"p": {"w": KEY, "b": P["b"]}}, TypeError, r"params\['w'\] is key<"),
+        ({"g": {"w": np.zeros((2, 3), jax.dtypes.float0), "b": P["b"]}}, TypeError, r"grads\['w'\] is float0; "),
         ({"p": other(dtype=jnp.complex64)}, TypeError, r"params\['w'\] is complex64"),
         ({"g": other(dtype=jnp.int32)}, TypeError, r"grads\['w'\] is int32"),
         (
@@ -64,6 +72,11 @@ def other(shape: Any = (2, 3), dtype: Any = jnp.float32) -> Any:
             r"there is state.state\['m'\]\['b'\]\[0\] and no params",
         ),
         ({"s": ofj.sgd().init(P)}, ValueError, "the state is none, and rule 'adamw' over these parameters has m, v"),
+        (
+            {"g": STATE, "s": P},
+            TypeError,
+            r"grads is the state of an optimizer: write step\(params, grads, state\), or",
+        ),
         ({"s": (1, 2)}, TypeError, r"the state is what init\(params\) gives, not tuple"),
         ({"s": STATE._replace(count=jnp.float32(1))}, ValueError, "state.count is float32"),
     ],
@@ -86,6 +99,25 @@ def test_what_is_no_array() -> None:
 def test_float64_is_not_narrowed_in_silence() -> None:
     with pytest.raises(TypeError, match=r"params\['w'\] is float64, of which JAX makes float32 unless jax_enable_x64"):
         OPT.init({"w": np.ones(3)})
+
+
+def test_settings_have_names() -> None:
+    with pytest.raises(TypeError, match=r"settings of adamw have names: write lr=0\.1"):
+        ofj.adamw(0.1)
+
+
+def test_statistics_are_chosen_at_trace_time() -> None:
+    with pytest.raises(TypeError, match="stats is True or False, and known when the step is traced, not"):
+        jax.jit(lambda stats: OPT.step(P, P, STATE, stats=stats))(True)
+
+
+def test_shapes_that_change_between_steps() -> None:
+    step = jax.jit(OPT.step)
+    p, state = step(P, P, STATE)
+    with pytest.raises(ValueError, match=r"grads\['w'\] is float32 of shape \(2, 4\), and params\['w'\] is"):
+        step(p, other((2, 4)), state)
+    with pytest.raises(ValueError, match=r"state.state\['m'\]\['w'\] is float32 of shape \(2, 3\), and what params"):
+        step(other((2, 4)), other((2, 4)), state)
 
 
 def test_update_needs_the_parameters() -> None:
@@ -196,9 +228,10 @@ def test_arrays_on_several_devices() -> None:
 
 
 def test_other_platforms() -> None:
-    step = jax.jit(lambda p, g, s: OPT.step(p, g, s))
-    with pytest.raises(of.UsageError, match="steps on the CPU, and this computation is compiled for cuda"):
-        step.trace(P, P, STATE).lower(lowering_platforms=("cuda",))
+    traced_step = jax.jit(lambda p, g, s: OPT.step(p, g, s)).trace(P, P, STATE)
+    for platforms, named in ((("rocm",), "rocm"), (("tpu",), "tpu"), (("cpu", "cuda"), "cpu, cuda")):
+        with pytest.raises(of.UsageError, match=f"on CPUs and on NVIDIA's GPUs, and this .* is compiled for {named}:"):
+            traced_step.lower(lowering_platforms=platforms)
 
 
 def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
@@ -212,4 +245,4 @@ def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> N
 
     opt = ofj.Optimizer(unseen)
     with pytest.raises(of.EnvironmentProblem, match="there is no C compiler 'no-such-compiler', which the variable CC"):
-        traced(s=opt.init(P), opt=opt)
+        jax.jit(opt.step).lower(P, P, opt.init(P))

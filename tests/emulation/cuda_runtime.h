@@ -327,6 +327,19 @@ EMULATION_EXPORT cudaError_t cudaMemsetAsync(void *pointer, int value, std::size
     EMULATION_REFUSAL;
     return cudaMemset(pointer, value, size);
 }
+// Memory of the host that the device sees too, at the same address.
+constexpr unsigned cudaHostAllocPortable = 1;
+EMULATION_EXPORT cudaError_t cudaHostAlloc(void **pointer, std::size_t size, unsigned) {
+    EMULATION_REFUSAL;
+    return cudaMalloc(pointer, size);
+}
+#define CUDART_CB
+using cudaHostFn_t = void (*)(void *);
+EMULATION_EXPORT cudaError_t cudaLaunchHostFunc(cudaStream_t, cudaHostFn_t function, void *data) {
+    EMULATION_REFUSAL;
+    function(data);
+    return emulation::done();
+}
 EMULATION_EXPORT cudaError_t cudaDeviceSynchronize() { return emulation::done(); }
 EMULATION_EXPORT cudaError_t cudaStreamSynchronize(cudaStream_t) { return emulation::done(); }
 EMULATION_EXPORT cudaError_t cudaStreamCreate(cudaStream_t *stream) {

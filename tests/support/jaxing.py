@@ -11,11 +11,43 @@ import numpy as np
 
 import optforge as of
 import optforge.jax as ofj
-from data import gradients
+from data import gradients, same
+from optforge import rule, scalar, transform
 
 STEPS = 50
 SHAPES = ((), (1,), (33,), (3, 5), (0, 4), (1025,))
 TINY = np.array([1e-39, -3e-45, 5e-41])  # subnormal in float32: XLA flushes them on its threads
+
+
+@rule
+def begins(p, g, slow="p", first="g", level="lr", mu: scalar = "beta", seen: scalar = 0, *, t, lr=0.1, beta=0.9):
+    """State that begins in every way there is."""
+    mu = mu * beta + t
+    seen = seen + 1
+    slow = 0.9 * slow + 0.1 * p
+    first = beta * first + g
+    level = level * beta
+    p = p - lr * first / mu * level + 0.01 * (slow - p) / seen
+    return p, slow, first, level, mu, seen
+
+
+@transform
+def shrink(g, *, factor=0.5):
+    """A composition of one's own."""
+    g = g * factor
+    return g
+
+
+RULES: dict[str, tuple[Any, dict[str, float]]] = {
+    "momentum": ("momentum", {"lr": 0.03, "momentum": 0.8}),
+    "rmsprop": ("rmsprop", {"lr": 0.003, "rho": 0.8, "eps": 1e-5}),
+    "adamw": ("adamw", {"lr": 0.003, "weight_decay": 0.1, "eps": 1e-4}),
+    "lamb": ("lamb", {"lr": 0.003, "weight_decay": 0.1}),
+    "novograd": ("novograd", {"lr": 0.003}),
+    "begins": (begins, {"lr": 0.01}),
+    "composition": ("clip_by_global_norm:adamw", {"lr": 0.003, "max_norm": 0.7}),
+    "own composition": (shrink(factor=0.25) >> of.rules.lamb, {"lr": 0.003}),
+}
 
 
 def x64(wanted: bool) -> Any:
@@ -78,3 +110,17 @@ def stepped(opt: ofj.Optimizer, params: Sequence[Any], grads: Sequence[Any], how
         for k in range(STEPS):
             p, s = opt.step(p, jax.tree.map(lambda g, k=k: g[k], every), s)
     return [np.asarray(own) for own in flat(p)], s
+
+
+def agree(p: Sequence[Any], state: ofj.OptimizerState, expected: of.Optimizer) -> None:
+    """Assert that parameters and state have the bits of the reference behind all steps."""
+    assert int(state.count) == expected.t
+    for k, array in enumerate(p):
+        assert same(array, expected.params[k]), f"p of shape {array.shape}"
+    assert sorted(state.state) == sorted(expected.state)
+    for of_state, values in expected.state.items():
+        told = flat(state.state[of_state])
+        if isinstance(values[0], float):
+            assert ofj.doubles(told) == values, of_state
+        else:
+            assert all(same(a, b) for a, b in zip(told, values, strict=True)), of_state

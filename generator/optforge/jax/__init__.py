@@ -1,4 +1,4 @@
-"""Rules as optax's gradient transformations, and as fused steps, in JAX: the same kernels under `jit`, on the CPU.
+"""Rules as optax's gradient transformations, and as fused steps, in JAX: the same kernels under `jit`.
 
 >>> import optforge.jax as ofj
 >>> opt = ofj.adamw(lr=3e-4, weight_decay=0.1)         # or ofj.Optimizer(rule, …), for any rule
@@ -96,7 +96,7 @@ class Optimizer(Pair):
     rule : Rule or str
         A rule, or the name of a built-in one, or of a composition: "clip_by_global_norm:adamw".
     threads : int, optional
-        Largest number of threads of a step, which never changes its bits.
+        Largest number of threads of a step on the CPU, which never changes its bits.
     skip_nonfinite : bool
         Whether a step with a NaN or an infinity in any gradient, after unscaling, changes nothing, the count included.
     store : mapping of str to str, optional
@@ -139,8 +139,9 @@ class Optimizer(Pair):
 
     Notes
     -----
-    What is only known when a step runs, such as an assert of the rule over traced hyperparameters, or a scalar x/0,
-    is an error of JAX then, from which nothing of a donated buffer comes back.
+    A step runs where its arrays are, on the CPU or on an NVIDIA GPU. What is only known then, such as an assert of the
+    rule over traced hyperparameters, or a scalar x/0, is an error of JAX, from which nothing of a donated buffer comes
+    back; on a GPU it is one of a later step, and the step itself changes nothing.
 
     Examples
     --------
@@ -176,8 +177,15 @@ class Optimizer(Pair):
             check_seed(seed)
             rule = named_rule(rule)
             asked = Asked(dict(store or {}), master, rounding)
-            call = xla.Call("", (), (), skip_nonfinite=bool(skip_nonfinite), threads=threads or 0, seed=int(seed))
-            steps = Steps(rule, *chosen(rule, settings), asked, call)
+            hyper, options = chosen(rule, settings)
+            call = xla.Call(
+                rule,
+                tuple(sorted(options.items())),
+                skip_nonfinite=bool(skip_nonfinite),
+                threads=threads or 0,
+                seed=int(seed),
+            )
+            steps = Steps(rule, hyper, options, asked, call)
             asked.check(steps.kernel)
         made = super().__new__(cls, steps.init, steps.update)
         made.rule, made.step = rule, Step(steps)
@@ -198,8 +206,11 @@ def constructor(rule: Rule | str) -> Callable[..., Optimizer]:
         taken = [inspect.Parameter(name, kind, default=value) for name, value in own.hyperparameters.items()]
         taken += [inspect.Parameter(name, kind, default=value) for name, value in own.options.items()]
 
-    def construct(**settings: Any) -> Optimizer:
+    def construct(*values: Any, **settings: Any) -> Optimizer:
         with SHORT:
+            if values:
+                first = next(iter(own.hyperparameters), "threads")
+                raise TypeError(f"settings of {own.name} have names: write {first}={values[0]!r}")
             return Optimizer(own, **settings)
 
     construct.__name__ = construct.__qualname__ = own.name
@@ -306,6 +317,9 @@ class Asked:
         for name in ("p", "g"):
             if name in self.store:
                 raise UsageError(f"{name} is stored as the array that is given: leave it out of store")
+        for name, own in self.store.items():
+            if own in FORMATS and FORMATS[own].scales:
+                raise UsageError(f"{name} is {own}, which is not for JAX: choose bf16 for it here")
         narrow = self.master is not None or self.rounding != "nearest"
         self.storage(kernel, FORMATS["bf16" if narrow else "f32"], None)
 
@@ -327,10 +341,14 @@ def leaves(tree: Any, what: str) -> tuple[Leaves, Any]:
     Raises
     ------
     TypeError
-        A leaf is no array.
+        A leaf is no array, or it is the state where something else is expected.
     UsageError
         One is on several devices.
     """
+    if isinstance(tree, OptimizerState) and what != "state":
+        raise TypeError(
+            f"{what} is the state of an optimizer: write step(params, grads, state), or update(grads, state, params)"
+        )
     found, structure = jax.tree_util.tree_flatten_with_path(tree)
     named = [(f"{what}{jax.tree_util.keystr(path)}", leaf) for path, leaf in found]
     for path, leaf in named:
@@ -349,9 +367,10 @@ def format_of(path: str, leaf: Any) -> Format:
     TypeError
         It is of another dtype, or JAX would make another of it.
     """
-    own = STORED.get(jnp.dtype(leaf.dtype))
+    own = STORED.get(leaf.dtype)
     if own is None:
-        raise TypeError(f"{path} is {leaf.dtype}; parameters are float32, float64, bfloat16 or float16")
+        name = "float0" if leaf.dtype == jax.dtypes.float0 else leaf.dtype
+        raise TypeError(f"{path} is {name}; parameters and gradients are float32, float64, bfloat16 or float16")
     if own.name == "f64" and not jax.config.jax_enable_x64:
         raise TypeError(
             f"{path} is float64, of which JAX makes float32 unless jax_enable_x64 is set: do either yourself"
@@ -463,7 +482,6 @@ class Steps:
         # The order of storages is that of their names, so that equal trees have one library.
         kinds = {own.suffix: own for own in storages or [formats.plain(DTYPES["f32"], kernel.arrays)]}
         order = sorted(kinds)
-        name = xla.target(self.rule, tuple(sorted(self.options.items())), tuple(kinds[suffix] for suffix in order))
         numbers, traced, hyper = [], [], []
         for k, (of, _) in enumerate(kernel.hyperparameters):
             value = at(of, self.hyper[of], state.count)
@@ -475,19 +493,21 @@ class Steps:
             check_number("grad_scale", grad_scale)
             numbers.append(operand(grad_scale))
             traced.append(xla.GRAD_SCALE)
-        call = replace(
-            self.call,
-            name=name,
-            kinds=tuple(order.index(own.suffix) for own in storages),
-            hyper=tuple(hyper),
-            traced=tuple(traced),
-            grad_scale=number or 1.0,
-            stats=stats,
-        )
         rows = [
             [p, g, *(columns[own][k] for own in columns if columns[own][k] is not None)]
             for k, ((_, p), (_, g)) in enumerate(zip(found, given, strict=True))
         ]
+        call = replace(
+            self.call,
+            storages=tuple(kinds[suffix] for suffix in order),
+            kinds=tuple(order.index(own.suffix) for own in storages),
+            arrays=tuple(map(len, rows)),
+            hyper=tuple(hyper),
+            traced=tuple(traced),
+            grad_scale=number or 1.0,
+            stats=stats,
+            wide=bool(jax.config.jax_enable_x64),
+        )
         made = iter(call(state.count, numbers, rows))
         count, new = next(made), []
         behind: dict[str, list[Any]] = {own: [] for own in columns}
@@ -580,6 +600,8 @@ class Step:
         """The parameters and the state behind a step, and its Stats if they are asked for."""
         with SHORT:
             number = None
+            if not isinstance(stats, (bool, np.bool_)):
+                raise TypeError(f"stats is True or False, and known when the step is traced, not {stats!r}")
             if grad_scale is not None and not isinstance(grad_scale, jax.Array):
                 number, grad_scale = loss_scale(grad_scale), None
                 if number <= LARGEST and np.float32(number) == number:  # another one is no other program then

@@ -12,7 +12,8 @@ from pathlib import Path
 from ...core.diagnostics import EnvironmentProblem
 from ..c.compile import ROOM, Compiler, cached, digest, run
 
-FLAGS = ("-cubin", "-std=c++17", "-O3")
+FLAGS = ("-std=c++17", "-O3")
+CUBIN, SHARED = ("-cubin",), ("-shared", "-Xcompiler=-fPIC")
 PLACES = ("CUDA_HOME", "CUDA_PATH")  # variables that name a toolkit
 USUAL = "/usr/local/cuda/bin/nvcc"
 ADVICE = "install the CUDA toolkit, put its nvcc on PATH, or set NVCC to it"
@@ -91,7 +92,19 @@ def check(variable: str, words: Sequence[str]) -> None:
 
 
 def cubin(files: Mapping[str, str], capability: tuple[int, int]) -> Path:
-    """The cubin of CUDA sources for a device of this compute capability, compiled now or taken from the cache.
+    """The cubin of CUDA sources, of which one is a `.cu`, as `compiled` has it."""
+    return compiled(files, next(name for name in files if name.endswith(".cu")), capability, CUBIN, ".cubin")
+
+
+def library(files: Mapping[str, str], source: str, capability: tuple[int, int]) -> Path:
+    """The shared library of a source that launches kernels and includes the other files, as `compiled` has it."""
+    return compiled(files, source, capability, SHARED, ".so")
+
+
+def compiled(
+    files: Mapping[str, str], source: str, capability: tuple[int, int], kind: Sequence[str], ending: str
+) -> Path:
+    """What nvcc makes of a source for a device of this compute capability, made now or taken from the cache.
 
     Raises
     ------
@@ -104,15 +117,14 @@ def cubin(files: Mapping[str, str], capability: tuple[int, int]) -> Path:
     for name, text in zip(ADDED, added, strict=True):
         check(name, text.split())  # as nvcc does, which knows no quotes there
     architecture = f"sm_{capability[0]}{capability[1]}"
-    parts = [*compiler.command, compiler.version, *FLAGS, architecture, *added]
+    parts = [*compiler.command, compiler.version, *kind, *FLAGS, architecture, *added]
     key = digest(part.encode() for part in [*parts, *(text for item in sorted(files.items()) for text in item)])
-    source = next(name for name in files if name.endswith(".cu"))
 
     def build(directory: Path) -> Path:
         for name, text in files.items():
             (directory / name).write_text(text, encoding="utf-8")
-        built = directory / "kernel.cubin"
-        command = [*compiler.command, *FLAGS, f"-arch={architecture}", "-o", str(built), source]
+        built = directory / f"kernel{ending}"
+        command = [*compiler.command, *kind, *FLAGS, f"-arch={architecture}", "-o", str(built), source]
         answer = run(command, directory, SECONDS)
         if answer.returncode == 0 and built.exists():
             return built
@@ -128,4 +140,4 @@ def cubin(files: Mapping[str, str], capability: tuple[int, int]) -> Path:
                 raise EnvironmentProblem(f"nvcc {problem}; {compiler.command[0]} said: {said}")
         raise EnvironmentProblem(f"nvcc failed:\n$ {shlex.join(command)}\n{said}")
 
-    return cached(source[: -len(".cu")], ".cubin", key, build)
+    return cached(source[: -len(".cu")], ending, key, build)
