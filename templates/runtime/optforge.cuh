@@ -1057,7 +1057,7 @@ OPTFORGE_DEVICE void optforge_cuda_pass(const optforge_cuda_plan &w) {
     __shared__ __align__(8) char own[OPTFORGE_CUDA_WARPS][OWN ? sizeof(scalars) : 8];
     real *const stage = stages[threadIdx.x / 32];
     enum { BLOCKS = stored::rank(ARRAYS - 1) + stored::blocks(ARRAYS - 1) };
-    __shared__ optforge_cuda_map maps[BLOCKS > 0 ? 2 : 1];
+    __shared__ __align__(8) char maps[BLOCKS > 0 ? 2 * sizeof(optforge_cuda_map) : 8];
     optforge_f32 held[BLOCKS > 0 ? ARRAYS : 1][2][4];
     int lives[BLOCKS > 0 ? ARRAYS : 1][2];
     stored arrays;
@@ -1066,9 +1066,11 @@ OPTFORGE_DEVICE void optforge_cuda_pass(const optforge_cuda_plan &w) {
     optforge_cuda_leaf leaf;
 
     if (BLOCKS > 0) {
-        optforge_cuda_fill_map(maps[0], true);
-        optforge_cuda_fill_map(maps[BLOCKS > 0 ? 1 : 0], false);
-        arrays.map = maps;
+        optforge_cuda_map *const own_maps = (optforge_cuda_map *)maps;
+
+        optforge_cuda_fill_map(own_maps[0], true);
+        optforge_cuda_fill_map(own_maps[1], false);
+        arrays.map = own_maps;
     }
     if (!leaf.find(w, Pass::FIRST))
         return;
