@@ -130,14 +130,15 @@ OPTFORGE_DEVICE void optforge_cuda_write_arrays(const optforge_cuda_beginning &x
 
             for (int k = 0; k < 8; k++) {
                 const uint64_t first = at + k / 4 * OPTFORGE_CUDA_ROW + 4 * (thread % 32), i = first + k % 4;
-                const double value = copied && i < end ? optforge_cuda_get(from, x.format_of_from, i) : x.value;
+                const bool there = copied && i < end;
 
-                values[k / 4][k % 4] = optforge_f32(value);
+                values[k / 4][k % 4] =
+                    optforge_f32(there ? optforge_cuda_get(from, x.format_of_from, i) : x.value);
                 live[k / 4] = first >= end ? 0 : end - first < 4 ? (int)(end - first) : 4;
             }
             optforge_cuda_store_block((uint8_t *)tensor.array(x.a) + at,
-                                      (float *)tensor.array(x.scales) + at / OPTFORGE_BLOCK, values, live, map,
-                                      x.format == OPTFORGE_Q8);
+                                      (float *)tensor.array(x.scales) + at / OPTFORGE_BLOCK, values, live,
+                                      map, x.format == OPTFORGE_Q8);
         }
         return;
     }

@@ -677,9 +677,13 @@ OPTFORGE_DEVICE void optforge_cuda_store_block(uint8_t *codes, float *scale, con
         uint8_t code[4];
 
 #pragma unroll
-        for (int k = 0; k < 4; k++)
-            code[k] = !plain || k >= live[row] ? (uint8_t)(is_signed ? 127 : 0)
-                                               : map.nearest(optforge_f32(positive[row][k]) / largest, is_signed);
+        for (int k = 0; k < 4; k++) {
+            const optforge_f32 share = optforge_f32(positive[row][k]) / largest;
+
+            code[k] = is_signed ? 127 : 0;
+            if (plain && k < live[row])
+                code[k] = map.nearest(share, is_signed);
+        }
         optforge_cuda_store(codes + row * OPTFORGE_CUDA_ROW + 4 * (threadIdx.x % 32), code, live[row]);
     }
     if (threadIdx.x % 32 == 0 && live[0] > 0)
@@ -707,6 +711,7 @@ struct optforge_cuda_arrays {
     static __device__ constexpr bool blocks(int a) { return optforge_cuda_blocks(format(a)); }
     /* How many of the arrays before are in blocks; and whether any is. */
     static __device__ constexpr int rank(int a) { return a == 0 ? 0 : rank(a - 1) + blocks(a - 1); }
+    static __device__ constexpr int scales_of(int a) { return arrays + (Storage::MASTER != 0) + rank(a); }
     /* Where an array is in full: in the master, unless that only has the lower half. */
     static __device__ constexpr int full(int a) { return mastered(a) && !SPLIT ? arrays : a; }
 
@@ -794,8 +799,8 @@ struct optforge_cuda_arrays {
         lives[0] = second ? lives[0] : live;
         lives[1] = second ? live : 0;
         if (second || row + OPTFORGE_CUDA_ROW >= left)
-            optforge_cuda_store_block((uint8_t *)array[a] + begin, scales[a] + begin / OPTFORGE_BLOCK, held, lives,
-                                      map[format(a) == OPTFORGE_UQ8], format(a) == OPTFORGE_Q8);
+            optforge_cuda_store_block((uint8_t *)array[a] + begin, scales[a] + begin / OPTFORGE_BLOCK, held,
+                                      lives, map[format(a) == OPTFORGE_UQ8], format(a) == OPTFORGE_Q8);
     }
     __device__ void clear(int a, const optforge_cuda_leaf &leaf) const {
         const uint16_t zeros[4] = {};
@@ -1098,7 +1103,7 @@ OPTFORGE_DEVICE void optforge_cuda_pass(const optforge_cuda_plan &w) {
 #pragma unroll
     for (int a = 0; a < ARRAYS; a++)
         if (stored::blocks(a))
-            arrays.take_scales(a, tensor.array(ARRAYS + (Storage::MASTER != 0) + stored::rank(a)), leaf.begin);
+            arrays.take_scales(a, tensor.array(stored::scales_of(a)), leaf.begin);
     if (Storage::MASTER && (Pass::loads(0) || Pass::stores(0)))
         arrays.take(ARRAYS, tensor.array(ARRAYS), leaf.begin);
     if (Storage::STOCHASTIC)
