@@ -191,9 +191,9 @@ OPTFORGE_INLINE uint32_t optforge_whole_bits(float x) {
     return (int32_t)(bits & 0x7fffffffu) > 0x7f800000 ? (bits & 0x80000000u) | 0x7fc00000u : bits;
 }
 
-/* Reads or writes n numbers: `low` is what a split p leaves, `draw` is for stochastic rounding. */
-typedef void (*optforge_convert)(void *stored, uint16_t *low, float *wide, size_t n,
-                                 const optforge_draw *draw);
+/* Reads or writes n numbers: `beside` is what a split p leaves, or scales; `by` is an optforge_draw for
+ * stochastic rounding, or the two maps of codes. */
+typedef void (*optforge_convert)(void *stored, void *beside, float *wide, size_t n, const void *by);
 
 /* In blocks, whose number of elements a compiler knows, and what is left. */
 #define OPTFORGE_CONVERT(name, each)                                                                        \
@@ -214,8 +214,8 @@ typedef void (*optforge_convert)(void *stored, uint16_t *low, float *wide, size_
             name##_some(stored, low, wide, i, 32, draw);                                                    \
         name##_some(stored, low, wide, i, n - i, draw);                                                     \
     }                                                                                                       \
-    OPTFORGE_EACH_SET(name, (void *stored, uint16_t *low, float *wide, size_t n, const optforge_draw *d),   \
-                      name((uint16_t *)stored, low, wide, n, d))
+    OPTFORGE_EACH_SET(name, (void *stored, void *beside, float *wide, size_t n, const void *by),            \
+                      name((uint16_t *)stored, (uint16_t *)beside, wide, n, (const optforge_draw *)by))
 
 OPTFORGE_CONVERT(optforge_load_bf16, wide[i] = optforge_from_bf16(stored[i]))
 OPTFORGE_CONVERT(optforge_load_f16, wide[i] = optforge_from_f16(stored[i]))
@@ -229,13 +229,139 @@ OPTFORGE_CONVERT(optforge_store_split, const uint32_t bits = optforge_whole_bits
 OPTFORGE_CONVERT(optforge_draw_bf16, stored[i] = optforge_to_bf16(wide[i], 1, optforge_random(draw, turn)))
 OPTFORGE_CONVERT(optforge_draw_f16, stored[i] = optforge_to_f16(wide[i], 1, optforge_random(draw, turn)))
 
+/* ---- state of 8 bits, in blocks that share a scale ----------------------------------------------------- */
+
+/* What codes stand for, ascending; `above[c]` is the largest float that is nearer to what is below c. */
+typedef struct optforge_map {
+    float number[256], above[256];
+} optforge_map;
+
+/* Each decade from 1e-7 to 1 has twice as many parts as the one below, and codes for their middles. */
+static void optforge_fill_map(optforge_map *map, int is_signed) {
+    static const float tens[] = {1e-6f, 1e-5f, 1e-4f, 1e-3f, 1e-2f, 1e-1f, 1.0f};
+    size_t zero = is_signed ? 127 : 0, code = 0;
+    map->number[zero] = 0.0f;
+    map->number[255] = 1.0f;
+    for (size_t decade = 0; decade < 7; decade++) {
+        const size_t parts = (size_t)(is_signed ? 1 : 2) << decade;
+        const double step = (double)((1.0f - 0.1f) / (float)parts);
+        float lower = 0.1f;
+        for (size_t k = 1; k <= parts; k++) {
+            const double edge = k < (parts + 1) / 2 ? (double)0.1f + step * (double)k
+                                                    : 1.0 - step * (double)(parts - k);
+            const float middle = tens[decade] * ((lower + (float)edge) / 2.0f);
+            lower = (float)edge;
+            map->number[zero + ++code] = middle;
+            if (is_signed)
+                map->number[zero - code] = -middle;
+        }
+    }
+    map->above[0] = -2.0f;
+    for (code = 1; code < 256; code++) {
+        const double middle = ((double)map->number[code - 1] + (double)map->number[code]) / 2.0;
+        const float rounded = (float)middle;
+        const uint32_t before = optforge_bits(rounded) + (rounded < 0.0f ? 1u : UINT32_MAX);
+        map->above[code] = (double)rounded > middle ? optforge_float(before) : rounded;
+    }
+}
+
+/* Loads blocks, of the last of which there may be a part; the floats have room for all of it. */
+OPTFORGE_INLINE void optforge_load_blocks(const uint8_t *stored, const float *scales,
+                                          float *OPTFORGE_RESTRICT wide, size_t n,
+                                          const float *OPTFORGE_RESTRICT number) {
+    for (; n > 0; stored += OPTFORGE_BLOCK, wide += OPTFORGE_BLOCK, scales++) {
+        uint8_t codes[OPTFORGE_BLOCK] = {0};
+        const size_t own = n < OPTFORGE_BLOCK ? n : OPTFORGE_BLOCK;
+        memcpy(codes, stored, own);
+        for (size_t i = 0; i < OPTFORGE_BLOCK; i++)
+            wide[i] = number[codes[i]] * *scales;
+        n -= own;
+    }
+}
+
+/* The lesser of a positive float, by its bits, and a line. */
+OPTFORGE_INLINE int32_t optforge_lesser(int32_t bits, float line) {
+    const int32_t own = (int32_t)optforge_bits(line);
+    return own < bits ? own : bits;
+}
+
+/* The place of a magnitude up to 1 among those that codes stand for, or the place before: those of a decade
+ * are on a line, and the lines on a concave curve. */
+OPTFORGE_INLINE int32_t optforge_near(float x, int is_signed) {
+    int32_t bits = (int32_t)optforge_bits(64.0f / 0.9f * x + 64.0f * (0.8f / 0.9f));
+    bits = optforge_lesser(bits, 320.0f / 0.9f * x + 32.0f * (0.8f / 0.9f));
+    bits = optforge_lesser(bits, 1.6e3f / 0.9f * x + 16.0f * (0.8f / 0.9f));
+    bits = optforge_lesser(bits, 8e3f / 0.9f * x + 8.0f * (0.8f / 0.9f));
+    bits = optforge_lesser(bits, 4e4f / 0.9f * x + 4.0f * (0.8f / 0.9f));
+    bits = optforge_lesser(bits, 2e5f / 0.9f * x + 2.0f * (0.8f / 0.9f));
+    bits = optforge_lesser(bits, 1e6f / 0.9f * x + 0.8f / 0.9f);
+    return (int32_t)(optforge_float((uint32_t)bits) * (is_signed ? 1.0f : 2.0f) - (is_signed ? 0.25f : 1.25f));
+}
+
+/* Stores a block, which it changes: what is nearest to a number over the scale, the largest magnitude. That is
+ * NaN where one is, or is infinite. Without a sign what is below 0 becomes 0. */
+OPTFORGE_INLINE float optforge_store_block(uint8_t *OPTFORGE_RESTRICT codes, float *OPTFORGE_RESTRICT wide,
+                                           const float *OPTFORGE_RESTRICT above, int is_signed) {
+    int32_t lanes[OPTFORGE_LANES] = {0}, code[OPTFORGE_BLOCK], most = 0;
+    for (size_t i = 0; i < OPTFORGE_BLOCK; i += OPTFORGE_LANES)
+        for (size_t j = 0; j < OPTFORGE_LANES; j++) {
+            const int32_t bits = (int32_t)optforge_bits(wide[i + j]), size = bits & 0x7fffffff;
+            const int32_t own = is_signed || bits >= 0 || size >= 0x7f800000 ? size : 0;
+            lanes[j] = own > lanes[j] ? own : lanes[j];
+        }
+    for (size_t j = 0; j < OPTFORGE_LANES; j++)
+        most = lanes[j] > most ? lanes[j] : most;
+    if (most == 0 || most >= 0x7f800000) {
+        memset(codes, is_signed ? 127 : 0, OPTFORGE_BLOCK);
+        return most == 0 ? 0.0f : (float)NAN;
+    }
+    for (size_t i = 0; i < OPTFORGE_BLOCK; i++) {
+        const float x = (is_signed || wide[i] > 0.0f ? wide[i] : 0.0f) / optforge_float((uint32_t)most);
+        const uint32_t bits = optforge_bits(x);
+        const int32_t near = optforge_near(optforge_float(bits & 0x7fffffffu), is_signed);
+        code[i] = (near ^ ((int32_t)bits >> 31)) + (is_signed ? 128 : 1);
+        wide[i] = x;
+    }
+    for (size_t i = 0; i < OPTFORGE_BLOCK; i++) /* this one, or the one below */
+        code[i] -= wide[i] > above[code[i]] ? 0 : 1;
+    for (size_t i = 0; i < OPTFORGE_BLOCK; i++)
+        codes[i] = (uint8_t)code[i];
+    return optforge_float((uint32_t)most);
+}
+
+OPTFORGE_INLINE void optforge_store_blocks(uint8_t *stored, float *scales, float *wide, size_t n,
+                                           const float *above, int is_signed) {
+    for (; n > 0; stored += OPTFORGE_BLOCK, wide += OPTFORGE_BLOCK) {
+        uint8_t codes[OPTFORGE_BLOCK];
+        const size_t own = n < OPTFORGE_BLOCK ? n : OPTFORGE_BLOCK;
+        memset(wide + own, 0, (OPTFORGE_BLOCK - own) * sizeof *wide);
+        *scales++ = optforge_store_block(codes, wide, above, is_signed);
+        memcpy(stored, codes, own);
+        n -= own;
+    }
+}
+
+#define OPTFORGE_BLOCKS(name, load, is_signed)                                                              \
+    OPTFORGE_EACH_SET(name, (void *stored, void *beside, float *wide, size_t n, const void *by),            \
+                      const optforge_map *map = (const optforge_map *)by + !is_signed;                      \
+                      if (load) optforge_load_blocks((uint8_t *)stored, (float *)beside, wide, n, map->number); \
+                      else optforge_store_blocks((uint8_t *)stored, (float *)beside, wide, n, map->above,   \
+                                                 is_signed))
+OPTFORGE_BLOCKS(optforge_load_q8, 1, 1)
+OPTFORGE_BLOCKS(optforge_load_uq8, 1, 0)
+OPTFORGE_BLOCKS(optforge_store_q8, 0, 1)
+OPTFORGE_BLOCKS(optforge_store_uq8, 0, 0)
+
 /* Loading, storing to nearest, storing at random; by format from bfloat16 on, the third is a split p. */
-static const optforge_convert optforge_converts[3][3][OPTFORGE_SETS] = {
+static const optforge_convert optforge_converts[3][5][OPTFORGE_SETS] = {
     {OPTFORGE_OF_SETS(optforge_load_bf16), OPTFORGE_OF_SETS(optforge_load_f16),
-     OPTFORGE_OF_SETS(optforge_load_split)},
+     OPTFORGE_OF_SETS(optforge_load_split), OPTFORGE_OF_SETS(optforge_load_q8),
+     OPTFORGE_OF_SETS(optforge_load_uq8)},
     {OPTFORGE_OF_SETS(optforge_store_bf16), OPTFORGE_OF_SETS(optforge_store_f16),
-     OPTFORGE_OF_SETS(optforge_store_split)},
-    {OPTFORGE_OF_SETS(optforge_draw_bf16), OPTFORGE_OF_SETS(optforge_draw_f16), OPTFORGE_NO_SETS}
+     OPTFORGE_OF_SETS(optforge_store_split), OPTFORGE_OF_SETS(optforge_store_q8),
+     OPTFORGE_OF_SETS(optforge_store_uq8)},
+    {OPTFORGE_OF_SETS(optforge_draw_bf16), OPTFORGE_OF_SETS(optforge_draw_f16), OPTFORGE_NO_SETS,
+     OPTFORGE_NO_SETS, OPTFORGE_NO_SETS}
 };
 
 /* ---- the summation tree -------------------------------------------------------------------------------- */
@@ -416,7 +542,8 @@ static size_t optforge_plus(size_t a, size_t b) { return a > SIZE_MAX - b ? SIZE
 static size_t optforge_times(size_t a, size_t b) { return b != 0 && a > SIZE_MAX / b ? SIZE_MAX : a * b; }
 
 static size_t optforge_format_size(unsigned char format) {
-    return format == OPTFORGE_F32 ? 4 : format >= OPTFORGE_BF16 ? 2 : 8;
+    static const unsigned char sizes[] = {0, 4, 8, 8, 2, 2, 2, 1, 1, 4};
+    return sizes[format];
 }
 
 static size_t optforge_leaves(size_t n) { return n / OPTFORGE_LEAF + (n % OPTFORGE_LEAF != 0); }
@@ -438,10 +565,13 @@ static unsigned char optforge_real(const optforge_kernel *kernel) {
 /* One number of an array, and such a number stored to nearest. */
 static double optforge_read(const void *array, unsigned char format, size_t i) {
     switch (format) {
-    case OPTFORGE_F32: return (double)((const float *)array)[i];
+    case OPTFORGE_F32:
+    case OPTFORGE_ABSMAX: return (double)((const float *)array)[i];
     case OPTFORGE_BF16: return (double)optforge_from_bf16(((const uint16_t *)array)[i]);
     case OPTFORGE_F16: return (double)optforge_from_f16(((const uint16_t *)array)[i]);
     case OPTFORGE_LOW: return (double)((const uint16_t *)array)[i];
+    case OPTFORGE_Q8:
+    case OPTFORGE_UQ8: return (double)((const uint8_t *)array)[i]; /* the code */
     default: return ((const double *)array)[i];
     }
 }
@@ -455,9 +585,39 @@ static void optforge_write(void *array, unsigned char format, size_t i, double v
     }
 }
 
-/* Bytes of array `a` of a tensor of n elements. */
+/* Elements, and bytes, of array `a` of a tensor of n elements. */
+static size_t optforge_count_of(const optforge_kernel *kernel, size_t n, size_t a) {
+    const unsigned char format = kernel->formats[a];
+    if (format == OPTFORGE_ABSMAX)
+        return n / OPTFORGE_BLOCK + (n % OPTFORGE_BLOCK != 0);
+    return format == OPTFORGE_SCALAR ? 1 : n;
+}
+
 static size_t optforge_bytes(const optforge_kernel *kernel, size_t n, size_t a) {
-    return (kernel->formats[a] == OPTFORGE_SCALAR ? 1 : n) * optforge_format_size(kernel->formats[a]);
+    return optforge_count_of(kernel, n, a) * optforge_format_size(kernel->formats[a]);
+}
+
+/* Whether a format is codes in blocks; and the first array of scales, behind all others. */
+static int optforge_is_blocks(unsigned char format) {
+    return format == OPTFORGE_Q8 || format == OPTFORGE_UQ8;
+}
+
+static size_t optforge_scales(const optforge_kernel *kernel) {
+    size_t a = kernel->arrays;
+    while (kernel->formats[a - 1] == OPTFORGE_ABSMAX)
+        a--;
+    return a;
+}
+
+/* What is beside array `a` from element `begin` on: p has a master, codes have scales; else NULL. */
+static void *optforge_beside(const optforge_kernel *kernel, const void *tensor, size_t a, size_t begin) {
+    size_t beside = a == 0 ? kernel->master : 0;
+    if (optforge_is_blocks(kernel->formats[a])) {
+        beside = optforge_scales(kernel);
+        for (size_t b = 0; b < a; b++)
+            beside += (size_t)optforge_is_blocks(kernel->formats[b]);
+    }
+    return beside > 0 ? (char *)optforge_array(tensor, beside) + optforge_bytes(kernel, begin, beside) : NULL;
 }
 
 /* Doubles of a row of scalars, and one more for what optforge_begin_rows keeps there. */
@@ -563,7 +723,14 @@ static int optforge_scalars(const optforge_work *w, const optforge_place *x, uns
 
 /* ---- checks -------------------------------------------------------------------------------------------- */
 
+/* Whether an array is converted where it is read and written. */
+static int optforge_narrow(const optforge_kernel *kernel, size_t a) {
+    const unsigned char format = kernel->formats[a];
+    return format >= OPTFORGE_BF16 && format != OPTFORGE_LOW && format != OPTFORGE_ABSMAX;
+}
+
 static int optforge_check_kernel(const optforge_kernel *kernel) {
+    size_t narrow = 0, blocks = 0, scales = 0;
     if (kernel == NULL)
         return OPTFORGE_ERROR_NULL;
     if (kernel->abi != OPTFORGE_TYPES || kernel->formats == NULL || kernel->passes == NULL ||
@@ -576,10 +743,17 @@ static int optforge_check_kernel(const optforge_kernel *kernel) {
         const unsigned char format = kernel->formats[a];
         const int fits = (format == OPTFORGE_F64) == (kernel->formats[0] == OPTFORGE_F64);
         if (format == OPTFORGE_SCALAR ? a < 2
-                                      : format < OPTFORGE_F32 || format > OPTFORGE_LOW || !fits ||
-                                            (format == OPTFORGE_LOW && a != kernel->master))
+                                      : format < OPTFORGE_F32 || format > OPTFORGE_ABSMAX || !fits ||
+                                            (format == OPTFORGE_LOW && a != kernel->master) ||
+                                            (format > OPTFORGE_LOW && a < 2))
             return OPTFORGE_ERROR_ABI;
+        narrow += (size_t)optforge_narrow(kernel, a);
+        blocks += (size_t)optforge_is_blocks(format);
+        scales += format == OPTFORGE_ABSMAX;
     }
+    if (scales != blocks || scales != kernel->arrays - optforge_scales(kernel) ||
+        (blocks > 0 && narrow > OPTFORGE_WIDE / OPTFORGE_BLOCK))
+        return OPTFORGE_ERROR_ABI;
     if (kernel->master > 0 &&
         (kernel->master < 2 || kernel->formats[0] < OPTFORGE_BF16 ||
          (kernel->formats[kernel->master] != OPTFORGE_F32 &&
@@ -595,7 +769,7 @@ static int optforge_check_kernel(const optforge_kernel *kernel) {
             if (sum->slot >= OPTFORGE_MOST_SUMS || sum->slot == OPTFORGE_NAN || sum->slot == OPTFORGE_INF ||
                 sum->kind > OPTFORGE_MAX || sum->source <= (int)OPTFORGE_SCRATCH - OPTFORGE_MOST_SCRATCH ||
                 (size_t)array >= kernel->arrays || kernel->formats[array] == OPTFORGE_SCALAR ||
-                kernel->formats[array] == OPTFORGE_LOW)
+                kernel->formats[array] == OPTFORGE_LOW || kernel->formats[array] == OPTFORGE_ABSMAX)
                 return OPTFORGE_ERROR_ABI;
         }
     }
@@ -657,7 +831,8 @@ static int optforge_check_place(const optforge_work *w, const optforge_place *x)
         const size_t whole = optforge_whole(w, x);
         if (part > whole || x->n > whole - part)
             return OPTFORGE_ERROR_PART;
-        if (w->sums > 0 && (part % OPTFORGE_LEAF != 0 || (x->n % OPTFORGE_LEAF != 0 && part + x->n != whole)))
+        if ((w->sums > 0 || optforge_scales(l->kernel) < l->kernel->arrays) &&
+            (part % OPTFORGE_LEAF != 0 || (x->n % OPTFORGE_LEAF != 0 && part + x->n != whole)))
             return OPTFORGE_ERROR_PART;
     }
     return OPTFORGE_OK;
@@ -989,6 +1164,7 @@ typedef struct optforge_span {
     size_t piece;     /* elements that it does at once */
     int narrow;       /* arrays that are stored in fewer bits than they are computed with, */
     char use[OPTFORGE_MOST_ARRAYS]; /* and what it does with them: optforge_pass.uses */
+    int blocks;       /* whether some are in blocks */
     int first, last;  /* whether the pass is the kernel's first, or last */
     size_t lanes;     /* sums that are added up lane by lane */
     size_t sums;      /* with NaN and infinity, which come behind them where they are counted */
@@ -1009,17 +1185,14 @@ static void optforge_plan_sum(const optforge_work *w, int phase, const optforge_
     span->sums++;
 }
 
-/* Whether an array is converted where it is read and written. */
-static int optforge_narrow(const optforge_kernel *kernel, size_t a) {
-    return kernel->formats[a] >= OPTFORGE_BF16 && kernel->formats[a] != OPTFORGE_LOW;
-}
-
 /* What is to be converted in a pass, which reads what it adds up as well, and in pieces of what size. */
 static void optforge_plan_uses(const optforge_kernel *kernel, const optforge_pass *pass,
                                optforge_span *span) {
     for (size_t a = 0; a < kernel->arrays; a++) {
-        span->narrow += optforge_narrow(kernel, a);
-        span->use[a] = span->run != NULL && pass->uses != NULL ? pass->uses[a] : '.';
+        const int narrow = optforge_narrow(kernel, a);
+        span->narrow += narrow;
+        span->blocks |= optforge_is_blocks(kernel->formats[a]);
+        span->use[a] = (char)(narrow && span->run != NULL && pass->uses != NULL ? pass->uses[a] : '.');
     }
     while (span->piece * (size_t)span->narrow > OPTFORGE_WIDE)
         span->piece /= 2;
@@ -1043,7 +1216,7 @@ static void optforge_plan(const optforge_work *w, int phase, const optforge_kern
 
     span->kernel = kernel;
     span->run = NULL;
-    span->changes = span->narrow = 0;
+    span->changes = span->narrow = span->blocks = 0;
     span->piece = OPTFORGE_LEAF;
     span->first = phase == w->scan && !w->skipped;
     span->last = phase - w->scan == (int)kernel->pass_count - 1 && !w->skipped;
@@ -1087,13 +1260,8 @@ typedef struct optforge_wide {
     size_t n;
     void *array[OPTFORGE_MOST_ARRAYS];
     float memory[OPTFORGE_WIDE];
+    optforge_map maps[2]; /* of codes with a sign, and without, where there are any */
 } optforge_wide;
-
-/* The array beside p that has it in full, from element `begin` on: floats, or what a split p leaves. */
-static void *optforge_master(const optforge_kernel *kernel, const void *tensor, size_t begin) {
-    const size_t size = optforge_format_size(kernel->formats[kernel->master]);
-    return (char *)optforge_array(tensor, kernel->master) + begin * size;
-}
 
 /* How array `a` is converted: the row of a table of optforge_converts. */
 static int optforge_conversion(const optforge_kernel *kernel, size_t a) {
@@ -1109,18 +1277,18 @@ static void optforge_widen(const optforge_work *w, const optforge_span *span, op
     wide->n = x->n;
     for (size_t a = 0; a < kernel->arrays; a++) {
         char *own = (char *)optforge_array(x->tensor, a);
-        void *beside = a == 0 && kernel->master > 0 ? optforge_master(kernel, x->tensor, x->begin) : NULL;
+        void *beside;
         if (kernel->formats[a] != OPTFORGE_SCALAR && own != NULL)
             own += x->begin * optforge_format_size(kernel->formats[a]);
         wide->array[a] = own;
         if (!optforge_narrow(kernel, a) || span->use[a] == '.')
             continue;
         wide->array[a] = room;
-        if (beside != NULL && kernel->formats[kernel->master] == OPTFORGE_F32)
+        beside = optforge_beside(kernel, x->tensor, a, x->begin);
+        if (a == 0 && beside != NULL && kernel->formats[kernel->master] == OPTFORGE_F32)
             wide->array[a] = beside;
         else if (span->use[a] != 'w')
-            optforge_converts[0][optforge_conversion(kernel, a)][w->set](own, (uint16_t *)beside, room, x->n,
-                                                                         NULL);
+            optforge_converts[0][optforge_conversion(kernel, a)][w->set](own, beside, room, x->n, wide->maps);
         room += span->piece;
     }
     x->tensor = wide;
@@ -1137,14 +1305,16 @@ static void optforge_store(const optforge_work *w, const optforge_span *span, co
     const uint64_t stream = l->stream != NULL ? l->stream[place->k] : place->number;
     const uint64_t index = (l->part != NULL ? l->part[place->k] : 0) + (uint64_t)begin;
     for (size_t a = 0; a < kernel->arrays; a++) {
-        const int master = a == 0 && kernel->master > 0, row = optforge_conversion(kernel, a);
-        uint16_t *stored = (uint16_t *)optforge_array(place->tensor, a) + begin;
+        const int row = optforge_conversion(kernel, a);
+        uint16_t *stored;
         float *floats = (float *)wide->array[a];
+        void *beside;
         if (!optforge_narrow(kernel, a) || span->use[a] == '.' || span->use[a] == 'r')
             continue;
-        if (master) {
-            uint16_t *low = (uint16_t *)optforge_master(kernel, place->tensor, begin);
-            optforge_converts[1][row][w->set](stored, low, floats, wide->n, NULL);
+        beside = optforge_beside(kernel, place->tensor, a, begin);
+        stored = (uint16_t *)(void *)((char *)optforge_array(place->tensor, a) + optforge_bytes(kernel, begin, a));
+        if (beside != NULL) {
+            optforge_converts[1][row][w->set](stored, beside, floats, wide->n, wide->maps);
             continue;
         }
         if (!kernel->stochastic)
@@ -1272,6 +1442,8 @@ OPTFORGE_API void optforge_share(optforge_work *w, int phase, size_t ith, size_t
         size_t leaf = 0;
         if (x.list != list)
             optforge_plan(w, phase, x.list->kernel, &span);
+        if (x.list != list && span.blocks)
+            optforge_fill_map(wide.maps, 1), optforge_fill_map(wide.maps + 1, 0);
         list = x.list;
         if (list->delta != NULL && x.n > 0) {
             p = optforge_array(x.tensor, 0);
@@ -1501,20 +1673,28 @@ OPTFORGE_API int optforge_step_lists(const optforge_list *lists, size_t number,
         return status;
 #ifdef _OPENMP
     if (options->parallel == NULL && shares > 1) {
+        const int last = w.phases - 1;
+        const uint64_t before = optforge_keep_subnormals(options);
 #pragma omp parallel num_threads((int)shares)
         {
             const size_t k = (size_t)omp_get_thread_num(), all = (size_t)omp_get_num_threads();
             const uint64_t flush = optforge_keep_subnormals(options);
-            for (int phase = 0; phase < w.phases; phase++) {
+            for (int phase = 0; phase <= last; phase++) {
                 optforge_share(&w, phase, k, all);
+                if (w.adds) {
 #pragma omp barrier
-                optforge_fold_tensors(&w, phase, k, all);
+                    optforge_fold_tensors(&w, phase, k, all);
+                }
+                if (phase < last) {
 #pragma omp barrier
 #pragma omp single
-                status = optforge_fold_all(&w, phase);
+                    (void)optforge_fold_all(&w, phase);
+                }
             }
             optforge_restore_flush(flush);
         }
+        status = optforge_fold_all(&w, last);
+        optforge_restore_flush(before);
         return status;
     }
 #endif
@@ -1645,7 +1825,7 @@ static int optforge_replay(const optforge_kernel *kernel, int set, uint64_t *has
         x = optforge_fill(memory + n, kernel->formats[1], n, x, tiny);
     }
     for (size_t a = 0; a < kernel->arrays; a++)
-        for (size_t i = 0; a != 1 && i < (kernel->formats[a] == OPTFORGE_SCALAR ? 1 : n); i++)
+        for (size_t i = 0; a != 1 && i < optforge_count_of(kernel, n, a); i++)
             *hash = optforge_hash(*hash, optforge_read(memory + a * n, kernel->formats[a], i));
     return status;
 }
@@ -1683,17 +1863,29 @@ OPTFORGE_API void optforge_options_init(optforge_options *o) {
 
 OPTFORGE_API void optforge_state_init(const optforge_kernel *kernel, const void *tensor, const void *hyper) {
     const unsigned char *formats = kernel->formats;
-    for (size_t a = 2; a < kernel->arrays; a++) {
+    const size_t end = optforge_scales(kernel);
+    optforge_map maps[2];
+    if (end < kernel->arrays)
+        optforge_fill_map(maps, 1), optforge_fill_map(maps + 1, 0);
+    for (size_t a = 2; a < end; a++) {
         static const optforge_initial as_p = {OPTFORGE_FROM_P, 0.0};
         const optforge_initial *initial = a == kernel->master ? &as_p : &kernel->initial[a - 2];
         const double value = initial->from >= 0 ? ((const double *)hyper)[initial->from] : initial->value;
-        const size_t n = formats[a] == OPTFORGE_SCALAR ? 1 : optforge_elements(tensor);
+        const size_t n = optforge_count_of(kernel, optforge_elements(tensor), a);
         const size_t other = initial->from == OPTFORGE_FROM_G; /* the array that it may be a copy of */
         const int copied = other == 1 || initial->from == OPTFORGE_FROM_P;
         void *const state = optforge_array(tensor, a), *const from = optforge_array(tensor, other);
         if (formats[a] == OPTFORGE_LOW && n > 0)
             memset(state, 0, n * sizeof(uint16_t)); /* p leaves nothing at first */
-        for (size_t i = 0; formats[a] != OPTFORGE_LOW && i < n; i++)
+        for (size_t i = 0; optforge_is_blocks(formats[a]) && i < n; i += OPTFORGE_BLOCK) {
+            const size_t own = optforge_least(n - i, OPTFORGE_BLOCK);
+            float floats[OPTFORGE_BLOCK];
+            for (size_t k = 0; k < own; k++)
+                floats[k] = (float)(copied ? optforge_read(from, formats[other], i + k) : value);
+            optforge_converts[1][optforge_conversion(kernel, a)][0](
+                (uint8_t *)state + i, optforge_beside(kernel, tensor, a, i), floats, own, maps);
+        }
+        for (size_t i = 0; formats[a] < OPTFORGE_LOW && i < n; i++)
             optforge_write(state, formats[a], i, copied ? optforge_read(from, formats[other], i) : value);
     }
 }
@@ -1708,11 +1900,14 @@ OPTFORGE_API int optforge_range(const optforge_kernel *kernel, const void *tenso
         return OPTFORGE_ERROR_NULL;
     if (begin > optforge_elements(tensor) || n > optforge_elements(tensor) - begin)
         return OPTFORGE_ERROR_PART;
+    if (optforge_scales(kernel) < kernel->arrays && /* blocks are whole */
+        (begin % OPTFORGE_LEAF != 0 || (n % OPTFORGE_LEAF != 0 && begin + n != optforge_elements(tensor))))
+        return OPTFORGE_ERROR_PART;
     memcpy(memory, &n, sizeof n);
     for (size_t a = 0; a < kernel->arrays; a++) {
         char *array = (char *)optforge_array(tensor, a);
         if (array != NULL && kernel->formats[a] != OPTFORGE_SCALAR)
-            array += begin * optforge_format_size(kernel->formats[a]);
+            array += optforge_bytes(kernel, begin, a);
         memcpy((char *)memory + sizeof n + a * sizeof array, &array, sizeof array);
     }
     memcpy(range, memory, sizeof n + kernel->arrays * sizeof(void *));
@@ -1724,7 +1919,7 @@ OPTFORGE_API size_t optforge_state_size(const optforge_kernel *kernel, size_t n)
     if (optforge_check_kernel(kernel) != OPTFORGE_OK)
         return 0;
     for (size_t a = 2; a < kernel->arrays; a++) {
-        const size_t count = kernel->formats[a] == OPTFORGE_SCALAR ? 1 : n;
+        const size_t count = optforge_count_of(kernel, n, a);
         bytes = optforge_plus(bytes, optforge_times(count, optforge_format_size(kernel->formats[a])));
     }
     return bytes;

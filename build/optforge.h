@@ -57,6 +57,7 @@ enum {
 enum {
     OPTFORGE_LEAF = 1024,     /* elements that are added up together: parts of tensors are whole leaves */
     OPTFORGE_PIECE = 256,     /* elements of a piece at most, where a pass adds up */
+    OPTFORGE_BLOCK = 256,     /* elements of state of 8 bits that share a scale */
     OPTFORGE_MOST_SUMS = 32,  /* that a kernel can add up in a pass */
     OPTFORGE_MOST_SCRATCH = 24, /* of them from scratch */
     OPTFORGE_MOST_PASSES = 16, /* over memory */
@@ -148,7 +149,9 @@ typedef struct optforge_pass {
 enum {
     OPTFORGE_F32 = 1, OPTFORGE_F64 = 2, OPTFORGE_BF16 = 4, OPTFORGE_F16 = 5,
     OPTFORGE_SCALAR = 3, /* one double per tensor */
-    OPTFORGE_LOW = 6     /* what bfloat16 leaves of a float: float is (p << 16) + low, a signed number */
+    OPTFORGE_LOW = 6,    /* what bfloat16 leaves of a float: float is (p << 16) + low, a signed number */
+    OPTFORGE_Q8 = 7, OPTFORGE_UQ8 = 8, /* codes of 8 bits of state, with a sign and without */
+    OPTFORGE_ABSMAX = 9  /* a float for each OPTFORGE_BLOCK codes, the last of which may be fewer: their scale */
 };
 
 /* How a state begins: as a number, or as the parameter, the gradient, a hyperparameter. */
@@ -168,7 +171,7 @@ typedef struct optforge_kernel {
     const double *hyper_defaults;
     const optforge_initial *initial; /* of each state */
     size_t hypers;                   /* doubles in a struct of hyperparameters */
-    size_t arrays;                   /* p, g, the state, and the master if there is one */
+    size_t arrays;                   /* p, g, the state, the master if there is one, scales in the order of codes */
     const unsigned char *formats;    /* of each */
     size_t scalars_size;             /* bytes of the scalars of a step */
     unsigned pass_count;

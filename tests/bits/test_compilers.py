@@ -33,7 +33,7 @@ SETS = instruction_sets()
 SIZES = (*range(70), 127, 128, 129, 1023, 1024, 1025, 5000)
 
 
-# The runtime is the same for all rules: each is compiled in the usual ways, and every way is taken by some.
+# The runtime is the same for all rules: every way is taken by one of them, and some by the others.
 WAYS = [
     (name, compiler, flags)
     for name in names()
@@ -46,7 +46,7 @@ WAYS = [
 
 @pytest.mark.parametrize(
     ("name", "compiler", "flags"),
-    some(WAYS, 6, lambda way: way[0] == "adam" or way[1:] == ("gcc", "O2") or way[1:] == ("clang", "native")),
+    some(WAYS, 12, lambda way: way[0] == "adam" or (way[0] == "lamb" and way[2] == "native")),
 )
 def test_compilers_and_flags_do_not_change_bits(name: str, compiler: str, flags: str, tmp_path: Path) -> None:
     path = require(compiler)

@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 
 import optforge as of
+from amount import some
 from conftest import require_torch
 from optforge.core.formats import FORMATS, draw
 from optforge.core.functions import Array
+from optforge.library.named import named_rule
 from optimizing import TARGETS
 
 SIZES = (1, 33, 1030, 40_000)
@@ -54,19 +56,26 @@ WAYS: dict[str, tuple[str, str, str, str | None, str]] = {
     "master f32, state bf16": ("bf16", "bf16", "bf16", "f32", "stochastic"),
     "master f32 of f16": ("f16", "f16", "f32", "f32", "nearest"),
     "master split": ("bf16", "bf16", "f32", "split", "nearest"),
+    "state of 8 bits": ("f32", "f32", "q8", None, "nearest"),
+    "master split, state of 8 bits": ("bf16", "bf16", "q8", "split", "nearest"),
+    "state of 8 bits, stochastic": ("bf16", "bf16", "q8", None, "stochastic"),
 }
 
 
 def made(rule: Any, way: str, target: str, **more: Any) -> of.Optimizer:
     p, _, state, master, rounding = WAYS[way]
     rule = of.rules[rule] if isinstance(rule, str) else rule
-    store = {own.name: state for own in rule.kernel().array_state} | ({"p": "bf16"} if p == "bf16" else {})
+    names = [own.name for own in rule.kernel().array_state]
+    store = {name: "uq8" if state == "q8" and name == "v" else state for name in names}
+    store |= {"p": "bf16"} if p == "bf16" else {}
     settings = {"store": store, "master": master, "rounding": rounding, "seed": 11, **more}
     return of.Optimizer(tensors(p, 1), rule, target=target, **settings)
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("rule", ["sgd", "adamw", "lamb", "novograd", "clipped"])
+EVERY = [(rule, way) for rule in ("sgd", "adamw", "lamb", "novograd", "clipped") for way in WAYS]
+
+
+@pytest.mark.parametrize(("rule", "way"), some(EVERY, 4, lambda case: case[0] == "adamw"))
 def test_the_compiled_kernel_has_the_bits_of_the_reference(rule: str, way: str, tmp_path: Path) -> None:
     chosen: Any = of.clip_by_global_norm(max_norm=0.5) >> of.rules.adamw if rule == "clipped" else rule
     both = [made(chosen, way, target, threads=3) for target in (COMPILED, "numpy")]
@@ -233,6 +242,18 @@ BAD: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "rounding": (lambda: of.Optimizer([np.ones(3)], "adam", rounding="up"), ValueError, "rounding is"),
     "seed": (lambda: of.Optimizer([np.ones(3)], "adam", seed=-1), ValueError, "seed is a whole number from 0 to"),
     "seed 0.5": (lambda: of.Optimizer([np.ones(3)], "adam", seed=0.5), TypeError, "seed is a whole number"),  # type: ignore[arg-type]
+    "p in blocks": (
+        lambda: of.Optimizer([np.ones(3, np.float32)], "adam", store={"p": "q8"}),
+        TypeError,
+        "params.* is float32, and store says that p is q8",
+    ),
+    "g in blocks": (
+        lambda: of.rules.adam.generate(store={"g": "uq8"}),
+        ValueError,
+        "uq8 is for state, and g is none: it is f32, f64, bf16 or f16",
+    ),
+    "codes": (lambda: of.Optimizer([np.ones(3, np.uint8)], "adam"), TypeError, "is uint8; it must be float32"),
+    "blocks of doubles": (lambda: of.Optimizer([np.ones(3)], "adam", store={"m": "q8"}), ValueError, "is f64"),
     "scalar": (lambda: of.Optimizer([np.ones(3)], "novograd", store={"v": "bf16"}), ValueError, "one double per"),
 }
 
@@ -249,3 +270,113 @@ def test_a_group_that_is_stored_otherwise() -> None:
     with pytest.raises(ValueError, match=r"^groups\[1\]: its parameters are stored otherwise"):
         opt.add_group({"params": [np.ones(3, np.float16)]})
     assert len(opt.groups) == 1
+
+
+# ── state of 8 bits ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("target", [COMPILED, "numpy"])
+def test_codes_and_scales_as_users_see_them(target: str) -> None:
+    """Codes of a parameter's shape, and a scale for each 256 elements in their order; both are live."""
+    w = np.zeros((3, 100), np.float32)
+    opt = of.Optimizer([w], "adam", target=target, store={"m": "q8", "v": "uq8"}, beta1=0.5, lam=1.0)
+    (m,), (scales,) = opt.state["m"], opt.state["m_absmax"]
+    assert (m.dtype, m.shape, scales.dtype, scales.shape) == (np.uint8, (3, 100), np.float32, (2,))
+    assert (m == 127).all() and not scales.any()
+    g = np.zeros((3, 100), np.float32)
+    g[0, :3], g[2, 99] = (1.0, -2.0, 1e-7), -4.0
+    opt.step([g])
+    assert scales.tolist() == [1.0, 2.0]
+    assert [*m[0, 1:4], m[2, 99]] == [0, 127, 127, 0]
+    assert FORMATS["q8"].load(m.reshape(-1), scales)[[0, 1, 299]] == pytest.approx([0.5, -1, -2], rel=0.01)
+    scales[...] = 0
+    opt.step([np.zeros((3, 100), np.float32)])
+    assert (m == 127).all()
+
+
+def test_a_block_with_a_nan_is_nan_until_state_is_set() -> None:
+    """The others go on, as do those of the same tensor."""
+    for target in (COMPILED, "numpy"):
+        w = np.zeros(600, np.float32)
+        opt = of.Optimizer([w], "momentum", target=target, store={"m": "q8"})
+        g = np.ones(600, np.float32)
+        g[300] = np.inf
+        opt.step([g])
+        (scales,) = opt.state["m_absmax"]
+        assert np.isnan(scales).tolist() == [False, True, False]
+        opt.step([np.ones(600, np.float32)])
+        assert np.isnan(w).tolist() == [256 <= k < 512 for k in range(600)]
+
+
+@pytest.mark.parametrize("target", [COMPILED, "numpy"])
+def test_state_that_begins_as_something_else_is_in_blocks_from_the_first(target: str) -> None:
+    @of.rule
+    def following(p, g, s="p", c=0.3, h="lr", *, lr=0.1):
+        s = 0.5 * s + lr * g
+        c = c + 0.0 * g
+        h = h + 0.0 * g
+        p = p - s - c - h
+        return p, s, c, h
+
+    start = np.random.default_rng(3).standard_normal(700).astype(np.float32)
+    own = of.Optimizer([start.copy()], following, target=target, store={"s": "q8", "c": "uq8", "h": "q8"})
+    codes, scales = FORMATS["q8"].store(start)
+    assert own.state["s"][0].tobytes() == codes.tobytes()
+    assert own.state["s_absmax"][0].tobytes() == scales.tobytes()
+    assert (own.state["c"][0] == 255).all() and (own.state["c_absmax"][0] == np.float32(0.3)).all()
+    own.step([np.zeros(700, np.float32)])
+    assert (own.state["h_absmax"][0] == np.float32(0.1)).all()
+
+
+def test_state_dicts_and_checkpoints_of_other_blocks(tmp_path: Path) -> None:
+    """Codes tell by nothing how they are meant; what wrote them does."""
+
+    def make(**store: str) -> of.Optimizer:
+        return of.Optimizer([np.ones(300, np.float32)], "adamw", target="numpy", store=store)
+
+    opt = make(m="q8", v="uq8")
+    opt.step([np.ones(300, np.float32)])
+    opt.save(tmp_path / "saved")
+    others = (make(m="uq8", v="uq8"), make(), make(m="q8"), make(m="bf16", v="bf16"))
+    for other in others:
+        with pytest.raises(ValueError, match="its state in blocks of 8 bits is m=q8, v=uq8, here"):
+            other.load_state_dict(opt.state_dict())
+        with pytest.raises(ValueError, match="its state in blocks of 8 bits is m=q8, v=uq8, here"):
+            other.load(tmp_path / "saved")
+        assert other.t == 0
+    with pytest.raises(ValueError, match="in blocks of 8 bits is none, here m=q8"):
+        make(m="q8").load_state_dict(make().state_dict())
+    damaged = opt.state_dict()
+    damaged["state"]["m_absmax"] = [np.ones(1, np.float32)]
+    with pytest.raises(ValueError, match=r"m_absmax.*of shape \(1,\), here float32 of shape \(2,\)"):
+        make(m="q8", v="uq8").load_state_dict(damaged)
+    again = make(v="uq8", m="q8")
+    again.load(tmp_path / "saved")
+    assert everything(again) == everything(opt)
+
+
+def test_a_state_with_the_name_of_scales() -> None:
+    @of.rule
+    def named(p, g, m=0.0, m_absmax=0.0, *, lr=0.1):
+        m = m + g
+        m_absmax = m_absmax + g
+        p = p - lr * m * m_absmax
+        return p, m, m_absmax
+
+    with pytest.raises(ValueError, match="scales is called 'm_absmax', and so is a state of the rule: rename that"):
+        of.Optimizer([np.ones(3, np.float32)], named, store={"m": "q8"})
+
+
+def test_more_arrays_than_blocks_have_room_for(tmp_path: Path) -> None:
+    states = [f"s{k}" for k in range(33)]
+    text = f"from optforge import rule\n\n@rule\ndef many(p, g, {', '.join(f'{name}=0.0' for name in states)}):\n"
+    text += "".join(f"    {name} = {name} + g\n" for name in states)
+    (tmp_path / "own.py").write_text(f"{text}    p = p - s0\n    return p, {', '.join(states)}\n")
+    many = named_rule(f"{tmp_path / 'own.py'}:many")
+    with pytest.raises(ValueError, match="more than 32 arrays of 16 and 8 bits have no room"):
+        of.Optimizer([np.ones(3, np.float32)], many, target="numpy", store=dict.fromkeys(states, "q8"))
+    store = dict.fromkeys(states[:32], "uq8")
+    both = [of.Optimizer([np.ones(700, np.float32)], many, target=own, store=store) for own in (COMPILED, "numpy")]
+    for opt in both:
+        opt.step([np.linspace(-1, 1, 700, dtype=np.float32)], stats=True)
+    assert everything(both[0]) == everything(both[1])

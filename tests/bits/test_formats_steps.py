@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ MADE: dict[str, tuple[of.Rule, dict[str, Any]]] = {
     "plain": (of.rules.adamw, {"dtypes": ["f32"]}),
     "bf16": (of.rules.adamw, {"store": {"p": "bf16", "g": "bf16"}}),
     "random": (of.rules.adamw, {"store": dict.fromkeys(ORDER, "bf16"), "rounding": "stochastic"}),
+    "eight": (of.rules.adamw, {"store": {"m": "q8", "v": "uq8"}}),
     "clipped_f32": (CLIPPED, {"dtypes": "f32"}),
     "clipped_bf16": (CLIPPED, {"store": {"p": "bf16", "g": "bf16"}, "master": "split"}),
     "clipped_f16": (CLIPPED, {"store": dict.fromkeys(ORDER, "f16"), "rounding": "stochastic", "suffix": "half"}),
@@ -35,6 +37,7 @@ FORMATS = {
     "plain": _formats.Formats({}),
     "bf16": _formats.Formats({"p": "bf16", "g": "bf16"}),
     "random": _formats.Formats(dict.fromkeys(ORDER, "bf16"), stochastic=True),
+    "eight": _formats.Formats({"m": "q8", "v": "uq8"}),
     "clipped_f32": _formats.Formats({}),
     "clipped_bf16": _formats.Formats({"p": "bf16", "g": "bf16"}, master="split"),
     "clipped_f16": _formats.Formats(dict.fromkeys(ORDER, "f16"), stochastic=True),
@@ -43,6 +46,7 @@ SUFFIX = {
     "plain": "f32",
     "bf16": "bf16",
     "random": "bf16_m_bf16_v_bf16_stochastic",
+    "eight": "f32_m_q8_v_uq8",
     "clipped_f32": "f32",
     "clipped_bf16": "bf16_split",
     "clipped_f16": "half",
@@ -77,7 +81,8 @@ def tensors(prefix: str, sizes: Sequence[int], seed: int = 1) -> Tensors:
 
 
 def names(prefix: str) -> tuple[str, ...]:
-    return (*ORDER, *([FORMATS[prefix].beside()] if FORMATS[prefix].master else []))
+    beside = [FORMATS[prefix].beside()] if FORMATS[prefix].master else []
+    return (*ORDER, *beside, *FORMATS[prefix].scales())
 
 
 def part(library: Library, prefix: str, own: Tensors, t: int = 1, **rows: Any) -> Part:
@@ -104,13 +109,13 @@ def expected(prefix: str, own: Tensors, t: int = 1, transforms: Any = (), hyper:
 # ── options ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("prefix", ["bf16", "random"])
+@pytest.mark.parametrize("prefix", ["bf16", "random", "eight"])
 @pytest.mark.parametrize("bad", [None, math.nan, math.inf])
 @pytest.mark.parametrize("zero_grads", [False, True])
 def test_skipping_and_zeroing(prefix: str, bad: float | None, zero_grads: bool, library: Library) -> None:
     own = tensors(prefix, (40, 0, 2050))
     if bad is not None:
-        own[2]["g"][2049] = _formats.nearest("bf16", np.array([bad], np.float32))[0]
+        own[2]["g"][2049] = bad if prefix == "eight" else _formats.nearest("bf16", np.array([bad], np.float32))[0]
     live = part(library, prefix, own)
     told = step(library, live, stats=True, seed=SEED, skip_nonfinite=1, zero_grads=int(zero_grads), grad_scale=4.0)
     wanted = expected(prefix, own, grad_scale=4.0, skip_nonfinite=True, zero_grads=zero_grads)
@@ -232,7 +237,7 @@ def test_state_begins_as_the_oracle_s(prefix: str, library: Library) -> None:
     check(prefix, live, own)
 
 
-BF16, F16, F32, F64, SCALAR, LOW = 4, 5, 1, 2, 3, 6
+BF16, F16, F32, F64, SCALAR, LOW, Q8, UQ8, ABSMAX = 4, 5, 1, 2, 3, 6, 7, 8, 9
 
 
 @pytest.mark.parametrize(
@@ -241,7 +246,6 @@ BF16, F16, F32, F64, SCALAR, LOW = 4, 5, 1, 2, 3, 6
         ([BF16, BF16, F32, F64], 0),
         ([F64, F64, F64, BF16], 0),
         ([F64, F32, F64, F64], 0),
-        ([BF16, BF16, F32, 7], 0),
         ([BF16, BF16, F32, 0], 0),
         ([BF16, SCALAR, F32, F32], 0),
         ([LOW, BF16, F32, F32], 0),
@@ -254,6 +258,17 @@ BF16, F16, F32, F64, SCALAR, LOW = 4, 5, 1, 2, 3, 6
         ([BF16, F32, F32, F32], 1),
         ([BF16, BF16, F32, F32], 4),
         ([BF16, BF16, LOW, LOW], 3),
+        ([F32, F32, Q8, F32], 0),
+        ([F32, F32, Q8, UQ8, ABSMAX], 0),
+        ([F32, F32, Q8, ABSMAX, ABSMAX], 0),
+        ([F32, F32, ABSMAX, Q8], 0),
+        ([Q8, F32, F32, F32, ABSMAX], 0),
+        ([F32, UQ8, F32, F32, ABSMAX], 0),
+        ([F64, F64, Q8, F64, ABSMAX], 0),
+        ([BF16, BF16, F32, UQ8, ABSMAX], 3),
+        ([BF16, BF16, Q8, F32, ABSMAX], 4),
+        ([F32, F32, *[BF16] * 32, Q8, ABSMAX], 0),
+        ([F32, F32, F32, 10], 0),
     ],
     ids=str,
 )
@@ -263,7 +278,7 @@ def test_a_table_of_wrong_formats(formats: list[int], master: int, library: Libr
     live = part(library, "bf16", own)
     kernel = ffi.new("optforge_kernel *", live.kernel[0])
     told = ffi.new("unsigned char[]", formats)
-    kernel.formats, kernel.master = told, master
+    kernel.formats, kernel.master, kernel.arrays = told, master, len(formats)
     live.kernel = kernel
     assert step(library, live).status == code("ERROR_ABI")
     check("bf16", live, own)
@@ -272,10 +287,65 @@ def test_a_table_of_wrong_formats(formats: list[int], master: int, library: Libr
 def test_tables_that_are_right_are_taken(library: Library) -> None:
     """So that what is refused is refused for its formats."""
     own = tensors("bf16", (8,))
-    for formats, master in (([BF16, BF16, F32, F32], 0), ([BF16, F32, F32, F32], 3), ([BF16, F16, BF16, LOW], 3)):
+    for formats, master in (
+        ([BF16, BF16, F32, F32], 0),
+        ([BF16, F32, F32, F32], 3),
+        ([BF16, F16, BF16, LOW], 3),
+        ([F32, BF16, UQ8, Q8, ABSMAX, ABSMAX], 0),
+        ([BF16, BF16, Q8, F32, F32, ABSMAX], 4),
+        ([BF16, BF16, Q8, F32, LOW, ABSMAX], 4),
+    ):
         live = part(library, "bf16", own)
         kernel = library.ffi.new("optforge_kernel *", live.kernel[0])
         told = library.ffi.new("unsigned char[]", formats)
-        kernel.formats, kernel.master = told, master
+        kernel.formats, kernel.master, kernel.arrays = told, master, len(formats)
         lists = Part(kernel, [[np.zeros(8) for _ in formats]])
         assert step(library, lists).status == 0
+
+
+# ── state of 8 bits ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_blocks_are_of_whole_leaves(library: Library) -> None:
+    """A part, and a range, that begins or ends inside a leaf would share a scale with another, and is refused."""
+    own = tensors("eight", (5000,))
+    for begin_at, n, taken in (
+        (0, 1024, True),
+        (4096, 904, True),
+        (1024, 2048, True),
+        (256, 768, False),
+        (0, 1000, False),
+    ):
+        live = part(library, "eight", own, part=[begin_at])
+        scales = slice(begin_at // 256, -(-(begin_at + n) // 256))
+        live.tensors[0] = [x[scales] if k > 3 else x[begin_at : begin_at + n] for k, x in enumerate(live.tensors[0])]
+        assert step(library, live, sizes=[5000]).status == (0 if taken else code("ERROR_PART"))
+        whole = part(library, "eight", own)
+        table, made = library.table(whole.tensors), np.zeros(7, np.uintp)
+        call = library.calls.optforge_range
+        status = call(whole.kernel, library.pointer(table), begin_at, n, library.pointer(made))
+        assert status == (0 if taken else code("ERROR_PART"))
+        if taken:
+            rows = np.asarray(table).reshape(-1).astype(np.uintp)
+            at = [n, *(4 * begin_at,) * 2, *(begin_at,) * 2, *(4 * (begin_at // 256),) * 2]
+            assert made.tolist() == [n, *(int(a) + by for a, by in zip(rows[1:], at[1:], strict=True))]
+
+
+@pytest.mark.parametrize("place", [4, 5])
+def test_scales_are_looked_at(place: int, library: Library) -> None:
+    own = tensors("eight", (300,))
+    nowhere: Any = SimpleNamespace(ctypes=SimpleNamespace(data=0))
+    wrong = {
+        "ERROR_NULL": lambda _: nowhere,
+        "ERROR_ALIGNMENT": lambda _: np.zeros(16, np.uint8)[1:9].view(np.float32),
+        "ERROR_OVERLAP": lambda p: p[299:],
+    }
+    for status, make in wrong.items():
+        live = part(library, "eight", own)
+        live.tensors[0][place] = make(live.tensors[0][0])
+        assert step(library, live).status == code(status), status
+
+
+def test_a_build_tests_itself(library: Library) -> None:
+    assert library.calls.optforge_selftest(library.kernel("eight", SUFFIX["eight"])) == 0
+    assert library.calls.optforge_state_size(library.kernel("eight", SUFFIX["eight"]), 257) == 2 * (257 + 2 * 4)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from amount import FULL
 from conftest import COMPILERS, require
 
 SCRIPT = """
@@ -42,8 +43,10 @@ print("subnormal numbers are there")
 FLAG = "-funsafe-math-optimizations"
 
 
-@pytest.mark.parametrize("compiler", COMPILERS)
-@pytest.mark.parametrize("wrapped", [False, True])
+HOW = [(compiler, wrapped) for compiler in COMPILERS for wrapped in (False, True)]
+
+
+@pytest.mark.parametrize(("compiler", "wrapped"), HOW if FULL else [HOW[1]])
 def test_a_kernel_that_flushes_is_refused_and_the_process_stays_as_it_was(
     compiler: str, wrapped: bool, tmp_path: Path
 ) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 import optforge as of
+from amount import FULL
 from conftest import require
 from emulation import run
 from optforge import (
@@ -302,7 +303,7 @@ def test_debugging(tmp_path: Path) -> None:
     run([*command, "-o", str(tmp_path / "all.cubin"), str(source)])
 
 
-@pytest.mark.parametrize("standard", ["c++11", "c++14", "c++20"])
+@pytest.mark.parametrize("standard", ["c++11", "c++14", "c++20"] if FULL else ["c++11"])
 def test_standards(standard: str, tmp_path: Path) -> None:
     nvcc = require("nvcc")
     source = write(tmp_path, {"scalars": scalars})

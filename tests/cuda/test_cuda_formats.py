@@ -194,8 +194,10 @@ def kept(p, g, m=0.0):
     return p, m
 
 
-@pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
-@pytest.mark.parametrize("format", ["bf16", "f16"])
+STORED = [(format, rounding) for format in ("bf16", "f16") for rounding in ("nearest", "stochastic")]
+
+
+@pytest.mark.parametrize(("format", "rounding"), STORED if FULL else STORED[1:3])
 def test_what_is_stored_of_any_float(format: str, rounding: str, tmp_path: Path) -> None:
     """Random bits, and neighbours of the largest, the least and the least normal numbers, and of halves between."""
     require("g++")

@@ -72,7 +72,7 @@ class Compared(Memory):
         assert all(memory.intact() for memory in self.memory.values()), where
 
 
-@pytest.mark.parametrize("name", RULES if FULL else some(FEW, 2))
+@pytest.mark.parametrize("name", RULES if FULL else some(FEW, 3))
 def test_the_emulation_has_the_bits_of_the_reference(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

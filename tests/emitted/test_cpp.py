@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import optforge as of
-from amount import FULL
+from amount import FULL, LEVEL
 from conftest import require
 from embedding import SOURCES, WARNINGS, run, write
 from optforge import rule, scalar
@@ -52,7 +52,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     views = [rule_view(own, kernels[k], storages[k], prefix) for k, (prefix, own) in enumerate(RULES.items())]
     directory = write(tmp_path_factory.mktemp("project"), project(views, kernels, {}, "a command"))
     for name in [*RULES, "optforge"]:
-        run(["gcc", "-std=c99", "-O1", "-c", f"{name}.c"], directory)
+        run(["gcc", "-std=c99", LEVEL, "-c", f"{name}.c"], directory)
     return directory
 
 
@@ -108,9 +108,9 @@ def test_wrong_calls_at_random(sanitized: bool, built: Path, tmp_path: Path) -> 
     flags = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g"] if sanitized else []
     sources = [built / f"{name}.c" for name in [*RULES, "optforge"]]
     for source in sources:
-        run(["gcc", "-std=c99", "-O1", *flags, "-c", source], tmp_path)
+        run(["gcc", "-std=c99", LEVEL, *flags, "-c", source], tmp_path)
     objects = [f"{name}.o" for name in [*RULES, "optforge"]]
-    command = ["g++", "-std=c++11", "-O1", *WARNINGS, *flags, f"-I{built}", SOURCES / "wrong.cpp", *objects]
+    command = ["g++", "-std=c++11", LEVEL, *WARNINGS, *flags, f"-I{built}", SOURCES / "wrong.cpp", *objects]
     run([*command, "-o", "wrong", "-lm"], tmp_path)
     number = "1000000" if sanitized else "20000"
     lines = run(

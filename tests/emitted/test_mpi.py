@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import optforge as of
+from amount import FULL
 from conftest import require
 from native import STRICT, run
 from places import ROOT
@@ -127,7 +128,9 @@ def test_any_number_of_ranks_prints_the_same(tmp_path: Path) -> None:
         assert text == texts[1], f"{ranks} ranks"
 
 
-@pytest.mark.parametrize("flags", [("-O2",), ("-O3", "-fopenmp")], ids=" ".join)
+@pytest.mark.parametrize(
+    "flags", [("-O1", "-fopenmp"), *([("-O2",), ("-O3", "-fopenmp")] if FULL else [])], ids=" ".join
+)
 def test_one_rank_without_mpi_has_the_bits_of_numpy(tmp_path: Path, flags: tuple[str, ...]) -> None:
     gcc = require("gcc")
     files = (of.clip_by_global_norm >> of.rules.adamw).generate("c", dtypes=["f32"], prefix="clip_adamw")

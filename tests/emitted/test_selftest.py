@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import optforge as of
+from amount import FULL, LEVEL
 from conftest import COMPILERS, require
 from embedding import WAYS, emitted, run, write
 from optforge import exp, norm, rule, scalar, sqrt, tanh
@@ -74,7 +75,7 @@ def built(
     directory: Path,
     rules: Mapping[str, Any],
     compiler: str = "gcc",
-    flags: Sequence[str] = ("-O1",),
+    flags: Sequence[str] = (LEVEL,),
     way: str = "split",
     changed: Mapping[str, str] | None = None,
 ) -> Mapping[str, int]:
@@ -95,8 +96,10 @@ def built(
     return {prefix: getattr(library, f"{prefix}_selftest")() for prefix in rules}
 
 
-@pytest.mark.parametrize("flags", [("-O0", "-fopenmp"), ("-O3", "-march=native")], ids=" ".join)
-@pytest.mark.parametrize("compiler", COMPILERS)
+HOW = [(compiler, flags) for compiler in COMPILERS for flags in (("-O0", "-fopenmp"), ("-O3", "-march=native"))]
+
+
+@pytest.mark.parametrize(("compiler", "flags"), HOW if FULL else [HOW[0], HOW[-1]])
 def test_it_passes(compiler: str, flags: Sequence[str], tmp_path: Path) -> None:
     if compiler == "clang":  # whose OpenMP is a package of its own
         flags = [flag for flag in flags if flag != "-fopenmp"]

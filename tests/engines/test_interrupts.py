@@ -122,7 +122,7 @@ def instructions(function: Callable[[], Any], at: int) -> int:
     return count
 
 
-OFTEN = 40 if FULL else 12  # at how many places a step is interrupted, and at how many of the last
+OFTEN = 40 if FULL else 8  # at how many places a step is interrupted, and at how many of the last
 HOWS: list[dict[str, Any]] = [{}, {"zero_grads": True}, {"skip_nonfinite": True}]
 
 

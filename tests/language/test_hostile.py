@@ -64,7 +64,7 @@ def test_accepted(case: Accepted, emitted: dict[str, Path]) -> None:
 def test_accepted_texts_compile_without_warnings(compiler: str, emitted: dict[str, Path]) -> None:
     command = [require(compiler), *STRICT, "-fsyntax-only"]
     failures = []
-    for name in some(emitted, 4):
+    for name in some(emitted, 8):
         source = emitted[name]
         answer = subprocess.run([*command, source.name], cwd=source.parent, capture_output=True, text=True, check=False)
         if answer.returncode:

@@ -7,11 +7,16 @@ far along the gap the float is. Those distances are exact in double, so there ar
 
 The rule computes with float32. A master f32 is the parameter as computed, in an array beside p. A master split is the
 parameter as computed too, but the array beside p holds 16 bits that are missing: bits = (p << 16) + low, low signed.
+
+A q8 or uq8 number is a code of 8 bits for one of 256 numbers, times the largest magnitude of its block of 256 elements,
+which is beside the array.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import cache
+from itertools import pairwise
 from types import ModuleType
 from typing import Any
 
@@ -102,6 +107,67 @@ def stochastic(name: str, x: Array, draws: Array) -> Array:
     return np.where(beyond, nearest(name, x), coded(name, x, code + up))
 
 
+# ── blocks of 8 bits ────────────────────────────────────────────────────────────────────────────────────────────────
+
+BLOCKS = ("q8", "uq8")
+
+
+@cache
+def numbers(name: str) -> NDArray[np.float32]:
+    """The 256 numbers, ascending: 0, 1, and in each decade from 1e-7 on, up to 1, the middles of equal parts.
+
+    That is `create_dynamic_map` of bitsandbytes, with what `torch.linspace` gives: edges that are rounded once.
+    """
+    made = [0.0, 1.0]
+    for decade in range(7):
+        count = 2**decade if name == "q8" else 2 ** (decade + 1)
+        step = (np.float32(1) - np.float32(0.1)) / np.float32(count)
+        edges = []
+        for k in range(count + 1):
+            exact = Fraction(float(step)) * k + Fraction(float(np.float32(0.1)))
+            if k >= (count + 1) // 2:
+                exact = 1 - Fraction(float(step)) * (count - k)
+            edges.append(np.float32(float(exact)))
+        for low, high in pairwise(edges):
+            middle = np.float32(10.0 ** (decade - 6)) * ((low + high) / np.float32(2))
+            made += [float(middle), -float(middle)] if name == "q8" else [float(middle)]
+    assert len(made) == 256
+    return np.array(sorted(made), np.float32)
+
+
+def in_blocks(x: Array) -> Iterator[tuple[int, Array]]:
+    """Return each block of an array with its number; the last may be short."""
+    for block, start in enumerate(range(0, x.size, 256)):
+        yield block, x[start : start + 256]
+
+
+def load_blocks(name: str, stored: Array, absmax: Array) -> Array:
+    """Return the floats that codes of these scales are."""
+    made = [np.zeros(0, np.float32)]
+    with np.errstate(all="ignore"):
+        made += [numbers(name)[own.view(np.uint8)] * absmax[block] for block, own in in_blocks(stored)]
+    return np.concatenate(made)
+
+
+def store_blocks(name: str, x: Array) -> tuple[Array, Array]:
+    """Return codes, of the nearest numbers, from the midpoint of two that of the lower; and the scales."""
+    table, zero = numbers(name).astype(np.float64), int(np.flatnonzero(numbers(name) == 0)[0])
+    codes, scales = np.full(x.size, zero, np.uint8), np.zeros((x.size + 255) // 256, np.float32)
+    for block, own in in_blocks(x):
+        if not np.isfinite(own).all():
+            scales[block] = np.nan
+            continue
+        positive = np.where(own < 0, np.float32(0), own) if name == "uq8" else own
+        scales[block] = np.abs(positive).max()
+        if scales[block] > 0:
+            share = (positive / scales[block]).astype(np.float64)
+            low = np.searchsorted(table, share, side="right") - 1
+            low = np.clip(low, 0, 254)
+            up = table[low + 1] - share < share - table[low]
+            codes[256 * block : 256 * block + own.size] = low + up
+    return codes, scales
+
+
 # ── random bits ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -178,14 +244,20 @@ class Formats:
         """Return the name of the array beside p, if there is one."""
         return {"": "", "f32": "p_master", "split": "p_low"}[self.master]
 
+    def scales(self) -> list[str]:
+        """Return the names of the arrays of scales."""
+        return [f"{name}_absmax" for name, own in self.of.items() if own in BLOCKS]
+
 
 def load_all(formats: Formats, stored: Mapping[str, Any]) -> dict[str, Any]:
     """Return p, g and the state as they are computed with, by name."""
-    loaded = {
-        name: load(formats.of.get(name, "f32"), x) if isinstance(x, np.ndarray) else x
-        for name, x in stored.items()
-        if name != formats.beside()
-    }
+    loaded = {}
+    for name, x in stored.items():
+        own = formats.of.get(name, "f32")
+        if own in BLOCKS:
+            loaded[name] = load_blocks(own, x, stored[f"{name}_absmax"])
+        elif name != formats.beside() and name not in formats.scales():
+            loaded[name] = load(own, x) if isinstance(x, np.ndarray) else x
     if formats.master == "f32":
         loaded["p"] = stored["p_master"].copy()
     elif formats.master == "split":
@@ -208,6 +280,8 @@ def store_all(
             stored["p"], stored["p_low"] = split(x)
         elif own == "f32":
             stored[name] = x
+        elif own in BLOCKS:
+            stored[name], stored[f"{name}_absmax"] = store_blocks(own, x)
         elif formats.stochastic:
             drawn = draws(seed, t, stream, number, np.arange(x.size, dtype=np.uint64))
             stored[name] = stochastic(own, x, drawn)
@@ -219,10 +293,13 @@ def store_all(
 def begin(formats: Formats, p: Array, g: Array, state: Mapping[str, Any]) -> dict[str, Any]:
     """Return a tensor at its beginning: float32 arrays as they are stored, to nearest."""
     whole = {"p": p, "g": g, **state}
-    stored = {
-        name: nearest(formats.of[name], x) if isinstance(x, np.ndarray) and name in formats.of else x
-        for name, x in whole.items()
-    }
+    stored = {}
+    for name, x in whole.items():
+        own = formats.of.get(name, "f32")
+        if own in BLOCKS:
+            stored[name], stored[f"{name}_absmax"] = store_blocks(own, x)
+        else:
+            stored[name] = nearest(own, x) if isinstance(x, np.ndarray) and own != "f32" else x
     if formats.master:
         p = load(formats.of["p"], stored["p"])
         stored[formats.beside()] = p if formats.master == "f32" else np.zeros(p.size, np.uint16)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import optforge as of
-from amount import FULL
+from amount import FULL, LEVEL
 from conftest import COMPILERS, missing, require
 from embedding import WARNINGS, WAYS, emitted, headers, run, write
 
@@ -102,7 +102,7 @@ def test_any_mixture_is_one_program(compiler: str, standard: str, tmp_path: Path
     language = ["-x", "c++"] if standard.startswith("c++") else []
     sources = [name for name in [*files, "main.c"] if name.endswith(".c")]
     for source in sources:
-        run([compiler, f"-std={standard}", "-O1", *WARNINGS, *language, "-c", source, "-o", f"{source}.o"], tmp_path)
+        run([compiler, f"-std={standard}", LEVEL, *WARNINGS, *language, "-c", source, "-o", f"{source}.o"], tmp_path)
     driver = {"gcc": "g++", "clang": "clang++"}[compiler]
     run([driver, *(f"{source}.o" for source in sources), "-o", "program", "-lm"], tmp_path)
     check_printed(run([tmp_path / "program"], tmp_path))
@@ -115,7 +115,7 @@ def test_objects_of_c_in_a_program_of_cpp(compiler: str, tmp_path: Path) -> None
     write(tmp_path, {**files, "main.cpp": headers(files) + program(STATES)})
     sources = [name for name in files if name.endswith(".c")]
     for source in sources:
-        run([compiler, "-std=c99", "-O1", "-c", source], tmp_path)
+        run([compiler, "-std=c99", LEVEL, "-c", source], tmp_path)
     driver = {"gcc": "g++", "clang": "clang++"}[compiler]
     objects = [source.replace(".c", ".o") for source in sources]
     run([driver, "-std=c++11", *WARNINGS, "main.cpp", *objects, "-o", "program", "-lm"], tmp_path)
@@ -137,7 +137,7 @@ def test_one_translation_unit(compiler: str, way: str, language: str, tmp_path: 
         place = write(
             tmp_path / str(number), {**files, "unit.c": unit + program({name: STATES[name] for name in rules})}
         )
-        command = [compiler, standard, "-O1", *WARNINGS, "-x", language, "unit.c", "-o", "program", "-lm"]
+        command = [compiler, standard, LEVEL, *WARNINGS, "-x", language, "unit.c", "-o", "program", "-lm"]
         run(command, place)
         lines = run([place / "program"], place).splitlines()
         assert len(lines) == 3 and lines[0] == lines[2]
@@ -172,12 +172,12 @@ def symbols(path: Path) -> list[tuple[str, str]]:
 
 
 FLAGS = (["-fPIC"], ["-fopenmp"], ["-O0"])
+OPTIMISED = "-O2" if FULL else "-O1"
+SYMBOLS = [(way, compiler, flags) for way in WAYS for compiler in COMPILERS for flags in FLAGS]
 NEEDED = {"memcpy", "memset", "strcmp", "getenv", "pow", "sqrt", "sqrtf", "_GLOBAL_OFFSET_TABLE_", "__stack_chk_fail"}
 
 
-@pytest.mark.parametrize("flags", FLAGS, ids=" ".join)
-@pytest.mark.parametrize("compiler", COMPILERS)
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(("way", "compiler", "flags"), SYMBOLS if FULL else SYMBOLS[::4])
 def test_symbols(way: str, compiler: str, flags: list[str], tmp_path: Path) -> None:
     """Names of its own alone are exported; nothing is needed that allocates, prints, or has state; nothing is written to."""
     require(compiler)
@@ -193,7 +193,7 @@ def test_symbols(way: str, compiler: str, flags: list[str], tmp_path: Path) -> N
     own = re.compile(rf"({'|'.join(prefixes)})_\w+")
     chosen = 0
     for source in (name for name in files if name.endswith(".c")):
-        run([compiler, "-std=c99", "-O2", *flags, "-c", source, "-o", "own.o"], tmp_path)
+        run([compiler, "-std=c99", OPTIMISED, *flags, "-c", source, "-o", "own.o"], tmp_path)
         for letter, name in symbols(tmp_path / "own.o"):
             if letter == "U":
                 openmp = name.startswith(("omp_get_", "GOMP_", "__kmpc_")) and "-fopenmp" in flags

@@ -50,7 +50,7 @@ def few(serial: Path) -> str:
 # ---- threads
 
 
-@pytest.mark.parametrize("threads", range(1, 8))
+@pytest.mark.parametrize("threads", range(1, 8) if FULL else (1, 3, 7))
 def test_openmp(parallel: Path, expected: str, threads: int) -> None:
     assert run([parallel, f"threads={threads}"], parallel.parent, {"OMP_WAIT_POLICY": "passive"}) == expected
 
@@ -84,7 +84,7 @@ def test_threads_that_are_running_already_over_large_tensors(serial: Path, expec
     assert run([serial, "threads=3", "shares"], serial.parent) == expected
 
 
-@pytest.mark.parametrize("how", ["shares", "pool=posix"])
+@pytest.mark.parametrize("how", ["pool=posix", pytest.param("shares", marks=full)])
 def test_no_races(tmp_path: Path, few: str, how: str) -> None:
     """gcc's OpenMP is unknown to ThreadSanitizer, so this is of POSIX threads."""
     require("gcc")
@@ -108,8 +108,10 @@ def test_sanitized(tmp_path: Path, few: str, expected: str, compiler: str) -> No
 # ---- the ways to take it, compilers, instruction sets
 
 
-@pytest.mark.parametrize("compiler", ["gcc", "clang"])
-@pytest.mark.parametrize("way", WAYS)
+EVERY = [(way, compiler) for way in WAYS for compiler in ("gcc", "clang")]
+
+
+@pytest.mark.parametrize(("way", "compiler"), EVERY if FULL else EVERY[1::2])
 def test_the_ways_to_take_it_have_the_same_bits(tmp_path: Path, expected: str, way: str, compiler: str) -> None:
     require(compiler)
     program = battery(tmp_path, ["-O3" if compiler == "clang" else "-O1"], way, compiler)
@@ -143,7 +145,7 @@ def test_subnormals_are_kept(serial: Path, parallel: Path, few: str, words: str,
 
 
 @only_x86
-@pytest.mark.parametrize("compiler", ["gcc", "clang"])
+@pytest.mark.parametrize("compiler", ["gcc", pytest.param("clang", marks=full)])
 def test_subnormals_are_kept_in_a_program_that_is_linked_with_fast_math(
     tmp_path: Path, few: str, compiler: str
 ) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 FULL = bool(os.environ.get("OPTFORGE_TEST_FULL"))
+LEVEL = "-O1" if FULL else "-O0"  # of what is compiled to be linked, and not for its bits or its warnings
 
 Case = TypeVar("Case")
 

@@ -19,6 +19,7 @@ from optforge.emit import layout
 LOAD, NEAREST, STOCHASTIC = range(3)
 BF16, F16, SPLIT = range(3)
 COLUMNS = {"bf16": BF16, "f16": F16}
+BLOCKS = ("q8", "uq8")
 SETS = [k for k, available in enumerate(instruction_sets().values()) if available]
 KEY = (2**64 - 3, 11, 2**40 + 5, 3, 0)  # the seed, t, the stream, the array, and the first element
 BUILT = tempfile.TemporaryDirectory(prefix="optforge-convert-")
@@ -29,7 +30,7 @@ class Conversions:
 
     def __init__(self, path: Path):
         self.library = ctypes.CDLL(str(path))
-        self.library.split_faults.restype = ctypes.c_uint64
+        self.library.split_faults.restype = self.library.block_faults.restype = ctypes.c_uint64
 
     def convert(self, row: int, column: int, set: int, stored: Any, wide: Any, low: Any = None, key: Any = KEY) -> None:
         """Convert in place: `wide` from `stored` by row 0, the other way by the other rows."""
@@ -48,6 +49,34 @@ class Conversions:
         stored = np.empty(wide.size, np.uint16)
         self.convert(row, COLUMNS[name], set, stored, wide, key=key)
         return stored
+
+    def load_blocks(self, name: str, set: int, codes: Any, scales: Any) -> Any:
+        """What codes of 8 bits are."""
+        wide = np.full(-(-codes.size // 256) * 256, np.nan, np.float32)  # the runtime has room for all of a block
+        self.blocks(LOAD, name, set, codes, scales, wide, codes.size)
+        return wide[: codes.size]
+
+    def store_blocks(self, name: str, set: int, values: Any) -> tuple[Any, Any]:
+        """Floats as codes, and their scales."""
+        count = -(-values.size // 256)
+        wide, codes, scales = (
+            np.full(256 * count, np.nan, np.float32),
+            np.empty_like(values, np.uint8),
+            np.empty(count, "f"),
+        )
+        wide[: values.size] = values
+        self.blocks(NEAREST, name, set, codes, scales, wide, values.size)
+        return codes, scales
+
+    def blocks(self, row: int, name: str, set: int, codes: Any, scales: Any, wide: Any, n: int) -> None:
+        """Convert in place, as `convert`."""
+        arrays = [ctypes.c_void_p(a.ctypes.data) for a in (codes, scales, wide)]
+        self.library.convert_blocks(row, BLOCKS.index(name), set, *arrays, ctypes.c_size_t(n))
+
+    def block_faults(self, name: str, set: int, first: int, stride: int) -> int:
+        """How many of every stride-th float have not the code that is nearest."""
+        own = (ctypes.c_int(BLOCKS.index(name)), set, ctypes.c_uint32(first), ctypes.c_uint32(stride))
+        return int(self.library.block_faults(*own))
 
     def split_faults(self, set: int, first: int, stride: int) -> int:
         """How many of every stride-th float are not what they were."""

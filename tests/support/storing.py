@@ -37,7 +37,11 @@ STORES: dict[str, tuple[dict[str, str], str]] = {
     "all_bf16_master": ({"all": "bf16"}, "f32"),
     "split": ({"p": "bf16", "g": "bf16"}, "split"),
     "all_bf16_split": ({"all": "bf16"}, "split"),
+    "state_8": ({"all": "8", "p": "f32", "g": "f32"}, ""),
+    "p_g_bf16_state_8": ({"all": "8", "p": "bf16", "g": "bf16"}, ""),
+    "split_state_8": ({"all": "8", "p": "bf16", "g": "bf16"}, "split"),
 }
+POSITIVE = ("v", "acc", "acc_delta")  # state that is never negative: "8" is uq8 there, else q8
 
 
 @rule
@@ -66,6 +70,7 @@ def following(p, g, first="p", last="g", *, lr=0.25, t):
     return p, first, last
 
 
+EIGHT = ("q8", "uq8")
 OWN = {own.name: own for own in (settled, forgetful, following)}
 RULES = {name: of.rules[name] for name in names()} | OWN
 
@@ -110,6 +115,7 @@ def storages(name: str) -> dict[str, Storage]:
     found: dict[str, Storage] = {}
     for title, (store, master) in STORES.items():
         given = {array: store.get(array, store.get("all", "f32")) for array in kernel.arrays}
+        given = {array: EIGHT[array in POSITIVE] if own == "8" else own for array, own in given.items()}
         for rounding in ("nearest", "stochastic"):
             if master == "split" and rounding == "stochastic":
                 continue
@@ -127,7 +133,7 @@ CASES = [
     (name, title)
     for turn, name in enumerate(RULES)
     for number, title in enumerate(storages(name))
-    if FULL or name in ALL or (turn + number) % 5 == 0
+    if FULL or name in ALL or (turn + number) % 10 == 0
 ]
 
 
@@ -206,6 +212,8 @@ def codes(random: np.random.Generator, dtype: Any, n: int) -> Any:
     kind = np.dtype(f"u{own.itemsize}")
     found = random.integers(0, 2 ** (8 * own.itemsize), n, dtype=kind)
     edges = [0, 1, 0x3FF, 0x400, 0x7F, 0x80, 0x7BFF, 0x7C00, 0x7C01, 0x7F7F, 0x7F80, 0x7F81, 0x7FFF]
+    if own.itemsize == 1:
+        return found
     edges = [edge << 16 | tail for edge in edges for tail in (0, 1, 0x8000, 0xFFFF)] if own.itemsize == 4 else edges
     both = np.array([*edges, *(edge | 0x80 << 8 * own.itemsize - 8 for edge in edges)], kind)
     found[: min(n, both.size)] = random.permutation(both)[:n]
@@ -237,7 +245,8 @@ class Run:
     @property
     def arrays(self) -> tuple[str, ...]:
         """All arrays as a tensor of the kernel has them."""
-        return (*self.order, *([self.own.beside.name] if self.own.beside else []))
+        beside = [self.own.beside.name] if self.own.beside else []
+        return (*self.order, *beside, *formats_of(self.own).scales())
 
     @property
     def hyper(self) -> list[float]:
@@ -296,6 +305,8 @@ def moved(x: Any) -> np.ndarray:
 
 def alike(found: np.ndarray, expected: np.ndarray, format: str) -> bool:
     """Whether arrays have the same bits, a NaN of either sign alike, which has one code."""
+    if found.dtype == np.uint8:
+        return np.array_equal(found, expected)
     if found.dtype != np.uint16:
         return data.same(found, expected)
     if format in _formats.NAN:
@@ -323,6 +334,13 @@ def check_told(told: Any, expected: _formats.Step, where: str) -> None:
         assert data.same(told.each[name].astype(np.float64), each.astype(np.float64)), f"{name} of tensors, {where}"
 
 
+def piece(name: str, array: np.ndarray, at: int, n: int) -> np.ndarray:
+    """A part of an array of a tensor: of so many elements, or of the scales of these."""
+    if name.endswith("_absmax"):
+        return array[at // 256 : at // 256 + -(-n // 256)]
+    return array if array.dtype == np.float64 else array[at : at + n]
+
+
 def execute(
     kernels: Kernels, case: tuple[str, str], kind: str, *, shares: int = 0, stats: bool = True, cut: int = 0, **how: Any
 ) -> None:
@@ -337,7 +355,8 @@ def execute(
         for arrays, g in zip(own, grads, strict=True):
             arrays[1][...] = g
         tensors = [
-            [array if array.dtype == np.float64 else array[at : at + cutting[k]] for array in own[k]] for k, at in parts
+            [piece(name, array, at, cutting[k]) for name, array in zip(run.arrays, own[k], strict=True)]
+            for k, at in parts
         ]
         rows = {"number": np.array([k for k, _ in parts]), "part": np.array([at for _, at in parts])} if cut else {}
         if run.streams is not None:

@@ -654,7 +654,7 @@ def test_there_are_no_other_points(deaths: tuple[Path, set[int]], tmp_path: Path
     assert Optimizer.load(tmp_path / "run", target="numpy").t == 2
 
 
-@pytest.mark.parametrize("point", POINTS)
+@pytest.mark.parametrize("point", some(POINTS, 2))
 def test_a_killed_save_leaves_the_old_checkpoint_or_the_new_one(point: str, deaths: tuple[Path, set[int]]) -> None:
     path, found = deaths
     old = Optimizer([np.full(5000, 1.0)], "adam", target="numpy")

@@ -5,9 +5,11 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Mapping
 
+from ..core.blocks import BLOCK, SCALES
 from ..core.diagnostics import printable
 from ..core.dtypes import F64
 from ..core.formats import Storage, Wanted
+from ..core.formats import size as shown
 from ..core.ir import Expr, Kernel, Reduction
 from ..emit.printer import Printer
 from ..library.rule import Rule
@@ -87,15 +89,18 @@ def reduced(kernel: Kernel, reduction: Reduction) -> str:
 def stored(kernel: Kernel, storage: Storage) -> list[str]:
     """What each array is stored as, and how many bytes all are."""
     names = [name for name in kernel.arrays if name != "g"]
-    lines = [f"{name}: {storage[name].name}" for name in kernel.arrays]
-    size = sum(storage[name].bytes for name in names)
+    lines = [
+        f"{name}: {storage[name].name}{f', with a float of {name}{SCALES} for {BLOCK}' if storage[name].scales else ''}"
+        for name in kernel.arrays
+    ]
+    size = sum(storage[name].cost for name in names)
     if storage.beside is not None:
         lines.append(f"{storage.beside.name}: {storage.beside.format.bytes} bytes, from which p is rounded")
         size += storage.beside.format.bytes
     lines.append(
         f"rounding: {'at random, from seed, step, tensor and element' if storage.stochastic else 'to nearest'}"
     )
-    return [*lines, f"p and state together: {size} bytes per element"]
+    return [*lines, f"p and state together: {shown(size)} bytes per element"]
 
 
 def traffic(kernel: Kernel, storages: Iterable[Storage]) -> Iterable[str]:
@@ -103,7 +108,7 @@ def traffic(kernel: Kernel, storages: Iterable[Storage]) -> Iterable[str]:
 
     def moved_bytes(passes: Iterable[tuple[Iterable[str], Iterable[str]]]) -> str:
         listed = [(own.title, sum(own.moved(*names) for names in passes)) for own in storages]
-        return ", ".join(f"{moved} bytes ({title})" for title, moved in listed)
+        return ", ".join(f"{shown(moved)} bytes ({title})" for title, moved in listed)
 
     usual = [phase for phase in kernel.phases if not phase.optional]
     passes = [(phase.loads, [name for name, _ in phase.stores]) for phase in usual]

@@ -2,7 +2,7 @@
 
 A rule computes with float or double; what an array is stored as is a setting. Loading is exact. Storing rounds to
 nearest even, or at random: up with a probability of what is dropped, by bits that are drawn from the seed, the step,
-the tensor, the array and the element alone, so that they are the same everywhere.
+the tensor, the array and the element alone, so that they are the same everywhere. What has 8 bits has scales beside it.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from . import blocks
 from .diagnostics import UsageError, nearest
 from .dtypes import DTYPES, F32, F64, DType
 from .functions import Array
@@ -116,25 +117,44 @@ def store_f16(values: Array, random: Array | None = None) -> Array:
     return np.where(magnitude > 0x7F800000, sign | np.uint16(0x7E00), to_nearest).astype(np.uint16).view(np.float16)
 
 
+def in_blocks(signed: bool) -> tuple[Callable[..., Array], Callable[..., tuple[Array, Array]]]:
+    """How codes of 8 bits are loaded and stored, with the scales of their blocks; never at random."""
+
+    def load(codes: Array, scales: Array) -> Array:
+        return blocks.load(codes, scales, signed)
+
+    def store(values: Array, random: Array | None = None) -> tuple[Array, Array]:
+        return blocks.store(values, signed)
+
+    return load, store
+
+
 @dataclass(frozen=True)
 class Format:
     """A way to store an array.
 
     `name` is what users write, `c` the type of an element, `numpy` the dtype that holds its bits; `real` is what is
     computed with. `load` and `store` convert NumPy arrays; `store` takes random bits where it shall round at random.
+    Where there are `scales`, one for each block, `load` takes them as well, and `store` gives both.
     """
 
     name: str
     numpy: type[np.generic]
     c: str
     real: DType
-    load: Callable[[Array], Array] = field(default=same, repr=False)
-    store: Callable[..., Array] = field(default=same, repr=False)
+    load: Callable[..., Array] = field(default=same, repr=False)
+    store: Callable[..., Any] = field(default=same, repr=False)
+    scales: bool = False
 
     @property
     def bytes(self) -> int:
         """Size of one element."""
         return np.dtype(self.numpy).itemsize
+
+    @property
+    def cost(self) -> float:
+        """Bytes of an element with its share of the scale."""
+        return self.bytes + 4 / blocks.BLOCK if self.scales else self.bytes
 
     @property
     def narrow(self) -> bool:
@@ -149,10 +169,14 @@ FORMATS: dict[str, Format] = {
         Format("f64", np.float64, "double", F64),
         Format("bf16", np.uint16, "uint16_t", F32, load_bf16, store_bf16),
         Format("f16", np.float16, "uint16_t", F32, load_f16, store_f16),
+        # That codes have a sign is what tells the two apart; the bits are those of a uint8.
+        Format("q8", np.int8, "uint8_t", F32, *in_blocks(signed=True), scales=True),
+        Format("uq8", np.uint8, "uint8_t", F32, *in_blocks(signed=False), scales=True),
     )
 }
 
 FORMAT_OF: dict[np.dtype[np.generic], Format] = {np.dtype(own.numpy): own for own in FORMATS.values()}
+GIVEN = {dtype: own for dtype, own in FORMAT_OF.items() if not own.scales}  # what parameters and gradients can have
 
 
 @dataclass(frozen=True)
@@ -174,6 +198,7 @@ MASTERS: dict[str, Master] = {
     "split": Master("p_low", FORMATS["bf16"], "LOW", 0.0),
 }
 ROUNDINGS = ("nearest", "stochastic")
+MOST_NARROW = 32  # arrays that the runtime converts at once, where some are in blocks
 
 
 def join(stored: Array, low: Array) -> Array:
@@ -199,11 +224,13 @@ def raw(array: Array) -> Array:
 
 def spelled(dtype: np.dtype[Any]) -> str:
     """The dtype of an array as users know it."""
-    return "bfloat16" if dtype == np.uint16 else str(dtype)
+    return {"uint16": "bfloat16", "int8": "uint8"}.get(str(dtype), str(dtype))
 
 
 def shown(array: Array) -> Array:
-    """The bits of bfloat16 numbers as NumPy shows them where the package ml_dtypes is there; others as they are."""
+    """The bits of bfloat16 numbers as NumPy shows them where ml_dtypes is there, codes without a sign; others as is."""
+    if array.dtype == np.int8:
+        return array.view(np.uint8)
     if array.dtype == np.uint16:
         with contextlib.suppress(ImportError):
             ml_dtypes = importlib.import_module("ml_dtypes")
@@ -229,8 +256,9 @@ def parted(values: Array, dtype: np.dtype[np.generic], p: Format) -> tuple[Array
 class Storage:
     """How the arrays of a tensor are stored: the format of p, g and each state that is an array, by name.
 
-    `suffix` ends the names of what is emitted for it. With a `master`, "f32" or "split", p is rounded from it: all
-    of p is in floats beside it, or in what it leaves. `stochastic` says that the others are rounded at random.
+    Behind them are the master, if there is one, and the scales of those that are in blocks, in their order. `suffix`
+    ends the names of what is emitted for it. With a `master`, "f32" or "split", p is rounded from it: all of p is in
+    floats beside it, or in what it leaves. `stochastic` says that the others are rounded at random.
     """
 
     suffix: str
@@ -256,17 +284,22 @@ class Storage:
         """What p is rounded from, if there is a master."""
         return MASTERS.get(self.master)
 
-    def read(self, name: str) -> int:
+    @property
+    def scaled(self) -> tuple[str, ...]:
+        """The arrays that are in blocks, whose scales are in arrays of their own."""
+        return tuple(name for name, own in self.formats if own.scales)
+
+    def read(self, name: str) -> float:
         """Bytes that are read to load an element."""
         if name == "p" and self.master:
             return 4
-        return self[name].bytes
+        return self[name].cost
 
-    def written(self, name: str) -> int:
+    def written(self, name: str) -> float:
         """Bytes that are written to store an element."""
-        return self[name].bytes + (self.beside.format.bytes if name == "p" and self.beside else 0)
+        return self[name].cost + (self.beside.format.bytes if name == "p" and self.beside else 0)
 
-    def moved(self, loads: Iterable[str], stores: Iterable[str]) -> int:
+    def moved(self, loads: Iterable[str], stores: Iterable[str]) -> float:
         """Bytes that a pass moves per element."""
         return sum(map(self.read, loads)) + sum(map(self.written, stores))
 
@@ -292,6 +325,11 @@ class Storage:
         flags += [f"--master {self.master}"] if self.master else []
         flags += ["--rounding stochastic"] if self.stochastic else []
         return [*flags, f"--suffix {self.suffix}"] if flags else []
+
+
+def size(bytes: float) -> str:
+    """A number of bytes as people read it."""
+    return f"{round(bytes, 2):g}"
 
 
 def plain(dtype: DType, arrays: Sequence[str]) -> Storage:
@@ -365,9 +403,14 @@ def storage(
     doubles = [name for name, format in store.items() if format == "f64"]
     usual = "f64" if doubles else "f32"
     formats = tuple((name, FORMATS[store.get(name, usual)]) for name in arrays)
+    for name, own in formats[:2]:
+        if own.scales:
+            raise UsageError(f"{own.name} is for state, and {name} is none: it is f32, f64, bf16 or f16")
     mixed = [f"{name} as {own.name}" for name, own in formats if doubles and own.name != "f64"]
     if mixed:
         raise UsageError(f"{doubles[0]} is f64, and what is computed in double is stored in it, not {mixed[0]}")
+    if any(own.scales for _, own in formats) and sum(own.narrow for _, own in formats) > MOST_NARROW:
+        raise UsageError(f"more than {MOST_NARROW} arrays of 16 and 8 bits have no room: leave some of the state f32")
     made = Storage(suffix or "", formats, master or "", rounding == "stochastic")
     p = made["p"].name
     if master and not made["p"].narrow:
@@ -404,25 +447,27 @@ def telling(made: Storage) -> str:
     return "_".join(words)
 
 
-def with_master(kernel: Kernel, master: str | None) -> Kernel:
-    """A kernel whose state has what is beside p as well.
+def with_beside(kernel: Kernel, master: str | None, scaled: Sequence[str] = ()) -> Kernel:
+    """A kernel whose state has what is beside p as well, and the scales of these arrays.
 
     Raises
     ------
     UsageError
         The rule has a state of that name.
     """
-    if master is None:
-        return kernel
-    own = State(MASTERS[master].name, MASTERS[master].initial)
-    if own.name in (state.name for state in kernel.state):
-        raise UsageError(f"the master is called {own.name!r}, and so is a state of the rule: rename that")
-    return replace(kernel, state=(*kernel.state, own))
+    added = [State(MASTERS[master].name, MASTERS[master].initial)] if master is not None else []
+    added += [State(name + blocks.SCALES, 0.0) for name in scaled]
+    for own in added:
+        if own.name in (state.name for state in kernel.state):
+            what = "the master is" if own.name.startswith("p_") else "an array of scales is"
+            raise UsageError(f"{what} called {own.name!r}, and so is a state of the rule: rename that")
+    return replace(kernel, state=(*kernel.state, *added))
 
 
-def without_master(kernel: Kernel, master: str) -> Kernel:
-    """A kernel as it was before `with_master`."""
-    return replace(kernel, state=tuple(s for s in kernel.state if s.name != MASTERS[master].name)) if master else kernel
+def without_beside(kernel: Kernel, master: str, scaled: Sequence[str] = ()) -> Kernel:
+    """A kernel as it was before `with_beside`."""
+    count = bool(master) + len(scaled)
+    return replace(kernel, state=kernel.state[: len(kernel.state) - count])
 
 
 @dataclass(frozen=True)

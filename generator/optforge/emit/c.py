@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
+from ..core.blocks import SCALES
 from ..core.dtypes import DTYPES, F64, DType
-from ..core.formats import MASTERS, Storage, plain
+from ..core.formats import MASTERS, Storage, plain, size
 from ..core.ir import Expr, Kernel, Let, Phase, Reduction, ScalarGroup, State
 from ..core.names import CALLED, Names, check_prefix, file_of
 from . import layout
@@ -346,7 +347,8 @@ class RuleSource(Source):
         dtypes = [dtype for dtype in DTYPES.values() if any(own.real is dtype for own in storages)]
         super().__init__(rule, kernel, dtypes, prefix, given_prefix, settings)
         kernel = self.kernel
-        self.beside = {own.name: self.fields.own(own.name) for own in MASTERS.values()}
+        scales = dict.fromkeys(name + SCALES for own in storages for name in own.scaled)
+        self.beside = {name: self.fields.own(name) for name in (*(own.name for own in MASTERS.values()), *scales)}
         self.first = int(kernel.phases[0].optional)  # the runtime itself looks at the gradients first
         self.sum_names = sum_names(kernel)
         statistics = {id: what for what, id in reversed(kernel.statistics)}
@@ -460,6 +462,8 @@ class RuleSource(Source):
             yield f"{'const ' if name == 'g' else ''}{kind} *{self.fields.of[name]}"
         if storage.beside is not None:
             yield f"{storage.beside.format.c} *{self.beside[storage.beside.name]}"
+        for name in storage.scaled:
+            yield f"float *{self.beside[name + SCALES]}"
 
     def storage_view(self, storage: Storage) -> StorageView:
         """What there is of one way to store arrays."""
@@ -467,6 +471,7 @@ class RuleSource(Source):
         names = ["p", "g", *(state.name for state in self.kernel.state)]
         formats = ["OPTFORGE_SCALAR" if n in scalar else f"OPTFORGE_{storage[n].name.upper()}" for n in names]
         formats += [f"OPTFORGE_{storage.beside.code}"] if storage.beside is not None else []
+        formats += ["OPTFORGE_ABSMAX" for _ in storage.scaled]
         usual = all(own.name == storage.real.suffix for _, own in storage.formats)
         found = self.rule.golden(self.kernel, storage.real) if usual else 0
         return StorageView(
@@ -476,15 +481,15 @@ class RuleSource(Source):
             ", ".join(formats),
             len(names) if storage.master else 0,
             int(storage.stochastic),
-            self.moved(storage),
+            round(self.moved(storage)),
             f"{found:#018x}u" if found else "0",
         )
 
     def traffic(self) -> str:
         """Bytes that a step moves per element, for each way to store arrays."""
-        return ", ".join(f"{own.title} {self.moved(own)}" for own in self.storages)
+        return ", ".join(f"{own.title} {size(self.moved(own))}" for own in self.storages)
 
-    def moved(self, storage: Storage) -> int:
+    def moved(self, storage: Storage) -> float:
         """Bytes that a plain step moves per element."""
         phases = [phase for phase in self.kernel.phases if not phase.optional]
         return sum(storage.moved(phase.loads, (name for name, _ in phase.stores)) for phase in phases)

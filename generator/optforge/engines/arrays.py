@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ..core.formats import FORMAT_OF, raw, spelled
+from ..core.formats import FORMAT_OF, GIVEN, raw, spelled
 from ..core.functions import Array
 
 
@@ -111,7 +111,7 @@ def is_bits(array: Any) -> bool:
 def checked(array: Any, label: str, advice: Callable[[Any], str] = copied) -> Array:
     """`view`, with a dtype and a layout that kernels take; `advice` says what to pass instead of another layout."""
     viewed = raw(view(array, label))
-    if viewed.dtype not in FORMAT_OF:
+    if viewed.dtype not in GIVEN:
         raise TypeError(f"{label} is {viewed.dtype}; it must be {TAKEN}")
     if not viewed.flags.c_contiguous:
         raise ValueError(f"{label} is not C-contiguous (strides {viewed.strides}); {advice(array)}")

@@ -108,6 +108,9 @@ class Training:
         """A copy of values, of which there may be one for all elements."""
         return np.array(np.broadcast_to(np.asarray(values, self.dtype), self.size))
 
+    def scales(self, name: str) -> None:
+        """Nothing is in blocks."""
+
     def fill(self) -> Any:
         """Values of an array."""
         drawn = numbers()[self.drawn : self.drawn + self.size]

@@ -28,7 +28,7 @@ class Host:
         return arrays.pointer(array)
 
     def allocate(self, parameters: Sequence[Any], dtypes: Sequence[Sequence[Any]]) -> list[list[Any]]:
-        """Zeroed arrays of as many elements as the parameters, of these dtypes for each."""
+        """Zeroed arrays of as many elements as the parameters, of these dtypes for each, or of `memory.Scales`."""
         return [list(own) for own in memory.allocate(parameters, dtypes)]
 
     def number(self) -> Any:
@@ -40,13 +40,16 @@ class Host:
         with np.errstate(all="ignore"):
             array[...] = values
 
-    def begin(self, array: Any, values: Any) -> None:
-        """Set state to a number, or to what the elements of another array are, in the format that it has."""
+    def begin(self, array: Any, values: Any, scales: Any = None) -> None:
+        """Set state, and its scales, to a number, or to what the elements of another array are, in its own format."""
         own, given = FORMAT_OF.get(array.dtype), values
         if isinstance(values, np.ndarray) and values.dtype != array.dtype:
             given = FORMAT_OF[values.dtype].load(values)
         if own is not None and own.narrow and not (isinstance(values, np.ndarray) and values.dtype == array.dtype):
             given = own.store(np.full(array.shape, given, np.float32))
+        if scales is not None:
+            given, largest = given
+            self.write(scales, largest)
         self.write(array, given)
 
     def memory(self, array: Any) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ..core.blocks import blocks
 from ..core.functions import Array
 from .arrays import address
 
@@ -17,8 +18,17 @@ SMALL = 1 << 16  # bytes of an array up to which all of a step's arrays fit into
 HUGE = 1 << 22  # bytes of all arrays from which huge pages are asked for
 
 
+class Scales(np.float32):
+    """What stands for the dtype of an array with one float for each block of elements."""
+
+
+def size_of(parameter: Any, dtype: Any) -> int:
+    """The elements of an array beside a parameter."""
+    return blocks(parameter.size) if dtype is Scales else int(parameter.size)
+
+
 def allocate(parameters: Sequence[Array], dtypes: Sequence[Sequence[Any]]) -> list[list[Array]]:
-    """Zeroed arrays of as many elements as the parameters, of these dtypes for each.
+    """Zeroed arrays of as many elements as the parameters, of these dtypes for each, or of these Scales.
 
     Arrays at the same offset of a 4 KiB page get into each other's way, so those of one parameter are staggered from
     it: by an even share of the page, one share being left for the gradient, which mostly lies as the parameter does.
@@ -31,10 +41,10 @@ def allocate(parameters: Sequence[Array], dtypes: Sequence[Sequence[Any]]) -> li
             if parameter.nbytes > SMALL:
                 position += (address(parameter) // LINE * LINE + (k + 2) * share - position) % PAGE
             places.append(position)
-            position += parameter.size * np.dtype(dtype).itemsize
+            position += size_of(parameter, dtype) * np.dtype(dtype).itemsize
     block, begins = memory(position), iter(places)
     return [
-        [np.frombuffer(block, dtype, parameter.size, next(begins)) for dtype in wanted]
+        [np.frombuffer(block, dtype, size_of(parameter, dtype), next(begins)) for dtype in wanted]
         for parameter, wanted in zip(parameters, dtypes, strict=True)
     ]
 

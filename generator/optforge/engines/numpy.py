@@ -78,11 +78,14 @@ class Walk:
         self.tensor, self.gradient, self.scalars, self.kernel, self.how = tensor, gradient, scalars, kernel, how
         every = {"p": tensor.p, "g": gradient, **tensor.arrays}
         self.formats = {name: FORMAT_OF[array.dtype] for name, array in every.items()}
-        self.memory: dict[str, Array] = {name: self.formats[name].load(array) for name, array in every.items()}
+        scales = {name: [own] for name in every if (own := tensor.scales(name)) is not None}
+        self.memory: dict[str, Array] = {
+            name: self.formats[name].load(array, *scales.get(name, ())) for name, array in every.items()
+        }
         if tensor.beside is not None:
             self.memory["p"] = whole(tensor.p, tensor.beside)
         self.stored: dict[str, Array] = {}
-        self.encoded: dict[str, Array] = {}
+        self.encoded: dict[str, Any] = {}
         self.nan = self.inf = 0
 
     def run(self, phase: Phase) -> None:
@@ -114,12 +117,12 @@ class Walk:
         """Whether an array does not hold what was computed."""
         return self.formats[name].narrow and not (name == "p" and self.tensor.beside is not None)
 
-    def encode(self, name: str, values: Any) -> Array:
-        """What is stored of an array's new values."""
+    def encode(self, name: str, values: Any) -> Any:
+        """What is stored of an array's new values, with scales where it is in blocks."""
         if name not in self.encoded:
             tensor, how = self.tensor, self.how
             random = None
-            if how.stochastic and self.rounds(name):
+            if how.stochastic and self.rounds(name) and not self.formats[name].scales:
                 array = ("p", "g", *(state.name for state in self.kernel.state)).index(name)
                 random = draw(how.seed, self.scalars.t, tensor.stream, array, 0, tensor.p.size)
             every = np.broadcast_to(values, tensor.p.shape)
@@ -143,7 +146,11 @@ class Walk:
                 made += [(tensor.p, p), (tensor.beside, beside)]
             else:
                 own = tensor.p if name == "p" else tensor.arrays[name]
-                made.append((own, self.encode(name, values) if self.rounds(name) else values))
+                stored = self.encode(name, values) if self.rounds(name) else values
+                if (scales := tensor.scales(name)) is not None:
+                    stored, largest = stored
+                    made.append((scales, largest))
+                made.append((own, stored))
         return made
 
 

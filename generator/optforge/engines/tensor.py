@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from ..core.blocks import SCALES
 from ..core.diagnostics import ScalarError
+from ..core.formats import FORMAT_OF, shown
 from ..core.functions import Array
 from ..core.ir import Kernel
 from ..core.scalars import Scalars, check_hyperparameters
@@ -40,6 +42,26 @@ class Tensor:
     home: int = 0
     stream: int = 0
     beside: Any = None
+
+    def scales(self, name: str) -> Any:
+        """The scales of a state that is stored in blocks, else None."""
+        return self.arrays.get(name + SCALES) if self.is_scaled(name) else None
+
+    def is_scaled(self, name: str) -> bool:
+        """Whether a state is stored in blocks."""
+        return name in self.arrays and FORMAT_OF[self.arrays[name].dtype].scales
+
+    def has_scales(self, name: str) -> bool:
+        """Whether a state is the scales of another."""
+        return name.endswith(SCALES) and self.is_scaled(name.removesuffix(SCALES))
+
+    def shape_of(self, name: str) -> tuple[int, ...]:
+        """The shape of a state: the parameter's, but of scales, of which there is one for each block."""
+        return (self.arrays[name].size,) if self.has_scales(name) else self.shape
+
+    def shown(self, name: str) -> Any:
+        """A state as users see it: live, in its shape."""
+        return shown(self.arrays[name].reshape(self.shape_of(name)))
 
     def place(self, p: Any) -> None:
         """Take the parameter's elements from here on."""

@@ -17,7 +17,7 @@ def lower(
     hyperparameters: tuple[tuple[str, float], ...],
     program: Program,
     inexact: frozenset[str] = frozenset(),
-    cost: Callable[[Iterable[str], Iterable[str]], int] = lambda loads, stores: len([*loads, *stores]),
+    cost: Callable[[Iterable[str], Iterable[str]], float] = lambda loads, stores: len([*loads, *stores]),
 ) -> Kernel:
     """The kernel of a program; operations keep the order and the form in which they were written.
 

@@ -66,7 +66,7 @@ class Planner:
         order: Sequence[Let],
         stores: Stores,
         inexact: frozenset[str],
-        cost: Callable[[Iterable[str], Iterable[str]], int],
+        cost: Callable[[Iterable[str], Iterable[str]], float],
     ):
         self.inexact, self.cost = inexact, cost
         self.arrays, self.elements, self.scalars, self.stores = arrays, elements, scalars, stores

@@ -317,6 +317,9 @@ class Asked:
         for name in ("p", "g"):
             if name in self.store:
                 raise UsageError(f"{name} is stored as the array that is given: leave it out of store")
+        for name, own in self.store.items():
+            if own in FORMATS and FORMATS[own].scales:
+                raise UsageError(f"{name} is {own}, which is not for JAX: choose bf16 for it here")
         narrow = self.master is not None or self.rounding != "nearest"
         self.storage(kernel, FORMATS["bf16" if narrow else "f32"], None)
 

@@ -213,7 +213,7 @@ class Rule(Declared):
     def rounded(
         self,
         inexact: frozenset[str],
-        cost: Callable[[Iterable[str], Iterable[str]], int],
+        cost: Callable[[Iterable[str], Iterable[str]], float],
         settings: Mapping[str, object],
     ) -> Kernel:
         """The compiled form where these arrays are rounded when they are stored; `cost` is that of a pass."""

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..core.blocks import SCALES
 from ..core.diagnostics import UsageError
-from ..core.formats import MASTERS
+from ..core.formats import FORMATS, MASTERS
 from ..core.ir import Kernel
 from ..core.scalars import check_hyperparameters
 from ..engines.stats import RECORD, Stats
@@ -129,6 +130,9 @@ class Stepper:
                     row = formula.row(group)
                 own_groups.append({"params": dict(zip(names, mine, strict=True)) if named else mine, **row})
         self.row_of = [k for k, members in enumerate(self.members) if members]
+        in_blocks = [name for name, own in (how.store or {}).items() if own in FORMATS and FORMATS[own].scales]
+        if self.sharded and in_blocks:
+            raise UsageError(f"{in_blocks[0]} is in blocks of 8 bits, which shards of DTensors are not: choose bf16")
         target = self.target()
         self.opt = ArrayOptimizer(
             own_groups,
@@ -187,7 +191,8 @@ class Stepper:
                 entry[key] = self.space.tensor(tensor.scalars[name])[0]
             else:
                 made = self.space.tensor(tensor.arrays[name])
-                entry[key] = like(made.as_strided(*self.space.layout(owner)), p)
+                whole = tensor.has_scales(name)
+                entry[key] = made if whole else like(made.as_strided(*self.space.layout(owner)), p)
         return entry
 
     def show(self, state: Any) -> None:
@@ -236,6 +241,10 @@ class Stepper:
                 mine = f"master={own!r}" if own else "no master"
                 problems.append(f"{label} has {has}, and this Optimizer {mine}: give it the master that wrote it")
                 continue
+            if strange := [key for key in unknown if key.endswith(SCALES)]:
+                has = f"{label} has {', '.join(map(repr, strange))}, scales of state of 8 bits"
+                problems.append(f"{has}: give this Optimizer the store that wrote it")
+                continue
             if missing:
                 also = f" and has {', '.join(map(repr, unknown))}" if unknown else ""
                 problems.append(f"{label} lacks {', '.join(map(repr, missing))}{also}")
@@ -262,16 +271,21 @@ class Stepper:
             return
         if not isinstance(value, torch.Tensor):
             raise TypeError(f"{label} is {value!r}, not a tensor")
-        if tuple(value.shape) != tuple(p.shape):
-            raise ValueError(f"{label} has the shape {tuple(value.shape)}, its parameter {tuple(p.shape)}")
+        scales = tensor.has_scales(name)
+        if tuple(value.shape) != (tensor.shape_of(name) if scales else tuple(p.shape)):
+            here = f"and there are {tensor.arrays[name].size} blocks" if scales else f"its parameter {tuple(p.shape)}"
+            raise ValueError(f"{label} has the shape {tuple(value.shape)}, {here}")
+        wanted = self.space.tensor(tensor.arrays[name]).dtype
+        if tensor.is_scaled(name) and value.dtype != wanted:
+            raise TypeError(f"{label} is {spelled(value)}, and here it is {self.opt.store[name]}, codes in {wanted}")
         if value.dtype.is_complex or value.layout != torch.strided:
             raise TypeError(f"{label} is {spelled(value)} ({value.layout}), not a dense tensor of real numbers")
         array = tensor.arrays[name]
         with torch.no_grad():
-            own, given = self.space.tensor(array), part(value, p)
+            own, given = self.space.tensor(array), value if scales else part(value, p)
             if name == "p_low":  # bits, not numbers
                 own, given = own.view(torch.int16), given.view(torch.int16)
-            own.as_strided(*self.space.layout(owner)).copy_(given)
+            (own if scales else own.as_strided(*self.space.layout(owner))).copy_(given)
 
     # ── steps ───────────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -57,7 +57,9 @@ def save(opt: OptimizerLike, path: PathLike, companions: Mapping[str, Any]) -> N
             arrays[f"state[{state.name!r}]"] = np.array([tensor.number(state.name) for tensor in tensors])
         else:
             for tensor in tensors:
-                arrays[f"state[{state.name!r}]{tensor.path}"] = read(tensor.arrays[state.name]).reshape(tensor.shape)
+                arrays[f"state[{state.name!r}]{tensor.path}"] = read(tensor.arrays[state.name]).reshape(
+                    tensor.shape_of(state.name)
+                )
     header = {
         "format": FORMAT,
         "rule": opt.rule.name,
@@ -387,6 +389,7 @@ def as_state_dict(opt: OptimizerLike, header: Mapping[str, Any], arrays: Mapping
         "state": state,
         "started": structure.build(one["started"] for one in mine),
         "seed": header.get("stored", {}).get("seed", opt.seed),
+        "store": stored_as(header)["store"],
         **steps,
         **({"schedules": header["schedules"]} if header["schedules"] else {}),
     }

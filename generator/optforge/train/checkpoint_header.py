@@ -7,14 +7,14 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ..core.formats import FORMAT_OF, FORMATS, MASTERS, ROUNDINGS
+from ..core.formats import FORMATS, GIVEN, MASTERS, ROUNDINGS
 from ..core.functions import Array
 from .structure import Branch, Structure
 
 KINDS: dict[str, type] = {"list": list, "tuple": tuple, "dict": dict}
 KEY_LENGTH = 10_000  # characters of a key of params, as text, and of other text
 LONGEST_SHAPE = 64
-DTYPES = {dtype.name for dtype in FORMAT_OF}
+DTYPES = {dtype.name for dtype in GIVEN}
 
 
 def is_text(value: Any) -> bool:

@@ -11,13 +11,14 @@ from typing import Any, NoReturn
 import numpy as np
 
 from ..core.diagnostics import InterruptedStep, UsageError, nearest
-from ..core.formats import FORMAT_OF, MASTERS, Storage, shown, spelled, storage, with_master
+from ..core.formats import FORMAT_OF, FORMATS, MASTERS, Storage, spelled, storage, with_beside, without_beside
 from ..core.functions import Array
 from ..core.ir import Kernel, State
 from ..core.tracebacks import MISTAKES, SHORT, shorten
 from ..engines.arrays import TAKEN, address, is_bits, kind, teller
 from ..engines.host import HOST, Host
 from ..engines.inputs import Inputs
+from ..engines.memory import Scales
 from ..engines.stats import RECORD, Stats
 from ..engines.tensor import How, Progress, Tensor
 from ..frontend.settings import check_seed, double
@@ -78,7 +79,8 @@ class Optimizer:
     zero_grads : bool
         Whether a step, a skipped one too, sets the gradients to zero when it is done with them, in the same pass.
     store : dict of str to str, optional
-        The formats of state, by name: "f32" (as a rule), "bf16" or "f16"; "f64" where parameters are. Parameters and
+        The formats of state, by name: "f32" (as a rule), "bf16" or "f16", "q8" or (for what is never negative) "uq8";
+        "f64" where parameters are. Parameters and
         gradients have those of their arrays; {"p": "bf16"} takes arrays of uint16 as the bits of bfloat16 numbers.
         Everything is computed in float32, or float64 where parameters are, and rounded when it is stored.
     master : str, optional
@@ -239,7 +241,7 @@ class Optimizer:
         inexact = frozenset(name for own in storages for name in own.inexact)
         if inexact:
             kernel = self.rule.rounded(inexact, storages[0].moved, self._options)
-        return with_master(kernel, self.master)
+        return with_beside(kernel, self.master, storages[0].scaled)
 
     def _make_tensors(
         self,
@@ -253,14 +255,16 @@ class Optimizer:
         space, kernel = self._space, self._kernel
         flats = [array.reshape(-1) for array in arrays]
         beside = MASTERS[self.master].name if self.master else ""
-        own_state = [state.name for state in kernel.array_state if state.name != beside]
-        rule = replace(kernel, state=tuple(state for state in kernel.state if state.name != beside))
+        scaled = tuple(name for name, format in self.store.items() if FORMATS[format].scales)
+        rule = without_beside(kernel, self.master or "", scaled)
+        own_state = [state.name for state in rule.array_state]
         by_format = {own["p"].name: own for own in self._storages(rule, arrays)}
         dtypes = []
         for array in arrays:
             stored = by_format[FORMAT_OF[array.dtype].name]
             dtypes.append([stored[name].numpy for name in own_state])
             dtypes[-1] += [stored.beside.format.numpy] if stored.beside is not None else []
+            dtypes[-1] += [Scales for _ in scaled]
         names = [state.name for state in kernel.array_state]
         tensors = []
         for number, ((group, path), owner, array, flat, own) in enumerate(
@@ -273,7 +277,8 @@ class Optimizer:
             for state in self._kernel.state:
                 if state.scalar:
                     tensor.scalars[state.name] = space.number()
-                if state.initial != "g" and repr(state.initial) != "0.0":  # which is what new memory has
+                zero = repr(state.initial) == "0.0" and not tensor.is_scaled(state.name)  # which is what new memory has
+                if state.initial != "g" and not zero:
                     self._begin(tensor, state, rows[group])
                 place = tensor.scalars if state.scalar else tensor.arrays
                 tensor.addresses[state.name] = address(place[state.name])
@@ -284,7 +289,7 @@ class Optimizer:
         """Let a state start, unless it starts as the gradient."""
         own = tensor.scalars[state.name] if state.scalar else tensor.arrays[state.name]
         value = hyperparameters.get(str(state.initial), state.initial)
-        self._space.begin(own, tensor.p if value == "p" else value)
+        self._space.begin(own, tensor.p if value == "p" else value, tensor.scales(state.name))
 
     def add_group(self, group: Mapping[str, Any]) -> None:
         """Add a parameter group, whose state starts at its first gradients.
@@ -455,7 +460,9 @@ class Optimizer:
             for state in self._kernel.state
             if isinstance(state.initial, str) and state.initial != "g"
         ]
-        before = [(own, self._space.copy(own)) for _, _, own in beginning]
+        scales = [tensor.scales(state.name) for tensor, state, _ in beginning]
+        every = [*(own for _, _, own in beginning), *(own for own in scales if own is not None)]
+        before = [(own, self._space.copy(own)) for own in every]
         self._set(_begun=Begun(t, self._values.copy(), self._starting, before))
         try:
             self._values[...] = scheduled
@@ -525,8 +532,7 @@ class Optimizer:
             self._settle()
         return {
             state.name: self._structure.build(
-                tensor.number(state.name) if state.scalar else shown(tensor.arrays[state.name].reshape(tensor.shape))
-                for tensor in self._tensors
+                tensor.number(state.name) if state.scalar else tensor.shown(state.name) for tensor in self._tensors
             )
             for state in self._kernel.state
         }

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..core.formats import raw, spelled
+from ..core.formats import FORMATS, raw, spelled
 from ..core.functions import Array
 from ..core.ir import Kernel
 from ..engines.arrays import kind, teller
@@ -45,6 +45,7 @@ def state_dict(
         },
         "started": structure.build(tensor.started for tensor in opt._tensors),
         **({"seed": opt.seed} if opt._usual.stochastic else {}),
+        **({"store": in_blocks(opt.store)} if in_blocks(opt.store) else {}),
         **({"schedules": schedules} if schedules else {}),
     }
 
@@ -123,7 +124,7 @@ def checked(opt: OptimizerLike, saved: Any) -> Saved:
         )
     if missing:
         raise ValueError(f"the state dict lacks {', '.join(map(repr, missing))}")
-    problems = other_rule(opt.rule, saved) + other_options(opt, saved)
+    problems = other_rule(opt.rule, saved) + other_options(opt, saved) + other_blocks(opt, saved)
     if problems:  # the rest cannot fit
         raise ValueError("; ".join(problems))
 
@@ -172,6 +173,26 @@ def other_options(opt: OptimizerLike, saved: Mapping[str, Any]) -> list[str]:
     if saved["options"] == opt._options:
         return []
     return [f"its options are {saved['options']!r}, here {opt._options!r}"]
+
+
+def in_blocks(store: Any) -> dict[str, str]:
+    """The arrays of a store that have scales, whose codes do not tell which format they are in."""
+    pairs = store.items() if isinstance(store, Mapping) else ()
+    return {name: own for name, own in pairs if isinstance(own, str) and own in FORMATS and FORMATS[own].scales}
+
+
+def other_blocks(opt: OptimizerLike, saved: Mapping[str, Any]) -> list[str]:
+    """What does not fit of the state that was saved in blocks."""
+    mine, given = in_blocks(opt.store), in_blocks(saved.get("store"))
+    if mine == given:
+        return []
+    told, here = (", ".join(f"{k}={v}" for k, v in own.items()) or "none" for own in (given, mine))
+    return [f"its state in blocks of 8 bits is {told}, here {here}"]
+
+
+def is_codes(given: Array, own: Array) -> bool:
+    """Whether an array is the codes that state has, as users see them."""
+    return given.dtype == np.uint8 and bool(own.dtype == np.int8)
 
 
 def steps_taken(value: Any, name: str = "t") -> int:
@@ -275,9 +296,11 @@ def saved_state(
                     problems.append(f"{label} is {what}, here a number")
             else:
                 own = tensor.arrays[state.name]
-                if given.shape != tensor.shape or given.dtype != own.dtype:
+                shape = tensor.shape_of(state.name)
+                given = given.view(own.dtype) if is_codes(given, own) else given
+                if given.shape != shape or given.dtype != own.dtype:
                     what = f"{label} is {spelled(given.dtype)} of shape {given.shape}"
-                    problems.append(f"{what}, here {spelled(own.dtype)} of shape {tensor.shape}")
+                    problems.append(f"{what}, here {spelled(own.dtype)} of shape {shape}")
             changes.append((own, given))
     return changes
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import functools
 import os
 import pickle
 import re
@@ -13,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from ...core.blocks import SCALES
 from ...core.diagnostics import EnvironmentProblem
 from ...core.dtypes import DTYPES
 from ...core.formats import FORMAT_OF, MASTERS, Wanted
@@ -23,7 +26,7 @@ from ...emit import layout
 from ...emit.rule import Rule
 from ..arrays import address
 from ..tensor import How, Tensor, explain
-from .compile import generator, library, promised
+from .compile import cached, digest, generator, library, promised
 from .inputs import KINDS, NativeInputs
 
 forked = False  # OpenMP's threads do not survive a fork: a child runs its steps on one
@@ -54,14 +57,18 @@ class Table:
         every = [(*(tensor.arrays[name].dtype for name in arrays), tensor.p.dtype) for tensor in tensors]
         self.kinds = list(dict.fromkeys(every))
         self.kind = np.array([self.kinds.index(own) for own in every], np.intp)
-        self.scalar = [state.name in scalar for state in kernel.state]
+        self.fixed = ["SCALAR" if state.name in scalar else "" for state in kernel.state]  # whatever arrays are
+        for k, state in enumerate(kernel.state):
+            if any(tensor.is_scaled(state.name.removesuffix(SCALES)) for tensor in tensors[:1]):
+                self.fixed[k] = "ABSMAX" if state.name.endswith(SCALES) else ""
 
     def formats(self, kind: int, gradient: int) -> tuple[str, ...]:
         """The formats of p, g and the state, as the runtime calls them, of a kind of tensors with such gradients."""
         *arrays, p = (FORMAT_OF[dtype].name.upper() for dtype in self.kinds[kind])
         state = iter(arrays)
         g = FORMAT_OF[KINDS[gradient - 1]].name.upper()
-        return (p, g, *("SCALAR" if scalar else next(state) for scalar in self.scalar))
+        stored = ["" if fixed == "SCALAR" else next(state) for fixed in self.fixed]
+        return (p, g, *(fixed or own for fixed, own in zip(self.fixed, stored, strict=True)))
 
 
 GRADIENT = 2  # the column of gradients: behind the number of elements and the parameter
@@ -189,7 +196,8 @@ class CPlan:
     def explain(self, status: int, hyperparameters: Array, t: int, how: How) -> None:
         """Raise what a status says."""
         explain(self.kernel, self.inputs.stepped, hyperparameters, t - self.behind, how)
-        text = self.library.ffi.string(self.library.strerror(status)).decode()
+        own = self.library.kernels["f32"]  # asserts are the same for all
+        text = self.library.ffi.string(self.library.calls.kernel_strerror(own, status)).decode()
         raise RuntimeError(f"rule {self.kernel.name!r}: {text} (status {status})")
 
 
@@ -204,21 +212,20 @@ class Calls:
     share: Any
     partials: Any
     fold: Any
+    kernel_strerror: Any
 
 
 @dataclass(frozen=True)
 class Library:
-    """A loaded library: the calls of its runtime, and those of its rule; its kernels by the suffix of their dtype."""
+    """A loaded library: the calls of its runtime; its kernels by the suffix of their dtype."""
 
     ffi: Any
     calls: Calls
-    strerror: Any
-    hyper_init: Any
     kernels: dict[str, Any]
     others: dict[Any, tuple[Any, Any]] = field(default_factory=dict)
 
     def kernel(self, formats: tuple[str, ...], master: str, stochastic: bool) -> Any:
-        """The kernel for arrays of these formats, the last of which is beside p where there is a master.
+        """The kernel for arrays of these formats, the last of which but scales is beside p where there is a master.
 
         It computes as one of the library's own does; how arrays are stored is a matter of its table.
         """
@@ -229,7 +236,8 @@ class Library:
         if key not in self.others:
             made = self.ffi.new("optforge_kernel *", own[0])
             if master:
-                formats, made.master = (*formats[:-1], MASTERS[master].code), len(formats) - 1
+                made.master = len(formats) - formats.count("ABSMAX") - 1
+                formats = (*formats[: made.master], MASTERS[master].code, *formats[made.master + 1 :])
             codes = [layout.constant(f"OPTFORGE_{format}", "optforge.h") for format in formats]
             made.arrays, made.formats = len(codes), (table := self.ffi.new("unsigned char[]", codes))
             made.stochastic = stochastic
@@ -238,49 +246,70 @@ class Library:
 
 
 def load(path: Path, prefix: str) -> Library:
-    """A compiled library, whose rule's functions begin with a prefix."""
-    import cffi
-
-    ffi = cffi.FFI()
-    lists = "const optforge_list *lists, size_t number, const optforge_options *options"
-    sizes = [f"{name} = {layout.constant(name, 'optforge.h')}" for name in SIZES]
-    declarations = [
-        "typedef struct optforge_stats optforge_stats; typedef struct optforge_pass optforge_pass;",
-        "typedef struct optforge_initial optforge_initial;",
-        f"enum {{ {', '.join(sizes)} }};",
-        layout.structs("optforge_parallel", "optforge_options", "optforge_kernel", "optforge_list", "optforge_work"),
-        "void optforge_options_init(optforge_options *o);",
-        f"int optforge_step_lists({lists});",
-        f"size_t optforge_workspace_size({lists});",
-        f"int optforge_begin(optforge_work *work, {lists});",
-        "void optforge_share(optforge_work *work, int phase, size_t ith, size_t nth);",
-        "double *optforge_partials(const optforge_work *work, int phase, size_t *number);",
-        "int optforge_fold(optforge_work *work, int phase);",
-        f"const char *{prefix}_strerror(int status);",
-        f"void {prefix}_hyper_init(void *hyper);",
-        *(f"extern char {prefix}_kernel_{suffix};" for suffix in DTYPES),
-    ]
-    ffi.cdef("\n".join(declarations))
+    """A compiled library, whose rule's names begin with a prefix."""
+    ffi = declared()
     try:
-        loaded = opened(ffi, path)
-        # cffi completes types and functions when they are first used, under a lock, and what is interrupted then is
-        # broken for good, or waits for ever.
-        for kind in (*POINTERS, "optforge_options *", "optforge_list[]", "optforge_stats *", "optforge_kernel *"):
-            ffi.typeof(kind)
-        ffi.new("optforge_options *"), ffi.new("optforge_list[]", 1), ffi.new("optforge_kernel *")
-        ffi.new("unsigned char[]", 1)
+        loaded, names = opened(ffi, path), ctypes.CDLL(str(path))
+        tables = {suffix: ctypes.c_char.in_dll(names, f"{prefix}_kernel_{suffix}") for suffix in DTYPES}
         return Library(
             ffi,
             Calls(**{own.name: getattr(loaded, f"optforge_{own.name}") for own in fields(Calls)}),
-            getattr(loaded, f"{prefix}_strerror"),
-            getattr(loaded, f"{prefix}_hyper_init"),
-            {
-                suffix: ffi.cast("optforge_kernel *", ffi.addressof(loaded, f"{prefix}_kernel_{suffix}"))
-                for suffix in DTYPES
-            },
+            {suffix: ffi.cast("optforge_kernel *", ctypes.addressof(table)) for suffix, table in tables.items()},
         )
-    except (OSError, AttributeError) as problem:
+    except (OSError, AttributeError, ValueError) as problem:
         raise EnvironmentProblem(f"the compiled kernel {path} cannot be loaded: {problem}") from None
+
+
+@functools.cache
+def declared() -> Any:
+    """The runtime's declarations for cffi, which are the same for all libraries.
+
+    cffi takes longer to parse them than a library takes to load. So what it makes of them is in the cache.
+    """
+    import _cffi_backend  # type: ignore[import-untyped]
+
+    lists = "const optforge_list *lists, size_t number, const optforge_options *options"
+    sizes = [f"{name} = {layout.constant(name, 'optforge.h')}" for name in SIZES]
+    text = "\n".join(
+        [
+            "typedef struct optforge_stats optforge_stats; typedef struct optforge_pass optforge_pass;",
+            "typedef struct optforge_initial optforge_initial;",
+            f"enum {{ {', '.join(sizes)} }};",
+            layout.structs(
+                "optforge_parallel", "optforge_options", "optforge_kernel", "optforge_list", "optforge_work"
+            ),
+            "void optforge_options_init(optforge_options *o);",
+            f"int optforge_step_lists({lists});",
+            f"size_t optforge_workspace_size({lists});",
+            f"int optforge_begin(optforge_work *work, {lists});",
+            "void optforge_share(optforge_work *work, int phase, size_t ith, size_t nth);",
+            "double *optforge_partials(const optforge_work *work, int phase, size_t *number);",
+            "int optforge_fold(optforge_work *work, int phase);",
+            "const char *optforge_kernel_strerror(const optforge_kernel *kernel, int status);",
+            "int fegetenv(void *); int fesetenv(const void *);",
+        ]
+    )
+
+    def parse(work: Path) -> Path:
+        import cffi
+
+        parsed = cffi.FFI()
+        parsed.cdef(text)
+        parsed.set_source("declarations", None, compiler_verbose=0)
+        parsed.emit_python_code(str(work / "declarations.py"))
+        return work / "declarations.py"
+
+    path = cached("declarations", ".py", digest([_cffi_backend.__version__.encode(), text.encode()]), parse)
+    made: dict[str, Any] = {}
+    exec(path.read_text(encoding="utf-8"), made)
+    ffi = made["ffi"]
+    # cffi completes types and functions when they are first used, under a lock, and what is interrupted then is
+    # broken for good, or waits for ever.
+    for kind in (*POINTERS, "optforge_options *", "optforge_list[]", "optforge_stats *", "optforge_kernel *"):
+        ffi.typeof(kind)
+    ffi.new("optforge_options *"), ffi.new("optforge_list[]", 1), ffi.new("optforge_kernel *")
+    ffi.new("unsigned char[]", 1)
+    return ffi
 
 
 SIZES = ("OPTFORGE_MOST_SUMS", "OPTFORGE_MOST_PASSES")  # of arrays in structs
@@ -301,8 +330,7 @@ def opened(ffi: Any, path: Path) -> Any:
     OSError
         It cannot be opened.
     """
-    ffi.cdef("int fegetenv(void *); int fesetenv(const void *);")
-    environment, system = ffi.new("double[64]"), ffi.dlopen(None)
+    environment, system = ffi.new("double[64]"), declared().dlopen(None)
     before = not flushes()
     with contextlib.suppress(AttributeError):  # where the process has no libm with them, nothing can be put back
         system.fegetenv(environment)
@@ -358,10 +386,8 @@ class CEngine:
 
     def defaults(self) -> dict[str, float]:
         """The defaults of the hyperparameters as the compiled files have them."""
-        names = [name for name, _ in self.kernel.hyperparameters]
-        values = np.zeros(max(len(names), 1))
-        self.library.hyper_init(self.library.ffi.from_buffer(values))
-        return dict(zip(names, values.tolist(), strict=False))
+        values = self.library.kernels["f32"].hyper_defaults
+        return {name: values[k] for k, (name, _) in enumerate(self.kernel.hyperparameters)}
 
     inputs = NativeInputs
 

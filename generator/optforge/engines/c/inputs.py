@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ...core.formats import FORMAT_OF
+from ...core.formats import FORMAT_OF, GIVEN
 from ...core.functions import Array
 from ..arrays import Ranges, address
 from ..inputs import Inputs
@@ -28,7 +28,7 @@ FORM = np.dtype(
 FLOAT, BFLOAT = 2, 4  # types of numbers, as DLPack calls them
 ABSENT, FOUND, ONE, OTHER = range(4)  # what a gradient is, as inputs.c says
 PARAMETERS, CHANGED, ASKED, MOVED = 1, 2, 4, 8  # what it leaves to do
-KINDS = [*FORMAT_OF]
+KINDS = [*GIVEN]
 BYTES = np.array([0, *(dtype.itemsize for dtype in KINDS)], np.uint64)  # of an element, by 1 and the number of its kind
 POINTERS = "none item clear ndarray float32 float64 tensor parameter describe".split()
 

@@ -18,11 +18,12 @@ from typing import Any
 import numpy as np
 
 from ...core.diagnostics import EnvironmentProblem, PerformanceWarning
-from ...core.formats import FORMAT_OF, spelled
+from ...core.formats import FORMAT_OF, GIVEN, spelled
 from ...core.functions import Array
 from .. import arrays
 from ..arrays import is_bits, kind
 from ..host import Host
+from ..memory import size_of
 
 ALIGNMENT = 256  # bytes to a multiple of which arrays begin
 OLDEST = (7, 0)  # the compute capability that emitted kernels need
@@ -271,7 +272,7 @@ class DeviceSpace(Host):
         if interface is None:
             return self.held(host(array, label), label)
         found = np.dtype(np.uint16 if bits else interface["typestr"])
-        if found not in FORMAT_OF:
+        if found not in GIVEN:
             raise TypeError(f"{label} is {found}; it must be {arrays.TAKEN}")
         shape = tuple(interface["shape"])
         strides = interface.get("strides")
@@ -313,14 +314,16 @@ class DeviceSpace(Host):
         return None if on_device else arrays.pointer(array)
 
     def allocate(self, parameters: Sequence[Any], dtypes: Sequence[Sequence[Any]]) -> list[list[Any]]:
-        """Zeroed arrays of as many elements as the parameters, of these dtypes for each, in one block."""
+        """Zeroed arrays of as many elements as the parameters, of these dtypes or Scales for each, in one block."""
         sizes = [
-            p.size * np.dtype(own).itemsize for p, wanted in zip(parameters, dtypes, strict=True) for own in wanted
+            size_of(p, own) * np.dtype(own).itemsize
+            for p, wanted in zip(parameters, dtypes, strict=True)
+            for own in wanted
         ]
         ends = [0, *itertools.accumulate(-(-size // ALIGNMENT) * ALIGNMENT for size in sizes)]
         block, places = self.device.allocate(ends[-1], 0), iter(ends)
         return [
-            [self.made((parameter.size,), np.dtype(own), block, next(places)) for own in wanted]
+            [self.made((size_of(parameter, own),), np.dtype(own), block, next(places)) for own in wanted]
             for parameter, wanted in zip(parameters, dtypes, strict=True)
         ]
 
@@ -342,14 +345,14 @@ class DeviceSpace(Host):
         self.write(made, array)
         return made
 
-    def begin(self, array: Any, values: Any) -> None:
+    def begin(self, array: Any, values: Any, scales: Any = None) -> None:
         """Set state to a number, or to what the elements of another array are, in the format that it has."""
         if not hasattr(values, "ptr"):
-            super().begin(array, values)
+            super().begin(array, values, scales)
         elif values.dtype == array.dtype:
             self.write(array, values)
         else:
-            super().begin(array, self.read(values))
+            super().begin(array, self.read(values), scales)
 
     def write(self, array: Any, values: Any) -> None:
         """Set elements, in the memory of their owner, to those of another array, or all to one number."""

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ...core.dtypes import DTYPES
-from ...core.formats import FORMAT_OF, FORMATS, Storage, Wanted, without_master
+from ...core.formats import FORMAT_OF, FORMATS, Storage, Wanted, without_beside
 from ...core.functions import Array
 from ...core.ir import Kernel
 from ...core.summation import CHUNK, LEAF
@@ -387,7 +387,7 @@ class CudaEngine:
             return OWN, formats[0]
         key = (formats, master, stochastic)
         if key not in self.storages:
-            kernel = without_master(self.kernel, master)
+            kernel = without_beside(self.kernel, master)
             own = tuple((name, FORMATS[format]) for name, format in zip(kernel.arrays, formats, strict=False))
             storage = Storage(SUFFIX, own, master, stochastic)
             name = f"{OWN} {len(self.storages)}"
