@@ -117,7 +117,7 @@ class Planner:
 
     def candidates(
         self, first: Mapping[int, int], number: int
-    ) -> Iterator[tuple[tuple[int, ...], dict[int, int], dict[str, int]]]:
+    ) -> Iterator[tuple[tuple[float, ...], dict[int, int], dict[str, int]]]:
         """The plans that can be carried out: cost, phase of each reduction, phase of each store."""
         watched = [r.value for r in self.reductions.values() if r.observed]
         free = number ** (len(self.needed) + len(self.stores))
