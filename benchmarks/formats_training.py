@@ -26,7 +26,7 @@ import optforge as of
 WIDTH, LAYERS, HEADS, LENGTH, BATCH = 64, 2, 4, 48, 8
 
 # name: parameters and gradients, settings of the optimizer, bytes of a parameter with its state
-STATE = {"m": "bf16", "v": "bf16"}
+STATE, BLOCKS = {"m": "bf16", "v": "bf16"}, {"m": "q8", "v": "uq8"}
 WAYS: dict[str, tuple[torch.dtype, dict[str, Any], int]] = {
     "float32": (torch.float32, {}, 12),
     "p, g bf16": (torch.bfloat16, {}, 10),
@@ -37,6 +37,8 @@ WAYS: dict[str, tuple[torch.dtype, dict[str, Any], int]] = {
     "p, g bf16, master split": (torch.bfloat16, {"master": "split"}, 12),
     "all bf16, master split": (torch.bfloat16, {"store": STATE, "master": "split"}, 8),
     "p, g f16": (torch.float16, {}, 10),
+    "moments q8": (torch.float32, {"store": BLOCKS}, 6),
+    "p, g bf16, master split, moments q8": (torch.bfloat16, {"store": BLOCKS, "master": "split"}, 6),
 }
 
 
@@ -96,7 +98,7 @@ def main() -> int:
     for way, (_, _, size) in WAYS.items():
         curves[way] = train(way, asked.steps, data, len(known), asked.threads)
         mean, plain = (float(np.mean(curves[own][-last:])) for own in (way, "float32"))
-        print(f"{way:28} {size:3} bytes   loss {mean:.4f}   against float32 {mean - plain:+.4f}", flush=True)
+        print(f"{way:36} {size:3} bytes   loss {mean:.4f}   against float32 {mean - plain:+.4f}", flush=True)
     if asked.json:
         asked.json.write_text(json.dumps({"steps": asked.steps, "curves": curves}))
     if asked.png:
@@ -105,21 +107,24 @@ def main() -> int:
 
 
 def draw(curves: dict[str, list[float]], path: Path) -> None:
-    """The curves, smoothed, in one picture."""
+    """The curves, smoothed, and how far each is from that of float32."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
-    for way, losses in curves.items():
-        width = max(1, len(losses) // 20)
-        smooth = np.convolve(losses, np.ones(width) / width, "valid")
+    figure, (whole, apart) = pyplot.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    width = max(1, len(curves["float32"]) // 10)
+    steps = np.arange(width, len(curves["float32"]) + 1)
+    smooth = {way: np.convolve(losses, np.ones(width) / width, "valid") for way, losses in curves.items()}
+    for way, losses in smooth.items():
         style = "-" if "stochastic" in way or "master" in way or way == "float32" else "--"
-        axes.plot(np.arange(width, len(losses) + 1), smooth, style, label=way, linewidth=1.2)
-    axes.set(xlabel="step", ylabel="loss, nats per character", title="AdamW, a small transformer, by how it is stored")
-    axes.legend(fontsize=8)
-    figure.savefig(path, dpi=120)
+        whole.plot(steps, losses, style, label=way, linewidth=1.2)
+        apart.plot(steps, losses - smooth["float32"], style, linewidth=1.2)
+    whole.set(xlabel="step", ylabel="loss, nats per character", title="AdamW, a small transformer, by how it is stored")
+    apart.set(xlabel="step", ylabel="loss less that of float32", ylim=(-0.03, 0.05))
+    whole.legend(fontsize=7)
+    figure.savefig(path, dpi=110)
 
 
 if __name__ == "__main__":

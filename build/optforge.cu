@@ -13,44 +13,40 @@
 
 /* ---- the tables of a plan ------------------------------------------------------------------------------ */
 
-/* Running totals of what each of `count` tensors takes, from 0 on, by all threads of one block. */
+/* Running totals of what each of `count` tensors takes, from 0 on, by one warp. */
 template <typename Taken>
 static __device__ void optforge_cuda_running(uint64_t *before, uint64_t count, Taken taken) {
-    __shared__ uint64_t sums[OPTFORGE_CUDA_THREADS];
+    const unsigned lane = threadIdx.x % 32;
     uint64_t all = 0;
 
-    if (threadIdx.x == 0)
-        before[0] = 0;
-    for (uint64_t start = 0; start < count; start += OPTFORGE_CUDA_THREADS) {
-        const uint64_t k = start + threadIdx.x;
+    for (uint64_t start = 0; start <= count; start += 32) {
+        const uint64_t k = start + lane;
+        uint64_t sum = 0 < k && k <= count ? taken(k - 1) : 0;
 
-        sums[threadIdx.x] = k < count ? taken(k) : 0;
-        __syncthreads();
-        for (unsigned distance = 1; distance < OPTFORGE_CUDA_THREADS; distance *= 2) {
-            const uint64_t other = threadIdx.x >= distance ? sums[threadIdx.x - distance] : 0;
+        for (unsigned distance = 1; distance < 32; distance *= 2) {
+            const uint64_t other = __shfl_up_sync(0xffffffffu, sum, distance, 32);
 
-            __syncthreads();
-            sums[threadIdx.x] += other;
-            __syncthreads();
+            sum += lane >= distance ? other : 0;
         }
-        if (k < count)
-            before[k + 1] = all + sums[threadIdx.x];
-        all += sums[OPTFORGE_CUDA_THREADS - 1];
-        __syncthreads();
+        if (k <= count)
+            before[k] = all + sum;
+        all += __shfl_sync(0xffffffffu, sum, 31, 32);
     }
 }
 
 static __host__ __device__ uint64_t optforge_cuda_parts(uint64_t n, uint64_t size) {
     return n / size + (n % size != 0);
 }
-
-OPTFORGE_DEVICE uint64_t optforge_cuda_size(const optforge_cuda_plan &w, uint64_t k) {
-    return *(const uint64_t *)(w.list + k * w.stride);
+static __host__ __device__ uint64_t optforge_cuda_leaves(uint64_t n) {
+    return optforge_cuda_parts(n, OPTFORGE_LEAF);
+}
+static __host__ __device__ uint64_t optforge_cuda_chunks(uint64_t n) {
+    return n > 0 ? optforge_cuda_parts(n, (uint64_t)OPTFORGE_LEAF * OPTFORGE_CUDA_CHUNK) : 1;
 }
 
 /* Fills in the columns of a plan. */
 OPTFORGE_DEVICE void optforge_cuda_lay_out_tensors(const optforge_cuda_plan &w) {
-    const uint64_t chunk = (uint64_t)OPTFORGE_LEAF * OPTFORGE_CUDA_CHUNK;
+    const uint64_t warp = threadIdx.x / 32;
 
     for (uint64_t k = threadIdx.x; k < w.count; k += OPTFORGE_CUDA_THREADS) {
         if (w.parted) {
@@ -63,15 +59,15 @@ OPTFORGE_DEVICE void optforge_cuda_lay_out_tensors(const optforge_cuda_plan &w) 
         w.gradients[k] = ((const void *const *)(w.list + k * w.stride))[2];
     }
     __syncthreads();
-    optforge_cuda_running(w.before, w.count, [&](uint64_t k) {
-        return optforge_cuda_parts(optforge_cuda_size(w, k), OPTFORGE_LEAF);
-    });
-    optforge_cuda_running(w.first, w.tensors, [&](uint64_t k) {
-        return optforge_cuda_parts(w.sizes[k], OPTFORGE_LEAF);
-    });
-    optforge_cuda_running(w.before_chunk, w.tensors, [&](uint64_t k) {
-        return w.sizes[k] > chunk ? optforge_cuda_parts(w.sizes[k], chunk) : 1;
-    });
+    if (warp == 0)
+        optforge_cuda_running(w.before, w.count,
+                              [&](uint64_t k) { return optforge_cuda_leaves(optforge_cuda_size(w, k)); });
+    if (warp == 1)
+        optforge_cuda_running(w.first, w.tensors,
+                              [&](uint64_t k) { return optforge_cuda_leaves(w.sizes[k]); });
+    if (warp == 2)
+        optforge_cuda_running(w.before_chunk, w.tensors,
+                              [&](uint64_t k) { return optforge_cuda_chunks(w.sizes[k]); });
 }
 
 /* Lists the leaves of tensors, or the chunks: a warp for each. */
@@ -97,87 +93,68 @@ struct optforge_cuda_beginning {
     int32_t a, from, format, format_of_from;
 };
 
-static __device__ double optforge_cuda_get(const void *array, int format, uint64_t i) {
-    switch (format) {
-    case OPTFORGE_F32: return (double)((const float *)array)[i];
-    case OPTFORGE_BF16:
-    case OPTFORGE_F16: return optforge_cuda_decode(format, ((const uint16_t *)array)[i]).wide();
-    default: return ((const double *)array)[i];
-    }
-}
-
 static __device__ void optforge_cuda_put(void *array, int format, uint64_t i, double value) {
-    switch (format) {
-    case OPTFORGE_F32: ((float *)array)[i] = optforge_f32(value).x; break;
-    case OPTFORGE_BF16:
-    case OPTFORGE_F16: ((uint16_t *)array)[i] = optforge_cuda_encode(format, value, false, 0); break;
-    case OPTFORGE_LOW: ((uint16_t *)array)[i] = 0; break; /* p leaves nothing at first */
-    default: ((double *)array)[i] = value;
-    }
-}
-
-static __device__ void optforge_cuda_write(const optforge_cuda_beginning &x,
-                                           const optforge_cuda_tensor &tensor, uint64_t begin,
-                                           uint64_t end, uint64_t step) {
-    const void *from = x.from == OPTFORGE_FROM_G ? x.plan.gradients[tensor.k] : tensor.array(0);
-    const bool copied = x.from == OPTFORGE_FROM_P || x.from == OPTFORGE_FROM_G;
-
-    for (uint64_t i = begin; i < end; i += step)
-        optforge_cuda_put(tensor.array(x.a), x.format, i,
-                          copied ? optforge_cuda_get(from, x.format_of_from, i) : x.value);
+    if (format == OPTFORGE_LOW)
+        ((uint16_t *)array)[i] = 0; /* p leaves nothing at first */
+    else if (optforge_cuda_narrow(format))
+        ((uint16_t *)array)[i] = optforge_cuda_encode(format, value, false, 0);
+    else if (format == OPTFORGE_F32)
+        ((float *)array)[i] = optforge_f32(value).x;
+    else
+        ((double *)array)[i] = value;
 }
 
 /* Writes initial state: a warp for each leaf, or a thread for each tensor where it is scalar. */
 OPTFORGE_DEVICE void optforge_cuda_write_arrays(const optforge_cuda_beginning &x) {
     const optforge_cuda_plan &w = x.plan;
-    const uint64_t k = blockIdx.x * (uint64_t)OPTFORGE_CUDA_THREADS + threadIdx.x, u = k / 32, lane = k % 32;
+    const uint64_t thread = blockIdx.x * (uint64_t)OPTFORGE_CUDA_THREADS + threadIdx.x;
+    const bool scalar = x.format == OPTFORGE_SCALAR;
 
-    if (x.format == OPTFORGE_SCALAR) {
-        if (k < w.count && w.group[k] == x.group)
-            optforge_cuda_write(x, optforge_cuda_tensor(w, k), 0, 1, 1);
-    } else if (u < w.units && w.group[w.unit[u].tensor] == x.group) {
-        const optforge_cuda_tensor tensor(w, w.unit[u].tensor);
-        const uint64_t begin = (uint64_t)w.unit[u].leaf * OPTFORGE_LEAF, n = optforge_cuda_size(w, tensor.k);
-        const uint64_t end = n - begin < OPTFORGE_LEAF ? n : begin + OPTFORGE_LEAF;
+    if (thread / (scalar ? 1 : 32) >= (scalar ? w.count : w.units))
+        return;
+    const optforge_cuda_unit at = scalar ? optforge_cuda_unit{(uint32_t)thread, 0} : w.unit[thread / 32];
+    const optforge_cuda_tensor tensor(w, at.tensor);
+    const uint64_t n = scalar ? 1 : optforge_cuda_size(w, at.tensor), step = scalar ? 1 : 32;
+    const uint64_t begin = (uint64_t)at.leaf * OPTFORGE_LEAF;
+    const uint64_t end = n - begin < OPTFORGE_LEAF ? n : begin + OPTFORGE_LEAF;
+    const void *from = x.from == OPTFORGE_FROM_G ? w.gradients[tensor.k] : tensor.array(0);
+    const bool copied = x.from == OPTFORGE_FROM_P || x.from == OPTFORGE_FROM_G;
 
-        optforge_cuda_write(x, tensor, begin + lane, end, 32);
-    }
+    for (uint64_t i = begin + thread % step; i < end && w.group[tensor.k] == x.group; i += step)
+        optforge_cuda_put(tensor.array(x.a), x.format, i,
+                          copied ? optforge_cuda_get(from, x.format_of_from, i) : x.value);
 }
 OPTFORGE_CUDA_KERNEL(optforge_cuda_write_state, optforge_cuda_beginning, optforge_cuda_write_arrays)
 
 /* ---- the host ------------------------------------------------------------------------------------------ */
 
-/* How many blocks are needed, at least one, if each does so many. */
-static uint64_t optforge_cuda_blocks(uint64_t n, uint64_t size) {
-    return n > size ? optforge_cuda_parts(n, size) : 1;
-}
+/* Work for the device, in order, of which nothing is enqueued behind what fails. */
+struct optforge_cuda_queue {
+    cudaStream_t stream;
+    int status;
 
-/* Launches a kernel, if it has any blocks. */
-static int optforge_cuda_start(const void *kernel, uint64_t blocks, const void *argument, cudaStream_t stream,
-                               unsigned sums = 1) {
-    void *arguments[] = {(void *)argument};
-    const dim3 grid((unsigned)blocks, sums), block(OPTFORGE_CUDA_THREADS);
+    void check(cudaError_t error) {
+        if (error != cudaSuccess)
+            status = OPTFORGE_ERROR_CUDA;
+    }
+    /* Copies a table from the host, which may change its memory when this returns; NULL brings zeros. */
+    void bring(void *to, const void *from, uint64_t bytes) {
+        if (status != OPTFORGE_OK || bytes == 0)
+            return;
+        check(from == NULL ? cudaMemsetAsync(to, 0, bytes, stream)
+                           : cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, stream));
+    }
+    /* A kernel, whose blocks do so many things each, if there are any. */
+    void launch(const void *kernel, const void *argument, uint64_t things, uint64_t each, unsigned sums = 1) {
+        void *arguments[] = {(void *)argument};
+        const dim3 grid((unsigned)optforge_cuda_parts(things, each), sums), block(OPTFORGE_CUDA_THREADS);
 
-    if (blocks == 0 || cudaLaunchKernel(kernel, grid, block, arguments, 0, stream) == cudaSuccess)
-        return OPTFORGE_OK;
-    return OPTFORGE_ERROR_CUDA;
-}
+        if (status == OPTFORGE_OK && grid.x > 0)
+            check(cudaLaunchKernel(kernel, grid, block, arguments, 0, stream));
+    }
+};
 
-static int optforge_cuda_done(cudaError_t error) { return error == cudaSuccess ? 0 : +OPTFORGE_ERROR_CUDA; }
-
-/* Copies a table from the host, which may change its memory when this returns. */
-static int optforge_cuda_bring(void *to, const void *from, uint64_t bytes, cudaStream_t stream) {
-    return bytes == 0 ? +OPTFORGE_OK
-                      : optforge_cuda_done(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, stream));
-}
-
-static int optforge_cuda_clear(void *to, uint64_t bytes, cudaStream_t stream) {
-    return bytes == 0 ? +OPTFORGE_OK : optforge_cuda_done(cudaMemsetAsync(to, 0, bytes, stream));
-}
-
-static size_t optforge_cuda_format_size(unsigned char format) {
-    return format == OPTFORGE_F32 ? 4 : format >= OPTFORGE_BF16 ? 2 : 8;
-}
+static uint64_t optforge_cuda_larger(uint64_t a, uint64_t b) { return a > b ? a : b; }
 
 /* Whether a tensor's arrays are there, aligned, and apart from each other. */
 static int optforge_cuda_check_tensor(const optforge_cuda_kernel *kernel, const char *tensor) {
@@ -185,7 +162,7 @@ static int optforge_cuda_check_tensor(const optforge_cuda_kernel *kernel, const 
     const uintptr_t *arrays = (const uintptr_t *)(tensor + sizeof n);
 
     for (size_t a = 0; a < kernel->arrays; a++) {
-        const size_t size = optforge_cuda_format_size(kernel->formats[a]);
+        const size_t size = optforge_cuda_size_of(kernel->formats[a]);
         const size_t bytes = kernel->formats[a] == OPTFORGE_SCALAR ? size : n * size;
 
         if (n > SIZE_MAX / size || (uint64_t)n > (uint64_t)UINT32_MAX * OPTFORGE_LEAF)
@@ -196,7 +173,7 @@ static int optforge_cuda_check_tensor(const optforge_cuda_kernel *kernel, const 
             return OPTFORGE_ERROR_ALIGNMENT;
         for (size_t b = 0; b < a && bytes != 0; b++) {
             const size_t other = (kernel->formats[b] == OPTFORGE_SCALAR ? 1 : n) *
-                                 optforge_cuda_format_size(kernel->formats[b]);
+                                 optforge_cuda_size_of(kernel->formats[b]);
 
             if (other != 0 && (arrays[a] - arrays[b] < other || arrays[b] - arrays[a] < bytes))
                 return OPTFORGE_ERROR_OVERLAP;
@@ -279,26 +256,26 @@ OPTFORGE_CUDA_API size_t optforge_cuda_workspace_size(const optforge_cuda_kernel
 
 /* Loads the kernels of a rule, so that its first step can be captured. */
 static int optforge_cuda_load_kernels(const optforge_cuda_kernel *kernel) {
-    const void *const kernels[] = {kernel->begin, kernel->fold, kernel->finish, kernel->attempt};
+    optforge_cuda_queue queue = {NULL, OPTFORGE_OK};
     cudaFuncAttributes found;
-    cudaError_t error = cudaSuccess;
+    const auto load = [&](const void *own) {
+        if (own != NULL)
+            queue.check(cudaFuncGetAttributes(&found, own));
+    };
 
-    for (const void *own : kernels)
-        if (own != NULL && error == cudaSuccess)
-            error = cudaFuncGetAttributes(&found, own);
-    for (int k = 0; k < kernel->phase_count && error == cudaSuccess; k++) {
-        error = cudaFuncGetAttributes(&found, kernel->phases[k].plain);
-        if (error == cudaSuccess)
-            error = cudaFuncGetAttributes(&found, kernel->phases[k].observed);
+    for (const void *own : {kernel->begin, kernel->fold, kernel->finish, kernel->attempt})
+        load(own);
+    for (int k = 0; k < kernel->phase_count; k++) {
+        load(kernel->phases[k].plain);
+        load(kernel->phases[k].observed);
     }
-    return optforge_cuda_done(error);
+    return queue.status;
 }
 
 OPTFORGE_CUDA_API int optforge_cuda_plan_list(optforge_cuda_plan *plan, const optforge_cuda_kernel *kernel,
                                               const void *tensors, size_t count,
                                               const optforge_cuda_options *o, cudaStream_t stream) {
     static_assert(sizeof(size_t) == sizeof(uint64_t), "sizes of the host are copied as they are");
-    const uint64_t chunk = (uint64_t)OPTFORGE_LEAF * OPTFORGE_CUDA_CHUNK;
 
     if (plan == NULL || kernel == NULL || o == NULL || o->workspace == NULL || (tensors == NULL && count > 0))
         return OPTFORGE_ERROR_NULL;
@@ -330,53 +307,42 @@ OPTFORGE_CUDA_API int optforge_cuda_plan_list(optforge_cuda_plan *plan, const op
             status = OPTFORGE_ERROR_GROUP;
         if (status != OPTFORGE_OK)
             return status;
-        w.units += optforge_cuda_parts(*(const size_t *)tensor, OPTFORGE_LEAF);
+        w.units += optforge_cuda_leaves(*(const size_t *)tensor);
     }
     for (size_t k = 0; k < w.tensors; k++) {
         const uint64_t n = w.parted ? o->sizes[k] : *(const size_t *)((const char *)tensors + k * w.stride);
 
-        w.leaves += optforge_cuda_parts(n, OPTFORGE_LEAF);
-        w.chunks += n > chunk ? optforge_cuda_parts(n, chunk) : 1;
+        w.leaves += optforge_cuda_leaves(n);
+        w.chunks += optforge_cuda_chunks(n);
     }
     char *const space = (char *)o->workspace;
     if ((uintptr_t)space % 16 != 0 || (size_t)(optforge_cuda_place(&w, space) - space) > o->workspace_size)
         return OPTFORGE_ERROR_WORKSPACE;
 
-    const uint64_t counters = (uint64_t)kernel->sums * (w.tensors + 1) * sizeof *w.arrived;
-    const uint64_t most = count > w.tensors ? count : w.tensors;
-    int status = optforge_cuda_load_kernels(kernel);
-    if (status == OPTFORGE_OK && !w.beside)
-        status = optforge_cuda_clear(w.control, sizeof *w.control, stream);
-    if (status == OPTFORGE_OK && !w.beside)
-        status = optforge_cuda_clear(w.arrived, counters, stream);
-    if (status == OPTFORGE_OK)
-        status = optforge_cuda_bring((void *)w.list, tensors, count * w.stride, stream);
-    if (status == OPTFORGE_OK && !w.beside && o->late == NULL)
-        status = optforge_cuda_clear(w.behind, w.groups * sizeof *w.behind, stream);
-    if (status == OPTFORGE_OK && !w.beside && o->late != NULL)
-        status = optforge_cuda_bring(w.behind, o->late, w.groups * sizeof *w.behind, stream);
-    if (status == OPTFORGE_OK && o->stream != NULL)
-        status = optforge_cuda_bring(w.stream, o->stream, count * sizeof *w.stream, stream);
-    if (o->stream == NULL)
-        w.stream = NULL;
-    if (status == OPTFORGE_OK && o->group == NULL)
-        status = optforge_cuda_clear(w.group, count * sizeof *w.group, stream);
-    if (status == OPTFORGE_OK && o->group != NULL)
-        status = optforge_cuda_bring(w.group, o->group, count * sizeof *w.group, stream);
-    if (status == OPTFORGE_OK && w.parted)
-        status = optforge_cuda_bring(w.number, o->number, count * sizeof *w.number, stream);
-    if (status == OPTFORGE_OK && w.parted)
-        status = optforge_cuda_bring(w.part, o->part, count * sizeof *w.part, stream);
-    if (status == OPTFORGE_OK && w.parted)
-        status = optforge_cuda_bring(w.sizes, o->sizes, w.tensors * sizeof *w.sizes, stream);
-    if (status == OPTFORGE_OK)
-        status = optforge_cuda_start((const void *)optforge_cuda_lay_tensors, 1, &w, stream);
-    if (status == OPTFORGE_OK)
-        status = optforge_cuda_start((const void *)optforge_cuda_lay_units,
-                                     optforge_cuda_parts(most, OPTFORGE_CUDA_WARPS), &w, stream);
-    if (status == OPTFORGE_OK)
+    const uint64_t counters = (uint64_t)kernel->sums * (w.tensors + 1), word = sizeof(uint64_t);
+    optforge_cuda_queue queue = {stream, optforge_cuda_load_kernels(kernel)};
+    if (!w.beside) {
+        queue.bring(w.control, NULL, sizeof *w.control);
+        queue.bring(w.arrived, NULL, counters * sizeof *w.arrived);
+        queue.bring(w.behind, o->late, w.groups * word);
+    }
+    queue.bring((void *)w.list, tensors, count * w.stride);
+    queue.bring(w.group, o->group, count * word);
+    if (o->stream != NULL)
+        queue.bring(w.stream, o->stream, count * word);
+    else
+        w.stream = w.number;
+    if (w.parted) {
+        queue.bring(w.number, o->number, count * word);
+        queue.bring(w.part, o->part, count * word);
+        queue.bring(w.sizes, o->sizes, w.tensors * word);
+    }
+    queue.launch((const void *)optforge_cuda_lay_tensors, &w, 1, 1);
+    queue.launch((const void *)optforge_cuda_lay_units, &w, optforge_cuda_larger(count, w.tensors),
+                 OPTFORGE_CUDA_WARPS);
+    if (queue.status == OPTFORGE_OK)
         *plan = w;
-    return status;
+    return queue.status;
 }
 
 OPTFORGE_CUDA_API int optforge_cuda_gradients(const optforge_cuda_plan *plan, const void *const *gradients,
@@ -384,26 +350,28 @@ OPTFORGE_CUDA_API int optforge_cuda_gradients(const optforge_cuda_plan *plan, co
     if (plan == NULL || (gradients == NULL && plan->count > 0))
         return OPTFORGE_ERROR_NULL;
     for (uint64_t k = 0; k < plan->count; k++)
-        if ((uintptr_t)gradients[k] % optforge_cuda_format_size(plan->kernel->formats[1]) != 0)
+        if ((uintptr_t)gradients[k] % optforge_cuda_size_of(plan->kernel->formats[1]) != 0)
             return OPTFORGE_ERROR_ALIGNMENT;
-    return optforge_cuda_bring(plan->gradients, gradients, plan->count * sizeof *gradients, stream);
+    optforge_cuda_queue queue = {stream, OPTFORGE_OK};
+    queue.bring(plan->gradients, gradients, plan->count * sizeof *gradients);
+    return queue.status;
 }
 
 OPTFORGE_CUDA_API int optforge_cuda_state_init(const optforge_cuda_plan *plan, const void *hyper,
                                                cudaStream_t stream) {
     if (plan == NULL)
         return OPTFORGE_ERROR_NULL;
-    const optforge_cuda_kernel *kernel = plan->kernel;
     static const optforge_initial as_p = {OPTFORGE_FROM_P, 0.0};
+    const optforge_cuda_kernel *kernel = plan->kernel;
+    optforge_cuda_queue queue = {stream, OPTFORGE_OK};
     optforge_cuda_beginning x;
-    int status = OPTFORGE_OK;
 
+    x.plan = *plan;
     for (size_t a = 2; a < kernel->arrays; a++)
         if (a != kernel->master && kernel->initial[a - 2].from >= 0 && hyper == NULL)
             return OPTFORGE_ERROR_NULL;
-    x.plan = *plan;
     for (x.group = 0; x.group < plan->groups; x.group++)
-        for (size_t a = 2; a < kernel->arrays && status == OPTFORGE_OK; a++) {
+        for (size_t a = 2; a < kernel->arrays; a++) {
             const optforge_initial *initial = a == kernel->master ? &as_p : &kernel->initial[a - 2];
 
             x.a = (int32_t)a;
@@ -412,13 +380,12 @@ OPTFORGE_CUDA_API int optforge_cuda_state_init(const optforge_cuda_plan *plan, c
             x.format_of_from = kernel->formats[x.from == OPTFORGE_FROM_G];
             x.value = x.from >= 0 ? ((const double *)hyper)[x.group * kernel->hypers + (size_t)x.from]
                                   : initial->value;
-            status = optforge_cuda_start(
-                (const void *)optforge_cuda_write_state,
-                x.format == OPTFORGE_SCALAR ? optforge_cuda_parts(plan->count, OPTFORGE_CUDA_THREADS)
-                                            : optforge_cuda_parts(plan->units, OPTFORGE_CUDA_WARPS),
-                &x, stream);
+            if (x.format == OPTFORGE_SCALAR)
+                queue.launch((const void *)optforge_cuda_write_state, &x, plan->count, OPTFORGE_CUDA_THREADS);
+            else
+                queue.launch((const void *)optforge_cuda_write_state, &x, plan->units, OPTFORGE_CUDA_WARPS);
         }
-    return status;
+    return queue.status;
 }
 
 /* ---- steps --------------------------------------------------------------------------------------------- */
@@ -439,20 +406,20 @@ static int optforge_cuda_row(const optforge_cuda_plan *plan, const void *hyper, 
 }
 
 /* Hands over the scalars of steps, as arguments of kernels that store them; the last may begin a step. */
-static int optforge_cuda_tell_rows(optforge_cuda_news *news, const void *hyper, uint64_t t, size_t number,
-                                   double unscale, cudaStream_t stream) {
+static void optforge_cuda_tell_rows(optforge_cuda_queue *queue, optforge_cuda_news *news, const void *hyper,
+                                    uint64_t t, size_t number, double unscale) {
     const optforge_cuda_plan *plan = &news->plan;
     const uint64_t width = plan->width, all = number * plan->groups, most = OPTFORGE_CUDA_NEWS / width;
     const int begins = news->begins;
-    int status = OPTFORGE_OK;
 
     if (width > OPTFORGE_CUDA_NEWS)
-        return OPTFORGE_ERROR_ABI;
-    for (uint64_t k = 0; k < all && status == OPTFORGE_OK; k++) /* first whether all have values */
-        status = optforge_cuda_row(plan, hyper, t, k, unscale, news->word);
+        queue->status = OPTFORGE_ERROR_ABI;
+    for (uint64_t k = 0; k < all && queue->status == OPTFORGE_OK; k++) /* first whether all have values */
+        queue->status = optforge_cuda_row(plan, hyper, t, k, unscale, news->word);
+    news->base = t - 1;
     news->first_row = t;
     news->rows = number;
-    for (uint64_t k = 0; k < all && status == OPTFORGE_OK; k += most) {
+    for (uint64_t k = 0; k < all && queue->status == OPTFORGE_OK; k += most) {
         const uint64_t own = all - k < most ? all - k : most;
 
         for (uint64_t r = 0; r < own; r++)
@@ -461,9 +428,8 @@ static int optforge_cuda_tell_rows(optforge_cuda_news *news, const void *hyper, 
         news->words = own * width;
         news->told = k + own == all;
         news->begins = begins && news->told;
-        status = optforge_cuda_start(plan->kernel->begin, 1, news, stream);
+        queue->launch(plan->kernel->begin, news, 1, 1);
     }
-    return status;
 }
 
 /* Whether scalars can be handed over in a stream now. */
@@ -484,18 +450,18 @@ OPTFORGE_CUDA_API int optforge_cuda_rows(const optforge_cuda_plan *plan, const v
                                          size_t number, int set, const optforge_cuda_options *options,
                                          cudaStream_t stream) {
     const double grad_scale = options != NULL ? options->grad_scale : 1.0;
-    const int status = optforge_cuda_check_step(plan, hyper, grad_scale, stream);
+    optforge_cuda_queue queue = {stream, optforge_cuda_check_step(plan, hyper, grad_scale, stream)};
     optforge_cuda_news news;
 
-    if (status != OPTFORGE_OK)
-        return status;
+    if (queue.status != OPTFORGE_OK)
+        return queue.status;
     if (number == 0 || number > OPTFORGE_CUDA_ROWS)
         return OPTFORGE_ERROR_ROWS;
     news.plan = *plan;
     news.set = set != 0;
-    news.base = t - 1;
     news.begins = 0;
-    return optforge_cuda_tell_rows(&news, hyper, t, number, 1.0 / grad_scale, stream);
+    optforge_cuda_tell_rows(&queue, &news, hyper, t, number, 1.0 / grad_scale);
+    return queue.status;
 }
 
 /* A plan as the kernels of this step take it. */
@@ -515,57 +481,48 @@ static optforge_cuda_plan optforge_cuda_asked(const optforge_cuda_plan *plan,
     return w;
 }
 
+/* Adds up what a phase left. */
+static void optforge_cuda_add_up(optforge_cuda_queue *queue, optforge_cuda_plan w, int phase) {
+    const optforge_cuda_phase *own = &w.kernel->phases[phase];
+    const bool looks = own->scans && !w.observe; /* which adds up no squares */
+    const int sums = w.observe || (w.skip_nonfinite && phase == 0) ? own->all : own->own;
+
+    w.phase = phase;
+    w.slot = own->first + looks;
+    if (sums > 0)
+        queue->launch(w.kernel->fold, &w, optforge_cuda_larger(w.chunks, 1), OPTFORGE_CUDA_WARPS,
+                      (unsigned)(sums - looks));
+}
+
 /* Does phases of a step that has begun, and the last, which only finishes. */
-static int optforge_cuda_go_on(optforge_cuda_plan w, int first, int last, cudaStream_t stream) {
+static void optforge_cuda_go_on(optforge_cuda_queue *queue, const optforge_cuda_plan &w, int first,
+                                int last) {
     const optforge_cuda_kernel *kernel = w.kernel;
-    const uint64_t blocks = optforge_cuda_parts(w.units, OPTFORGE_CUDA_WARPS);
-    int status = OPTFORGE_OK;
 
-    for (int phase = first; phase < last && phase <= kernel->phase_count && status == OPTFORGE_OK; phase++) {
-        if (phase > 0 && !w.beside) { /* what the phase before left */
-            const optforge_cuda_phase *own = &kernel->phases[phase - 1];
-            const bool looks = w.skip_nonfinite && phase == 1, scans = own->scans && !w.observe;
-            int sums = w.observe || looks ? own->all : own->own;
-
-            w.phase = phase - 1;
-            w.slot = own->first + scans;
-            if (sums > 0)
-                status = optforge_cuda_start(
-                    kernel->fold, optforge_cuda_blocks(w.chunks, OPTFORGE_CUDA_WARPS), &w, stream,
-                    (unsigned)(sums - scans));
-        }
-        if (status != OPTFORGE_OK)
-            break;
-        if (phase == kernel->phase_count) {
-            const uint64_t most = w.count > w.tensors ? w.count : w.tensors;
-
-            if (w.observe || kernel->stores)
-                status = optforge_cuda_start(
-                    kernel->finish, optforge_cuda_blocks(most, OPTFORGE_CUDA_THREADS), &w, stream);
-        } else {
+    if (first == 0 && kernel->attempt != NULL)
+        queue->launch(kernel->attempt, &w, w.count, OPTFORGE_CUDA_THREADS);
+    for (int phase = first; phase < last && phase <= kernel->phase_count; phase++) {
+        if (phase > 0 && !w.beside)
+            optforge_cuda_add_up(queue, w, phase - 1);
+        if (phase < kernel->phase_count) {
             const optforge_cuda_phase *own = &kernel->phases[phase];
             const bool observed = w.observe || (w.skip_nonfinite && phase == 0 && !own->scans);
 
             if (!own->scans || w.skip_nonfinite)
-                status = optforge_cuda_start(observed ? own->observed : own->plain, blocks, &w, stream);
+                queue->launch(observed ? own->observed : own->plain, &w, w.units, OPTFORGE_CUDA_WARPS);
+        } else if (w.observe || kernel->stores) {
+            const uint64_t most = optforge_cuda_larger(w.count, w.tensors);
+
+            queue->launch(kernel->finish, &w, optforge_cuda_larger(most, 1), OPTFORGE_CUDA_THREADS);
         }
     }
-    return status;
-}
-
-/* Looks for scalars without value, where there may be such, when a step has begun. */
-static int optforge_cuda_attempted(const optforge_cuda_plan *w, cudaStream_t stream) {
-    const void *const kernel = w->kernel->attempt;
-    const uint64_t blocks = kernel != NULL ? optforge_cuda_parts(w->count, OPTFORGE_CUDA_THREADS) : 0;
-
-    return optforge_cuda_start(kernel, blocks, w, stream);
 }
 
 OPTFORGE_CUDA_API int optforge_cuda_phases(const optforge_cuda_plan *plan,
                                            const optforge_cuda_options *options, int first, int last,
                                            cudaStream_t stream) {
+    optforge_cuda_queue queue = {stream, OPTFORGE_OK};
     optforge_cuda_news news;
-    int status = OPTFORGE_OK;
 
     if (plan == NULL)
         return OPTFORGE_ERROR_NULL;
@@ -576,10 +533,9 @@ OPTFORGE_CUDA_API int optforge_cuda_phases(const optforge_cuda_plan *plan,
     news.told = 0;
     news.begins = 1;
     if (first == 0 && !plan->beside)
-        status = optforge_cuda_start(plan->kernel->begin, 1, &news, stream);
-    if (first == 0 && status == OPTFORGE_OK)
-        status = optforge_cuda_attempted(&news.plan, stream);
-    return status == OPTFORGE_OK ? optforge_cuda_go_on(news.plan, first, last, stream) : status;
+        queue.launch(plan->kernel->begin, &news, 1, 1);
+    optforge_cuda_go_on(&queue, news.plan, first, last);
+    return queue.status;
 }
 
 OPTFORGE_CUDA_API int optforge_cuda_launch(const optforge_cuda_plan *plan,
@@ -590,21 +546,17 @@ OPTFORGE_CUDA_API int optforge_cuda_launch(const optforge_cuda_plan *plan,
 OPTFORGE_CUDA_API int optforge_cuda_step(const void *hyper, uint64_t t, const optforge_cuda_plan *plan,
                                          const optforge_cuda_options *options, cudaStream_t stream) {
     const double grad_scale = options != NULL ? options->grad_scale : 1.0;
-    int status = optforge_cuda_check_step(plan, hyper, grad_scale, stream);
+    optforge_cuda_queue queue = {stream, optforge_cuda_check_step(plan, hyper, grad_scale, stream)};
     optforge_cuda_news news;
 
-    if (status != OPTFORGE_OK)
-        return status;
+    if (queue.status != OPTFORGE_OK)
+        return queue.status;
     news.plan = optforge_cuda_asked(plan, options);
     news.set = 1;
-    news.base = t - 1;
     news.begins = 1;
-    status = optforge_cuda_tell_rows(&news, hyper, t, 1, 1.0 / grad_scale, stream);
-    if (status == OPTFORGE_OK)
-        status = optforge_cuda_attempted(&news.plan, stream);
-    if (status == OPTFORGE_OK)
-        status = optforge_cuda_go_on(news.plan, 0, plan->kernel->phase_count + 1, stream);
-    return status;
+    optforge_cuda_tell_rows(&queue, &news, hyper, t, 1, 1.0 / grad_scale);
+    optforge_cuda_go_on(&queue, news.plan, 0, plan->kernel->phase_count + 1);
+    return queue.status;
 }
 
 OPTFORGE_CUDA_API double *optforge_cuda_partials(const optforge_cuda_plan *plan, int phase, size_t *number) {

@@ -72,6 +72,7 @@ OPTFORGE_HIP_ROUNDED(double, ddiv, a / b)
  * and threads of one width are active together: so a wave of 64 is two warps. The mask is not needed. */
 #define __shfl_sync(mask, value, from, width) __shfl(value, from, width)
 #define __shfl_down_sync(mask, value, by, width) __shfl_down(value, by, width)
+#define __shfl_up_sync(mask, value, by, width) __shfl_up(value, by, width)
 #define __syncwarp() __builtin_amdgcn_fence(__ATOMIC_ACQ_REL, "wavefront"), __builtin_amdgcn_wave_barrier()
 
 /* A load that sees what other blocks have written: past the cache of the compute unit, as CUDA's __ldcg. */

@@ -71,7 +71,7 @@ typedef struct optforge_cuda_plan {
     uint64_t groups;              /* how many hyperparameters there are */
     const uint64_t *late;         /* on the host, of each group: how many steps less its tensors have had */
     uint64_t *behind;             /* the same on the device */
-    uint64_t *stream;             /* of each tensor: a number for stochastic rounding; NULL: `number` */
+    uint64_t *stream;             /* of each tensor: a number for stochastic rounding */
     uint64_t tensors;             /* whole ones, of which the list may have parts */
     uint64_t leaves;              /* their leaves */
     uint64_t chunks;              /* their chunks of 32 leaves, at least one of each */
@@ -99,7 +99,6 @@ typedef struct optforge_cuda_plan {
     int32_t zero_grads;           /* whether gradients are set to 0 */
     int32_t parted;               /* whether the list has parts of tensors */
     int32_t beside;               /* whether another plan begins the steps and adds up */
-    int32_t unused;
 } optforge_cuda_plan;
 
 /* How steps are done. What is 0 or NULL is not asked for. The first part is read when a plan is made, and
@@ -298,10 +297,7 @@ static_assert(sizeof(optforge_cuda_news) <= 4096, "an argument of a kernel has a
 #define OPTFORGE_CUDA_SCAN(rule, suffix, storage)                                                      \
     typedef optforge_cuda_scan<rule##_rule, storage::real> rule##_scan_of_##suffix;                    \
     OPTFORGE_CUDA_PASS(rule##_scan_##suffix, BLOCKS, rule##_scan_of_##suffix, true, storage)           \
-    extern "C" __global__ void __launch_bounds__(OPTFORGE_CUDA_THREADS, storage::real::MORE_BLOCKS)    \
-        rule##_look_##suffix(const __grid_constant__ optforge_cuda_plan given) {                       \
-        optforge_cuda_look<rule##_rule, storage>(given);                                               \
-    }
+    OPTFORGE_CUDA_PASS(rule##_look_##suffix, MORE_BLOCKS, rule##_scan_of_##suffix, false, storage)
 
 /* Numbers whose operations are rounded as they are written: no compiler flag fuses them or takes others
  * for them. */
@@ -371,19 +367,15 @@ struct optforge_f32 {
 };
 
 /* Of CUDA's own library, and maybe off in the last bits. */
-#define OPTFORGE_CUDA_LIBRARY(name)                                                                         \
-    inline __device__ __noinline__ float optforge_cuda_library_##name##f(float a) { return name##f(a); }    \
-    inline __device__ __noinline__ double optforge_cuda_library_##name(double a) { return name(a); }        \
-    inline __device__ optforge_f32 name(optforge_f32 a) { return optforge_cuda_library_##name##f(a.x); }    \
+#define OPTFORGE_CUDA_LIBRARY(name)                                                                        \
+    inline __device__ __noinline__ float optforge_cuda_library_##name##f(float a) { return name##f(a); }   \
+    inline __device__ __noinline__ double optforge_cuda_library_##name(double a) { return name(a); }       \
+    inline __device__ optforge_f32 name(optforge_f32 a) { return optforge_cuda_library_##name##f(a.x); }   \
     inline __device__ optforge_f64 name(optforge_f64 a) { return optforge_cuda_library_##name(a.x); }
-#define OPTFORGE_CUDA_LIBRARY_OF_TWO(name)                                                                  \
-    inline __device__ __noinline__ double optforge_cuda_library_##name(double a, double b)                  \
-    {                                                                                                       \
-        return name(a, b);                                                                                  \
-    }                                                                                                       \
-    inline __device__ optforge_f64 name(optforge_f64 a, optforge_f64 b)                                     \
-    {                                                                                                       \
-        return optforge_cuda_library_##name(a.x, b.x);                                                      \
+#define OPTFORGE_CUDA_LIBRARY_OF_TWO(name)                                                                 \
+    inline __device__ __noinline__ double optforge_library_##name(double a, double b) { return name(a, b); } \
+    inline __device__ optforge_f64 name(optforge_f64 a, optforge_f64 b) {                                  \
+        return optforge_library_##name(a.x, b.x);                                                          \
     }
 OPTFORGE_CUDA_LIBRARY(exp)
 OPTFORGE_CUDA_LIBRARY(expm1)
@@ -398,64 +390,54 @@ OPTFORGE_CUDA_LIBRARY(erf)
 OPTFORGE_CUDA_LIBRARY_OF_TWO(pow)
 OPTFORGE_CUDA_LIBRARY_OF_TWO(fmod)
 
-/* ---- four neighbouring elements, as vectors of 16 bytes where there are four and they lie so ---- */
+/* ---- four neighbouring elements, as vectors where there are four and they lie so ---- */
 
-OPTFORGE_DEVICE bool optforge_cuda_aligned(const void *at, unsigned bytes = 16) {
-    return (uintptr_t)at % bytes == 0;
+template <typename T> struct optforge_cuda_vector;
+template <> struct optforge_cuda_vector<optforge_f32> { typedef float4 type; };
+template <> struct optforge_cuda_vector<optforge_f64> { typedef double2 type; };
+template <> struct optforge_cuda_vector<uint16_t> { typedef ushort4 type; };
+
+template <typename T>
+OPTFORGE_DEVICE bool optforge_cuda_aligned(const T *at) {
+    return (uintptr_t)at % sizeof(typename optforge_cuda_vector<T>::type) == 0;
 }
 
-OPTFORGE_DEVICE void optforge_cuda_load_vector(optforge_f32 (&to)[4], const float *from) {
-    const float4 v = OPTFORGE_CUDA_READ((const float4 *)from);
+/* `live` of the four are there. */
+template <typename T>
+OPTFORGE_DEVICE void optforge_cuda_load(T (&to)[4], const T *from, int live) {
+    typedef typename optforge_cuda_vector<T>::type vector;
 
-    to[0] = v.x, to[1] = v.y, to[2] = v.z, to[3] = v.w;
-}
-
-OPTFORGE_DEVICE void optforge_cuda_load_vector(optforge_f64 (&to)[4], const double *from) {
-    const double2 v = OPTFORGE_CUDA_READ((const double2 *)from);
-    const double2 w = OPTFORGE_CUDA_READ((const double2 *)from + 1);
-
-    to[0] = v.x, to[1] = v.y, to[2] = w.x, to[3] = w.y;
-}
-
-/* Into shared memory. */
-OPTFORGE_DEVICE void optforge_cuda_stage(float *to, const optforge_f32 (&from)[4]) {
-    *(float4 *)to = make_float4(from[0].x, from[1].x, from[2].x, from[3].x);
-}
-
-OPTFORGE_DEVICE void optforge_cuda_stage(double *to, const optforge_f64 (&from)[4]) {
-    ((double2 *)to)[0] = make_double2(from[0].x, from[1].x);
-    ((double2 *)to)[1] = make_double2(from[2].x, from[3].x);
-}
-
-OPTFORGE_DEVICE void optforge_cuda_store_vector(float *to, const optforge_f32 (&from)[4]) {
-    OPTFORGE_CUDA_WRITE((float4 *)to, make_float4(from[0].x, from[1].x, from[2].x, from[3].x));
-}
-
-OPTFORGE_DEVICE void optforge_cuda_store_vector(double *to, const optforge_f64 (&from)[4]) {
-    OPTFORGE_CUDA_WRITE((double2 *)to, make_double2(from[0].x, from[1].x));
-    OPTFORGE_CUDA_WRITE((double2 *)to + 1, make_double2(from[2].x, from[3].x));
-}
-
-template <typename real>
-OPTFORGE_DEVICE void optforge_cuda_load(real (&to)[4], const typename real::number *from, int live) {
     if (live == 4 && optforge_cuda_aligned(from)) {
-        optforge_cuda_load_vector(to, from);
+#pragma unroll
+        for (int k = 0; k < 4; k += sizeof(vector) / sizeof(T)) {
+            const vector v = OPTFORGE_CUDA_READ((const vector *)(from + k));
+
+            memcpy(to + k, &v, sizeof v);
+        }
     } else {
 #pragma unroll
         for (int k = 0; k < 4; k++)
-            to[k] = k < live ? real(from[k]) : real(0.0);
+            to[k] = k < live ? from[k] : T();
     }
 }
 
-template <typename real>
-OPTFORGE_DEVICE void optforge_cuda_store(typename real::number *to, const real (&from)[4], int live) {
+template <typename T>
+OPTFORGE_DEVICE void optforge_cuda_store(T *to, const T (&from)[4], int live) {
+    typedef typename optforge_cuda_vector<T>::type vector;
+
     if (live == 4 && optforge_cuda_aligned(to)) {
-        optforge_cuda_store_vector(to, from);
+#pragma unroll
+        for (int k = 0; k < 4; k += sizeof(vector) / sizeof(T)) {
+            vector v;
+
+            memcpy(&v, from + k, sizeof v);
+            OPTFORGE_CUDA_WRITE((vector *)(to + k), v);
+        }
     } else {
 #pragma unroll
         for (int k = 0; k < 4; k++)
             if (k < live)
-                to[k] = from[k].x;
+                to[k] = from[k];
     }
 }
 
@@ -471,8 +453,8 @@ struct optforge_cuda_storage {
     static __device__ constexpr int format(int) { return Real::FORMAT; }
 };
 
-OPTFORGE_DEVICE constexpr bool optforge_cuda_narrow(int format) { return format >= OPTFORGE_BF16; }
-OPTFORGE_DEVICE constexpr int optforge_cuda_size_of(int format) {
+static __host__ __device__ constexpr bool optforge_cuda_narrow(int format) { return format >= OPTFORGE_BF16; }
+static __host__ __device__ constexpr unsigned optforge_cuda_size_of(int format) {
     return optforge_cuda_narrow(format) ? 2 : format == OPTFORGE_F32 ? 4 : 8;
 }
 
@@ -555,55 +537,71 @@ OPTFORGE_DEVICE void optforge_cuda_split(optforge_f32 x, uint16_t *p, uint16_t *
     *low = (uint16_t)bits;
 }
 
-/* Four neighbours of 16 bits, in 8 bytes where there are four and they lie so. */
-OPTFORGE_DEVICE void optforge_cuda_load_codes(uint16_t (&to)[4], const uint16_t *from, int live) {
-    if (live == 4 && optforge_cuda_aligned(from, 8)) {
-        const uint2 v = OPTFORGE_CUDA_READ((const uint2 *)from);
-
-        to[0] = (uint16_t)v.x, to[1] = (uint16_t)(v.x >> 16);
-        to[2] = (uint16_t)v.y, to[3] = (uint16_t)(v.y >> 16);
-    } else {
-#pragma unroll
-        for (int k = 0; k < 4; k++)
-            to[k] = k < live ? from[k] : (uint16_t)0;
-    }
-}
-OPTFORGE_DEVICE void optforge_cuda_store_codes(uint16_t *to, const uint16_t (&from)[4], int live) {
-    if (live == 4 && optforge_cuda_aligned(to, 8)) {
-        OPTFORGE_CUDA_WRITE((uint2 *)to, make_uint2((uint32_t)from[0] | (uint32_t)from[1] << 16,
-                                                    (uint32_t)from[2] | (uint32_t)from[3] << 16));
-    } else {
-#pragma unroll
-        for (int k = 0; k < 4; k++)
-            if (k < live)
-                to[k] = from[k];
-    }
+/* An element of an array that is no scalar's, as a double. */
+static __device__ double optforge_cuda_get(const void *array, int format, uint64_t i) {
+    if (optforge_cuda_narrow(format))
+        return optforge_cuda_decode(format, ((const uint16_t *)array)[i]).wide();
+    return format == OPTFORGE_F32 ? (double)((const float *)array)[i] : ((const double *)array)[i];
 }
 
-/* The arrays of a tensor from a leaf on, and what its stochastic rounding is made of. */
+/* The elements of tensor k of the list. */
+OPTFORGE_DEVICE uint64_t optforge_cuda_size(const optforge_cuda_plan &w, uint64_t k) {
+    return *(const uint64_t *)(w.list + k * w.stride);
+}
+
+/* Where a warp works. `left` elements begin at element `begin` of the arrays. */
+struct optforge_cuda_leaf {
+    uint64_t tensor, begin;
+    double *sums; /* the first of this leaf's; the next stands w.leaves behind */
+    int lane, left;
+    bool skipped;
+
+    /* Whether there is anything to do for this warp. */
+    __device__ bool find(const optforge_cuda_plan &w, int slot) {
+        const uint64_t u = blockIdx.x * (uint64_t)OPTFORGE_CUDA_WARPS + threadIdx.x / 32;
+
+        if (u >= w.units || w.control->idle)
+            return false;
+        const optforge_cuda_unit at = w.unit[u];
+        const uint64_t n = optforge_cuda_size(w, at.tensor);
+
+        lane = threadIdx.x % 32;
+        tensor = at.tensor;
+        begin = (uint64_t)at.leaf * OPTFORGE_LEAF;
+        left = n - begin < OPTFORGE_LEAF ? (int)(n - begin) : +OPTFORGE_LEAF;
+        sums = w.sums + slot * w.leaves + w.first[w.number[tensor]] + w.part[tensor] + at.leaf;
+        skipped = w.control->skipped != 0;
+        return true;
+    }
+    /* How many of a thread's four elements of a row exist. */
+    __device__ int live(int row) const {
+        const int i = left - row - 4 * lane;
+
+        return i <= 0 ? 0 : i < 4 ? i : 4;
+    }
+};
+
+/* The arrays of a tensor from a leaf on, the master behind the others, and what its stochastic rounding is
+ * made of. */
 template <class Storage, int arrays>
 struct optforge_cuda_arrays {
     typedef typename Storage::real real;
-    typedef typename real::number number;
     enum { SPLIT = Storage::MASTER == OPTFORGE_LOW };
-    char *array[arrays];
-    char *master;
+    char *array[arrays + 1];
     optforge_cuda_draw draw[Storage::STOCHASTIC ? arrays : 1];
     uint32_t element; /* the leaf's first in the whole tensor, modulo 2^32 */
-    bool aligned;
 
-    static __device__ constexpr bool narrow(int a) { return optforge_cuda_narrow(Storage::format(a)); }
+    static __device__ constexpr int format(int a) {
+        return a < arrays ? Storage::format(a) : +Storage::MASTER;
+    }
+    static __device__ constexpr bool narrow(int a) { return optforge_cuda_narrow(format(a)); }
     static __device__ constexpr bool mastered(int a) { return Storage::MASTER != 0 && a == 0; }
     static __device__ constexpr bool rounds(int a) { return narrow(a) && !mastered(a); }
+    /* Where an array is in full: in the master, unless that only has the lower half. */
+    static __device__ constexpr int full(int a) { return mastered(a) && !SPLIT ? arrays : a; }
 
-    /* Takes an array; the gradient has an address of its own. */
     __device__ void take(int a, void *from, uint64_t begin) {
-        array[a] = (char *)from + begin * optforge_cuda_size_of(Storage::format(a));
-        aligned = aligned && (narrow(a) || optforge_cuda_aligned(array[a]));
-    }
-    __device__ void take_master(void *from, uint64_t begin) {
-        master = (char *)from + begin * optforge_cuda_size_of(Storage::MASTER);
-        aligned = aligned && (SPLIT || optforge_cuda_aligned(master));
+        array[a] = (char *)from + begin * optforge_cuda_size_of(format(a));
     }
     /* The words of each array: a thread of the warp makes those of one. */
     __device__ void begin_drawing(uint64_t seed, uint64_t t, uint64_t stream, uint64_t first) {
@@ -619,55 +617,59 @@ struct optforge_cuda_arrays {
     }
     /* Four elements of an array, from the leaf's element i on. */
     __device__ void load(real (&to)[4], int a, int i, int live) const {
-        if (!narrow(a) || (mastered(a) && !SPLIT)) {
-            const number *const from = (const number *)(mastered(a) ? master : array[a]) + i;
+        uint16_t code[4], low[4];
 
-            if (aligned && live == 4)
-                optforge_cuda_load_vector(to, from);
-            else
-                optforge_cuda_load(to, from, live);
+        if (!narrow(full(a))) {
+            optforge_cuda_load(to, (const real *)array[full(a)] + i, live);
             return;
         }
-        uint16_t code[4], low[4];
-        optforge_cuda_load_codes(code, (const uint16_t *)array[a] + i, live);
+        optforge_cuda_load(code, (const uint16_t *)array[a] + i, live);
         if (mastered(a))
-            optforge_cuda_load_codes(low, (const uint16_t *)master + i, live);
+            optforge_cuda_load(low, (const uint16_t *)array[arrays] + i, live);
 #pragma unroll
         for (int k = 0; k < 4; k++)
             to[k] = real((mastered(a) ? optforge_cuda_join(code[k], low[k])
-                                      : optforge_cuda_decode(Storage::format(a), code[k])).x);
+                                      : optforge_cuda_decode(format(a), code[k])).x);
     }
     __device__ uint16_t encode(real x, int a, int i) const {
         const bool draws = Storage::STOCHASTIC && !mastered(a);
         const uint32_t random = draws ? draw[draws ? a : 0](element + (uint32_t)i) : 0;
 
-        return optforge_cuda_encode(Storage::format(a), optforge_f32(x.x), draws, random);
+        return optforge_cuda_encode(format(a), optforge_f32(x.x), draws, random);
     }
     /* What is left of a number where its array holds it rounded. */
     __device__ real kept(real x, int a, int i) const {
-        return real(optforge_cuda_decode(Storage::format(a), encode(x, a, i)).x);
+        return real(optforge_cuda_decode(format(a), encode(x, a, i)).x);
     }
     __device__ void store(const real (&from)[4], int a, int i, int live) const {
-        if (!narrow(a) || (mastered(a) && !SPLIT)) {
-            number *const to = (number *)(mastered(a) ? master : array[a]) + i;
+        uint16_t code[4], low[4];
 
-            if (aligned && live == 4)
-                optforge_cuda_store_vector(to, from);
-            else
-                optforge_cuda_store(to, from, live);
-        }
+        if (!narrow(full(a)))
+            optforge_cuda_store((real *)array[full(a)] + i, from, live);
         if (!narrow(a))
             return;
-        uint16_t code[4], low[4];
 #pragma unroll
         for (int k = 0; k < 4; k++)
             if (mastered(a) && SPLIT)
                 optforge_cuda_split(optforge_f32(from[k].x), &code[k], &low[k]);
             else
                 code[k] = encode(from[k], a, i + k);
-        optforge_cuda_store_codes((uint16_t *)array[a] + i, code, live);
+        optforge_cuda_store((uint16_t *)array[a] + i, code, live);
         if (mastered(a) && SPLIT)
-            optforge_cuda_store_codes((uint16_t *)master + i, low, live);
+            optforge_cuda_store((uint16_t *)array[arrays] + i, low, live);
+    }
+    __device__ void clear(int a, const optforge_cuda_leaf &leaf) const {
+        const uint16_t zeros[4] = {};
+        const real none[4] = {};
+
+        for (int row = 0; row < leaf.left; row += OPTFORGE_CUDA_ROW) {
+            const int i = row + 4 * leaf.lane, live = leaf.live(row);
+
+            if (narrow(a))
+                optforge_cuda_store((uint16_t *)array[a] + i, zeros, live);
+            else
+                optforge_cuda_store((real *)array[a] + i, none, live);
+        }
     }
 };
 
@@ -790,7 +792,7 @@ struct optforge_cuda_tensor {
     __device__ double *state(int a) const { return (double *)array(a); }
     __device__ optforge_f64 size() const { return (double)w.sizes[number]; }
     __device__ uint64_t step() const { return w.control->t - w.behind[w.group[k]]; } /* its own count */
-    __device__ uint64_t stream() const { return w.stream != NULL ? w.stream[k] : number; }
+    __device__ uint64_t stream() const { return w.stream[k]; }
     __device__ uint64_t part() const { return w.part[k] * OPTFORGE_LEAF; } /* where it begins in the whole */
     __device__ int starting() const { return w.starting != NULL && w.starting[k] != 0; }
     __device__ optforge_f64 sum(int slot) const { return w.tensor_sums[slot * w.tensors + number]; }
@@ -834,51 +836,14 @@ OPTFORGE_DEVICE void optforge_cuda_attempt(const optforge_cuda_plan &w) {
 
 /* ---- a pass over memory: a warp does a leaf, in rows of 128 elements ---- */
 
-/* Where a warp works. `left` elements begin at element `begin` of the arrays. */
-struct optforge_cuda_leaf {
-    uint64_t tensor, begin;
-    double *sums; /* the first of this leaf's; the next stands w.leaves behind */
-    int lane, left;
-    bool skipped;
-
-    /* Whether there is anything to do for this warp. */
-    __device__ bool find(const optforge_cuda_plan &w, int slot) {
-        const uint64_t u = blockIdx.x * (uint64_t)OPTFORGE_CUDA_WARPS + threadIdx.x / 32;
-
-        if (u >= w.units || w.control->idle)
-            return false;
-        const optforge_cuda_unit at = w.unit[u];
-        const uint64_t n = *(const uint64_t *)(w.list + at.tensor * w.stride);
-
-        lane = threadIdx.x % 32;
-        tensor = at.tensor;
-        begin = (uint64_t)at.leaf * OPTFORGE_LEAF;
-        left = n - begin < OPTFORGE_LEAF ? (int)(n - begin) : +OPTFORGE_LEAF;
-        sums = w.sums + slot * w.leaves + w.first[w.number[tensor]] + w.part[tensor] + at.leaf;
-        skipped = w.control->skipped != 0;
-        return true;
-    }
-    /* How many of a thread's four elements of a row exist. */
-    __device__ int live(int row) const {
-        const int i = left - row - 4 * lane;
-
-        return i <= 0 ? 0 : i < 4 ? i : 4;
-    }
-};
-
 /* Counts NaN and infinity among the unscaled gradients of a leaf, where any may be. */
-template <class Storage>
-static __device__ __noinline__ void optforge_cuda_count(const void *g, typename Storage::real unscale,
-                                                        int left, double *sums, uint64_t leaves) {
-    typedef typename Storage::real real;
-    const int format = Storage::format(1);
+template <typename real>
+static __device__ __noinline__ void optforge_cuda_count(const void *g, int format, real unscale, int left,
+                                                        double *sums, uint64_t leaves) {
     int nan = 0, inf = 0;
 
     for (int i = threadIdx.x % 32; i < left; i += 32) {
-        const real own = optforge_cuda_narrow(format)
-                             ? real(optforge_cuda_decode(format, ((const uint16_t *)g)[i]).x)
-                             : real(((const typename real::number *)g)[i]);
-        const real x = own * unscale;
+        const real x = real(optforge_cuda_get(g, format, i)) * unscale;
 
         nan += x != x;
         inf += x == x && !x.finite();
@@ -891,34 +856,18 @@ static __device__ __noinline__ void optforge_cuda_count(const void *g, typename 
     }
 }
 
-template <class Storage>
-OPTFORGE_DEVICE void optforge_cuda_zero(char *g, const optforge_cuda_leaf &leaf) {
-    typedef typename Storage::real real;
-    const real none[4] = {0.0, 0.0, 0.0, 0.0};
-    const uint16_t zeros[4] = {0, 0, 0, 0};
-
-    for (int row = 0; row < leaf.left; row += OPTFORGE_CUDA_ROW) {
-        const int i = row + 4 * leaf.lane, live = leaf.live(row);
-
-        if (optforge_cuda_narrow(Storage::format(1)))
-            optforge_cuda_store_codes((uint16_t *)g + i, zeros, live);
-        else
-            optforge_cuda_store((typename real::number *)g + i, none, live);
-    }
-}
-
 /* Adds a row to the lanes: through shared memory, for element i of a tensor is in lane i mod 32. */
 template <typename real>
-OPTFORGE_DEVICE double optforge_cuda_add(double sum, typename real::number *stage, const real (&value)[4],
-                                         int live, int kind) {
+OPTFORGE_DEVICE double optforge_cuda_add(double sum, real *stage, const real (&value)[4], int live,
+                                         int kind) {
+    struct __align__(16) four { real x[4]; } own;
     const int lane = threadIdx.x % 32;
-    real own[4];
 
 #pragma unroll
     for (int k = 0; k < 4; k++)
-        own[k] = k < live ? value[k] : real(0.0);
+        own.x[k] = k < live ? value[k] : real(0.0);
     __syncwarp(); /* all have read what was there */
-    optforge_cuda_stage(stage + 4 * lane, own);
+    ((four *)stage)[lane] = own;
     __syncwarp();
 #pragma unroll
     for (int q = 0; q < OPTFORGE_CUDA_ROW; q += 32) {
@@ -935,14 +884,15 @@ OPTFORGE_DEVICE double optforge_cuda_add(double sum, typename real::number *stag
 }
 
 /* What a pass says of itself, unless it says otherwise: NUMBER and OWN, ALL, FIRST of its sums, the one
- * with which NaN and infinity are COUNTED, whether the gradient is not read any more and set to 0
- * (ZEROES), and how many rows are read AT_ONCE, before one is used, so that memory has enough to do; which of
- * its sums are of the PARAMETER as it is stored and of its CHANGE; and about arrays and sums, by number. */
+ * with which NaN and infinity are COUNTED, whether it LOOKS for them without statistics too, whether the
+ * gradient is not read any more and set to 0 (ZEROES), and how many rows are read AT_ONCE, before one is
+ * used, so that memory has enough to do; which of its sums are of the PARAMETER as it is stored and of its
+ * CHANGE; and about arrays and sums, by number. */
 template <class Rule, typename real>
 struct optforge_cuda_pass_of {
     typedef Rule rule;
     typedef real element;
-    enum { COUNTED = -1, ZEROES = 0, AT_ONCE = 1, PARAMETER = -1, CHANGE = -1 };
+    enum { COUNTED = -1, LOOKS = 0, ZEROES = 0, AT_ONCE = 1, PARAMETER = -1, CHANGE = -1 };
 
     static __device__ constexpr bool stores(int) { return false; }
     static __device__ constexpr int kind(int) { return OPTFORGE_SQUARES; }
@@ -954,35 +904,36 @@ OPTFORGE_DEVICE void optforge_cuda_pass(const optforge_cuda_plan &w) {
     typedef typename Pass::element real;
     typedef typename Pass::rule rule;
     typedef typename rule::scalars scalars;
-    typedef typename real::number number;
+    typedef optforge_cuda_arrays<Storage, rule::ARRAYS> stored;
     enum {
         ARRAYS = rule::ARRAYS,
         SUMS = observe ? +Pass::ALL : +Pass::OWN,
+        OWN = rule::OWN && !Pass::LOOKS,
+        COUNTED = observe || Pass::LOOKS ? +Pass::COUNTED : -1,
         AT_ONCE = Pass::AT_ONCE,
-        STRIDE = AT_ONCE * OPTFORGE_CUDA_ROW,
-        PARAMETER = observe && optforge_cuda_arrays<Storage, ARRAYS>::rounds(0) ? +Pass::PARAMETER : -1,
-        CHANGE = observe && optforge_cuda_arrays<Storage, ARRAYS>::rounds(0) ? +Pass::CHANGE : -1
+        PARAMETER = observe && stored::rounds(0) ? +Pass::PARAMETER : -1,
+        CHANGE = observe && stored::rounds(0) ? +Pass::CHANGE : -1
     };
-    __shared__ __align__(16) number stages[OPTFORGE_CUDA_WARPS][SUMS > 0 ? +OPTFORGE_CUDA_ROW : 4];
-    __shared__ __align__(8) char own[OPTFORGE_CUDA_WARPS][rule::OWN ? sizeof(scalars) : 8];
-    number *const stage = stages[threadIdx.x / 32];
-    optforge_cuda_arrays<Storage, ARRAYS> arrays;
+    __shared__ __align__(16) real stages[OPTFORGE_CUDA_WARPS][SUMS > 0 ? +OPTFORGE_CUDA_ROW : 4];
+    __shared__ __align__(8) char own[OPTFORGE_CUDA_WARPS][OWN ? sizeof(scalars) : 8];
+    real *const stage = stages[threadIdx.x / 32];
+    stored arrays;
     double sum[SUMS + 1];
+    bool finite = true;
     optforge_cuda_leaf leaf;
 
     if (!leaf.find(w, Pass::FIRST))
         return;
-    arrays.aligned = true;
     arrays.take(1, (void *)w.gradients[leaf.tensor], leaf.begin);
     if (leaf.skipped) {
         if (Pass::ZEROES && w.zero_grads)
-            optforge_cuda_zero<Storage>(arrays.array[1], leaf);
+            arrays.clear(1, leaf);
         return;
     }
     const optforge_cuda_tensor tensor(w, leaf.tensor);
     const scalars *from = tensor.row<scalars>();
 
-    if (rule::OWN) {
+    if (OWN) {
         if (leaf.lane == 0)
             *(scalars *)own[threadIdx.x / 32] = rule::own(tensor, Pass::NUMBER);
         __syncwarp();
@@ -990,33 +941,31 @@ OPTFORGE_DEVICE void optforge_cuda_pass(const optforge_cuda_plan &w) {
     }
     const scalars s = *from;
 
-    if (!Pass::loads(1))
-        arrays.aligned = true;
 #pragma unroll
     for (int a = 0; a < ARRAYS; a++)
         if (a != 1 && (Pass::loads(a) || Pass::stores(a)))
             arrays.take(a, tensor.array(a), leaf.begin);
     if (Storage::MASTER && (Pass::loads(0) || Pass::stores(0)))
-        arrays.take_master(tensor.array(ARRAYS), leaf.begin);
+        arrays.take(ARRAYS, tensor.array(ARRAYS), leaf.begin);
     if (Storage::STOCHASTIC)
         arrays.begin_drawing(w.seed, tensor.step(), tensor.stream(), tensor.part() + leaf.begin);
 #pragma unroll
     for (int k = 0; k < SUMS; k++)
         sum[k] = 0.0;
 
-    for (int start = 0; start < leaf.left; start += STRIDE) {
+    for (int start = 0; start < leaf.left; start += AT_ONCE * OPTFORGE_CUDA_ROW) {
         real x[AT_ONCE][ARRAYS][4];
         int live[AT_ONCE];
 
 #pragma unroll
         for (int r = 0; r < AT_ONCE; r++) {
-            const int row = start + r * OPTFORGE_CUDA_ROW, i = row + 4 * leaf.lane;
+            const int row = start + r * OPTFORGE_CUDA_ROW;
 
             live[r] = leaf.live(row);
 #pragma unroll
             for (int a = 0; a < ARRAYS; a++)
                 if (Pass::loads(a))
-                    arrays.load(x[r][a], a, i, live[r]);
+                    arrays.load(x[r][a], a, row + 4 * leaf.lane, live[r]);
         }
 #pragma unroll
         for (int r = 0; r < AT_ONCE; r++) {
@@ -1037,6 +986,8 @@ OPTFORGE_DEVICE void optforge_cuda_pass(const optforge_cuda_plan &w) {
                     added[PARAMETER >= 0 ? +PARAMETER : 0][k] = arrays.kept(x[r][0][k], 0, i + k);
                 if (CHANGE >= 0)
                     added[CHANGE >= 0 ? +CHANGE : 0][k] = arrays.kept(x[r][0][k], 0, i + k) - old[k];
+                if (Pass::LOOKS && !observe)
+                    finite &= added[0][k].finite();
             }
 #pragma unroll
             for (int k = 0; k < SUMS; k++)
@@ -1049,25 +1000,28 @@ OPTFORGE_DEVICE void optforge_cuda_pass(const optforge_cuda_plan &w) {
         if (leaf.lane == 0)
             leaf.sums[k * w.leaves] = sum[k];
     }
-    if (observe && Pass::COUNTED >= 0) { /* a square that is not finite is of no finite float */
+    if (COUNTED >= 0) {
         double *const counts = leaf.sums + Pass::ALL * w.leaves;
 
-        if (optforge_f64(sum[Pass::COUNTED >= 0 ? +Pass::COUNTED : 0]).finite()) {
-            if (leaf.lane < 2)
-                counts[leaf.lane * w.leaves] = 0.0;
-        } else {
-            optforge_cuda_count<Storage>(arrays.array[1], real(rule::unscale(s)), leaf.left, counts,
-                                         w.leaves);
-        }
+        if (observe) /* a square that is not finite is of no finite float */
+            finite = optforge_f64(sum[observe && COUNTED >= 0 ? +COUNTED : 0]).finite();
+        else
+            finite = optforge_cuda_fold_lanes(finite ? 0.0 : 1.0, false) == 0.0;
+        if (!finite)
+            optforge_cuda_count(arrays.array[1], Storage::format(1), real(rule::unscale(s)), leaf.left,
+                                counts, w.leaves);
+        else if (leaf.lane < 2)
+            counts[leaf.lane * w.leaves] = 0.0;
     }
     if (Pass::ZEROES && w.zero_grads)
-        optforge_cuda_zero<Storage>(arrays.array[1], leaf);
+        arrays.clear(1, leaf);
 }
 
-/* The look at the gradients before the first pass, where a step may be skipped and statistics are wanted. */
+/* The look at the gradients before the first pass, where a step may be skipped. Without statistics it adds up
+ * no squares. */
 template <class Rule, typename real>
 struct optforge_cuda_scan : optforge_cuda_pass_of<Rule, real> {
-    enum { NUMBER = 0, FIRST = 0, OWN = 1, ALL = 1, COUNTED = 0, AT_ONCE = 4 };
+    enum { NUMBER = 0, FIRST = 0, OWN = 0, ALL = 1, COUNTED = 0, LOOKS = 1, AT_ONCE = 4 };
 
     static __device__ constexpr bool loads(int a) { return a == 1; }
     template <bool observe>
@@ -1080,41 +1034,6 @@ struct optforge_cuda_scan : optforge_cuda_pass_of<Rule, real> {
             added[0][k] = x[1][k] * unscale;
     }
 };
-
-/* The same without statistics: whether all are finite, and no squares. */
-template <class Rule, class Storage>
-OPTFORGE_DEVICE void optforge_cuda_look(const optforge_cuda_plan &w) {
-    enum { AT_ONCE = 4, STRIDE = AT_ONCE * OPTFORGE_CUDA_ROW };
-    typedef typename Storage::real real;
-    typedef typename Rule::scalars scalars;
-    optforge_cuda_arrays<Storage, 2> arrays;
-    optforge_cuda_leaf leaf;
-    bool finite = true;
-
-    if (!leaf.find(w, 1) || leaf.skipped) /* behind the squares */
-        return;
-    arrays.aligned = true;
-    arrays.take(1, (void *)w.gradients[leaf.tensor], leaf.begin);
-    const real unscale(Rule::unscale(*optforge_cuda_tensor(w, leaf.tensor).row<scalars>()));
-
-    for (int start = 0; start < leaf.left; start += STRIDE) {
-        real x[AT_ONCE][4];
-
-#pragma unroll
-        for (int r = 0; r < AT_ONCE; r++)
-            arrays.load(x[r], 1, start + r * OPTFORGE_CUDA_ROW + 4 * leaf.lane,
-                        leaf.live(start + r * OPTFORGE_CUDA_ROW));
-#pragma unroll
-        for (int r = 0; r < AT_ONCE; r++)
-#pragma unroll
-            for (int k = 0; k < 4; k++)
-                finite = finite && (x[r][k] * unscale).finite();
-    }
-    if (optforge_cuda_fold_lanes(finite ? 0.0 : 1.0, false) != 0.0)
-        optforge_cuda_count<Storage>(arrays.array[1], unscale, leaf.left, leaf.sums, w.leaves);
-    else if (leaf.lane < 2)
-        leaf.sums[leaf.lane * w.leaves] = 0.0;
-}
 
 /* ---- behind a pass ---- */
 
@@ -1168,16 +1087,16 @@ OPTFORGE_DEVICE void optforge_cuda_fold(const optforge_cuda_plan &w) {
 /* The norms of one tensor, or of all, from the sums of squares. */
 template <class Rule>
 OPTFORGE_DEVICE optforge_stats optforge_cuda_tell(const double *sums, uint64_t stride, bool skipped) {
-    const int grad = skipped ? +Rule::FIRST_GRAD : +Rule::GRAD;
+    const auto norm = [&](int sum) { return sqrt(optforge_f64(sums[sum * stride])).x; };
     const int nan = skipped ? +Rule::FIRST_NAN : +Rule::GRAD_NAN;
     optforge_stats own;
 
     memset(&own, 0, sizeof own);
-    own.grad_norm = sqrt(optforge_f64(sums[grad * stride])).x;
-    own.clipped_grad_norm = skipped ? (double)NAN : sqrt(optforge_f64(sums[Rule::CLIPPED * stride])).x;
-    own.param_norm = skipped ? (double)NAN : sqrt(optforge_f64(sums[Rule::PARAM * stride])).x;
+    own.grad_norm = norm(skipped ? +Rule::FIRST_GRAD : +Rule::GRAD);
+    own.clipped_grad_norm = skipped ? (double)NAN : norm(Rule::CLIPPED);
+    own.param_norm = skipped ? (double)NAN : norm(Rule::PARAM);
     if (Rule::UPDATE >= 0 && !skipped)
-        own.update_norm = sqrt(optforge_f64(sums[(Rule::UPDATE >= 0 ? +Rule::UPDATE : 0) * stride])).x;
+        own.update_norm = norm(Rule::UPDATE);
     if (own.update_norm != 0.0)
         own.max_update_ratio = (optforge_f64(own.update_norm) / own.param_norm).x;
     own.nan = (uint64_t)sums[nan * stride];
@@ -1218,7 +1137,6 @@ OPTFORGE_DEVICE void optforge_cuda_finish(const optforge_cuda_plan &w) {
     }
     if (Rule::STORES && k < w.count && !skipped) {
         const optforge_cuda_tensor tensor(w, k);
-
         const void *const before = k > 0 ? optforge_cuda_tensor(w, k - 1).array(Rule::FIRST_SCALAR) : NULL;
 
         if (tensor.array(Rule::FIRST_SCALAR) != before) /* else another part of the tensor has advanced it */

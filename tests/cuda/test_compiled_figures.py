@@ -49,8 +49,23 @@ def test_blocks_that_have_room(registers: int, architecture: int, blocks: int) -
 
 
 def test_launches() -> None:
-    assert compiled.launches(of.rules.adamw) == ["plain 2", "skip 4", "statistics 4"]
-    assert compiled.launches(of.rules.lamb) == ["plain 4", "skip 6", "statistics 6"]
+    counts = {
+        rule: [len(compiled.launches(of.rules[rule], *how)) for _, *how in compiled.STEPS] for rule in ("adamw", "lamb")
+    }
+    assert counts == {"adamw": [2, 4, 4, 6], "lamb": [4, 6, 6, 8]}
+    assert compiled.launches(of.rules.adamw, True, True) == [
+        *("begin", "scan", "fold", "elements_observed", "fold", "finish")
+    ]
+
+
+def test_the_longest_of_what_a_pass_waits_for() -> None:
+    """Bytes over much memory, FP64 where it is slow and asked for, and one chain of reads over few leaves."""
+    model = compiled.Model("much", [(1 << 30,)])
+    own = compiled.Figures(90, "a", 64, 4, 0, 228.0, 0.0)
+    assert compiled.estimate(own, 28, model) == pytest.approx((1 << 30) * 28 / (0.92 * 3.35e12))
+    slow = compiled.Figures(120, "a", 64, 4, 0, 228.0, 96.0)
+    assert compiled.estimate(slow, 28, model) > 1.5 * (1 << 30) * 28 / (0.92 * 1.79e12)
+    assert compiled.estimate(own, 28, compiled.Model("little", [(64,)])) == compiled.CHAIN
 
 
 def test_a_table() -> None:

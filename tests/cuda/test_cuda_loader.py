@@ -465,6 +465,24 @@ def test_other_gradients_cost_one_copy_of_their_addresses(process: Process, tmp_
     assert (calls["cuMemcpyHtoDAsync_v2"], calls["cuLaunchKernel"]) == (20 * 2, 20 * 3), calls
 
 
+def test_another_gradient_may_be_missing_at_each_step(process: Process) -> None:
+    """Of a rule without t, so that the others are as many and as they were."""
+    process.on_device(
+        """
+        params = [up(p) for p in arrays()]
+        opt = of.Optimizer(params, "sgd", target="cuda")
+        reference = of.Optimizer([p.get() for p in params], "sgd", target="numpy")
+        for missing in (1, 2, 3, 2, 0):
+            grads = arrays()
+            given = [up(g) for g in grads]
+            grads[missing] = given[missing] = None
+            opt.step(given)
+            reference.step(grads)
+            assert all(same(p.get(), q) for p, q in zip(params, reference.params)), missing
+        """
+    )
+
+
 def test_the_second_process_compiles_nothing(process: Process) -> None:
     code = (
         "opt = of.Optimizer([up(p) for p in arrays()], 'adagrad', target='cuda')\nopt.step([up(g) for g in arrays()])"

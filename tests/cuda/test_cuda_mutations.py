@@ -37,7 +37,6 @@ CHANGES = {  # by the file of the runtime
         r"__shfl_down_sync": "__shfl_up_sync",
         r"__shfl_sync\(0xffffffffu, value, 0, 32\)": "value",
         r"__shfl_sync\(0xffffffffu, before, 0, 32\)": "before",
-        r"aligned && live(\[r\])? == 4": "aligned",
         r"live == 4 && optforge_cuda_aligned\((from|to)\)": r"live == 4",
         r"(?<=\()live == 4 && ": "",
         r"k < live\b": "true",
@@ -59,12 +58,21 @@ CHANGES = {  # by the file of the runtime
         r" \+ at\.leaf;": ";",
         r"sum - at\.leaf": "sum",
         r"int row = 0; row < leaf\.left": "int row = 0; row < leaf.left - 1",
-        r"start \+= STRIDE": "start += 2 * STRIDE",
+        r"start \+= AT_ONCE": "start += 2 * AT_ONCE",
+        r"finite &= ": "finite |= ",
+        r"if \(!finite\)": "if (false)",
+        r"nan \+= x != x": "nan += 0",
+        r"!x\.finite\(\)": "false",
     },
     "optforge.cu": {
         BARRIER: "",
         r"\bdistance \*= 2": "distance *= 4",
-        r"before\[0\] = 0;": ";",
+        r"lane >= distance \?": "true ?",
+        r"__shfl_up_sync": "__shfl_down_sync",
+        r"__shfl_sync\(0xffffffffu, sum, 31, 32\)": "sum",
+        r"start <= count": "start < count",
+        r"0 < k && k <= count": "0 < k",
+        r"if \(k <= count\)": "if (true)",
         r"leaf \+= 32": "leaf += 64",
         r"\bc \+= 32": "c += 64",
     },
@@ -72,13 +80,8 @@ CHANGES = {  # by the file of the runtime
 ORDERS = (("descending", "random:1"), ("ascending", "descending"), ("random:5", "ascending"))
 # Those that this rule and these steps cannot tell, and why.
 SURVIVORS = {
-    ("optforge.cuh", r"aligned && live(\[r\])? == 4", 0): "a load beyond the end, of what nobody uses",
-    ("optforge.cuh", r"(?<=\()live == 4 && ", 0): "likewise",
+    ("optforge.cuh", r"(?<=\()live == 4 && ", 0): "a load beyond the end, of what nobody uses",
     ("optforge.cuh", r"k < live\b", 0): "likewise",
-    ("optforge.cuh", r"(?<=\()live == 4 && ", 2): "of 16 bits, which this rule has none of",
-    ("optforge.cuh", r"(?<=\()live == 4 && ", 3): "likewise",
-    ("optforge.cuh", r"k < live\b", 2): "likewise",
-    ("optforge.cuh", r"k < live\b", 3): "likewise",
 }
 
 
@@ -101,11 +104,10 @@ NARROW = {
     r"\(int32_t\)\(int16_t\)low": "low",
     r"bits \+ 0x8000u": "bits + 0x7fffu",
     r"\(given & 0x7fffffffu\) > 0x7f800000u": "false",
-    r"live == 4 && optforge_cuda_aligned\((from|to), 8\)": "live == 4",
-    r"\(uint16_t\)\(v\.y >> 16\)": "(uint16_t)v.y",
-    r"k < live\b(?= \? from\[k\] : \(uint16_t\))": "true",
+    r"live == 4 && optforge_cuda_aligned\((from|to)\)": "live == 4",
+    r"k < live\b(?= \? from\[k\])": "true",
     r"tensor\.part\(\) \+ leaf\.begin": "leaf.begin",
-    r"w\.stream != NULL \?": "false ?",
+    r"w\.stream\[k\]": "number",
     r"w\.control->t - w\.behind\[w\.group\[k\]\]": "w.control->t",
     r"first >> 32": "0",
     r"&& !mastered\(a\);": ";",
@@ -113,7 +115,7 @@ NARROW = {
     r"a, i \+ k\);": "a, i);",
 }
 NARROW_SURVIVORS = {
-    (r"k < live\b(?= \? from\[k\] : \(uint16_t\))", 0): "a load beyond the end, of what nobody uses",
+    (r"k < live\b(?= \? from\[k\])", 0): "a load beyond the end, of what nobody uses",
     (r"\| \(uint32_t\)rest\.x", 0): "the lower half of a fraction decides once in 65,536 times",
     (r"first >> 32", 0): "needs 2^32 elements: a test of its own",
     (r"&& !mastered\(a\);", 0): "where p has a master, no sum is said to be of what is stored",

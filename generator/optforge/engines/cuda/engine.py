@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +17,9 @@ from ...core.summation import CHUNK, LEAF
 from ...emit import layout
 from ...emit.cuda import Pass, passes_of, render, scalars_can_fail
 from ...emit.rule import Rule
-from ..inputs import SameInputs
+from ..inputs import Inputs, SameInputs
 from ..stats import RECORD
-from ..tensor import How, Progress, Tensor, explain
+from ..tensor import How, Progress, explain
 from .device import ALIGNMENT, Device, DeviceSpace
 from .nvcc import cubin
 from .rows import Rows
@@ -60,19 +59,19 @@ class CudaPlan:
     Parameters
     ----------
     engine : CudaEngine
-    tensors : sequence of Tensor
-    gradients : sequence of View
-        Only their addresses are kept.
+    inputs : Inputs
+        Of the gradients only the addresses are kept.
     behind : array
         How many of the optimizer's steps each tensor has not taken: its t is so much less.
     """
 
-    def __init__(self, engine: CudaEngine, tensors: Sequence[Tensor], gradients: Sequence[Any], behind: Array):
-        self.engine, self.tensors, self.behind = engine, tensors, behind
+    def __init__(self, engine: CudaEngine, inputs: Inputs, behind: Array):
+        self.engine, self.tensors, self.behind = engine, inputs.stepped, behind
+        self.ranges, self.places, gradients = inputs.ranges, inputs.places, inputs.gradients
         self.drv, self.kernel = engine.device.drv, engine.kernel
         self.brought: dict[int, Any] = {}
         # Tensors of one group that have had as many steps have the same scalars.
-        self.row: list[Row] = [(own.group, late) for own, late in zip(tensors, behind.tolist(), strict=True)]
+        self.row: list[Row] = [(own.group, late) for own, late in zip(self.tensors, behind.tolist(), strict=True)]
         self.rows: tuple[Row, ...] = tuple(sorted(set(self.row))) or ((0, 0),)
         self.fixed = self.addresses()
         self.dtypes = [g.dtype for g in gradients]
@@ -88,23 +87,26 @@ class CudaPlan:
         rows = [[own.p.size, own.group, *(own.addresses[name] for name in names)] for own in self.tensors]
         return np.array(rows, np.uint64).reshape(len(rows), 2 + len(names))
 
-    def serves(self, tensors: Sequence[Tensor], gradients: Sequence[Any], behind: Array) -> bool:
-        """Whether it is for these tensors, as they are now, and gradients of these dtypes."""
-        same = len(tensors) == len(self.tensors) and all(map(operator.is_, tensors, self.tensors))
-        same = same and [g.dtype for g in gradients] == self.dtypes
-        return same and np.array_equal(behind, self.behind) and np.array_equal(self.addresses(), self.fixed)
+    def serves(self, inputs: Inputs, behind: Array) -> bool:
+        """Whether it is for these tensors, where they are now, and gradients of these dtypes.
+
+        Inputs have other `ranges` where a parameter is elsewhere since, and state stays where it is.
+        """
+        same = inputs.ranges is self.ranges and inputs.places == self.places
+        return same and [g.dtype for g in inputs.gradients] == self.dtypes and np.array_equal(behind, self.behind)
 
     def take(self, gradients: Sequence[Any]) -> None:
         """Other gradients, of the same sizes: one copy of their addresses for each list."""
-        addresses = np.array([int(g.ptr) for g in gradients], np.uint64)
+        addresses = np.fromiter((g.ptr for g in gradients), np.uint64, len(gradients))
         for own in self.lists:
             if len(own.places):
                 self.bring(int(own.plan["gradients"]), addresses[own.places])
+        hosts = self.tensors[0].space.hosts if self.tensors else {}
         self.moved = [
-            (array.ptr, tensor.space.hosts[array.ptr], writes)
-            for tensor, g in zip(self.tensors, gradients, strict=True)
+            (array.ptr, hosts[array.ptr], writes)
+            for tensor, g in (zip(self.tensors, gradients, strict=True) if hosts else ())
             for array, writes in ((tensor.p, True), (g, False))
-            if array.size and array.ptr in tensor.space.hosts
+            if array.size and array.ptr in hosts
         ]
 
     def lay_out(self) -> None:
@@ -409,15 +411,15 @@ class CudaEngine:
 
     inputs = SameInputs
 
-    def plan(self, inputs: SameInputs, behind: Array) -> CudaPlan:
+    def plan(self, inputs: Inputs, behind: Array) -> CudaPlan:
         """Prepare steps over these arrays; of other gradients the device is only told the addresses."""
-        last, tensors = self.last, inputs.stepped
-        if last is not None and last.serves(tensors, inputs.gradients, behind):
-            with self.device:
-                last.take(inputs.gradients)
-            return last
-        self.last = CudaPlan(self, tensors, inputs.gradients, behind)
-        return self.last
+        last = self.last
+        if last is None or not last.serves(inputs, behind):
+            self.last = CudaPlan(self, inputs, behind)
+            return self.last
+        with self.device:
+            last.take(inputs.gradients)
+        return last
 
 
 @dataclass(frozen=True)
