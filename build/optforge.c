@@ -303,6 +303,7 @@ OPTFORGE_INLINE int32_t optforge_near(float x, int is_signed) {
 OPTFORGE_INLINE float optforge_store_block(uint8_t *OPTFORGE_RESTRICT codes, float *OPTFORGE_RESTRICT wide,
                                            const float *OPTFORGE_RESTRICT above, int is_signed) {
     int32_t lanes[OPTFORGE_LANES] = {0}, code[OPTFORGE_BLOCK], most = 0;
+    float scale;
     for (size_t i = 0; i < OPTFORGE_BLOCK; i += OPTFORGE_LANES)
         for (size_t j = 0; j < OPTFORGE_LANES; j++) {
             const int32_t bits = (int32_t)optforge_bits(wide[i + j]), size = bits & 0x7fffffff;
@@ -315,18 +316,18 @@ OPTFORGE_INLINE float optforge_store_block(uint8_t *OPTFORGE_RESTRICT codes, flo
         memset(codes, is_signed ? 127 : 0, OPTFORGE_BLOCK);
         return most == 0 ? 0.0f : (float)NAN;
     }
+    scale = optforge_float((uint32_t)most);
+    /* In two loops, of which gcc makes vectors as it does not of one. */
+    for (size_t i = 0; i < OPTFORGE_BLOCK; i++)
+        wide[i] = (is_signed || wide[i] > 0.0f ? wide[i] : 0.0f) / scale;
     for (size_t i = 0; i < OPTFORGE_BLOCK; i++) {
-        const float x = (is_signed || wide[i] > 0.0f ? wide[i] : 0.0f) / optforge_float((uint32_t)most);
-        const uint32_t bits = optforge_bits(x);
+        const uint32_t bits = optforge_bits(wide[i]);
         const int32_t near = optforge_near(optforge_float(bits & 0x7fffffffu), is_signed);
         code[i] = (near ^ ((int32_t)bits >> 31)) + (is_signed ? 128 : 1);
-        wide[i] = x;
     }
     for (size_t i = 0; i < OPTFORGE_BLOCK; i++) /* this one, or the one below */
-        code[i] -= wide[i] > above[code[i]] ? 0 : 1;
-    for (size_t i = 0; i < OPTFORGE_BLOCK; i++)
-        codes[i] = (uint8_t)code[i];
-    return optforge_float((uint32_t)most);
+        codes[i] = (uint8_t)(code[i] - (wide[i] > above[code[i]] ? 0 : 1));
+    return scale;
 }
 
 OPTFORGE_INLINE void optforge_store_blocks(uint8_t *stored, float *scales, float *wide, size_t n,
