@@ -28,7 +28,7 @@ from optforge import global_norm, max_abs, scalar
 from storing import live, run_of
 
 CHUNK, TILE = 32768, 4096
-SIZES = (3, 0, CHUNK + 1029, 35, TILE + 2, *[7] * 260)
+SIZES = (3, 0, CHUNK + 1029, 129, TILE + 2, *[7] * 251)
 BARRIER, WARP = r"__syncthreads\(\);", r"__syncwarp\(\);"
 CHANGES = {  # by the file of the runtime
     "optforge.cuh": {
@@ -82,6 +82,9 @@ ORDERS = (("descending", "random:1"), ("ascending", "descending"), ("random:5", 
 SURVIVORS = {
     ("optforge.cuh", r"(?<=\()live == 4 && ", 0): "a load beyond the end, of what nobody uses",
     ("optforge.cuh", r"k < live\b", 0): "likewise",
+    ("optforge.cuh", r"control->idle \|\| control->skipped", 0): "a skipped step adds up what nobody reads",
+    ("optforge.cuh", r"\|\| w\.control->idle\b", 0): "such a step is skipped as well: only zero_grads would tell",
+    ("optforge.cu", r"0 < k && k <= count", 0): "a load beyond the end, of what nobody uses",
     ("optforge.cuh", r"lane == leaf\b", 0): "needs 1,025 tensors: test_totals_of_many_tensors has them, and fails",
 }
 
@@ -165,8 +168,8 @@ def check(cuda: Cuda) -> None:
         run = Steps(cuda, memory, **how)
         for t in range(3):
             grads = run.gradients()
-            if number != 1 and t == 1:
-                grads[2][CHUNK + 1028] = np.nan
+            if number != 1 and t == (1 if number == 0 else 0):  # with statistics, and without
+                grads[2][CHUNK + 1028], grads[2][5] = np.nan, np.inf
             run.step(grads, observe=t > 0)
         if number == 1:
             assert run.rows(4, 2, begins=True) == 0
