@@ -151,7 +151,7 @@ enum {
     OPTFORGE_SCALAR = 3, /* one double per tensor */
     OPTFORGE_LOW = 6,    /* what bfloat16 leaves of a float: float is (p << 16) + low, a signed number */
     OPTFORGE_Q8 = 7, OPTFORGE_UQ8 = 8, /* codes of 8 bits of state, with a sign and without */
-    OPTFORGE_ABSMAX = 9  /* a float for each OPTFORGE_BLOCK codes, the last of which may be fewer: their scale */
+    OPTFORGE_ABSMAX = 9  /* the scale of each OPTFORGE_BLOCK codes, the last of which may be fewer: a float */
 };
 
 /* How a state begins: as a number, or as the parameter, the gradient, a hyperparameter. */
@@ -171,7 +171,7 @@ typedef struct optforge_kernel {
     const double *hyper_defaults;
     const optforge_initial *initial; /* of each state */
     size_t hypers;                   /* doubles in a struct of hyperparameters */
-    size_t arrays;                   /* p, g, the state, the master if there is one, scales in the order of codes */
+    size_t arrays;                   /* p, g, the state, the master if there is one, scales of codes */
     const unsigned char *formats;    /* of each */
     size_t scalars_size;             /* bytes of the scalars of a step */
     unsigned pass_count;

@@ -18,7 +18,7 @@ HERE = Path(__file__).resolve().parent
 PARTS = {
     "bits": ("test_jax.py", "bits_of_the_reference and float32 and not eager"),
     "double": ("test_jax.py", "bits_of_the_reference and float64 and not eager"),
-    "narrow": ("test_jax.py", "narrow or bfloat16 or masters or stored or dtypes or stochastic"),
+    "narrow": ("test_jax.py", "(narrow and adamw) or masters or (stored and composition) or dtypes or seed_alone"),
     "rest": ("test_jax.py", "schedules or hyperparameter or loss_scale or donat or nothing or vmap or empty or files"),
     "device": ("test_jax_cuda.py", ""),
     "optax": ("test_jax_optax.py", "float32 and (adam or adamw or sgd or rmsprop or lion or lamb)"),

@@ -295,14 +295,16 @@ OPTFORGE_INLINE int32_t optforge_near(float x, int is_signed) {
     bits = optforge_lesser(bits, 4e4f / 0.9f * x + 4.0f * (0.8f / 0.9f));
     bits = optforge_lesser(bits, 2e5f / 0.9f * x + 2.0f * (0.8f / 0.9f));
     bits = optforge_lesser(bits, 1e6f / 0.9f * x + 0.8f / 0.9f);
-    return (int32_t)(optforge_float((uint32_t)bits) * (is_signed ? 1.0f : 2.0f) - (is_signed ? 0.25f : 1.25f));
+    x = optforge_float((uint32_t)bits);
+    return (int32_t)(is_signed ? x - 0.25f : 2.0f * x - 1.25f);
 }
 
-/* Stores a block, which it changes: what is nearest to a number over the scale, the largest magnitude. That is
- * NaN where one is, or is infinite. Without a sign what is below 0 becomes 0. */
+/* Stores a block, which it changes: what is nearest to a number over the scale, the largest magnitude. That
+ * is NaN where one is, or is infinite. Without a sign what is below 0 becomes 0. */
 OPTFORGE_INLINE float optforge_store_block(uint8_t *OPTFORGE_RESTRICT codes, float *OPTFORGE_RESTRICT wide,
                                            const float *OPTFORGE_RESTRICT above, int is_signed) {
     int32_t lanes[OPTFORGE_LANES] = {0}, code[OPTFORGE_BLOCK], most = 0;
+    float scale;
     for (size_t i = 0; i < OPTFORGE_BLOCK; i += OPTFORGE_LANES)
         for (size_t j = 0; j < OPTFORGE_LANES; j++) {
             const int32_t bits = (int32_t)optforge_bits(wide[i + j]), size = bits & 0x7fffffff;
@@ -315,18 +317,18 @@ OPTFORGE_INLINE float optforge_store_block(uint8_t *OPTFORGE_RESTRICT codes, flo
         memset(codes, is_signed ? 127 : 0, OPTFORGE_BLOCK);
         return most == 0 ? 0.0f : (float)NAN;
     }
+    scale = optforge_float((uint32_t)most);
+    /* In two loops, of which gcc makes vectors as it does not of one. */
+    for (size_t i = 0; i < OPTFORGE_BLOCK; i++)
+        wide[i] = (is_signed || wide[i] > 0.0f ? wide[i] : 0.0f) / scale;
     for (size_t i = 0; i < OPTFORGE_BLOCK; i++) {
-        const float x = (is_signed || wide[i] > 0.0f ? wide[i] : 0.0f) / optforge_float((uint32_t)most);
-        const uint32_t bits = optforge_bits(x);
+        const uint32_t bits = optforge_bits(wide[i]);
         const int32_t near = optforge_near(optforge_float(bits & 0x7fffffffu), is_signed);
         code[i] = (near ^ ((int32_t)bits >> 31)) + (is_signed ? 128 : 1);
-        wide[i] = x;
     }
     for (size_t i = 0; i < OPTFORGE_BLOCK; i++) /* this one, or the one below */
-        code[i] -= wide[i] > above[code[i]] ? 0 : 1;
-    for (size_t i = 0; i < OPTFORGE_BLOCK; i++)
-        codes[i] = (uint8_t)code[i];
-    return optforge_float((uint32_t)most);
+        codes[i] = (uint8_t)(code[i] - (wide[i] > above[code[i]] ? 0 : 1));
+    return scale;
 }
 
 OPTFORGE_INLINE void optforge_store_blocks(uint8_t *stored, float *scales, float *wide, size_t n,
@@ -344,9 +346,9 @@ OPTFORGE_INLINE void optforge_store_blocks(uint8_t *stored, float *scales, float
 #define OPTFORGE_BLOCKS(name, load, is_signed)                                                              \
     OPTFORGE_EACH_SET(name, (void *stored, void *beside, float *wide, size_t n, const void *by),            \
                       const optforge_map *map = (const optforge_map *)by + !is_signed;                      \
-                      if (load) optforge_load_blocks((uint8_t *)stored, (float *)beside, wide, n, map->number); \
-                      else optforge_store_blocks((uint8_t *)stored, (float *)beside, wide, n, map->above,   \
-                                                 is_signed))
+                      uint8_t *codes = (uint8_t *)stored;                                                   \
+                      if (load) optforge_load_blocks(codes, (float *)beside, wide, n, map->number);         \
+                      else optforge_store_blocks(codes, (float *)beside, wide, n, map->above, is_signed))
 OPTFORGE_BLOCKS(optforge_load_q8, 1, 1)
 OPTFORGE_BLOCKS(optforge_load_uq8, 1, 0)
 OPTFORGE_BLOCKS(optforge_store_q8, 0, 1)
@@ -1312,7 +1314,8 @@ static void optforge_store(const optforge_work *w, const optforge_span *span, co
         if (!optforge_narrow(kernel, a) || span->use[a] == '.' || span->use[a] == 'r')
             continue;
         beside = optforge_beside(kernel, place->tensor, a, begin);
-        stored = (uint16_t *)(void *)((char *)optforge_array(place->tensor, a) + optforge_bytes(kernel, begin, a));
+        stored = (uint16_t *)optforge_array(place->tensor, a);
+        stored = (uint16_t *)(void *)((char *)stored + optforge_bytes(kernel, begin, a));
         if (beside != NULL) {
             optforge_converts[1][row][w->set](stored, beside, floats, wide->n, wide->maps);
             continue;

@@ -90,7 +90,7 @@ struct optforge_cuda_beginning {
     optforge_cuda_plan plan;
     uint64_t group;
     double value;
-    int32_t a, from, format, format_of_from;
+    int32_t a, from, format, format_of_from, scales;
 };
 
 static __device__ void optforge_cuda_put(void *array, int format, uint64_t i, double value) {
@@ -109,7 +109,10 @@ OPTFORGE_DEVICE void optforge_cuda_write_arrays(const optforge_cuda_beginning &x
     const optforge_cuda_plan &w = x.plan;
     const uint64_t thread = blockIdx.x * (uint64_t)OPTFORGE_CUDA_THREADS + threadIdx.x;
     const bool scalar = x.format == OPTFORGE_SCALAR;
+    __shared__ optforge_cuda_map map;
 
+    if (optforge_cuda_blocks(x.format))
+        optforge_cuda_fill_map(map, x.format == OPTFORGE_Q8);
     if (thread / (scalar ? 1 : 32) >= (scalar ? w.count : w.units))
         return;
     const optforge_cuda_unit at = scalar ? optforge_cuda_unit{(uint32_t)thread, 0} : w.unit[thread / 32];
@@ -120,6 +123,25 @@ OPTFORGE_DEVICE void optforge_cuda_write_arrays(const optforge_cuda_beginning &x
     const void *from = x.from == OPTFORGE_FROM_G ? w.gradients[tensor.k] : tensor.array(0);
     const bool copied = x.from == OPTFORGE_FROM_P || x.from == OPTFORGE_FROM_G;
 
+    if (optforge_cuda_blocks(x.format)) {
+        for (uint64_t at = begin; at < end && w.group[tensor.k] == x.group; at += OPTFORGE_BLOCK) {
+            optforge_f32 values[2][4];
+            int live[2];
+
+            for (int k = 0; k < 8; k++) {
+                const uint64_t first = at + k / 4 * OPTFORGE_CUDA_ROW + 4 * (thread % 32), i = first + k % 4;
+                const bool there = copied && i < end;
+
+                values[k / 4][k % 4] =
+                    optforge_f32(there ? optforge_cuda_get(from, x.format_of_from, i) : x.value);
+                live[k / 4] = first >= end ? 0 : end - first < 4 ? (int)(end - first) : 4;
+            }
+            optforge_cuda_store_block((uint8_t *)tensor.array(x.a) + at,
+                                      (float *)tensor.array(x.scales) + at / OPTFORGE_BLOCK, values, live,
+                                      map, x.format == OPTFORGE_Q8);
+        }
+        return;
+    }
     for (uint64_t i = begin + thread % step; i < end && w.group[tensor.k] == x.group; i += step)
         optforge_cuda_put(tensor.array(x.a), x.format, i,
                           copied ? optforge_cuda_get(from, x.format_of_from, i) : x.value);
@@ -154,6 +176,14 @@ struct optforge_cuda_queue {
     }
 };
 
+/* Bytes of array `a` of a tensor of n elements. */
+static size_t optforge_cuda_bytes(const optforge_cuda_kernel *kernel, size_t n, size_t a) {
+    const unsigned char format = kernel->formats[a];
+    const size_t count = format == OPTFORGE_ABSMAX ? n / OPTFORGE_BLOCK + (n % OPTFORGE_BLOCK != 0) : n;
+
+    return (format == OPTFORGE_SCALAR ? 1 : count) * optforge_cuda_size_of(format);
+}
+
 static uint64_t optforge_cuda_larger(uint64_t a, uint64_t b) { return a > b ? a : b; }
 
 /* Whether a tensor's arrays are there, aligned, and apart from each other. */
@@ -163,7 +193,7 @@ static int optforge_cuda_check_tensor(const optforge_cuda_kernel *kernel, const 
 
     for (size_t a = 0; a < kernel->arrays; a++) {
         const size_t size = optforge_cuda_size_of(kernel->formats[a]);
-        const size_t bytes = kernel->formats[a] == OPTFORGE_SCALAR ? size : n * size;
+        const size_t bytes = optforge_cuda_bytes(kernel, n, a);
 
         if (n > SIZE_MAX / size || (uint64_t)n > (uint64_t)UINT32_MAX * OPTFORGE_LEAF)
             return OPTFORGE_ERROR_SIZE;
@@ -172,8 +202,7 @@ static int optforge_cuda_check_tensor(const optforge_cuda_kernel *kernel, const 
         if (bytes != 0 && arrays[a] % size != 0)
             return OPTFORGE_ERROR_ALIGNMENT;
         for (size_t b = 0; b < a && bytes != 0; b++) {
-            const size_t other = (kernel->formats[b] == OPTFORGE_SCALAR ? 1 : n) *
-                                 optforge_cuda_size_of(kernel->formats[b]);
+            const size_t other = optforge_cuda_bytes(kernel, n, b);
 
             if (other != 0 && (arrays[a] - arrays[b] < other || arrays[b] - arrays[a] < bytes))
                 return OPTFORGE_ERROR_OVERLAP;
@@ -365,13 +394,17 @@ OPTFORGE_CUDA_API int optforge_cuda_state_init(const optforge_cuda_plan *plan, c
     const optforge_cuda_kernel *kernel = plan->kernel;
     optforge_cuda_queue queue = {stream, OPTFORGE_OK};
     optforge_cuda_beginning x;
+    size_t end = kernel->arrays;
 
     x.plan = *plan;
-    for (size_t a = 2; a < kernel->arrays; a++)
+    while (kernel->formats[end - 1] == OPTFORGE_ABSMAX) /* they begin with their codes */
+        end--;
+    for (size_t a = 2; a < end; a++)
         if (a != kernel->master && kernel->initial[a - 2].from >= 0 && hyper == NULL)
             return OPTFORGE_ERROR_NULL;
-    for (x.group = 0; x.group < plan->groups; x.group++)
-        for (size_t a = 2; a < kernel->arrays; a++) {
+    for (x.group = 0; x.group < plan->groups; x.group++) {
+        x.scales = (int32_t)end;
+        for (size_t a = 2; a < end; a++) {
             const optforge_initial *initial = a == kernel->master ? &as_p : &kernel->initial[a - 2];
 
             x.a = (int32_t)a;
@@ -384,7 +417,9 @@ OPTFORGE_CUDA_API int optforge_cuda_state_init(const optforge_cuda_plan *plan, c
                 queue.launch((const void *)optforge_cuda_write_state, &x, plan->count, OPTFORGE_CUDA_THREADS);
             else
                 queue.launch((const void *)optforge_cuda_write_state, &x, plan->units, OPTFORGE_CUDA_WARPS);
+            x.scales += optforge_cuda_blocks(x.format);
         }
+    }
     return queue.status;
 }
 

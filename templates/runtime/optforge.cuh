@@ -396,6 +396,7 @@ template <typename T> struct optforge_cuda_vector;
 template <> struct optforge_cuda_vector<optforge_f32> { typedef float4 type; };
 template <> struct optforge_cuda_vector<optforge_f64> { typedef double2 type; };
 template <> struct optforge_cuda_vector<uint16_t> { typedef ushort4 type; };
+template <> struct optforge_cuda_vector<uint8_t> { typedef uchar4 type; };
 
 template <typename T>
 OPTFORGE_DEVICE bool optforge_cuda_aligned(const T *at) {
@@ -453,9 +454,16 @@ struct optforge_cuda_storage {
     static __device__ constexpr int format(int) { return Real::FORMAT; }
 };
 
-static __host__ __device__ constexpr bool optforge_cuda_narrow(int format) { return format >= OPTFORGE_BF16; }
+static __host__ __device__ constexpr bool optforge_cuda_blocks(int format) {
+    return format == OPTFORGE_Q8 || format == OPTFORGE_UQ8;
+}
+static __host__ __device__ constexpr bool optforge_cuda_narrow(int format) {
+    return format >= OPTFORGE_BF16 && format != OPTFORGE_ABSMAX;
+}
 static __host__ __device__ constexpr unsigned optforge_cuda_size_of(int format) {
-    return optforge_cuda_narrow(format) ? 2 : format == OPTFORGE_F32 ? 4 : 8;
+    return optforge_cuda_blocks(format) ? 1
+           : optforge_cuda_narrow(format) ? 2
+           : format == OPTFORGE_F32 || format == OPTFORGE_ABSMAX ? 4 : 8;
 }
 
 /* What the random bits of stochastic rounding are made of; optforge.c says the same for the host. */
@@ -544,6 +552,59 @@ static __device__ double optforge_cuda_get(const void *array, int format, uint64
     return format == OPTFORGE_F32 ? (double)((const float *)array)[i] : ((const double *)array)[i];
 }
 
+/* State of 8 bits, in blocks of two rows of a warp: what codes stand for, and the largest floats that are
+ * nearer to what is below a code. A thread of a block makes those of one code; optforge.c says the same. */
+struct optforge_cuda_map {
+    float number[256], above[256];
+
+    __device__ void fill_number(int code, bool is_signed) {
+        const bool below = is_signed && code < 127;
+        const unsigned place = !is_signed ? code + 1 : below ? 127 - code : code - 127; /* in all parts */
+        unsigned parts = is_signed ? 1 : 2, k = place;
+        optforge_f32 ten(1e-6f), middle(1.0f);
+
+        if (place == (is_signed ? 0u : 1u)) {
+            middle = optforge_f32(0.0f);
+        } else if (code < 255) {
+            const float tens[] = {1e-6f, 1e-5f, 1e-4f, 1e-3f, 1e-2f, 1e-1f, 1.0f};
+            int decade = 0;
+
+            for (; place >= 2 * parts; parts *= 2)
+                decade++;
+            ten = optforge_f32(tens[decade]);
+            k = place - parts;
+            middle = ten * ((edge(k, parts) + edge(k + 1, parts)) / optforge_f32(2.0f));
+        }
+        number[code] = below ? -middle.x : middle.x;
+    }
+    static __device__ optforge_f32 edge(unsigned k, unsigned parts) { /* rounded once: the rest is exact */
+        const double step = (double)(0.9f / (float)parts);
+
+        return optforge_f32(k < (parts + 1) / 2 ? (double)0.1f + step * k : 1.0 - step * (parts - k));
+    }
+    __device__ void fill_above(int code) {
+        const double middle = ((double)number[code > 0 ? code - 1 : 0] + (double)number[code]) / 2.0;
+        const optforge_f32 rounded(middle);
+        const unsigned before = __float_as_uint(rounded.x) + (rounded.x < 0.0f ? 1u : ~0u);
+
+        above[code] = code == 0 ? -2.0f : (double)rounded.x > middle ? __uint_as_float(before) : rounded.x;
+    }
+    /* The code that is nearest to x, from -1 to 1: near a line of each decade, or the one below that. */
+    __device__ uint8_t nearest(optforge_f32 x, bool is_signed) const {
+        const unsigned bits = __float_as_uint(x.x);
+        const float size = __uint_as_float(bits & 0x7fffffffu);
+        float place = 64.0f / 0.9f * size + 64.0f * (0.8f / 0.9f), ten = 320.0f / 0.9f, from = 32.0f;
+
+#pragma unroll
+        for (int decade = 0; decade < 6; decade++, ten *= 5.0f, from *= 0.5f)
+            place = ::fminf(place, ten * size + from * (0.8f / 0.9f));
+        const int near = (int)(is_signed ? place - 0.25f : 2.0f * place - 1.25f);
+        const int code = (near ^ ((int)bits >> 31)) + (is_signed ? 128 : 1);
+
+        return (uint8_t)(code - (x.x > above[code] ? 0 : 1));
+    }
+};
+
 /* The elements of tensor k of the list. */
 OPTFORGE_DEVICE uint64_t optforge_cuda_size(const optforge_cuda_plan &w, uint64_t k) {
     return *(const uint64_t *)(w.list + k * w.stride);
@@ -581,13 +642,63 @@ struct optforge_cuda_leaf {
     }
 };
 
-/* The arrays of a tensor from a leaf on, the master behind the others, and what its stochastic rounding is
- * made of. */
+OPTFORGE_DEVICE void optforge_cuda_fill_map(optforge_cuda_map &map, bool is_signed) {
+    map.fill_number(threadIdx.x, is_signed);
+    __syncthreads();
+    map.fill_above(threadIdx.x);
+    __syncthreads();
+}
+
+OPTFORGE_DEVICE double optforge_cuda_fold_lanes(double value, bool largest);
+
+/* Stores a block: four neighbours in each of two rows for a thread. The scale is the largest magnitude, NaN
+ * where one is or is infinite. */
+OPTFORGE_DEVICE void optforge_cuda_store_block(uint8_t *codes, float *scale, const optforge_f32 (&x)[2][4],
+                                               const int (&live)[2], const optforge_cuda_map &map,
+                                               bool is_signed) {
+    uint32_t most = 0;
+    float positive[2][4];
+
+#pragma unroll
+    for (int k = 0; k < 8; k++) {
+        const uint32_t bits = __float_as_uint(x[k / 4][k % 4].x), size = bits & 0x7fffffffu;
+        const bool dropped = !is_signed && bits >> 31 != 0 && size < 0x7f800000u;
+
+        positive[k / 4][k % 4] = dropped ? 0.0f : x[k / 4][k % 4].x;
+        if (k % 4 < live[k / 4] && !dropped)
+            most = size > most ? size : most;
+    }
+    most = (uint32_t)optforge_cuda_fold_lanes((double)most, true);
+    const bool plain = most > 0 && most < 0x7f800000u;
+    const optforge_f32 largest(__uint_as_float(plain ? most : 0x3f800000u));
+
+#pragma unroll
+    for (int row = 0; row < 2; row++) {
+        uint8_t code[4];
+
+#pragma unroll
+        for (int k = 0; k < 4; k++) {
+            const optforge_f32 share = optforge_f32(positive[row][k]) / largest;
+
+            code[k] = is_signed ? 127 : 0;
+            if (plain && k < live[row])
+                code[k] = map.nearest(share, is_signed);
+        }
+        optforge_cuda_store(codes + row * OPTFORGE_CUDA_ROW + 4 * (threadIdx.x % 32), code, live[row]);
+    }
+    if (threadIdx.x % 32 == 0 && live[0] > 0)
+        *scale = plain ? largest.x : most == 0 ? 0.0f : __uint_as_float(0x7fc00000u);
+}
+
+/* The arrays of a tensor from a leaf on, the master behind the others, then scales; and what its stochastic
+ * rounding is made of. */
 template <class Storage, int arrays>
 struct optforge_cuda_arrays {
     typedef typename Storage::real real;
     enum { SPLIT = Storage::MASTER == OPTFORGE_LOW };
     char *array[arrays + 1];
+    float *scales[arrays]; /* of those in blocks */
+    const optforge_cuda_map *map;
     optforge_cuda_draw draw[Storage::STOCHASTIC ? arrays : 1];
     uint32_t element; /* the leaf's first in the whole tensor, modulo 2^32 */
 
@@ -597,11 +708,18 @@ struct optforge_cuda_arrays {
     static __device__ constexpr bool narrow(int a) { return optforge_cuda_narrow(format(a)); }
     static __device__ constexpr bool mastered(int a) { return Storage::MASTER != 0 && a == 0; }
     static __device__ constexpr bool rounds(int a) { return narrow(a) && !mastered(a); }
+    static __device__ constexpr bool blocks(int a) { return optforge_cuda_blocks(format(a)); }
+    /* How many of the arrays before are in blocks; and whether any is. */
+    static __device__ constexpr int rank(int a) { return a == 0 ? 0 : rank(a - 1) + blocks(a - 1); }
+    static __device__ constexpr int scales_of(int a) { return arrays + (Storage::MASTER != 0) + rank(a); }
     /* Where an array is in full: in the master, unless that only has the lower half. */
     static __device__ constexpr int full(int a) { return mastered(a) && !SPLIT ? arrays : a; }
 
     __device__ void take(int a, void *from, uint64_t begin) {
         array[a] = (char *)from + begin * optforge_cuda_size_of(format(a));
+    }
+    __device__ void take_scales(int a, void *from, uint64_t begin) {
+        scales[a] = (float *)from + begin / OPTFORGE_BLOCK;
     }
     /* The words of each array: a thread of the warp makes those of one. */
     __device__ void begin_drawing(uint64_t seed, uint64_t t, uint64_t stream, uint64_t first) {
@@ -621,6 +739,16 @@ struct optforge_cuda_arrays {
 
         if (!narrow(full(a))) {
             optforge_cuda_load(to, (const real *)array[full(a)] + i, live);
+            return;
+        }
+        if (blocks(a)) {
+            uint8_t codes[4];
+
+            optforge_cuda_load(codes, (const uint8_t *)array[a] + i, live);
+            const optforge_f32 scale(live > 0 ? scales[a][i / OPTFORGE_BLOCK] : 0.0f);
+#pragma unroll
+            for (int k = 0; k < 4; k++)
+                to[k] = real((optforge_f32(map[format(a) == OPTFORGE_UQ8].number[codes[k]]) * scale).x);
             return;
         }
         optforge_cuda_load(code, (const uint16_t *)array[a] + i, live);
@@ -646,7 +774,7 @@ struct optforge_cuda_arrays {
 
         if (!narrow(full(a)))
             optforge_cuda_store((real *)array[full(a)] + i, from, live);
-        if (!narrow(a))
+        if (!narrow(a) || blocks(a))
             return;
 #pragma unroll
         for (int k = 0; k < 4; k++)
@@ -657,6 +785,22 @@ struct optforge_cuda_arrays {
         optforge_cuda_store((uint16_t *)array[a] + i, code, live);
         if (mastered(a) && SPLIT)
             optforge_cuda_store((uint16_t *)array[arrays] + i, low, live);
+    }
+    /* Keeps a row of what is in blocks, and stores the block with the second, or with the last. */
+    __device__ void hold(optforge_f32 (&held)[2][4], int (&lives)[2], const real (&from)[4], int a, int row,
+                         int left, int live) const {
+        const int second = row / OPTFORGE_CUDA_ROW % 2, begin = row - second * OPTFORGE_CUDA_ROW;
+
+#pragma unroll
+        for (int k = 0; k < 4; k++) {
+            held[0][k] = second ? held[0][k] : optforge_f32(from[k].x);
+            held[1][k] = optforge_f32(from[k].x);
+        }
+        lives[0] = second ? lives[0] : live;
+        lives[1] = second ? live : 0;
+        if (second || row + OPTFORGE_CUDA_ROW >= left)
+            optforge_cuda_store_block((uint8_t *)array[a] + begin, scales[a] + begin / OPTFORGE_BLOCK, held,
+                                      lives, map[format(a) == OPTFORGE_UQ8], format(a) == OPTFORGE_Q8);
     }
     __device__ void clear(int a, const optforge_cuda_leaf &leaf) const {
         const uint16_t zeros[4] = {};
@@ -917,11 +1061,22 @@ OPTFORGE_DEVICE void optforge_cuda_pass(const optforge_cuda_plan &w) {
     __shared__ __align__(16) real stages[OPTFORGE_CUDA_WARPS][SUMS > 0 ? +OPTFORGE_CUDA_ROW : 4];
     __shared__ __align__(8) char own[OPTFORGE_CUDA_WARPS][OWN ? sizeof(scalars) : 8];
     real *const stage = stages[threadIdx.x / 32];
+    enum { BLOCKS = stored::rank(ARRAYS - 1) + stored::blocks(ARRAYS - 1) };
+    __shared__ __align__(8) char maps[BLOCKS > 0 ? 2 * sizeof(optforge_cuda_map) : 8];
+    optforge_f32 held[BLOCKS > 0 ? ARRAYS : 1][2][4];
+    int lives[BLOCKS > 0 ? ARRAYS : 1][2];
     stored arrays;
     double sum[SUMS + 1];
     bool finite = true;
     optforge_cuda_leaf leaf;
 
+    if (BLOCKS > 0) {
+        optforge_cuda_map *const own_maps = (optforge_cuda_map *)maps;
+
+        optforge_cuda_fill_map(own_maps[0], true);
+        optforge_cuda_fill_map(own_maps[1], false);
+        arrays.map = own_maps;
+    }
     if (!leaf.find(w, Pass::FIRST))
         return;
     arrays.take(1, (void *)w.gradients[leaf.tensor], leaf.begin);
@@ -945,6 +1100,10 @@ OPTFORGE_DEVICE void optforge_cuda_pass(const optforge_cuda_plan &w) {
     for (int a = 0; a < ARRAYS; a++)
         if (a != 1 && (Pass::loads(a) || Pass::stores(a)))
             arrays.take(a, tensor.array(a), leaf.begin);
+#pragma unroll
+    for (int a = 0; a < ARRAYS; a++)
+        if (stored::blocks(a))
+            arrays.take_scales(a, tensor.array(stored::scales_of(a)), leaf.begin);
     if (Storage::MASTER && (Pass::loads(0) || Pass::stores(0)))
         arrays.take(ARRAYS, tensor.array(ARRAYS), leaf.begin);
     if (Storage::STOCHASTIC)
@@ -978,7 +1137,10 @@ OPTFORGE_DEVICE void optforge_cuda_pass(const optforge_cuda_plan &w) {
             Pass::template run<observe>(s, x[r], added);
 #pragma unroll
             for (int a = 0; a < ARRAYS; a++)
-                if (Pass::stores(a))
+                if (Pass::stores(a) && stored::blocks(a))
+                    arrays.hold(held[BLOCKS > 0 ? a : 0], lives[BLOCKS > 0 ? a : 0], x[r][a], a,
+                                i - 4 * leaf.lane, leaf.left, live[r]);
+                else if (Pass::stores(a))
                     arrays.store(x[r][a], a, i, live[r]);
 #pragma unroll
             for (int k = 0; k < 4; k++) { /* statistics are of what is stored */

@@ -23,7 +23,7 @@ from optforge.core.formats import FORMATS, draw, storage
 from storing import GRAD_SCALE, RULES, SEED, Run, Several, check, check_told, run_of, storages
 
 SAMPLE = {
-    "lamb": ("all_bf16_random", "split", "p_g_f16"),
+    "lamb": ("all_bf16_random", "split", "p_g_f16", "state_8", "split_state_8"),
     "novograd": ("all_f16_random", "bf16_master"),
     "following": ("all_f16", "all_bf16_master_random"),
 }
@@ -124,7 +124,7 @@ def execute(library: Library, run: Run, *, stats: bool = True, cut: int = 0) -> 
     if run.streams is not None:
         how["stream"] = [run.streams[k] for k, _ in parts]
     slices = [
-        [array if array.dtype == np.float64 else array[at : at + (cut or array.size)] for array in own[k]]
+        [storing.piece(name, array, at, cut or sizes[k]) for name, array in zip(run.arrays, own[k], strict=True)]
         for k, at in parts
     ]
     steps = Steps(library, run.own.suffix, slices, **how)

@@ -270,6 +270,37 @@ def test_arrays_of_16_bits_on_the_device(process: Process) -> None:
     assert "grads[0] is float64, its parameter bfloat16" in said[0] and "say so by store={'p': 'bf16'}" in said[1]
 
 
+def test_state_of_8_bits_on_the_device(process: Process) -> None:
+    """It begins, steps, is saved and goes to another target as on the reference."""
+    process.on_device(
+        """
+        def check(opt, other):
+            for name, tree in {"p": other.params, **other.state}.items():
+                own = opt.params if name == "p" else opt.state[name]
+                for a, b in zip(own, tree):
+                    assert (a.dtype, a.shape, a.get().tobytes()) == (b.dtype, b.shape, b.tobytes()), (name, opt.t)
+        def some():
+            return [rng.standard_normal(shape).astype("f4") for shape, _ in shapes]
+        how, start = dict(store={"m": "q8", "v": "uq8"}), some()
+        opt = of.Optimizer([up(p) for p in start], "lamb", target="cuda", **how)
+        other = of.Optimizer([p.copy() for p in start], "lamb", target="numpy", **how)
+        check(opt, other)
+        for k in range(3):
+            grads = some()
+            told = opt.step([up(g) for g in grads], stats=True)
+            said = other.step(grads, stats=True)
+            assert (told.param_norm, told.update_norm) == (said.param_norm, said.update_norm)
+            check(opt, other)
+        again = of.Optimizer([up(p) for p in other.params], "lamb", target="cuda", **how)
+        again.load_state_dict(other.state_dict())
+        other.load_state_dict(opt.state_dict())
+        again.step([up(g) for g in grads])
+        other.step(grads)
+        check(again, other)
+        """
+    )
+
+
 def test_checkpoints_go_between_targets(process: Process) -> None:
     process.on_device(
         """

@@ -45,6 +45,15 @@ def test_flags_that_nvcc_takes_from_the_environment_are_part_of_the_key(
     assert nvcc.cubin(FILES, (9, 0)).read_text() == "flags: \n"
 
 
+def test_a_library_and_a_cubin_of_one_source_are_two_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NVCC", stand_in(tmp_path, 'echo "$KIND" > "$OUT"'))
+    for kind in ("cubin", "library"):
+        monkeypatch.setenv("KIND", kind)
+        made = nvcc.cubin(FILES, (9, 0)) if kind == "cubin" else nvcc.library(FILES, "k.cu", (9, 0))
+        assert made.read_text() == f"{kind}\n"
+        assert made.suffix == (".cubin" if kind == "cubin" else ".so")
+
+
 @pytest.mark.parametrize(
     ("flags", "named", "why"),
     [

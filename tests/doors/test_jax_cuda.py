@@ -107,14 +107,16 @@ def test_all_that_a_step_can_be_told() -> None:
 
 
 def test_double_beside_float() -> None:
-    """Two dtypes share a norm; with x64 it is told in double."""
+    """Two dtypes share a norm; with x64 it is told in double, and a traced rate has the bits of a double."""
     rng = np.random.default_rng(3)
     kinds = (np.float64, np.float32)
     params, grads = ([rng.standard_normal(700).astype(kind) for kind in kinds] for _ in range(2))
-    expected = of.Optimizer([p.copy() for p in params], "clip_by_global_norm:adamw", target="c", max_norm=0.5)
+    expected = of.Optimizer(
+        [p.copy() for p in params], "clip_by_global_norm:adamw", target="c", max_norm=0.5, lr=0.0031
+    )
     stats = expected.step(grads, stats=True)
     with x64(True):
-        opt = ofj.Optimizer("clip_by_global_norm:adamw", max_norm=0.5)
+        opt = ofj.Optimizer("clip_by_global_norm:adamw", max_norm=0.5, lr=jnp.float64(0.0031))
         p = [jnp.asarray(own) for own in params]
         p, _, told = opt.step(p, [jnp.asarray(own) for own in grads], opt.init(p), stats=True)
         assert all(same(a, b) for a, b in zip(p, expected.params, strict=True))

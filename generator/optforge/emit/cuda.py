@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..core.diagnostics import UsageError
 from ..core.dtypes import F64, DType
 from ..core.formats import Storage
 from ..core.functions import FUNCTIONS, RAISES
@@ -124,10 +123,6 @@ class CudaSource(RuleSource):
 
     def __init__(self, *given: Any):
         super().__init__(*given)
-        for own in self.storages:
-            if own.scaled:
-                name = own.scaled[0]
-                raise UsageError(f"{name} is {own[name].name}, which target cuda has not: choose bf16 for it there")
         self.device_helpers: dict[str, str] = {}
         self.sums = Sums(self.kernel)
 

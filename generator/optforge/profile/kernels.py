@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from ..core.blocks import SCALES
 from ..core.diagnostics import EnvironmentProblem
 from ..core.formats import Storage, Wanted, parted
 from ..core.functions import Array
@@ -157,7 +158,10 @@ class Tensors:
         self.grads = [np.empty(size, storage["g"].numpy) for size in sizes]
         names = [name for name in own.names[2:] if name not in {state.name for state in kernel.scalar_state}]
         beside = storage.beside.name if storage.beside else ""
-        dtypes = [storage.beside.format.numpy if name == beside else storage[name].numpy for name in names]  # type: ignore[union-attr]
+        kinds = {name: format.numpy for name, format in storage.formats}
+        kinds |= dict.fromkeys((name + SCALES for name in storage.scaled), memory.Scales)
+        kinds |= {storage.beside.name: storage.beside.format.numpy} if storage.beside else {}
+        dtypes = [kinds[name] for name in names]
         state = memory.allocate(self.params, [dtypes] * len(sizes))
         self.numbers = np.zeros((len(sizes), len(own.names)))  # scalar state, in the columns of the arrays
         self.state = [dict(zip(names, own_state, strict=True)) for own_state in state]

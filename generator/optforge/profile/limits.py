@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from ..core.blocks import SCALES
 from ..core.formats import Storage
 from ..core.ir import Kernel, Phase, Type
 from ..emit.text import render_template
@@ -102,6 +103,7 @@ def needs(kernel: Kernel, storage: Storage) -> Needs:
     names = ["p", "g", *(state.name for state in kernel.state)]
     if storage.beside is not None and storage.beside.name not in names:
         names.append(storage.beside.name)
+    names += [name + SCALES for name in storage.scaled if name + SCALES not in names]  # too few bytes to be a stream
     passes = tuple(
         Pass(tuple(streams(phase, storage, names)), operations(phase), sums(phase), phase.optional)
         for phase in kernel.phases

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ import numpy as np
 
 from ..core.diagnostics import UsageError
 from ..engines.arrays import is_array, kind, view
+from . import bitsandbytes
 from .resume import checked
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ NEUTRAL = frozenset(
     "params name param_names foreach fused capturable differentiable initial_lr max_lr min_lr base_momentum "
     "max_momentum swa_lr decoupled_weight_decay".split()
 )
-LATER = frozenset({"maximize", "decoupled_weight_decay"})  # older versions do not have them
+LATER = frozenset({"maximize", "decoupled_weight_decay", *bitsandbytes.SETTINGS})  # older versions do not have them
 
 PYTORCH: dict[str, Counterpart] = {
     "adam": Counterpart(
@@ -79,11 +80,17 @@ PYTORCH: dict[str, Counterpart] = {
 }
 
 
+EIGHT = Counterpart(
+    bitsandbytes.NAME, {**BETAS, "weight_decay": "weight_decay"}, fixed={}, others=bitsandbytes.SETTINGS
+)
+
+
 def to_torch(opt: Optimizer) -> dict[str, Any]:
     """The state dict of the PyTorch optimizer with the same formula: `torch_optimizer.load_state_dict(to_torch(opt))`.
 
-    Adam (for `adam` with lam=1), AdamW, Adadelta and SGD. Parameters are numbered in order, through all groups. The
-    values are copies: tensors where PyTorch can be imported, else NumPy arrays.
+    With m=q8, v=uq8 that is the one of bitsandbytes' Adam8bit and AdamW8bit, without weight decay. Otherwise it is Adam
+    (for `adam` with lam=1), AdamW, Adadelta and SGD. Parameters are numbered in order, through all groups. The values
+    are copies: tensors where PyTorch can be imported, else NumPy arrays.
 
     Raises
     ------
@@ -94,6 +101,8 @@ def to_torch(opt: Optimizer) -> dict[str, Any]:
     number = converter()
     groups, first = [], 0
     for k, (row, branch) in enumerate(zip(opt._rows(), opt._structure.branches, strict=True)):
+        if own is EIGHT and row["weight_decay"]:
+            raise UsageError(opt._hyper.where(k) + bitsandbytes.DECAY.format(row["weight_decay"]))
         wrong = [f"{name}={row[name]!r}, not {value!r}" for name, value in own.fixed.items() if row[name] != value]
         if wrong:
             raise UsageError(f"{opt._hyper.where(k)}{own.name} of PyTorch is another formula for {', '.join(wrong)}")
@@ -110,8 +119,10 @@ def to_torch(opt: Optimizer) -> dict[str, Any]:
     steps = opt._progress.counts
     state: dict[int, dict[str, Any]] = {}
     for k, tensor in enumerate(opt._tensors):
-        if tensor.started and own.state:
+        if tensor.started and (own.state or own.name == bitsandbytes.NAME):
             state[k] = {"step": number(np.array(steps[k], np.float32))} if own.steps else {}
+            if own.name == bitsandbytes.NAME:
+                state[k] = bitsandbytes.entry_of(tensor, int(steps[k]), number)
             for name, key in own.state.items():
                 state[k][key] = number(tensor.arrays[name].reshape(tensor.shape).copy())
     return {"state": state, "param_groups": groups}
@@ -119,6 +130,9 @@ def to_torch(opt: Optimizer) -> dict[str, Any]:
 
 def from_torch(opt: Optimizer, state_dict: Mapping[str, Any]) -> None:
     """Take over the state dict of the PyTorch optimizer with the same formula: hyperparameters, state and steps.
+
+    With m=q8, v=uq8 it is one of bitsandbytes' Adam8bit or AdamW8bit without weight decay, whose small tensors of
+    float32 are stored in blocks here, to nearest.
 
     Each tensor has its own count of steps there and here; `opt.t` is the largest. The parameters are not in it.
     Schedules end: hyperparameters are the numbers of the state dict. A tensor without state there has that of a new
@@ -138,7 +152,11 @@ def from_torch(opt: Optimizer, state_dict: Mapping[str, Any]) -> None:
     problems: list[str] = []
     rows = [row_of(own, group, opt._hyper.where(k), problems) for k, group in enumerate(groups)]
     order = [place for group in groups for place in group["params"]]
-    entries = [saved.get(place, {}) for place in order]
+    entries = [bitsandbytes.unwrapped(saved.get(place, {})) for place in order]
+    if own.name != bitsandbytes.NAME and any("state1" in entry for entry in entries):
+        raise UsageError(
+            "it is of an optimizer of bitsandbytes, which an Optimizer with m=q8, v=uq8 in its store takes"
+        )
     counts = [
         (step_of(own, place, entry, problems) or 0) if entry else 0 for place, entry in zip(order, entries, strict=True)
     ]
@@ -146,6 +164,11 @@ def from_torch(opt: Optimizer, state_dict: Mapping[str, Any]) -> None:
     homeless = [place for place, entry in saved.items() if entry and place not in known]
     if homeless:
         problems.append(f"it has the state of {', '.join(map(repr, homeless))}, which no group has")
+    in_blocks = [
+        bitsandbytes.state_of(tensor, entry, f"its state[{place}]", array, problems)
+        for place, entry, tensor in zip(order, entries, opt._tensors, strict=True)
+        if own.name == bitsandbytes.NAME
+    ]
     if problems:
         raise UsageError("; ".join(problems))
     build = opt._structure.build
@@ -156,6 +179,8 @@ def from_torch(opt: Optimizer, state_dict: Mapping[str, Any]) -> None:
         )
         for name, key in own.state.items()
     }
+    for name in in_blocks[0] if in_blocks else ():
+        state[name] = build(entry[name] for entry in in_blocks)
     taken_over = {
         "rule": opt.rule.name,
         "hash": opt.rule.hash,
@@ -164,7 +189,8 @@ def from_torch(opt: Optimizer, state_dict: Mapping[str, Any]) -> None:
         "t": max(counts) if own.steps else opt.t,
         "steps": build(counts if own.steps else [opt.t] * len(counts)),
         "state": state,
-        "started": build(bool(entry) or not own.state for entry in entries),
+        "started": build(bool(entry) or not (own.state or in_blocks) for entry in entries),
+        "store": opt.store,
     }
     checked(opt, taken_over).apply(opt)
 
@@ -201,6 +227,8 @@ def row_of(own: Counterpart, group: Mapping[str, Any], where: str, problems: lis
         except (KeyError, IndexError, TypeError):
             problems.append(f"{where}it has no {key!r}")
     problems += [f"{where}it has no {name!r}" for name in own.others if name not in group and name not in LATER]
+    if own is EIGHT and row.get("weight_decay"):
+        problems.append(where + bitsandbytes.DECAY.format(row["weight_decay"]))
     differing = [f"{name}={group[name]!r}" for name, value in own.others.items() if group.get(name, value) != value]
     if differing:
         problems.append(f"{where}it has another formula: {', '.join(differing)}")
@@ -214,6 +242,8 @@ def row_of(own: Counterpart, group: Mapping[str, Any], where: str, problems: lis
 def step_of(own: Counterpart, place: int, entry: Mapping[str, Any], problems: list[str]) -> int | None:
     """The steps that a tensor with state has taken, where it says so; what does not fit of its state is noted."""
     known = [*own.state.values(), *(["step"] if own.steps else [])]
+    if own.name == bitsandbytes.NAME:
+        entry = {"step": entry.get("step")}  # the others are looked at with their maps
     problems += [f"its state[{place}] has no {key!r}" for key in known if entry.get(key) is None]
     unknown = [repr(key) for key, value in entry.items() if key not in known and value is not None]
     if unknown:
@@ -232,10 +262,14 @@ def step_of(own: Counterpart, place: int, entry: Mapping[str, Any], problems: li
 
 
 def counterpart(opt: Optimizer) -> Counterpart:
-    """The optimizer of PyTorch with the formula of a built-in rule."""
+    """The optimizer of PyTorch, or of bitsandbytes, with the formula of a built-in rule."""
     from ..library.rule import BUILT_IN
 
     name = opt.rule.name
+    if bitsandbytes.is_eight(opt) and opt.rule.hash == BUILT_IN[name].hash:
+        if name == "adamw":
+            return EIGHT
+        return replace(EIGHT, hyperparameters=BETAS, fixed={"lam": 1.0}, others={"weight_decay": 0, **EIGHT.others})
     if name not in PYTORCH or opt.rule.hash != BUILT_IN[name].hash:
         known = ", ".join(f"{name} is {own.name}" for name, own in PYTORCH.items())
         raise UsageError(

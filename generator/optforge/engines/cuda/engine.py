@@ -389,7 +389,8 @@ class CudaEngine:
             return OWN, formats[0]
         key = (formats, master, stochastic)
         if key not in self.storages:
-            kernel = without_beside(self.kernel, master)
+            scaled = [format for format in formats if FORMATS[format].scales]
+            kernel = without_beside(self.kernel, master, scaled)
             own = tuple((name, FORMATS[format]) for name, format in zip(kernel.arrays, formats, strict=False))
             storage = Storage(SUFFIX, own, master, stochastic)
             name = f"{OWN} {len(self.storages)}"
