@@ -271,7 +271,7 @@ OPTFORGE_INLINE void optforge_load_blocks(const uint8_t *stored, const float *sc
                                           const float *OPTFORGE_RESTRICT number) {
     for (; n > 0; stored += OPTFORGE_BLOCK, wide += OPTFORGE_BLOCK, scales++) {
         uint8_t codes[OPTFORGE_BLOCK] = {0};
-        const size_t own = n < OPTFORGE_BLOCK ? n : OPTFORGE_BLOCK;
+        const size_t own = n < OPTFORGE_BLOCK ? n : (size_t)OPTFORGE_BLOCK;
         memcpy(codes, stored, own);
         for (size_t i = 0; i < OPTFORGE_BLOCK; i++)
             wide[i] = number[codes[i]] * *scales;
@@ -335,7 +335,7 @@ OPTFORGE_INLINE void optforge_store_blocks(uint8_t *stored, float *scales, float
                                            const float *above, int is_signed) {
     for (; n > 0; stored += OPTFORGE_BLOCK, wide += OPTFORGE_BLOCK) {
         uint8_t codes[OPTFORGE_BLOCK];
-        const size_t own = n < OPTFORGE_BLOCK ? n : OPTFORGE_BLOCK;
+        const size_t own = n < OPTFORGE_BLOCK ? n : (size_t)OPTFORGE_BLOCK;
         memset(wide + own, 0, (OPTFORGE_BLOCK - own) * sizeof *wide);
         *scales++ = optforge_store_block(codes, wide, above, is_signed);
         memcpy(stored, codes, own);
@@ -344,11 +344,16 @@ OPTFORGE_INLINE void optforge_store_blocks(uint8_t *stored, float *scales, float
 }
 
 #define OPTFORGE_BLOCKS(name, load, is_signed)                                                              \
+    OPTFORGE_INLINE void name(uint8_t *codes, float *scales, float *wide, size_t n,                         \
+                              const optforge_map *maps) {                                                   \
+        const optforge_map *map = maps + !is_signed;                                                        \
+        if (load)                                                                                           \
+            optforge_load_blocks(codes, scales, wide, n, map->number);                                      \
+        else                                                                                                \
+            optforge_store_blocks(codes, scales, wide, n, map->above, is_signed);                           \
+    }                                                                                                       \
     OPTFORGE_EACH_SET(name, (void *stored, void *beside, float *wide, size_t n, const void *by),            \
-                      const optforge_map *map = (const optforge_map *)by + !is_signed;                      \
-                      uint8_t *codes = (uint8_t *)stored;                                                   \
-                      if (load) optforge_load_blocks(codes, (float *)beside, wide, n, map->number);         \
-                      else optforge_store_blocks(codes, (float *)beside, wide, n, map->above, is_signed))
+                      name((uint8_t *)stored, (float *)beside, wide, n, (const optforge_map *)by))
 OPTFORGE_BLOCKS(optforge_load_q8, 1, 1)
 OPTFORGE_BLOCKS(optforge_load_uq8, 1, 0)
 OPTFORGE_BLOCKS(optforge_store_q8, 0, 1)
