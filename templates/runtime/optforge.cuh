@@ -573,32 +573,38 @@ struct optforge_cuda_map {
                 decade++;
             ten = optforge_f32(tens[decade]);
             k = place - parts;
-            middle = ten * ((edge(k, parts) + edge(k + 1, parts)) / optforge_f32(2.0f));
+            middle = ten * ((edge(k, parts) + edge(k + 1, parts)) * optforge_f32(0.5f));
         }
         number[code] = below ? -middle.x : middle.x;
     }
     static __device__ optforge_f32 edge(unsigned k, unsigned parts) { /* rounded once: the rest is exact */
-        const double step = (double)(0.9f / (float)parts);
+        const optforge_f64 step = (double)(optforge_f32(0.9f) / optforge_f32((float)parts)).x;
+        const bool low = k < (parts + 1) / 2;
+        const optforge_f64 way = step * optforge_f64((double)(low ? k : parts - k));
 
-        return optforge_f32(k < (parts + 1) / 2 ? (double)0.1f + step * k : 1.0 - step * (parts - k));
+        return optforge_f32(low ? optforge_f64((double)0.1f) + way : optforge_f64(1.0) - way);
     }
     __device__ void fill_above(int code) {
-        const double middle = ((double)number[code > 0 ? code - 1 : 0] + (double)number[code]) / 2.0;
+        const optforge_f64 below((double)number[code > 0 ? code - 1 : 0]);
+        const optforge_f64 middle = (below + optforge_f64((double)number[code])) * optforge_f64(0.5);
         const optforge_f32 rounded(middle);
         const unsigned before = __float_as_uint(rounded.x) + (rounded.x < 0.0f ? 1u : ~0u);
 
-        above[code] = code == 0 ? -2.0f : (double)rounded.x > middle ? __uint_as_float(before) : rounded.x;
+        above[code] = code == 0 ? -2.0f : (double)rounded.x > middle.x ? __uint_as_float(before) : rounded.x;
     }
     /* The code that is nearest to x, from -1 to 1: near a line of each decade, or the one below that. */
     __device__ uint8_t nearest(optforge_f32 x, bool is_signed) const {
         const unsigned bits = __float_as_uint(x.x);
-        const float size = __uint_as_float(bits & 0x7fffffffu);
-        float place = 64.0f / 0.9f * size + 64.0f * (0.8f / 0.9f), ten = 320.0f / 0.9f, from = 32.0f;
+        const optforge_f32 size = __uint_as_float(bits & 0x7fffffffu), start(0.8f / 0.9f);
+        const optforge_f32 five(5.0f), half(0.5f);
+        optforge_f32 ten(320.0f / 0.9f), from(32.0f);
+        optforge_f32 place = optforge_f32(64.0f / 0.9f) * size + optforge_f32(64.0f) * start;
 
 #pragma unroll
-        for (int decade = 0; decade < 6; decade++, ten *= 5.0f, from *= 0.5f)
-            place = ::fminf(place, ten * size + from * (0.8f / 0.9f));
-        const int near = (int)(is_signed ? place - 0.25f : 2.0f * place - 1.25f);
+        for (int decade = 0; decade < 6; decade++, ten = ten * five, from = from * half)
+            place = ::fminf(place.x, (ten * size + from * start).x);
+        place = is_signed ? place - optforge_f32(0.25f) : optforge_f32(2.0f) * place - optforge_f32(1.25f);
+        const int near = (int)place.x;
         const int code = (near ^ ((int)bits >> 31)) + (is_signed ? 128 : 1);
 
         return (uint8_t)(code - (x.x > above[code] ? 0 : 1));
@@ -711,7 +717,6 @@ struct optforge_cuda_arrays {
     static __device__ constexpr bool blocks(int a) { return optforge_cuda_blocks(format(a)); }
     /* How many of the arrays before are in blocks; and whether any is. */
     static __device__ constexpr int rank(int a) { return a == 0 ? 0 : rank(a - 1) + blocks(a - 1); }
-    static __device__ constexpr int scales_of(int a) { return arrays + (Storage::MASTER != 0) + rank(a); }
     /* Where an array is in full: in the master, unless that only has the lower half. */
     static __device__ constexpr int full(int a) { return mastered(a) && !SPLIT ? arrays : a; }
 
@@ -1100,10 +1105,11 @@ OPTFORGE_DEVICE void optforge_cuda_pass(const optforge_cuda_plan &w) {
     for (int a = 0; a < ARRAYS; a++)
         if (a != 1 && (Pass::loads(a) || Pass::stores(a)))
             arrays.take(a, tensor.array(a), leaf.begin);
+    int scales = ARRAYS + (Storage::MASTER != 0);
 #pragma unroll
     for (int a = 0; a < ARRAYS; a++)
         if (stored::blocks(a))
-            arrays.take_scales(a, tensor.array(stored::scales_of(a)), leaf.begin);
+            arrays.take_scales(a, tensor.array(scales++), leaf.begin);
     if (Storage::MASTER && (Pass::loads(0) || Pass::stores(0)))
         arrays.take(ARRAYS, tensor.array(ARRAYS), leaf.begin);
     if (Storage::STOCHASTIC)
