@@ -715,8 +715,8 @@ struct optforge_cuda_arrays {
     static __device__ constexpr bool mastered(int a) { return Storage::MASTER != 0 && a == 0; }
     static __device__ constexpr bool rounds(int a) { return narrow(a) && !mastered(a); }
     static __device__ constexpr bool blocks(int a) { return optforge_cuda_blocks(format(a)); }
-    /* How many of the arrays before are in blocks; and whether any is. */
-    static __device__ constexpr int rank(int a) { return a == 0 ? 0 : rank(a - 1) + blocks(a - 1); }
+    /* How many of the arrays before are in blocks. */
+    static __device__ constexpr int in_blocks(int a) { return a == 0 ? 0 : in_blocks(a - 1) + blocks(a - 1); }
     /* Where an array is in full: in the master, unless that only has the lower half. */
     static __device__ constexpr int full(int a) { return mastered(a) && !SPLIT ? arrays : a; }
 
@@ -1066,7 +1066,7 @@ OPTFORGE_DEVICE void optforge_cuda_pass(const optforge_cuda_plan &w) {
     __shared__ __align__(16) real stages[OPTFORGE_CUDA_WARPS][SUMS > 0 ? +OPTFORGE_CUDA_ROW : 4];
     __shared__ __align__(8) char own[OPTFORGE_CUDA_WARPS][OWN ? sizeof(scalars) : 8];
     real *const stage = stages[threadIdx.x / 32];
-    enum { BLOCKS = stored::rank(ARRAYS - 1) + stored::blocks(ARRAYS - 1) };
+    enum { BLOCKS = stored::in_blocks(ARRAYS) };
     __shared__ __align__(8) char maps[BLOCKS > 0 ? 2 * sizeof(optforge_cuda_map) : 8];
     optforge_f32 held[BLOCKS > 0 ? ARRAYS : 1][2][4];
     int lives[BLOCKS > 0 ? ARRAYS : 1][2];

@@ -77,7 +77,7 @@ def state_of(tensor: Tensor, entry: Mapping[str, Any], label: str, array: Any, p
             made[name] = codes.reshape(tensor.shape)
         else:
             scales, map_ = (entry.get(f"{key}{number}") for key in ("absmax", "qmap"))
-            scales, map_ = (np.zeros(0) if own is None else array(own, label) for own in (scales, map_))
+            scales, map_ = (np.zeros(0) if given is None else array(given, label) for given in (scales, map_))
             if scales.shape != (blocks.blocks(values.size),) or scales.dtype != np.float32:
                 wanted = blocks.blocks(values.size)
                 problems.append(
