@@ -28,7 +28,8 @@ enum {
     OPTFORGE_THREAD_SIZE = 65536, /* elements per thread below which waking another one does not pay */
     OPTFORGE_MOST_SHARES = 1024,  /* of a step, whatever is asked for */
     OPTFORGE_MOST_SCALARS = 512,  /* doubles of the scalars of a kernel */
-    OPTFORGE_WIDE = 8192,         /* floats of a piece whose arrays are stored in fewer bits */
+    OPTFORGE_WIDE = 8192,         /* floats of a piece whose arrays are stored in fewer bits, */
+    OPTFORGE_WIDE_PIECE = 512,    /* and elements, so that they stay in the first cache */
     OPTFORGE_TOLD = 6             /* sums that statistics are of: OPTFORGE_GRAD to OPTFORGE_INF */
 };
 
@@ -132,13 +133,24 @@ static optforge_draw optforge_drawing(uint64_t seed, uint64_t t, uint64_t stream
     return draw;
 }
 
-/* 32 random bits for element i, which turns by OPTFORGE_TURN * i. */
-OPTFORGE_INLINE uint32_t optforge_random(const optforge_draw *draw, uint32_t turn) {
+/* 32 random bits for element i, which turns by OPTFORGE_TURN * i; the upper half is there a step before. */
+OPTFORGE_INLINE uint32_t optforge_upper(const optforge_draw *draw, uint32_t turn) {
     uint32_t x = draw->first + turn;
     x = (x ^ x >> 16) * UINT32_C(0x7feb352d) ^ draw->second;
-    x = (x ^ x >> 15) * UINT32_C(0x846ca68b);
+    return (x ^ x >> 15) * UINT32_C(0x846ca68b);
+}
+OPTFORGE_INLINE uint32_t optforge_random(const optforge_draw *draw, uint32_t turn) {
+    const uint32_t x = optforge_upper(draw, turn);
     return x ^ x >> 16;
 }
+
+/* What the elements of a row turn by. */
+#define OPTFORGE_TURNS(k) \
+    OPTFORGE_TURN * k, OPTFORGE_TURN * (k + 1), OPTFORGE_TURN * (k + 2), OPTFORGE_TURN * (k + 3)
+static const uint32_t optforge_turns[OPTFORGE_LANES] = {
+    OPTFORGE_TURNS(0), OPTFORGE_TURNS(4), OPTFORGE_TURNS(8), OPTFORGE_TURNS(12),
+    OPTFORGE_TURNS(16), OPTFORGE_TURNS(20), OPTFORGE_TURNS(24), OPTFORGE_TURNS(28)
+};
 
 OPTFORGE_INLINE float optforge_from_bf16(uint16_t x) { return optforge_float((uint32_t)x << 16); }
 
@@ -160,6 +172,28 @@ OPTFORGE_INLINE uint16_t optforge_to_bf16(float x, int draws, uint32_t random) {
     const uint32_t drawn = magnitude <= 0x7f7f0000 ? random >> 16 : 0x8000u;
     const uint32_t rounded = (bits + (draws ? drawn : nearest)) >> 16;
     return (uint16_t)(magnitude > 0x7f800000 ? (bits >> 16 & 0x8000u) | 0x7fc0u : rounded);
+}
+
+/* Rounds a row, the first of which turns by `turn`. It is an addition and nothing else but for what is beyond
+ * a number. */
+OPTFORGE_INLINE void optforge_row_to_bf16(uint16_t *OPTFORGE_RESTRICT stored,
+                                          const float *OPTFORGE_RESTRICT wide, size_t n, int draws,
+                                          const optforge_draw *draw, uint32_t turn) {
+    const int32_t most = draws ? 0x7f7f0000 : 0x7f800000;
+    int32_t room = 0; /* negative where there is none */
+    for (size_t k = 0; k < n; k++)
+        room |= most - (int32_t)(optforge_bits(wide[k]) & 0x7fffffffu);
+    if (room >= 0)
+        for (size_t k = 0; k < n; k++) {
+            const uint32_t bits = optforge_bits(wide[k]), nearest = 0x7fffu + (bits >> 16 & 1u);
+            const uint32_t drawn = draws ? optforge_upper(draw, turn + optforge_turns[k]) >> 16 : 0;
+            stored[k] = (uint16_t)((bits + (draws ? drawn : nearest)) >> 16);
+        }
+    else
+        for (size_t k = 0; k < n; k++) {
+            const uint32_t random = draws ? optforge_random(draw, turn + optforge_turns[k]) : 0;
+            stored[k] = optforge_to_bf16(wide[k], draws, random);
+        }
 }
 
 /* Below the least normal number are multiples of 2^-24, and the fraction between two has 32 bits. All steps
@@ -195,39 +229,42 @@ OPTFORGE_INLINE uint32_t optforge_whole_bits(float x) {
  * stochastic rounding, or the two maps of codes. */
 typedef void (*optforge_convert)(void *stored, void *beside, float *wide, size_t n, const void *by);
 
-/* In blocks, whose number of elements a compiler knows, and what is left. */
-#define OPTFORGE_CONVERT(name, each)                                                                        \
-    OPTFORGE_INLINE void name##_some(uint16_t *OPTFORGE_RESTRICT stored, uint16_t *OPTFORGE_RESTRICT low,   \
-                                     float *OPTFORGE_RESTRICT wide, size_t from, size_t n,                  \
-                                     const optforge_draw *draw) {                                           \
-        uint32_t turn = OPTFORGE_TURN * (uint32_t)from;                                                     \
+/* In rows of n elements from i on, which a compiler knows the number of but for the last. */
+#define OPTFORGE_CONVERT(name, convert)                                                                     \
+    OPTFORGE_INLINE void name##_row(uint16_t *OPTFORGE_RESTRICT stored, uint16_t *OPTFORGE_RESTRICT low,    \
+                                    float *OPTFORGE_RESTRICT wide, size_t i, size_t n,                      \
+                                    const optforge_draw *draw) {                                            \
+        const uint32_t turn = OPTFORGE_TURN * (uint32_t)i;                                                  \
         (void)low, (void)draw, (void)turn;                                                                  \
-        for (size_t k = 0; k < n; k++, turn += OPTFORGE_TURN) {                                             \
-            const size_t i = from + k;                                                                      \
-            each;                                                                                           \
-        }                                                                                                   \
+        convert;                                                                                            \
     }                                                                                                       \
     OPTFORGE_INLINE void name(uint16_t *stored, uint16_t *low, float *wide, size_t n,                       \
                               const optforge_draw *draw) {                                                  \
         size_t i = 0;                                                                                       \
-        for (; n - i >= 32; i += 32)                                                                        \
-            name##_some(stored, low, wide, i, 32, draw);                                                    \
-        name##_some(stored, low, wide, i, n - i, draw);                                                     \
+        for (; n - i >= OPTFORGE_LANES; i += OPTFORGE_LANES)                                                \
+            name##_row(stored, low, wide, i, OPTFORGE_LANES, draw);                                         \
+        name##_row(stored, low, wide, i, n - i, draw);                                                      \
     }                                                                                                       \
     OPTFORGE_EACH_SET(name, (void *stored, void *beside, float *wide, size_t n, const void *by),            \
                       name((uint16_t *)stored, (uint16_t *)beside, wide, n, (const optforge_draw *)by))
+#define OPTFORGE_EACH_OF_ROW(each)        \
+    for (size_t k = 0; k < n; k++, i++) { \
+        each;                             \
+    }
 
-OPTFORGE_CONVERT(optforge_load_bf16, wide[i] = optforge_from_bf16(stored[i]))
-OPTFORGE_CONVERT(optforge_load_f16, wide[i] = optforge_from_f16(stored[i]))
-OPTFORGE_CONVERT(optforge_load_split, wide[i] = optforge_float(((uint32_t)stored[i] << 16) +
-                                                               (uint32_t)(int32_t)(int16_t)low[i]))
-OPTFORGE_CONVERT(optforge_store_bf16, stored[i] = optforge_to_bf16(wide[i], 0, 0))
-OPTFORGE_CONVERT(optforge_store_f16, stored[i] = optforge_to_f16(wide[i], 0, 0))
-OPTFORGE_CONVERT(optforge_store_split, const uint32_t bits = optforge_whole_bits(wide[i]);
-                 stored[i] = (uint16_t)((bits + 0x8000u) >> 16);
-                 low[i] = (uint16_t)bits)
-OPTFORGE_CONVERT(optforge_draw_bf16, stored[i] = optforge_to_bf16(wide[i], 1, optforge_random(draw, turn)))
-OPTFORGE_CONVERT(optforge_draw_f16, stored[i] = optforge_to_f16(wide[i], 1, optforge_random(draw, turn)))
+OPTFORGE_CONVERT(optforge_load_bf16, OPTFORGE_EACH_OF_ROW(wide[i] = optforge_from_bf16(stored[i])))
+OPTFORGE_CONVERT(optforge_load_f16, OPTFORGE_EACH_OF_ROW(wide[i] = optforge_from_f16(stored[i])))
+OPTFORGE_CONVERT(optforge_load_split, OPTFORGE_EACH_OF_ROW(
+    wide[i] = optforge_float(((uint32_t)stored[i] << 16) + (uint32_t)(int32_t)(int16_t)low[i])))
+OPTFORGE_CONVERT(optforge_store_bf16, optforge_row_to_bf16(stored + i, wide + i, n, 0, NULL, 0))
+OPTFORGE_CONVERT(optforge_store_f16, OPTFORGE_EACH_OF_ROW(stored[i] = optforge_to_f16(wide[i], 0, 0)))
+OPTFORGE_CONVERT(optforge_store_split, OPTFORGE_EACH_OF_ROW(
+    const uint32_t bits = optforge_whole_bits(wide[i]);
+    stored[i] = (uint16_t)((bits + 0x8000u) >> 16);
+    low[i] = (uint16_t)bits))
+OPTFORGE_CONVERT(optforge_draw_bf16, optforge_row_to_bf16(stored + i, wide + i, n, 1, draw, turn))
+OPTFORGE_CONVERT(optforge_draw_f16, OPTFORGE_EACH_OF_ROW(
+    stored[i] = optforge_to_f16(wide[i], 1, optforge_random(draw, turn + optforge_turns[k]))))
 
 /* ---- state of 8 bits, in blocks that share a scale ----------------------------------------------------- */
 
@@ -1201,6 +1238,8 @@ static void optforge_plan_uses(const optforge_kernel *kernel, const optforge_pas
         span->blocks |= optforge_is_blocks(kernel->formats[a]);
         span->use[a] = (char)(narrow && span->run != NULL && pass->uses != NULL ? pass->uses[a] : '.');
     }
+    if (span->narrow)
+        span->piece = optforge_least(span->piece, OPTFORGE_WIDE_PIECE);
     while (span->piece * (size_t)span->narrow > OPTFORGE_WIDE)
         span->piece /= 2;
     if (span->changes && span->use[0] == 'w')
