@@ -30,6 +30,7 @@ enum {
     OPTFORGE_MOST_SCALARS = 512,  /* doubles of the scalars of a kernel */
     OPTFORGE_WIDE = 8192,         /* floats of a piece whose arrays are stored in fewer bits, */
     OPTFORGE_WIDE_PIECE = 512,    /* and elements, so that they stay in the first cache */
+    OPTFORGE_CODES = 64,          /* of 8 bits that are found at once */
     OPTFORGE_TOLD = 6             /* sums that statistics are of: OPTFORGE_GRAD to OPTFORGE_INF */
 };
 
@@ -336,11 +337,28 @@ OPTFORGE_INLINE int32_t optforge_near(float x, int is_signed) {
     return (int32_t)(is_signed ? x - 0.25f : 2.0f * x - 1.25f);
 }
 
+/* What is nearest to numbers from -1 to 1. In loops of their own, and so short that compilers make vectors of
+ * all but the look at the table. */
+OPTFORGE_INLINE void optforge_store_codes(uint8_t *OPTFORGE_RESTRICT codes, const float *OPTFORGE_RESTRICT x,
+                                          const float *OPTFORGE_RESTRICT above, int is_signed) {
+    int32_t code[OPTFORGE_CODES];
+    float line[OPTFORGE_CODES];
+    for (size_t i = 0; i < OPTFORGE_CODES; i++) {
+        const uint32_t bits = optforge_bits(x[i]);
+        const int32_t near = optforge_near(optforge_float(bits & 0x7fffffffu), is_signed);
+        code[i] = (near ^ ((int32_t)bits >> 31)) + (is_signed ? 128 : 1);
+    }
+    for (size_t i = 0; i < OPTFORGE_CODES; i++)
+        line[i] = above[code[i]];
+    for (size_t i = 0; i < OPTFORGE_CODES; i++) /* this one, or the one below */
+        codes[i] = (uint8_t)(code[i] - (x[i] > line[i] ? 0 : 1));
+}
+
 /* Stores a block, which it changes: what is nearest to a number over the scale, the largest magnitude. That
  * is NaN where one is, or is infinite. Without a sign what is below 0 becomes 0. */
 OPTFORGE_INLINE float optforge_store_block(uint8_t *OPTFORGE_RESTRICT codes, float *OPTFORGE_RESTRICT wide,
                                            const float *OPTFORGE_RESTRICT above, int is_signed) {
-    int32_t lanes[OPTFORGE_LANES] = {0}, code[OPTFORGE_BLOCK], most = 0;
+    int32_t lanes[OPTFORGE_LANES] = {0}, most = 0;
     float scale;
     for (size_t i = 0; i < OPTFORGE_BLOCK; i += OPTFORGE_LANES)
         for (size_t j = 0; j < OPTFORGE_LANES; j++) {
@@ -355,16 +373,10 @@ OPTFORGE_INLINE float optforge_store_block(uint8_t *OPTFORGE_RESTRICT codes, flo
         return most == 0 ? 0.0f : (float)NAN;
     }
     scale = optforge_float((uint32_t)most);
-    /* In two loops, of which gcc makes vectors as it does not of one. */
     for (size_t i = 0; i < OPTFORGE_BLOCK; i++)
         wide[i] = (is_signed || wide[i] > 0.0f ? wide[i] : 0.0f) / scale;
-    for (size_t i = 0; i < OPTFORGE_BLOCK; i++) {
-        const uint32_t bits = optforge_bits(wide[i]);
-        const int32_t near = optforge_near(optforge_float(bits & 0x7fffffffu), is_signed);
-        code[i] = (near ^ ((int32_t)bits >> 31)) + (is_signed ? 128 : 1);
-    }
-    for (size_t i = 0; i < OPTFORGE_BLOCK; i++) /* this one, or the one below */
-        codes[i] = (uint8_t)(code[i] - (wide[i] > above[code[i]] ? 0 : 1));
+    for (size_t i = 0; i < OPTFORGE_BLOCK; i += OPTFORGE_CODES)
+        optforge_store_codes(codes + i, wide + i, above, is_signed);
     return scale;
 }
 
