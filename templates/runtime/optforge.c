@@ -1327,20 +1327,35 @@ static int optforge_conversion(const optforge_kernel *kernel, size_t a) {
     return split ? 2 : kernel->formats[a] - OPTFORGE_BF16;
 }
 
+/* Lets a processor load what the next piece reads while this one is computed. */
+static void optforge_fetch(const char *next, size_t bytes) {
+#if defined(__GNUC__)
+    for (size_t at = 0; at < bytes; at += 64)
+        __builtin_prefetch(next + at, 1);
+#else
+    (void)next, (void)bytes;
+#endif
+}
+
 /* Turns to a piece that is widened, and begins at 0. */
 static void optforge_widen(const optforge_work *w, const optforge_span *span, optforge_piece *x,
                            optforge_wide *wide) {
     const optforge_kernel *kernel = span->kernel;
     float *room = wide->memory;
+    size_t n, next;
+    memcpy(&n, x->tensor, sizeof n);
+    next = optforge_least(n - x->begin - x->n, span->piece);
     wide->n = x->n;
     for (size_t a = 0; a < kernel->arrays; a++) {
+        const size_t size = optforge_format_size(kernel->formats[a]);
         char *own = (char *)optforge_array(x->tensor, a);
         void *beside;
         if (kernel->formats[a] != OPTFORGE_SCALAR && own != NULL)
-            own += x->begin * optforge_format_size(kernel->formats[a]);
+            own += x->begin * size;
         wide->array[a] = own;
         if (!optforge_narrow(kernel, a) || span->use[a] == '.')
             continue;
+        optforge_fetch(own + x->n * size, next * size);
         wide->array[a] = room;
         beside = optforge_beside(kernel, x->tensor, a, x->begin);
         if (a == 0 && beside != NULL && kernel->formats[kernel->master] == OPTFORGE_F32)
