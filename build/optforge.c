@@ -28,8 +28,7 @@ enum {
     OPTFORGE_THREAD_SIZE = 65536, /* elements per thread below which waking another one does not pay */
     OPTFORGE_MOST_SHARES = 1024,  /* of a step, whatever is asked for */
     OPTFORGE_MOST_SCALARS = 512,  /* doubles of the scalars of a kernel */
-    OPTFORGE_WIDE = 8192,         /* floats of a piece whose arrays are stored in fewer bits, */
-    OPTFORGE_WIDE_PIECE = 512,    /* and elements, so that they stay in the first cache */
+    OPTFORGE_WIDE = 8192,         /* floats of a piece whose arrays are stored in fewer bits */
     OPTFORGE_CODES = 64,          /* of 8 bits that are found at once */
     OPTFORGE_TOLD = 6             /* sums that statistics are of: OPTFORGE_GRAD to OPTFORGE_INF */
 };
@@ -1251,7 +1250,7 @@ static void optforge_plan_uses(const optforge_kernel *kernel, const optforge_pas
         span->use[a] = (char)(narrow && span->run != NULL && pass->uses != NULL ? pass->uses[a] : '.');
     }
     if (span->narrow)
-        span->piece = optforge_least(span->piece, OPTFORGE_WIDE_PIECE);
+        span->piece = OPTFORGE_PIECE; /* what is widened stays in the first cache */
     while (span->piece * (size_t)span->narrow > OPTFORGE_WIDE)
         span->piece /= 2;
     if (span->changes && span->use[0] == 'w')
@@ -1327,35 +1326,20 @@ static int optforge_conversion(const optforge_kernel *kernel, size_t a) {
     return split ? 2 : kernel->formats[a] - OPTFORGE_BF16;
 }
 
-/* Lets a processor load what the next piece reads while this one is computed. */
-static void optforge_fetch(const char *next, size_t bytes) {
-#if defined(__GNUC__)
-    for (size_t at = 0; at < bytes; at += 64)
-        __builtin_prefetch(next + at, 1);
-#else
-    (void)next, (void)bytes;
-#endif
-}
-
 /* Turns to a piece that is widened, and begins at 0. */
 static void optforge_widen(const optforge_work *w, const optforge_span *span, optforge_piece *x,
                            optforge_wide *wide) {
     const optforge_kernel *kernel = span->kernel;
     float *room = wide->memory;
-    size_t n, next;
-    memcpy(&n, x->tensor, sizeof n);
-    next = optforge_least(n - x->begin - x->n, span->piece);
     wide->n = x->n;
     for (size_t a = 0; a < kernel->arrays; a++) {
-        const size_t size = optforge_format_size(kernel->formats[a]);
         char *own = (char *)optforge_array(x->tensor, a);
         void *beside;
         if (kernel->formats[a] != OPTFORGE_SCALAR && own != NULL)
-            own += x->begin * size;
+            own += x->begin * optforge_format_size(kernel->formats[a]);
         wide->array[a] = own;
         if (!optforge_narrow(kernel, a) || span->use[a] == '.')
             continue;
-        optforge_fetch(own + x->n * size, next * size);
         wide->array[a] = room;
         beside = optforge_beside(kernel, x->tensor, a, x->begin);
         if (a == 0 && beside != NULL && kernel->formats[kernel->master] == OPTFORGE_F32)
