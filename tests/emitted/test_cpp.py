@@ -12,6 +12,7 @@ from amount import FULL, LEVEL
 from compiling import objects
 from conftest import require
 from embedding import SOURCES, WARNINGS, run, write
+from native import STRICT
 from optforge import rule, scalar
 from optforge.core.formats import Wanted
 from optforge.emit.c import rule_view
@@ -57,7 +58,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def compiled_c(directory: Path, flags: Sequence[str] = ()) -> list[str]:
     """The objects of its files that are C."""
-    return objects(["gcc", "-std=c99", LEVEL, *flags], [f"{name}.c" for name in [*RULES, "optforge"]], directory)
+    return objects(["gcc", *STRICT, LEVEL, *flags, "-fPIC"], [f"{name}.c" for name in [*RULES, "optforge"]], directory)
 
 
 def compiled(directory: Path, out: Path, driver: str, standard: str, flags: Sequence[str] = ()) -> Path:

@@ -112,7 +112,7 @@ def test_sanitized(tmp_path: Path, few: str, expected: str, compiler: str) -> No
 EVERY = [(way, compiler) for way in WAYS for compiler in ("gcc", "clang")]
 
 
-@pytest.mark.parametrize(("way", "compiler"), EVERY if FULL else EVERY[1::2])
+@pytest.mark.parametrize(("way", "compiler"), EVERY if FULL else [EVERY[1], EVERY[2], EVERY[5]])
 def test_the_ways_to_take_it_have_the_same_bits(tmp_path: Path, expected: str, way: str, compiler: str) -> None:
     require(compiler)
     program = battery(tmp_path, ["-O3" if compiler == "clang" else "-O1"], way, compiler)
