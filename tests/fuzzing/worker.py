@@ -143,7 +143,8 @@ def fast_nvcc(directory: Path) -> None:
     script = directory / "nvcc"
     lines = [
         f"#!{sys.executable}",
-        "import sys",
+        "import os, sys",
+        "os.environ['OPTFORGE_TEST_STORE'] = ''",  # objects of so many rules are not kept
         f"sys.path[:0] = [{str(HERE)!r}]",
         "import emulation",
         "kept = [flag for flag in emulation.FLAGS if flag != '-O1' and 'sanitize' not in flag]",
