@@ -39,7 +39,7 @@ def compiled(command: Sequence[str], source: str, directory: Path) -> Path:
     # Lines that say of which file the next ones are differ from one directory to the other.
     text = re.sub(r"(?m)^# \d+ .*\n", "", run([*command, "-E", source], directory))
     rest = [word for word in command[1:] if not word.startswith("-I")]
-    if "omp" not in text:  # so that OpenMP makes nothing another
+    if not re.search(r"\bomp(_|\b)", text):  # so that OpenMP makes nothing another
         rest = [word for word in rest if word != "-fopenmp"]
     for word in ("-MD", "-MF", "-MT"):  # what make is told, which is told by now
         if word in rest:
