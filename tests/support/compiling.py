@@ -23,6 +23,7 @@ if not os.environ.get("OPTFORGE_TEST_STORE"):
     OWN = tempfile.TemporaryDirectory(prefix="optforge-tests-")  # removed when this process ends
     os.environ["OPTFORGE_TEST_STORE"] = OWN.name
 STORE = Path(os.environ["OPTFORGE_TEST_STORE"])
+STORE.mkdir(parents=True, exist_ok=True)
 
 
 def objects(command: Sequence[str | Path], sources: Iterable[str | Path], directory: Path) -> list[str]:
