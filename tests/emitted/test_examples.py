@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 
 from amount import FULL
-from compiling import LAUNCHER
 from conftest import missing, require
 from places import ROOT
 
@@ -45,8 +44,7 @@ def make(name: str, directory: Path, program: str, *settings: str) -> Path:
     require("make")
     directory.mkdir(exist_ok=True)
     optforge = f"{shlex.quote(sys.executable)} -P -m optforge"
-    compiler = f"CC={shlex.join([*LAUNCHER, 'gcc'])}"
-    output("make", "-C", EXAMPLES / name, f"OPTFORGE={optforge}", f"BUILD={directory}", compiler, *settings)
+    output("make", "-C", EXAMPLES / name, f"OPTFORGE={optforge}", f"BUILD={directory}", *settings)
     return directory / program
 
 
@@ -101,7 +99,7 @@ def test_glue_is_marked(tmp_path: Path) -> None:
 def test_flat_trainer(tmp_path: Path, flags: str) -> None:
     """Where the compiler leaves arithmetic as it is written all bits agree, over a whole training."""
     require("gcc")
-    train = make("flat-trainer", tmp_path, "train", f"CFLAGS={flags}")
+    train = make("flat-trainer", tmp_path, "train", "CC=gcc", f"CFLAGS={flags}")
     own = output(train, DIGITS, "own")
     assert float(own[0].split()[-1]) > 1 > 0.1 > float(own[19].split()[-1])
     assert output(train, DIGITS, "optforge") == own
@@ -113,7 +111,7 @@ def test_flat_trainer(tmp_path: Path, flags: str) -> None:
 def test_flat_trainer_of_fast_math(tmp_path: Path) -> None:
     """As its Makefile has it: the engine's own loop is rewritten, and each step is as near as the page says."""
     require("gcc")
-    train = make("flat-trainer", tmp_path, "train")
+    train = make("flat-trainer", tmp_path, "train", "CC=gcc")
     (apart,) = (line.split() for line in output(train, DIGITS, "check") if line.startswith("apart"))
     bounds = re.search(r"p within (\d+), m within (\d+), v within (\d+) units", PAGE.read_text())
     assert bounds is not None
@@ -127,7 +125,7 @@ def test_flat_trainer_of_fast_math(tmp_path: Path) -> None:
 
 def test_graph_op(tmp_path: Path) -> None:
     require("gcc")
-    graph = make("graph-op", tmp_path, "graph")
+    graph = make("graph-op", tmp_path, "graph", "CC=gcc")
     own = output(graph, "own", "1")
     for threads in ("1", "2", "3", "7") if FULL else ("3",):
         assert output(graph, "optforge", threads) == own
@@ -142,7 +140,7 @@ def test_sanitized(tmp_path: Path, name: str, program: str, words: tuple[str, ..
     """Threads of engines, with all of the emitted code seen by the sanitizer too: no race, nothing beyond an end."""
     require("gcc")
     flags = f"CFLAGS=-O2 -g -fsanitize={sanitizer} -fno-sanitize-recover=all"
-    built = [make(name, tmp_path / k, program, *own) for k, own in (("plain", ()), ("own", (flags,)))]
+    built = [make(name, tmp_path / k, program, "CC=gcc", *own) for k, own in (("plain", ()), ("own", (flags,)))]
     assert output(built[1], *words) == output(built[0], *words)
 
 
@@ -153,7 +151,7 @@ def test_sanitized(tmp_path: Path, name: str, program: str, words: tuple[str, ..
 def test_zero(tmp_path: Path) -> None:
     """Any number of ranks prints the same; the norm that is added up in another order is another in its last digits."""
     require("gcc")
-    shards = make("zero", tmp_path, "shards")
+    shards = make("zero", tmp_path, "shards", "CC=gcc")
     own, one = output(shards, "own"), output(shards, "1")
     for ranks in range(2, 9):
         assert output(shards, str(ranks)) == one
@@ -169,7 +167,7 @@ def test_zero(tmp_path: Path) -> None:
 @full
 def test_tiny_dnn(tmp_path: Path) -> None:
     require_header("tiny-dnn", "tiny_dnn/config.h")
-    train = make("tiny-dnn", tmp_path, "train", "CXX=g++")
+    train = make("tiny-dnn", tmp_path, "train", "CC=gcc", "CXX=g++")
     own = output(train, DIGITS, "own")
     assert output(train, DIGITS, "optforge") == own
     assert int(own[-2].split()[1]) > 450
@@ -179,7 +177,7 @@ def test_tiny_dnn(tmp_path: Path) -> None:
 def test_dlib(tmp_path: Path) -> None:
     """The rule that writes steps has all bits; what is added by a delta is within two units of 2^-24."""
     require_header("dlib", "dlib/dnn.h")
-    train = make("dlib", tmp_path, "train", "CXX=g++")
+    train = make("dlib", tmp_path, "train", "CC=gcc", "CXX=g++")
     own = output(train, DIGITS, "own")
     assert output(train, DIGITS, "optforge") == own
     assert int(own[-2].split()[1]) > 450

@@ -12,7 +12,7 @@ import pytest
 
 from amount import FULL, LEVEL
 from cli_runner import optforge
-from compiling import LAUNCHER, objects
+from compiling import objects
 from conftest import require
 from embedding import WARNINGS, run, write
 from native import OPTIMISED
@@ -69,8 +69,7 @@ int main(void)
 
 
 def cmake(*arguments: str | Path, cwd: Path) -> str:
-    environment = {"PYTHONPATH": str(GENERATOR), "CMAKE_C_COMPILER_LAUNCHER": ";".join(LAUNCHER)}
-    return run(["cmake", *map(str, arguments)], cwd, environment)
+    return run(["cmake", *map(str, arguments)], cwd, {"PYTHONPATH": str(GENERATOR)})
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -104,8 +103,7 @@ def test_the_commands_of_its_readme(project: Path) -> None:
     shown = commands(project / "README.md")
     assert [command.split()[0] for command in shown] == ["cc", *["cmake"] * 2, "ctest", "cmake", "optforge"]
     for command in shown[:-1]:
-        environment = {"CMAKE_C_COMPILER_LAUNCHER": ";".join(LAUNCHER)}
-        run(["sh", "-c", command if FULL else command.replace("=Release", "=Debug")], project, environment)
+        run(["sh", "-c", command if FULL else command.replace("=Release", "=Debug")], project)
     rules = "adamw clip_by_global_norm:lamb my_rule.py:halved"
     assert shown[-1] == f"optforge generate {rules} --dtype f32 --layout project --out DIR"
     assert {path.name for path in (project / "where/lib/cmake/optforge").iterdir()} >= {"optforgeConfig.cmake"}

@@ -89,7 +89,8 @@ def built(
     write(directory, files)
     sources = [name for name in files if name.endswith(".c")]
     # Linked plainly: start-up code of fast mathematics would change this process.
-    made = objects([require(compiler), *STRICT, *flags, "-fPIC"], sources, directory)
+    strict = STRICT[:1] if changed else STRICT  # what is changed may warn
+    made = objects([require(compiler), *strict, *flags, "-fPIC"], sources, directory)
     linking = [flag for flag in flags if flag == "-fopenmp"]
     run([compiler, *linking, "-shared", *made, "-o", "library.so", "-lm"], directory)
     library = ctypes.CDLL(str(directory / "library.so"))

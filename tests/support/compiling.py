@@ -12,7 +12,6 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -42,10 +41,6 @@ def compiled(command: Sequence[str], source: str, directory: Path) -> Path:
     rest = [word for word in command[1:] if not word.startswith("-I")]
     if not re.search(r"\bomp(_|\b)", text):  # so that OpenMP makes nothing another
         rest = [word for word in rest if word != "-fopenmp"]
-    for word in ("-MD", "-MF", "-MT"):  # what make is told, which is told by now
-        if word in rest:
-            at = rest.index(word)
-            del rest[at : at + (1 if word == "-MD" else 2)]
     return stored(
         [shutil.which(command[0]) or command[0], *rest, text],
         lambda made: run([*command, "-c", source, "-o", str(made)], directory),
@@ -64,35 +59,8 @@ def stored(identity: Sequence[str], make: Callable[[Path], object]) -> Path:
     return path
 
 
-LAUNCHER = (sys.executable, __file__)  # before a compiler, as a build system starts it
-
-
-def launch(command: Sequence[str]) -> None:
-    """Do what a compiler is asked for, with objects of C that there are already."""
-    sources = [word for word in command if word.endswith(".c")]
-    if sources and not {"-E", "-S", "-M", "-MM"} & {*command}:
-        output = command[command.index("-o") + 1] if "-o" in command else ""
-        others = ("-c", "-o", output, *sources)
-        flags = [
-            word for word in command if word not in others and not word.startswith("-l") and not word.endswith(".o")
-        ]
-        made = objects(flags, sources, Path())
-        if "-c" in command:
-            shutil.copy(made[0], output or f"{Path(sources[0]).stem}.o")
-            return
-        command = [made[sources.index(word)] if word in sources else word for word in command]
-    os.execvp(command[0], command)
-
-
 def run(command: Sequence[str], directory: Path) -> str:
     """What a command prints that must succeed."""
     answer = subprocess.run(command, cwd=directory, capture_output=True, text=True, check=False)
     assert answer.returncode == 0, f"{shlex.join(command)}\n{answer.stderr}"
     return answer.stdout
-
-
-if __name__ == "__main__":
-    try:
-        launch(sys.argv[1:])
-    except AssertionError as error:
-        sys.exit(str(error))
