@@ -6,6 +6,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
+# What the processes of a run compile, each finds here.
+STORE = store=$$(mktemp -d) && trap 'rm -rf "$$store"' EXIT INT TERM && OPTFORGE_TEST_STORE="$$store"
+
 .PHONY: demo docs check quick quick-language quick-bits test test-words test-steps test-runtimes clean
 
 demo: $(VENV)/.demo
@@ -24,7 +27,7 @@ check: $(VENV)/.dev
 
 # The language, and the bits of float32.
 quick: $(VENV)/.dev
-	@$(MAKE) --no-print-directory --jobs 3 --output-sync=target check quick-language quick-bits
+	@$(STORE) $(MAKE) --no-print-directory --jobs 3 --output-sync=target check quick-language quick-bits
 
 quick-language:
 	$(BIN)/pytest -q tests/cli/test_rooms.py tests/language/test_language.py tests/language/test_meanings.py \
@@ -34,8 +37,8 @@ quick-bits:
 	$(BIN)/pytest -q tests/bits/test_bits.py tests/train/test_optimizer.py -k "not float64" $(PYTEST_ARGS)
 
 test: check
-	@echo "The tests take about a quarter of an hour on two cores; make quick takes one or two."
-	@$(MAKE) --no-print-directory --jobs 3 --output-sync=target test-words test-steps test-runtimes
+	@echo "The tests take ten to fifteen minutes on two cores; make quick takes one."
+	@$(STORE) $(MAKE) --no-print-directory --jobs 3 --output-sync=target test-words test-steps test-runtimes
 
 # Many tests wait for compilers and processes, so that the parts go on beside each other.
 test-words:

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 import pytest
 
+from compiling import STORE
 from emulation import build_driver, environment, write_nvcc
 
 REQUIRED = os.environ.get("OPTFORGE_TEST_REQUIRE", "").split()
@@ -19,10 +20,10 @@ COMPILERS = ("gcc", "clang")
 
 
 @pytest.fixture(scope="session", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def cache() -> Iterator[Path]:
     """Kernels of a test run are compiled once, and not into the user's cache."""
-    directory = tmp_path_factory.mktemp("cache")
-    directory.chmod(0o700)
+    directory = STORE / "kernels"
+    directory.mkdir(mode=0o700, exist_ok=True)
     before = os.environ.get("OPTFORGE_CACHE_DIR")
     os.environ["OPTFORGE_CACHE_DIR"] = str(directory)
     yield directory

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import optforge as of
-from amount import some
+from amount import FULL, some
 from conftest import COMPILERS, require
 from data import DTYPES, Guarded, gradients, same, special_pairs
 from native import Library, code, compile_shared, instruction_sets
@@ -33,13 +33,15 @@ SETS = instruction_sets()
 SIZES = (*range(70), 127, 128, 129, 1023, 1024, 1025, 5000)
 
 
-# The runtime is the same for all rules: every way is taken by one of them, and some by the others.
+# The runtime is the same for all rules: every way is taken by one of them, and some by the others. -O3 alone, which
+# three others have too, is for the long run.
 WAYS = [
     (name, compiler, flags)
     for name in names()
     for compiler in COMPILERS
     for flags in FLAGS
-    if not (compiler == "clang" and flags in ("openmp", "lto"))  # which are packages of their own
+    if (FULL or flags != "O3")
+    and not (compiler == "clang" and flags in ("openmp", "lto"))  # which are packages of their own
     and not (flags == "contracting" and (compiler == "clang" or platform.machine() != "x86_64"))
 ]
 

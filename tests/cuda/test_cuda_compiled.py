@@ -39,7 +39,7 @@ from optforge import (
 )
 
 ARCHITECTURES = (90, 75, 120, 80, 86, 89, 100)
-WHOLE = (75, 80, 86, 90, 100, 120)  # take all rules; the others, what is peculiar
+WHOLE = (75, 80, 86, 90, 100, 120) if FULL else (90,)  # take all rules; the others, what is peculiar
 PECULIAR = ("elements", "clipped")
 STRICT = ("-std=c++17", "-Werror", "all-warnings", "-Xcompiler", "-Wall,-Wextra,-Werror")
 

@@ -9,8 +9,10 @@ import pytest
 
 import optforge as of
 from amount import FULL, LEVEL
+from compiling import objects
 from conftest import require
 from embedding import SOURCES, WARNINGS, run, write
+from native import STRICT
 from optforge import rule, scalar
 from optforge.core.formats import Wanted
 from optforge.emit.c import rule_view
@@ -45,23 +47,25 @@ RULES = {
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The files of a project, and objects of those that are C."""
+    """The files of a project."""
     require("gcc")
     kernels = [own.kernel(**own.definition.settings) for own in RULES.values()]
     storages = [Wanted().storages(kernel) for kernel in kernels]
     views = [rule_view(own, kernels[k], storages[k], prefix) for k, (prefix, own) in enumerate(RULES.items())]
     directory = write(tmp_path_factory.mktemp("project"), project(views, kernels, {}, "a command"))
-    for name in [*RULES, "optforge"]:
-        run(["gcc", "-std=c99", LEVEL, "-c", f"{name}.c"], directory)
     return directory
+
+
+def compiled_c(directory: Path, flags: Sequence[str] = ()) -> list[str]:
+    """The objects of its files that are C."""
+    return objects(["gcc", *STRICT, LEVEL, *flags, "-fPIC"], [f"{name}.c" for name in [*RULES, "optforge"]], directory)
 
 
 def compiled(directory: Path, out: Path, driver: str, standard: str, flags: Sequence[str] = ()) -> Path:
     """The program of tests/runtime/optimizers.cpp."""
     require(DRIVERS[driver])
-    objects = [directory / f"{name}.o" for name in [*RULES, "optforge"]]
     command = [driver, f"-std={standard}", "-O0", *WARNINGS, *flags, f"-I{directory}", "-pthread"]
-    run([*command, SOURCES / "optimizers.cpp", *objects, "-o", out, "-lm"], directory)
+    run([*command, SOURCES / "optimizers.cpp", *compiled_c(directory), "-o", out, "-lm"], directory)
     return out
 
 
@@ -97,8 +101,8 @@ def test_units_with_exceptions_and_without_are_one_program(built: Path, tmp_path
     write(tmp_path, {"one.cpp": unit.replace("NAME", "one"), "two.cpp": unit.replace("NAME", "two"), "main.cpp": main})
     for name, flags in (("one", ["-std=c++11"]), ("two", ["-std=c++20", "-fno-exceptions"]), ("main", [])):
         run(["g++", "-O0", *flags, f"-I{built}", "-c", f"{name}.cpp"], tmp_path)
-    objects = [f"{name}.o" for name in ("one", "two", "main")]
-    run(["g++", *objects, built / "plain.o", built / "optforge.o", "-o", "program", "-lm"], tmp_path)
+    units = [f"{name}.o" for name in ("one", "two", "main")]
+    run(["g++", *units, *compiled_c(built), "-o", "program", "-lm"], tmp_path)
     run([tmp_path / "program"], tmp_path)
 
 
@@ -106,11 +110,8 @@ def test_units_with_exceptions_and_without_are_one_program(built: Path, tmp_path
 def test_wrong_calls_at_random(sanitized: bool, built: Path, tmp_path: Path) -> None:
     """Each is one exception with a text, and nothing is written before it."""
     flags = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g"] if sanitized else []
-    sources = [built / f"{name}.c" for name in [*RULES, "optforge"]]
-    for source in sources:
-        run(["gcc", "-std=c99", LEVEL, *flags, "-c", source], tmp_path)
-    objects = [f"{name}.o" for name in [*RULES, "optforge"]]
-    command = ["g++", "-std=c++11", LEVEL, *WARNINGS, *flags, f"-I{built}", SOURCES / "wrong.cpp", *objects]
+    command = ["g++", "-std=c++11", LEVEL, *WARNINGS, *flags, f"-I{built}", SOURCES / "wrong.cpp"]
+    command += compiled_c(built, flags)
     run([*command, "-o", "wrong", "-lm"], tmp_path)
     number = "1000000" if sanitized else "20000"
     lines = run(

@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 
 import optforge as of
+from compiling import objects, run
 from conftest import require
 from data import same
+from native import OPTIMISED
 from optforge.core.formats import Wanted
 from optforge.emit.c import rule_view
 from optforge.emit.project import project
@@ -98,10 +100,9 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     files = {**of.rules.adam.generate("c"), **of.rules.sgd.generate("c"), **rms_decay.generate("c"), "page.c": text}
     for name, own in files.items():
         (directory / name).write_text(own)
-    sources = sorted(name for name in files if name.endswith(".c"))
-    command = [gcc, *FLAGS, "-shared", *sources, "-lm", "-o", "page.so"]
-    done = subprocess.run(command, cwd=directory, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    sources = sorted(name for name in files if name.endswith(".c") and name != "page.c")
+    made = objects([gcc, *FLAGS], ["page.c"], directory) + objects([gcc, *OPTIMISED], sources, directory)
+    run([gcc, "-shared", *made, "-lm", "-o", "page.so"], directory)
     return ctypes.CDLL(str(directory / "page.so"))
 
 
@@ -188,11 +189,8 @@ def test_cpp(tmp_path: Path) -> None:
         }}
         """)
     sources = ["adamw.c", "sgd.c", "optforge.c"]
-    subprocess.run([gcc, "-std=c99", "-O0", "-c", *sources], cwd=tmp_path, check=True)
-    objects = [f"{name[:-2]}.o" for name in sources]
-    command = [gxx, "-std=c++11", "-O0", "-Wall", "-Wextra", "-Werror", "page.cpp", *objects, "-o", "page"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    made = objects([gcc, *OPTIMISED], sources, tmp_path)
+    run([gxx, "-std=c++11", "-O0", "-Wall", "-Wextra", "-Werror", "page.cpp", *made, "-o", "page"], tmp_path)
     said = subprocess.run([tmp_path / "page"], capture_output=True, text=True, check=True).stdout.split()
     p, w = np.ones(100, np.float32), np.ones(8, np.float32)
     of.Optimizer([p], "adamw", lr=3e-4, target="numpy").step([np.full(100, 0.5, np.float32)])

@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from amount import FULL
+from amount import FULL, LEVEL
 from cli_runner import optforge
+from compiling import objects
 from conftest import require
 from embedding import WARNINGS, run, write
+from native import OPTIMISED
 from places import GENERATOR
 
 RULE = '''from optforge import rule
@@ -114,7 +116,7 @@ def test_its_programs_build_as_they_say(project: Path, name: str) -> None:
     shown = re.findall(r"^ \*(?: Build:|       ) (c(?:c|\+\+) .*?)(?:    \(.*)?$", text, re.M)
     assert shown
     for command in shown:
-        run(["sh", "-c", f"{command.replace('-O2', '-O1 ' + ' '.join(WARNINGS), 1)}"], project)
+        run(["sh", "-c", command.replace("-O2", " ".join([LEVEL, *WARNINGS]), 1)], project)
     if name == "bench.c":
         lines = run([project / "bench_c", "1000"], project).splitlines()
         assert {line.split()[0] for line in lines[1:]} == {"adamw", "clip_by_global_norm_lamb", "halved"}
@@ -200,7 +202,8 @@ def printed(emitted: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     """What an engine prints that is compiled by hand."""
     directory = write(tmp_path_factory.mktemp("hand"), {"engine.c": ENGINE})
     sources = [emitted / f"{name}.c" for name in ("adamw", "clip_by_global_norm_lamb", "halved", "optforge")]
-    run(["cc", "-O1", f"-I{emitted}", "engine.c", *sources, "-o", "engine", "-lm"], directory)
+    made = objects(["cc", *OPTIMISED, f"-I{emitted}"], ["engine.c", *sources], directory)
+    run(["cc", *made, "-o", "engine", "-lm"], directory)
     return run([directory / "engine"], directory)
 
 

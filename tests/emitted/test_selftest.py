@@ -12,8 +12,10 @@ import pytest
 
 import optforge as of
 from amount import FULL, LEVEL
+from compiling import objects
 from conftest import COMPILERS, require
 from embedding import WAYS, emitted, run, write
+from native import OPTIMISED, STRICT
 from optforge import exp, norm, rule, scalar, sqrt, tanh
 from optforge.core.dtypes import DTYPES
 from optforge.engines.golden import golden
@@ -87,11 +89,10 @@ def built(
     write(directory, files)
     sources = [name for name in files if name.endswith(".c")]
     # Linked plainly: start-up code of fast mathematics would change this process.
-    for source in sources:
-        run([require(compiler), "-std=c99", *flags, "-fPIC", "-c", source, "-o", f"{source}.o"], directory)
+    strict = STRICT[:1] if changed else STRICT  # what is changed may warn
+    made = objects([require(compiler), *strict, *flags, "-fPIC"], sources, directory)
     linking = [flag for flag in flags if flag == "-fopenmp"]
-    objects = [f"{source}.o" for source in sources]
-    run([compiler, *linking, "-shared", *objects, "-o", "library.so", "-lm"], directory)
+    run([compiler, *linking, "-shared", *made, "-o", "library.so", "-lm"], directory)
     library = ctypes.CDLL(str(directory / "library.so"))
     return {prefix: getattr(library, f"{prefix}_selftest")() for prefix in rules}
 
@@ -114,8 +115,8 @@ def test_it_is_there_in_every_way(way: str, tmp_path: Path) -> None:
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="-mfma")
 def test_contraction_is_found(tmp_path: Path) -> None:
     """clang's -ffp-contract=fast, which a file can neither see nor switch off."""
-    found = built(tmp_path, RULES, "clang", ("-O2", "-mfma", "-ffp-contract=fast"))
-    assert found["adamw"] == found["lamb"] == found["momentum"] == found["rmsprop"] == SELFTEST
+    rules = {name: RULES[name] for name in ("adamw", "lamb", "momentum", "rmsprop")}
+    assert set(built(tmp_path, rules, "clang", ("-O2", "-mfma", "-ffp-contract=fast")).values()) == {SELFTEST}
 
 
 @pytest.mark.parametrize(
@@ -160,9 +161,8 @@ def test_a_program_that_flushes(tmp_path: Path) -> None:
         '    printf("%d %d\\n", status, least * 0.5 == 0.0); return 0; }\n'
     )
     write(tmp_path, {**files, "main.c": program})
-    for source in ("adamw.c", "optforge.c", "main.c"):
-        run(["gcc", "-O2", "-c", source], tmp_path)
-    run(["gcc", "-O2", "-ffast-math", "adamw.o", "optforge.o", "main.o", "-o", "main", "-lm"], tmp_path)
+    made = objects(["gcc", *OPTIMISED], ["adamw.c", "optforge.c", "main.c"], tmp_path)
+    run(["gcc", "-O2", "-ffast-math", *made, "-o", "main", "-lm"], tmp_path)
     flushes = "1" if platform.machine() == "x86_64" else "0"
     assert run([tmp_path / "main"], tmp_path).split() == ["0", flushes]
 

@@ -10,11 +10,13 @@ import importlib.util
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from support.compiling import stored
 
 HERE = Path(__file__).parent
 # Plain accesses are checked for alignment too; the header itself answers what the instrumentation calls.
@@ -36,30 +38,40 @@ def compile_emulated(files: Mapping[str, str], directory: Path, flags: Sequence[
 
 def link_emulated(sources: Sequence[Path], library: Path, flags: Sequence[str] = ()) -> Path:
     """The library of sources that are files already."""
-    with tempfile.TemporaryDirectory() as scratch:
-        objects = []
-        for number, source in enumerate(sources):
-            preprocessed = run([*PREPROCESS, *FLAGS, *flags, str(source)])
-            names = dict.fromkeys(KERNEL.findall(preprocessed))
-            described = [f'static const emulation::Kernel emulation_of_{name}("{name}", {name});\n' for name in names]
-            unit = Path(scratch, f"{number}.ii")
-            unit.write_text("".join([preprocessed, *described]), encoding="utf-8")
-            objects.append(str(unit.with_suffix(".o")))
-            run(["g++", *FLAGS, *flags, "-c", str(unit), "-o", objects[-1]])
-        sanitizers = [flag for flag in flags if flag.startswith("-fsanitize=")]
-        run(["g++", "-shared", "-Wl,-Bsymbolic,-z,lazy", *sanitizers, *objects, "-o", str(library)])
+    objects = [str(compiled(source, flags)) for source in sources]
+    sanitizers = [flag for flag in flags if flag.startswith("-fsanitize=")]
+    run(["g++", "-shared", "-Wl,-Bsymbolic,-z,lazy", *sanitizers, *objects, "-o", str(library)])
     return library
+
+
+def compiled(source: Path, flags: Sequence[str]) -> Path:
+    """The object of a source, in which its name stands without the directory, so that the same text gives the same."""
+    preprocessed = run([*PREPROCESS, *FLAGS, *flags, source.name], source.parent)
+    names = dict.fromkeys(KERNEL.findall(preprocessed))
+    described = [f'static const emulation::Kernel emulation_of_{name}("{name}", {name});\n' for name in names]
+    command = ["g++", *FLAGS, *(flag for flag in flags if not flag.startswith("-I"))]
+    text = "".join([preprocessed, *described])
+
+    def make(made: Path) -> None:
+        unit = made.with_suffix(".ii")
+        unit.write_text(text, encoding="utf-8")
+        run([*command, "-c", str(unit), "-o", str(made)])
+        unit.unlink()
+
+    return stored([*command, text], make)
 
 
 def build_driver(directory: Path) -> Path:
     """The emulated libcuda.so.1 in a directory, with every entry point that the installed PyCUDA is linked to."""
     library, stubs = directory / "libcuda.so.1", directory / "stubs.cpp"
-    missing = pycuda_entry_points() - set(re.findall(r"\bcu[A-Z]\w+", run(["g++", "-E", str(HERE / "libcuda.cpp")])))
+    preprocessed = run(["g++", "-E", str(HERE / "libcuda.cpp")])
+    missing = pycuda_entry_points() - set(re.findall(r"\bcu[A-Z]\w+", preprocessed))
     lines = [f'extern "C" int {name}() {{ return 801; }}  // CUDA_ERROR_NOT_SUPPORTED\n' for name in sorted(missing)]
     stubs.write_text("".join(lines), encoding="utf-8")
     options = ["-std=c++17", "-O1", "-fPIC", "-shared", "-Wl,-soname,libcuda.so.1"]
-    run(["g++", *options, str(HERE / "libcuda.cpp"), str(stubs), "-o", str(library)])
-    return library
+    command = ["g++", *options, str(HERE / "libcuda.cpp"), str(stubs)]
+    made = stored([*options, preprocessed, *lines], lambda made: run([*command, "-o", str(made)]))
+    return Path(shutil.copy(made, library))
 
 
 def pycuda_entry_points() -> set[str]:
@@ -90,9 +102,9 @@ def environment(directory: Path) -> dict[str, str]:
     }
 
 
-def run(command: Sequence[str], errors: bool = False) -> str:
+def run(command: Sequence[str], directory: Path | None = None, *, errors: bool = False) -> str:
     """What a command that must succeed prints; with `errors`, on standard error."""
-    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    answer = subprocess.run(command, cwd=directory, capture_output=True, text=True, check=False)
     if answer.returncode != 0:
         raise RuntimeError(f"{shlex.join(command)}\n{answer.stderr}")
     return answer.stderr if errors else answer.stdout

@@ -10,6 +10,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from emulation import PREPROCESS, link_emulated, run
+from support.amount import LEVEL
 
 VERSION = """nvcc: NVIDIA (R) Cuda compiler driver
 Emulated for the CPU: not a compiler of NVIDIA's
@@ -43,7 +44,7 @@ def main(arguments: list[str]) -> None:
         if "-E" in arguments or "--preprocess" in arguments:
             print(*(run([*PREPROCESS, "-P", *flags, str(source)]) for source in sources))
         else:
-            link_emulated(sources, output or Path(sources[0].stem + ".cubin"), flags)
+            link_emulated(sources, output or Path(sources[0].stem + ".cubin"), [LEVEL, *flags])
     except RuntimeError as error:
         sys.exit(str(error))
 

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from amount import FULL
 from conftest import require
 from optforge import Optimizer, Rule, rule, rules
 from optforge.core.diagnostics import EnvironmentProblem
@@ -48,14 +49,15 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 class Wrapper:
-    """A C compiler that is a shell script: it notes each compilation, and does `lines` before the real one."""
+    """A C compiler that is a shell script: it notes each compilation, and does `lines` before the real one, which is
+    not to optimise but in the long run."""
 
     def __init__(self, directory: Path, lines: str = "", name: str = "cc.sh"):
         self.path, self.log = directory / name, directory / f"{name}.log"
         self.log.write_text("")
         real = shutil.which("cc") or shutil.which("gcc") or require("clang")
         noting = f'case "$*" in *-shared*|*-c) echo "$*" >> \'{self.log}\';; esac\n'
-        self.path.write_text(f'#!/bin/sh\n{noting}{lines}\nexec {real} "$@"\n')
+        self.path.write_text(f'#!/bin/sh\n{noting}{lines}\nexec {real} "$@" {"" if FULL else "-O0"}\n')
         self.path.chmod(0o755)
 
     @property

@@ -12,6 +12,7 @@ import json
 import operator
 import os
 import re
+import shutil
 import subprocess
 import tempfile
 import traceback
@@ -23,12 +24,17 @@ from typing import Any
 import numpy as np
 
 import optforge as of
+from compiling import objects
 from data import same, special
+from optforge.engines.c import compile as building
 from optforge.engines.c import engine as c
 
 from .author import COMMON, TELLING, Case
 from .oracle import Optimizer, Undefined
 
+FLAGS = (*building.FLAGS, *building.OPTIONAL_FLAGS)
+RUNTIME = "optforge.c"
+WARNED = "_-Wall_-Wextra_-Werror"  # what ends the name of a compiler that is to find nothing
 SELFTEST = 18  # OPTFORGE_ERROR_SELFTEST
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -76,6 +82,12 @@ def compilers(directory: Path) -> None:
                 script.chmod(0o755)
 
 
+def runtime(script: Path, directory: Path) -> str:
+    """The object of the runtime, once for each compiler and its flags; its warnings are errors always."""
+    strict = script.with_name(script.name.removesuffix(WARNED) + WARNED)
+    return objects([strict, *FLAGS], [RUNTIME], directory)[0]
+
+
 class Collected(Exception):
     """Carries what would be compiled."""
 
@@ -95,6 +107,7 @@ class Together:
         self.built: dict[str, Path] = {}
         self.only_collect = False
         c.promised, c.load = self.promised, self.loaded
+        self.compile_files, building.compile_files = building.compile_files, self.compiled
 
     def loaded(self, path: Path, prefix: str) -> c.Library:
         """A library loaded, whose self-test is one more case: of the rule on the reference, with its defaults."""
@@ -110,6 +123,14 @@ class Together:
         if self.only_collect:
             raise Collected(made)
         return self.built.get(json.dumps(made, sort_keys=True)) or self.usual(stem, identity, lambda: made)
+
+    def compiled(self, compiler: Any, files: Mapping[str, str], place: Path, own: Sequence[str]) -> Path:
+        """What is compiled of some files; the runtime, which is compiled alone, has been for other rules."""
+        if RUNTIME not in files:
+            return self.compile_files(compiler, files, place, own)
+        for name, text in files.items():
+            (place / name).write_text(text, encoding="utf-8")
+        return Path(shutil.copy(runtime(Path(compiler.command[0]), place), place / "runtime.o"))
 
     @contextlib.contextmanager
     def collecting(self) -> Iterator[None]:
@@ -136,12 +157,10 @@ class Together:
                     taken.append(files)
             for name, text in texts.items():
                 (place / name).write_text(text, encoding="utf-8")
-            # What all of them have in common is a file of its own, the rest is one.
-            common = [n for n in texts if n.endswith(".c") and len(taken) > 1 and all(n in files for files in taken)]
-            own = [name for name in texts if name.endswith(".c") and name not in common]
+            own = [name for name in texts if name.endswith(".c") and name != RUNTIME]
             (place / "all.c").write_text("".join(f'#include "{name}"\n' for name in own), encoding="utf-8")
-            command = [str(self.directory / compiler.replace(" ", "_")), "-std=c99", "-fPIC", "-shared", "-fopenmp"]
-            command += ["all.c", *common, "-o", "all.so", "-lm"]
+            script = self.directory / compiler.replace(" ", "_")
+            command = [script, *FLAGS, "all.c", runtime(script, place), "-shared", "-o", "all.so", "-lm"]
             answer = subprocess.run(command, cwd=place, capture_output=True, check=False)
             if answer.returncode == 0:
                 self.built |= {json.dumps(files, sort_keys=True): place / "all.so" for files in taken}

@@ -143,12 +143,13 @@ def fast_nvcc(directory: Path) -> None:
     script = directory / "nvcc"
     lines = [
         f"#!{sys.executable}",
-        "import sys",
+        "import os, sys",
+        "os.environ['OPTFORGE_TEST_STORE'] = ''",  # objects of so many rules are not kept
         f"sys.path[:0] = [{str(HERE)!r}]",
         "import emulation",
-        "kept = [flag for flag in emulation.FLAGS if flag != '-O1' and 'sanitize' not in flag]",
-        "emulation.FLAGS = (*kept, '-O0')",
+        "emulation.FLAGS = tuple(flag for flag in emulation.FLAGS if 'sanitize' not in flag)",
         "from emulation import nvcc",
+        "nvcc.LEVEL = '-O0'",
         "nvcc.main(sys.argv[1:])",
     ]
     script.write_text("\n".join(lines) + "\n", encoding="utf-8")

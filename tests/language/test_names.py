@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 import optforge as of
+from compiling import run
 from conftest import require
-from native import STRICT, run
+from native import STRICT
 from optforge.core.diagnostics import UsageError
 from optforge.core.names import HEADERS, KEYWORDS, claimed
 from optforge.emit.text import comment_text

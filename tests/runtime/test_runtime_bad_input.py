@@ -12,7 +12,7 @@ import pytest
 import optforge as of
 from amount import FULL
 from conftest import require
-from embedding import SOURCES, Library, Part, emitted, lists_of, run, same, shared, tensors_of, write
+from embedding import SOURCES, Library, Part, emitted, linked, lists_of, run, same, shared, tensors_of, write
 
 TEXTS = {
     "NULL": "a pointer is NULL",
@@ -547,7 +547,7 @@ def test_a_variable_that_names_no_instruction_set(tmp_path: Path) -> None:
     """It is the status of the first step and of those behind it, until another is used."""
     require("gcc")
     write(tmp_path, {**emitted("split", {"sgd": of.rules.sgd}), "main.c": ISA})
-    run(["gcc", "-std=c99", "-O1", "main.c", "optforge.c", "-o", "program", "-lm"], tmp_path)
+    linked(tmp_path, ["main.c", "optforge.c"], "program")
     for name in ("unknown", "x86-64-v5", "avx2", " "):
         assert run([tmp_path / "program"], tmp_path, {"OPTFORGE_ISA": name}) == "15 [] 15 0 0\n"
     assert run([tmp_path / "program"], tmp_path, {"OPTFORGE_ISA": "x86-64"}) == "0 [x86-64] 15 0 0\n"
@@ -569,8 +569,9 @@ def test_wrong_calls_at_random(tmp_path: Path, sanitized: bool) -> None:
     write(tmp_path, {**files, "emitted.h": text})
     sources = [*(name for name in files if name.endswith(".c")), SOURCES / "fuzz.c"]
     flags = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g"] if sanitized else []
-    run(["gcc", "-std=c99", "-O1", *flags, "-I.", *sources, "-o", "fuzz", "-lm"], tmp_path)
-    lines = run([tmp_path / "fuzz", "1000000" if sanitized else "20000", "1"], tmp_path).splitlines()
+    lines = run(
+        [linked(tmp_path, sources, "fuzz", flags), "1000000" if sanitized else "20000", "1"], tmp_path
+    ).splitlines()
     counts = {int(line.split()[0]): int(line.split()[1]) for line in lines}
     assert set(counts) >= {*range(15), 100} - {7}
     assert counts[0] > 1000

@@ -15,8 +15,10 @@ import pytest
 
 import optforge as of
 from amount import FULL
+from compiling import objects
 from conftest import require
 from embedding import SOURCES, WARNINGS, run, write
+from native import STRICT
 
 CLIP = of.transforms.clip_by_global_norm()
 BF16 = {"store": {"p": "bf16", "g": "bf16"}, "suffix": "bf16"}
@@ -47,7 +49,8 @@ def built(directory: Path, case: str, changed: Mapping[str, str] | None = None) 
     write(directory, files)
     kernel = f"large_kernel_{'f32' if element == 4 else 'bf16'}"
     flags = ["-std=gnu11", "-O2", "-fopenmp", *WARNINGS, "-I.", f"-DKERNEL={kernel}", f"-DELEMENT={element}"]
-    run(["gcc", *flags, SOURCES / "large.c", "large.c", "optforge.c", "-o", "large", "-lm"], directory)
+    made = objects(["gcc", *STRICT, "-O2", "-fopenmp", "-fPIC"], ["large.c", "optforge.c"], directory)
+    run(["gcc", *flags, SOURCES / "large.c", *made, "-o", "large", "-lm"], directory)
     return directory / "large"
 
 

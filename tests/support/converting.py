@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import subprocess
 import tempfile
 from functools import cache
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from compiling import objects, run
 from conftest import require
 from embedding import SOURCES
 from native import STRICT, instruction_sets
@@ -98,7 +98,6 @@ def build(compiler: str, flags: str) -> Conversions:
     for name, text in layout.runtime().items():
         (directory / name).write_text(text, encoding="utf-8")
     (directory / "convert.c").write_text((SOURCES / "convert.c").read_text(encoding="utf-8"), encoding="utf-8")
-    command = [compiler, *STRICT, *flags.split(), "-fPIC", "-shared", "convert.c", "-o", "convert.so", "-lm"]
-    answer = subprocess.run(command, cwd=directory, capture_output=True, text=True, check=False)
-    assert answer.returncode == 0, answer.stderr
+    made = objects([compiler, *STRICT, *flags.split(), "-fPIC"], ["convert.c"], directory)
+    run([compiler, "-shared", *made, "-o", "convert.so", "-lm"], directory)
     return Conversions(directory / "convert.so")

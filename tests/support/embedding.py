@@ -14,13 +14,15 @@ import cffi
 import numpy as np
 
 import optforge as of
+from compiling import objects
+from native import STRICT
 from optforge.core.formats import Wanted
 from optforge.emit import layout
 from optforge.emit.c import rule_text
 from places import TESTS
 
 SOURCES = TESTS / "runtime"
-WARNINGS = tuple("-Wall -Wextra -Wpedantic -Wconversion -Wshadow -Wcast-qual -Wdouble-promotion -Werror".split())
+WARNINGS = STRICT[1:]
 WAYS = ("split", "single", "bundle")
 
 # By the prefix of its files: rules of one and two passes, of scalar state, with totals over a tensor and over all.
@@ -87,25 +89,26 @@ def battery(
         files = {name: text.replace(old, new) for name, text in files.items()}
     rules = " ".join(f"CALL({prefix})" for prefix in RULES)
     write(directory, {**files, "emitted.h": headers(files) + f"#define RULES(CALL) {rules}\n"})
-    sources = [name for name in files if name.endswith(".c")]
+    sources = [*(name for name in files if name.endswith(".c")), SOURCES / "battery.c"]
     command = [compiler, "-std=gnu99", "-O2", *threads, *flags, "-I."]
-    for source in sources:
-        run([*command, "-c", source], directory)
-    run([*command, "-c", SOURCES / "battery.c"], directory)
-    objects = [name.replace(".c", ".o") for name in [*sources, "battery.c"]]
-    run([*command, *linking, *objects, "-o", program, "-lm"], directory)
+    run([*command, *linking, *objects(command, sources, directory), "-o", program, "-lm"], directory)
     return directory / program
 
 
 def shared(directory: Path, files: Mapping[str, str], sources: Iterable[Path] = (), flags: Sequence[str] = ()) -> Path:
     """A shared library of emitted files and others."""
     write(directory, files)
-    every = [*(name for name in files if name.endswith(".c")), *map(str, sources)]
-    run(
-        ["gcc", "-std=c99", "-O2", *WARNINGS, *flags, "-I.", "-fPIC", "-shared", *every, "-o", "library.so", "-lm"],
-        directory,
-    )
-    return directory / "library.so"
+    every = [*(name for name in files if name.endswith(".c")), *sources]
+    return linked(directory, every, "library.so", flags, ["-shared"])
+
+
+def linked(
+    directory: Path, sources: Iterable[str | Path], name: str, flags: Sequence[str] = (), linking: Sequence[str] = ()
+) -> Path:
+    """What gcc links of sources of C99, without a warning."""
+    command = ["gcc", *STRICT, "-O2", *flags, "-fPIC", "-I."]
+    run([*command, *linking, *objects(command, sources, directory), "-o", name, "-lm"], directory)
+    return directory / name
 
 
 def declarations() -> str:

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-import functools
 import platform
 import re
-import subprocess
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +12,7 @@ from typing import Any
 import cffi
 import numpy as np
 
+from compiling import objects, run
 from optforge.emit import layout
 
 STRICT = (
@@ -22,7 +20,7 @@ STRICT = (
     *("-Wall", "-Wextra", "-Wpedantic", "-Wconversion", "-Wshadow", "-Wcast-qual", "-Wdouble-promotion"),
     "-Werror",
 )
-RUNTIME = tempfile.TemporaryDirectory(prefix="optforge-runtime-")  # compiled once for each compiler and its flags
+OPTIMISED = (*STRICT, "-O2", "-fPIC")  # as most tests compile, which so have the same objects
 
 
 def compile_shared(files: Mapping[str, str], directory: Path, compiler: str, flags: Sequence[str]) -> Path:
@@ -30,33 +28,11 @@ def compile_shared(files: Mapping[str, str], directory: Path, compiler: str, fla
     directory.mkdir(parents=True, exist_ok=True)
     for name, text in files.items():
         (directory / name).write_text(text, encoding="utf-8")
-    own = [name for name in files if name.endswith(".c")]
-    objects = [f"{name}.o" for name in own]
-    for position, source in enumerate(own):
-        if source == "optforge.c" and {name: files[name] for name in layout.FILES} == layout.runtime():
-            objects[position] = str(compile_runtime(compiler, tuple(flags)))
-        else:
-            run([compiler, *STRICT, *flags, "-fPIC", "-c", source, "-o", objects[position]], directory)
+    made = objects([compiler, *STRICT, *flags, "-fPIC"], (name for name in files if name.endswith(".c")), directory)
     # Linked plainly: some flags would add start-up code that changes the arithmetic of the whole process.
     linking = [flag for flag in flags if flag in ("-fopenmp", "-flto")]
-    run([compiler, *linking, "-fPIC", "-shared", "-o", "kernel.so", *objects, "-lm"], directory)
+    run([compiler, *linking, "-fPIC", "-shared", "-o", "kernel.so", *made, "-lm"], directory)
     return directory / "kernel.so"
-
-
-@functools.cache
-def compile_runtime(compiler: str, flags: tuple[str, ...]) -> Path:
-    """The runtime as an object file."""
-    directory = Path(tempfile.mkdtemp(dir=RUNTIME.name))
-    for name, text in layout.runtime().items():
-        (directory / name).write_text(text, encoding="utf-8")
-    run([compiler, *STRICT, *flags, "-fPIC", "-c", "optforge.c", "-o", "optforge.o"], directory)
-    return directory / "optforge.o"
-
-
-def run(command: Sequence[str], directory: Path) -> None:
-    """A command that must succeed."""
-    answer = subprocess.run(command, cwd=directory, capture_output=True, text=True, check=False)
-    assert answer.returncode == 0, f"{' '.join(command)}\n{answer.stderr}"
 
 
 # ── the structs of the header ───────────────────────────────────────────────────────────────────────────────────────
