@@ -745,7 +745,9 @@ def test_a_step_inside_of_what_is_compiled_runs_as_it_is() -> None:
 @pytest.mark.parametrize("name", [*RUN, "param_names", "betas"])
 def test_a_name_that_parameter_groups_have_themselves(name: str, tmp_path: Any) -> None:
     file = tmp_path / "mine.py"
-    text = f"def mine(p, g, *, lr=0.1, beta1=0.5, beta2=0.5, {name}=1.0):\n    p = p - lr * {name} * beta1 * beta2 * g\n"
+    text = (
+        f"def mine(p, g, *, lr=0.1, beta1=0.5, beta2=0.5, {name}=1.0):\n    p = p - lr * {name} * beta1 * beta2 * g\n"
+    )
     file.write_text(f"from optforge import rule\n\n@rule\n{text}    return p\n")
     with pytest.raises(of.UsageError, match=f"^parameter groups of PyTorch use the name '{name}' of rule 'mine'"):
         Optimizer([torch.nn.Parameter(torch.ones(2))], f"{file}:mine")

@@ -303,8 +303,10 @@ def test_the_plain_function_gives_new_arrays_of_the_parameter_s_shape(tmp_path: 
     file.write_text(f"from optforge import rule\n\n@rule\n{text}    return p, start, before\n")
     keeps = of.Rule.from_file(file, "keeps")
     p, g = np.array(3.0, np.float32), np.array(1.0, np.float32)
+    state: list[Any] = []
     for _ in range(2):  # with state that it makes itself, and with state that it is given
-        p, start, before = keeps(p, g) if p == 3 else keeps(p, g, start, before)
+        p, *state = keeps(p, g, *state)
+        start, before = state
         assert p.shape == start.shape == before.shape == () and p.dtype == before.dtype == np.float32
         assert not np.shares_memory(before, g) and not np.shares_memory(start, p)
         again = keeps(p, g, start, before)
