@@ -720,28 +720,6 @@ def test_every_optimizer_can_be_copied(name: str) -> None:
     assert same([twin], [p])
 
 
-def test_a_step_inside_of_what_is_compiled_runs_as_it_is() -> None:
-    p, twin = (torch.nn.Parameter(torch.ones(3)) for _ in range(2))
-    opt, other = ours([p], "adamw", lr=0.1), ours([twin], "adamw", lr=0.1)
-
-    def whole() -> Any:
-        p.grad = torch.full((3,), 2.0)
-        opt.step()
-        return p.detach() * 2
-
-    try:
-        compiled = torch.compile(whole, backend="eager")
-        for k in range(3):
-            doubled = compiled()
-            twin.grad = torch.full((3,), 2.0)
-            other.step()
-            assert same([doubled], [twin.detach() * 2])
-            opt.param_groups[0]["lr"] = other.param_groups[0]["lr"] = 0.1 / (k + 2)
-    finally:
-        torch._dynamo.reset()
-    assert opt.state[p]["step"] == 3
-
-
 @pytest.mark.parametrize("name", [*RUN, "param_names", "betas"])
 def test_a_name_that_parameter_groups_have_themselves(name: str, tmp_path: Any) -> None:
     file = tmp_path / "mine.py"
