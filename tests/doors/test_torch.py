@@ -705,6 +705,38 @@ def test_copies_go_on_with_the_same_bits(how: str) -> None:
     assert its.state[next(twin.parameters())]["step"] == 6
 
 
+@pytest.mark.parametrize("name", [*OF_TORCH, "adam", "sgd", "lamb"])
+def test_every_optimizer_can_be_copied(name: str) -> None:
+    p = torch.nn.Parameter(torch.ones(3))
+    opt = Optimizer([p], name, lr=0.5, target="numpy")
+    p.grad = torch.ones(3)
+    opt.step()
+    for (twin,), its in (copy.deepcopy(([p], opt)), pickle.loads(pickle.dumps(([p], opt)))):
+        twin.grad = torch.full((3,), 2.0)
+        its.step()
+        assert not same([twin], [p])
+    p.grad = torch.full((3,), 2.0)
+    opt.step()
+    assert same([twin], [p])
+
+
+@pytest.mark.parametrize("name", [*RUN, "param_names", "betas"])
+def test_a_name_that_parameter_groups_have_themselves(name: str, tmp_path: Any) -> None:
+    file = tmp_path / "mine.py"
+    text = (
+        f"def mine(p, g, *, lr=0.1, beta1=0.5, beta2=0.5, {name}=1.0):\n    p = p - lr * {name} * beta1 * beta2 * g\n"
+    )
+    file.write_text(f"from optforge import rule\n\n@rule\n{text}    return p\n")
+    with pytest.raises(of.UsageError, match=f"^parameter groups of PyTorch use the name '{name}' of rule 'mine'"):
+        Optimizer([torch.nn.Parameter(torch.ones(2))], f"{file}:mine")
+
+
+def test_a_group_without_a_place_in_its_betas_is_told_which() -> None:
+    opt, other = (Optimizer([torch.nn.Parameter(torch.ones(2))], name, target="numpy") for name in ("AdamW", "sgd"))
+    with pytest.raises(ValueError, match=r"^param_groups\[0\]: it has no 'betas' with beta1 at place 0, which AdamW"):
+        opt.load_state_dict({"state": {}, "param_groups": other.state_dict()["param_groups"]})
+
+
 def by_layer(net: Any, **settings: Any) -> list[dict[str, Any]]:
     named = list(net.named_parameters())
     return [{"params": named[2:], **settings}, {"params": named[:2], **settings}]

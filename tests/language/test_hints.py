@@ -52,6 +52,35 @@ RULES: dict[str, tuple[str, str]] = {
     "isnan": (body("m = where(isnan(g), 0, g)"), "hint: write where\\(x != x, a, b\\)"),
     "np.isnan": (body("m = where(np.isnan(g), 0, g)"), "hint: write where\\(x != x, a, b\\)"),
     "isfinite": (body("m = where(isfinite(g), g, 0)"), "hint: write where\\(x - x == 0, a, b\\)"),
+    "size": (body("m = g / len(g)"), "hint: the number of elements is sum\\(where\\(x == x, 1, 1\\)\\)"),
+    "g.size": (body("m = g / g.size"), "hint: the number of elements is sum"),
+    "pi": (body("m = g * np.pi"), "hint: write 3.141592653589793; a rule knows only names"),
+    "not of a mask": (body("m = where(not g > 0, g, 0)"), "hint: leave `not` out, and swap the branches of where"),
+    "None": (body("m = g").replace("lr=0.1", "lr=0.1, bound=None"), "None is not a number(.|\n)*hint: a bool option"),
+    "is": (
+        "def mine(p, g, *, lr=0.1, flag=False):\n    if flag is True:\n        p = p - lr * g\n    return p\n",
+        "hint: write `if flag` or `if not flag`",
+    ),
+    "is of a string": (
+        'def mine(p, g, *, lr=0.1, form="a"):\n    if form is "a":\n        p = p - lr * g\n    return p\n',
+        'hint: write form == "…"',
+    ),
+    "if": (
+        "def mine(p, g, *, t, lr=0.1):\n    if t > 9:\n        p = p - lr * g\n    return p\n",
+        "hint: choose by a comparison of elements with where.*, by one of scalars with `a if c else b`",
+    ),
+    "Scalar": (
+        "def mine(p, g, n: Scalar = 0, *, lr=0.1):\n    n = n + 1\n    p = p - lr * g\n    return p, n\n",
+        "'Scalar' does not make state 'n' one number per tensor(.|\n)*hint: n: scalar",
+    ),
+    "scalar of a module": (
+        "def mine(p, g, n: of.words.scalar = 0, *, lr=0.1):\n    n = n + 1\n    p = p - lr * g\n    return p, n\n",
+        "'of.words.scalar' does not make state 'n' one number per tensor",
+    ),
+    **{
+        f"reserved {name}": (body("m = g").replace("lr=0.1", f"lr=0.1, {name}=1.0"), f"'{name}' is reserved")
+        for name in ("store", "master", "rounding", "seed", "groups", "add_group")
+    },
 }
 
 
@@ -60,6 +89,33 @@ def test_a_rule_s_hint(name: str, tmp_path: Path) -> None:
     text, hint = RULES[name]
     with pytest.raises(of.RuleError, match=hint):
         written(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    "line", ["m: float = 2 * g", "m = k = 2 * g", "m, k = g, g", "for m in range(3):\n        m = m", "m[0] = g"]
+)
+def test_what_was_to_be_bound_is_not_missed_as_well(line: str, tmp_path: Path) -> None:
+    text = body(line).replace("lr * g", "lr * m" if "[" not in line else "lr * g")
+    with pytest.raises(of.RuleError) as caught:
+        written(tmp_path, text)
+    assert str(caught.value).count("error:") == 1
+
+
+def test_annotations_of_hyperparameters_may_be_called_scalar(tmp_path: Path) -> None:
+    rule = written(tmp_path, "def mine(p, g, *, lr: Scalar = 0.1):\n    p = p - lr * g\n    return p\n")
+    assert dict(rule.hyperparameters) == {"lr": 0.1}
+
+
+def test_the_number_of_elements_as_the_hint_says(tmp_path: Path) -> None:
+    text = "def mine(p, g, *, lr=1.0):\n    p = p - lr * sum(where(g == g, 1, 1))\n    return p\n"
+    p = [np.zeros(5)]
+    of.Optimizer(p, written(tmp_path, text), target="numpy").step([np.array([1.0, np.nan, 0.0, np.inf, 2.0])])
+    assert p[0].tolist() == [-5.0] * 5
+
+
+def test_another_case_is_nearer_than_another_name() -> None:
+    with pytest.raises(of.UsageError, match="there is no rule 'AdamW'; did you mean 'adamw'"):
+        of.Optimizer([np.ones(2)], "AdamW")
 
 
 def test_what_the_hints_say_to_write_is_right(tmp_path: Path) -> None:
@@ -110,6 +166,19 @@ def test_a_call_s_hint(name: str) -> None:
     function, hint = CALLS[name]
     with pytest.raises((TypeError, ValueError), match=hint):
         function()
+
+
+def unaligned() -> Any:
+    return np.frombuffer(bytearray(17), np.uint8)[1:].view(np.float32)
+
+
+def test_the_remedy_of_an_array_that_is_not_aligned() -> None:
+    with pytest.raises(ValueError, match=r"not aligned .*w = np\.array\(w\)"):
+        of.Optimizer([unaligned()], "sgd", target="numpy")
+    opt = of.Optimizer([np.array(unaligned())], "sgd", target="numpy")
+    with pytest.raises(ValueError, match=r"not aligned .*np\.array\(of it\)"):
+        opt.step([unaligned()])
+    opt.step([np.array(unaligned())])
 
 
 def test_named_parameters_as_the_hint_says() -> None:

@@ -297,6 +297,28 @@ def test_operation_order_and_parentheses_are_kept(tmp_path: Path) -> None:
     assert "p = -(-a) - -g;" in text
 
 
+def test_the_plain_function_gives_new_arrays_of_the_parameter_s_shape(tmp_path: Path) -> None:
+    file = tmp_path / "keeps.py"
+    text = "def keeps(p, g, start='p', before='g', *, lr=1.0):\n    before = g\n    p = p - lr * g\n"
+    file.write_text(f"from optforge import rule\n\n@rule\n{text}    return p, start, before\n")
+    keeps = of.Rule.from_file(file, "keeps")
+    p, g = np.array(3.0, np.float32), np.array(1.0, np.float32)
+    state: list[Any] = []
+    for _ in range(2):  # with state that it makes itself, and with state that it is given
+        p, *state = keeps(p, g, *state)
+        start, before = state
+        assert p.shape == start.shape == before.shape == () and p.dtype == before.dtype == np.float32
+        assert not np.shares_memory(before, g) and not np.shares_memory(start, p)
+        again = keeps(p, g, start, before)
+        assert not np.shares_memory(again[1], start)
+    assert (p, start, before) == (1, 3, 1)
+    assert keeps(np.zeros((0, 2)), np.zeros((0, 2)))[1].shape == (0, 2)
+    with pytest.raises(ValueError, match=r"^the gradient has the shape \(1,\), the parameter \(3,\)$"):
+        keeps(np.ones(3), np.ones(1))
+    with pytest.raises(ValueError, match=r"^state 'start' has the shape \(2,\), the parameter \(3,\)$"):
+        keeps(np.ones(3), np.ones(3), np.ones(2))
+
+
 def test_the_plain_function_checks_what_it_is_given() -> None:
     p = np.ones(3, np.float32)
     with pytest.raises(ValueError, match="takes 'plain' or 'signed' or 'bounded', not 'other'"):

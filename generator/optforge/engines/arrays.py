@@ -85,19 +85,23 @@ def kind(thing: object) -> str:
     return f"{'an' if name[0] in 'aeiouAEIOU' or name == 'ndarray' else 'a'} {name}"
 
 
-def own_layout(array: Any) -> str:
-    """What to do about the layout of a parameter: a copy of it would be trained, and the model would stay as it is."""
+def own_layout(array: Any, copy: bool = False) -> str:
+    """What to do about the layout of a parameter: a copy of it would be trained, and the model would stay as it is.
+
+    With `copy` what helps is a copy alone: what is contiguous and not aligned is contiguous already.
+    """
     if hasattr(array, "detach"):
-        return "before the optimizer is made, write p.data = p.data.contiguous() for each parameter p of the model"
+        call = "clone" if copy else "contiguous"
+        return f"before the optimizer is made, write p.data = p.data.{call}() for each parameter p of the model"
     return (
-        "make it so where the model keeps it, w = np.ascontiguousarray(w), and use that array everywhere: a copy that "
-        "only the optimizer has would be trained, and the model would not"
+        f"make it so where the model keeps it, w = np.{'array' if copy else 'ascontiguousarray'}(w), and use that "
+        "array everywhere: a copy that only the optimizer has would be trained, and the model would not"
     )
 
 
-def copied(_: Any) -> str:
+def copied(_: Any, copy: bool = False) -> str:
     """What to do about the layout of a gradient."""
-    return "pass np.ascontiguousarray of it, or a copy"
+    return "pass np.array(of it)" if copy else "pass np.ascontiguousarray of it, or a copy"
 
 
 TAKEN = "float32, float64, bfloat16 or float16"
@@ -108,7 +112,7 @@ def is_bits(array: Any) -> bool:
     return str(getattr(array, "dtype", "")).rpartition(".")[2] == "uint16"
 
 
-def checked(array: Any, label: str, advice: Callable[[Any], str] = copied) -> Array:
+def checked(array: Any, label: str, advice: Callable[..., str] = copied) -> Array:
     """`view`, with a dtype and a layout that kernels take; `advice` says what to pass instead of another layout."""
     viewed = raw(view(array, label))
     if viewed.dtype not in GIVEN:
@@ -116,7 +120,7 @@ def checked(array: Any, label: str, advice: Callable[[Any], str] = copied) -> Ar
     if not viewed.flags.c_contiguous:
         raise ValueError(f"{label} is not C-contiguous (strides {viewed.strides}); {advice(array)}")
     if not viewed.flags.aligned:
-        raise ValueError(f"{label} is not aligned to its elements; {advice(array)}")
+        raise ValueError(f"{label} is not aligned to its elements; {advice(array, True)}")
     return viewed
 
 

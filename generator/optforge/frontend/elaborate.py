@@ -14,7 +14,7 @@ from ..core.ir import Assert, Expr, Let, Program, Type
 from .compose import Composition
 from .literals import OPERATORS, fold_checked, is_two, number
 from .options import Options, choices, configurations
-from .parse import Definition
+from .parse import Definition, stores
 from .unsupported import INSTEAD
 
 POISON = Expr("poison", Type.POISON)
@@ -167,10 +167,15 @@ class Elaborator:
                 return f"{name}=False in the signature makes it a static option"
             case ast.Compare(left=ast.Name(id=name), ops=[ast.In() | ast.NotIn()]) if name in self.options:
                 return f'write {name} == "…" or {name} == "…"'
-        return "choose with where(mask, a, b) between elements, with `a if c else b` between scalars"
+            case ast.Compare(left=ast.Name(id=name)) if name in self.options:
+                flag = isinstance(self.options[name], bool)
+                return f"write `if {name}` or `if not {name}`" if flag else f'write {name} == "…"'
+        return "choose by a comparison of elements with where(mask, a, b), by one of scalars with `a if c else b`"
 
     def refuse_statement(self, statement: ast.stmt) -> None:
-        """Say what is wrong with a statement, and what to write."""
+        """Say what is wrong with a statement, and what to write; nothing is said of what it would have bound."""
+        for name in {name for node in ast.walk(statement) for name in stores(node)} - set(self.fixed):
+            self.names[name] = POISON
         match statement:
             case ast.AugAssign(target=ast.Name(id=name)):
                 operator = ast.unparse(ast.BinOp(ast.Name("x"), statement.op, ast.Name("y"))).split()[1]
@@ -298,7 +303,7 @@ class Elaborator:
 
     # ── scalar conditions ───────────────────────────────────────────────────────────────────────────────────────
 
-    def condition(self, node: ast.expr) -> Expr | bool:
+    def condition(self, node: ast.expr, instead: str = "use it in where(mask, a, b)") -> Expr | bool:
         """A condition that holds for all elements or for none; a bool where the options decide it."""
         chosen = self.static(node)
         if chosen is not None:
@@ -307,9 +312,7 @@ class Elaborator:
         if expr.type in (Type.CONDITION, Type.POISON):
             return expr
         if expr.type is Type.MASK:
-            return self.error(
-                node, "a comparison of elements decides element by element", "use it in where(mask, a, b)"
-            )
+            return self.error(node, "a comparison of elements decides element by element", instead)
         return self.error(node, f"{an(expr.type)} is not a condition", "compare it, for example with != 0")
 
     def boolean(self, node: ast.BoolOp) -> Expr:
@@ -377,7 +380,7 @@ class Elaborator:
             case ast.UnaryOp(op=ast.USub(), operand=operand):
                 return self.negation(node, self.expression(operand))
             case ast.UnaryOp(op=ast.Not(), operand=operand):
-                condition = self.condition(operand)
+                condition = self.condition(operand, "leave `not` out, and swap the branches of where(mask, a, b)")
                 if isinstance(condition, bool):
                     return truth(not condition)
                 return combine("not", Type.CONDITION, condition)
@@ -581,6 +584,7 @@ class Elaborator:
 
 
 LISTED = ", ".join([*FUNCTIONS, "where", *REDUCTIONS])
+COUNTED = "the number of elements is sum(where(x == x, 1, 1)), and mean(x) divides by it"
 INSTEAD_OF_FUNCTIONS = {
     "clip": "write minimum(maximum(x, low), high)",
     "clamp": "write minimum(maximum(x, low), high)",
@@ -592,9 +596,13 @@ INSTEAD_OF_FUNCTIONS = {
     "rsqrt": "write 1 / sqrt(x)",
     "sigmoid": "write 1 / (1 + exp(-x))",
     "float": "leave it out: scalars are doubles",
+    "len": COUNTED,
     "max": "write maximum(a, b)",
     "min": "write minimum(a, b)",
+    "numel": COUNTED,
+    "pi": "write 3.141592653589793",
     "pow": "write a ** b",
+    "size": COUNTED,
     "square": "write x**2",
 }
 GENERAL_POWER = "where x is positive, x**y is exp(y * log(x)); where it has a sign, take abs(x) and multiply by sign(x)"

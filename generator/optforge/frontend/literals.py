@@ -15,7 +15,8 @@ def number(node: ast.Constant, reporter: Reporter) -> float | None:
     value = node.value
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         what = {str: "a string", bytes: "a bytes literal", complex: "a complex number", bool: "a truth value"}
-        reporter.error(node, f"{what.get(type(value), repr(value))} is not a number")
+        hint = "a bool option beside a number switches what it stands for: clip=False, max_norm=1.0" * (value is None)
+        reporter.error(node, f"{what.get(type(value), repr(value))} is not a number", hint)
         return None
     if isinstance(value, int) and value > LARGEST_INTEGER:
         hint = "integers are doubles; write it as a float literal if rounding is meant"
@@ -92,7 +93,7 @@ def literal(node: ast.expr, reporter: Reporter, what: str) -> float | None:
             return fold_checked(node, "mul", left, left, reporter)
         return fold_checked(node, OPERATORS[type(node.op)], left, right, reporter)
     hint = "numbers and + - * / % ** between them"
-    if isinstance(node, (ast.Tuple, ast.List)):
+    if isinstance(node, (ast.Tuple, ast.List)) and node.elts:
         hint = "one name for each: beta1=0.9, beta2=0.999"
     reporter.error(node, f"{what} must be literal arithmetic", hint)
     return None

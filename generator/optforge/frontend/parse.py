@@ -19,7 +19,8 @@ from .toplevel import TopLevel, decorated, shadowed
 
 # Names that the Optimizer uses itself.
 RESERVED = frozenset(
-    "params rule target threads skip_nonfinite zero_grads step state state_dict load_state_dict save load stats".split()
+    "params rule target threads skip_nonfinite zero_grads store master rounding seed groups add_group step state "
+    "state_dict load_state_dict save load stats".split()
 )
 ARRAYS = ("p", "g")
 LARGEST_EXPONENT = 1024  # of 2, in a double
@@ -158,6 +159,14 @@ def says_scalar(annotation: ast.expr, aliases: Mapping[str, str]) -> bool:
     if isinstance(annotation, ast.Constant):
         return annotation.value == "scalar"
     return isinstance(annotation, ast.Name) and aliases.get(annotation.id, annotation.id) == "scalar"
+
+
+def looks_scalar(annotation: ast.expr) -> bool:
+    """Whether an annotation says scalar in a way that would be ignored: `Scalar`, `optforge.words.scalar`."""
+    if isinstance(annotation, ast.Constant):
+        return isinstance(annotation.value, str) and annotation.value.strip().lower() == "scalar"
+    name = annotation.attr if isinstance(annotation, ast.Attribute) else getattr(annotation, "id", "")
+    return str(name).lower() == "scalar"
 
 
 def cleaned(docstring: str) -> str:
@@ -306,6 +315,10 @@ class Signature:
 
     def _state(self, arg: ast.arg, default: ast.expr) -> None:
         scalar = arg.annotation is not None and says_scalar(arg.annotation, self.aliases)
+        if arg.annotation is not None and not scalar and looks_scalar(arg.annotation):
+            hint = f"{arg.arg}: scalar, with `from optforge import scalar`, or no annotation where it is an array"
+            what = f"{ast.unparse(arg.annotation)!r} does not make state {arg.arg!r} one number per tensor"
+            self.reporter.error(arg.annotation, what, hint)
         initial: float | str | None
         if isinstance(default, ast.Constant) and isinstance(default.value, str):
             initial = default.value

@@ -78,7 +78,8 @@ def plain_python(
     names = [state.name for state in composition.state]
 
     def call(p: Any, g: Any, *state: Any, **keywords: Any) -> Any:
-        p, g = np.atleast_1d(p), np.atleast_1d(g)
+        shape = np.shape(p)
+        p, g = np.atleast_1d(p), alike("the gradient", g, shape)
         if p.dtype != g.dtype:
             raise TypeError(f"the parameter is {p.dtype} and its gradient {g.dtype}")
         if len(state) > len(names):
@@ -94,21 +95,33 @@ def plain_python(
                 for s in part.state:
                     if s.name not in given:
                         known[s.name] = initial(s, p, known["g"], known)
+                    elif s.scalar:
+                        known[s.name] = float(given[s.name])
                     else:
-                        known[s.name] = float(given[s.name]) if s.scalar else np.atleast_1d(given[s.name])
+                        known[s.name] = alike(f"state {s.name!r}", given[s.name], shape)
                 scalars = {s.name for s in part.state if s.scalar}
                 for name, value in run(known, p.dtype).items():
                     # A scalar bound to an array is rounded where it is stored.
                     whole = name in scalars or isinstance(value, np.ndarray)
                     known[name] = value if whole else np.full_like(p, float(value))
         numbers = {s.name for s in composition.state if s.scalar}
-        stored = tuple(float(known[name]) if name in numbers else known[name] for name in ("p", *names))
+        # New arrays, also of what the rule hands on: who writes into a gradient later must not change a state.
+        stored = tuple(
+            float(known[name]) if name in numbers else np.array(known[name]).reshape(shape) for name in ("p", *names)
+        )
         return stored if names else stored[0]
 
     call.__name__ = call.__qualname__ = composition.name
     call.__signature__ = signature  # type: ignore[attr-defined]
     call.__doc__ = composition.doc
     return call
+
+
+def alike(what: str, given: Any, shape: tuple[int, ...]) -> Any:
+    """An array of the parameter's shape, of one dimension at least."""
+    if np.shape(given) != shape:
+        raise ValueError(f"{what} has the shape {np.shape(given)}, the parameter {shape}")
+    return np.atleast_1d(given)
 
 
 def initial(state: State, p: Any, g: Any, hyperparameters: Mapping[str, Any]) -> Any:

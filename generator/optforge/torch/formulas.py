@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -60,6 +60,11 @@ class Formula:
     others: Mapping[str, Any] = field(default_factory=dict)
     later: frozenset[str] = frozenset()
 
+    def __post_init__(self) -> None:
+        for own in fields(self):  # what is given may be a view of a mapping, which cannot be pickled
+            if isinstance(getattr(self, own.name), Mapping):
+                object.__setattr__(self, own.name, dict(getattr(self, own.name)))
+
     @property
     def flat(self) -> dict[str, tuple[str, int]]:
         """The hyperparameters that stand in a tuple."""
@@ -112,7 +117,8 @@ class Formula:
             try:
                 value = group[key[0]][key[1]] if isinstance(key, tuple) else group[key]
             except (KeyError, IndexError, TypeError):
-                raise ValueError(f"{where}it has no {key!r}, which {self.name} needs") from None
+                lacks = f"no {key[0]!r} with {name} at place {key[1]}" if isinstance(key, tuple) else f"no {key!r}"
+                raise ValueError(f"{where}it has {lacks}, which {self.name} needs") from None
             row[name] = number(value, f"{where}{name}")
         return row
 
@@ -283,6 +289,10 @@ def of_rule(rule: Rule) -> Formula:
 def made(rule: Rule, keys: Mapping[str, Key], state: Mapping[str, str], needed: Mapping[str, str]) -> Formula:
     """A formula with a rule's own names, but for some."""
     all_keys: dict[str, Key] = {name: keys.get(name, name) for name in rule.hyperparameters}
+    tuples = {key[0] for key in all_keys.values() if isinstance(key, tuple)}
+    for name in (*rule.hyperparameters, *rule.options):
+        if name in ("param_names", *RUN) or name in tuples:
+            raise UsageError(f"parameter groups of PyTorch use the name {name!r} of rule {rule.name!r}; choose another")
     defaults: dict[str, Any] = {}
     for name, value in rule.hyperparameters.items():
         key = all_keys[name]

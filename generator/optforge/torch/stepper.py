@@ -247,6 +247,8 @@ class Stepper:
                 continue
             if missing:
                 also = f" and has {', '.join(map(repr, unknown))}" if unknown else ""
+                if all(key.endswith(SCALES) for key in missing):
+                    also += ", scales of state of 8 bits: give this Optimizer the store that wrote it"
                 problems.append(f"{label} lacks {', '.join(map(repr, missing))}{also}")
                 continue
             try:
