@@ -808,7 +808,7 @@ static int optforge_check_kernel(const optforge_kernel *kernel) {
         scales += format == OPTFORGE_ABSMAX;
     }
     if (scales != blocks || scales != kernel->arrays - optforge_scales(kernel) ||
-        (blocks > 0 && narrow > OPTFORGE_WIDE / OPTFORGE_BLOCK))
+        (blocks > 0 && narrow > (size_t)OPTFORGE_WIDE / OPTFORGE_BLOCK))
         return OPTFORGE_ERROR_ABI;
     if (kernel->master > 0 &&
         (kernel->master < 2 || kernel->formats[0] < OPTFORGE_BF16 ||

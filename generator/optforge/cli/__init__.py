@@ -80,7 +80,7 @@ def common(
 
 Store = Annotated[
     list[str] | None,
-    typer.Option(metavar="ARRAY=FORMAT,…", help="Formats of p, g and state: f32, f64, bf16, f16. Others: f32."),
+    typer.Option(metavar="ARRAY=FORMAT,…", help="Formats of p, g and state: f32, f64, bf16, f16; of state q8, uq8."),
 ]
 Master = Annotated[
     str | None,
