@@ -35,6 +35,7 @@ TEXTS = {
     "SELFTEST": "this build computes other bits than it should: compile without flags that change arithmetic",
     "MEMORY": "there is no memory for the state, or for the workspace",
     "THREADS": "options.threads is negative",
+    "DELTA": "delta is for parameters that are float or double",
     "ASSERT": "the hyperparameters break an assert of the rule",
 }
 RULES = {
