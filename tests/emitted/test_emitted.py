@@ -354,13 +354,10 @@ def of_long_names(p, g, first_gradient="g", start="p", momentum=0.0, steps: scal
 )
 @pytest.mark.parametrize("target", ["c", "cuda"])
 def test_every_line_fits_the_page(target: str, stored: Wanted) -> None:
-    """Also what the head of a file lists, and the command that emits it again."""
-    files = of_long_names.emit(target, stored, "own", {"lr": 0.015625}, single=False)
-    for file, text in files.items():
-        assert [line for line in text.split("\n") if len(line) > 110] == [], file
-    command = re.search(r"Re-create: (.*?)\n \* Rule", files[f"own.{'h' if target == 'c' else 'cuh'}"], re.DOTALL)
-    assert command is not None
-    assert command[1].replace("\n *", "").split()[:2] == ["optforge", "generate"]
+    """Also what the head of a file lists, but for the command that emits it again, which is there to be copied."""
+    for file, text in of_long_names.emit(target, stored, "own", {"lr": 0.015625}, single=False).items():
+        long = [line for line in text.split("\n") if len(line) > 110]
+        assert [line for line in long if not line.startswith(" * Re-create: optforge generate ")] == [], file
 
 
 def test_the_struct_of_a_tensor_says_how_many_scales_it_has() -> None:
