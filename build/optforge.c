@@ -807,7 +807,7 @@ static int optforge_check_kernel(const optforge_kernel *kernel) {
         scales += format == OPTFORGE_ABSMAX;
     }
     if (scales != blocks || scales != kernel->arrays - optforge_scales(kernel) ||
-        (blocks > 0 && narrow > OPTFORGE_WIDE / OPTFORGE_BLOCK))
+        (blocks > 0 && narrow > (size_t)OPTFORGE_WIDE / OPTFORGE_BLOCK))
         return OPTFORGE_ERROR_ABI;
     if (kernel->master > 0 &&
         (kernel->master < 2 || kernel->formats[0] < OPTFORGE_BF16 ||
@@ -1157,8 +1157,9 @@ static int optforge_prepare(optforge_work *w) {
         status = optforge_check_place(w, &checked);
         if (status == OPTFORGE_OK && !o->checked)
             status = optforge_check_tensor(checked.list->kernel, checked.tensor);
-        if (checked.list->delta != NULL && checked.list->kernel->formats[0] > OPTFORGE_F64)
-            status = OPTFORGE_ERROR_OPTIONS; /* it is for what is stored as it is computed */
+        if (status == OPTFORGE_OK && checked.list->delta != NULL &&
+            checked.list->kernel->formats[0] > OPTFORGE_F64)
+            status = OPTFORGE_ERROR_DELTA; /* it is for what is stored as it is computed */
         if (status == OPTFORGE_OK && !o->checked && checked.list->delta != NULL)
             status = optforge_check_delta(checked.list->kernel, checked.tensor,
                                           checked.list->delta[checked.k]);
@@ -2005,7 +2006,8 @@ OPTFORGE_API const char *optforge_strerror(int status) {
         "optforge_begin was not called, or this phase is not the one that is due",
         "this build computes other bits than it should: compile without flags that change arithmetic",
         "there is no memory for the state, or for the workspace",
-        "options.threads is negative"
+        "options.threads is negative",
+        "delta is for parameters that are float or double"
     };
 
     if (status == OPTFORGE_SKIPPED)

@@ -51,6 +51,7 @@ enum {
     OPTFORGE_ERROR_SELFTEST = 18,  /* what was compiled computes other bits than it should */
     OPTFORGE_ERROR_MEMORY = 19,    /* optforge.hpp: there is no memory for state, or for the workspace */
     OPTFORGE_ERROR_THREADS = 20,   /* options.threads is negative */
+    OPTFORGE_ERROR_DELTA = 21,     /* a list has a delta, and its parameters are neither float nor double */
     OPTFORGE_ERROR_ASSERT = 100    /* the hyperparameters break the rule's first assert; 101: the second */
 };
 
@@ -58,10 +59,10 @@ enum {
     OPTFORGE_LEAF = 1024,     /* elements that are added up together: parts of tensors are whole leaves */
     OPTFORGE_PIECE = 256,     /* elements of a piece at most, where a pass adds up */
     OPTFORGE_BLOCK = 256,     /* elements of state of 8 bits that share a scale */
-    OPTFORGE_MOST_SUMS = 32,  /* that a kernel can add up in a pass */
+    OPTFORGE_MOST_SUMS = 32,    /* that a kernel can add up in a pass */
     OPTFORGE_MOST_SCRATCH = 24, /* of them from scratch */
-    OPTFORGE_MOST_PASSES = 16, /* over memory */
-    OPTFORGE_MOST_ARRAYS = 192 /* of a tensor */
+    OPTFORGE_MOST_PASSES = 16,  /* over memory */
+    OPTFORGE_MOST_ARRAYS = 192  /* of a tensor */
 };
 
 /* What a step tells of itself, over all tensors or one. Norms are Euclidean. */
@@ -205,7 +206,8 @@ typedef struct optforge_list {
     const unsigned char *starting; /* of each tensor: whether this is its first step */
     const uint64_t *stream;        /* of each tensor: a number for its stochastic rounding; NULL: `number` */
     void *const *delta;            /* of each tensor: n elements, where what a step would add to p goes, and
-                                    * p stays as it is, unless the step is skipped; NULL: p changes */
+                                    * p, float or double, stays as it is, unless the step is skipped; NULL: p
+                                    * changes */
 } optforge_list;
 
 /* A step under way: for optforge_begin to fill in. Set it to 0 before. */

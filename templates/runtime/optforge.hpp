@@ -195,6 +195,8 @@ public:
     {
         if (status_ == OPTFORGE_ERROR_SIZE)
             return Result{status_, "a parameter and its gradient have different numbers of elements"};
+        if (status_ == OPTFORGE_ERROR_ABI && kernel_->abi == OPTFORGE_TYPES)
+            return Result{status_, "the kernel is for parameters or gradients of another type"};
         return result_of(kernel_, status_);
     }
 
@@ -275,7 +277,7 @@ protected:
     {
         size_t used = 0;
 
-        if (status_ == OPTFORGE_OK && kernel_->formats[0] != format)
+        if (status_ == OPTFORGE_OK && (kernel_->formats[0] != format || kernel_->formats[1] != format))
             fail(OPTFORGE_ERROR_ABI);
         for (int twice = 0; twice < 2 && status_ == OPTFORGE_OK; twice++, used = 0) {
             for (size_t k = 0; k < size(); k++)
@@ -357,8 +359,9 @@ protected:
     {
         const size_t a = 2 + place(kernel_->state_names, name);
         const bool there = k < size() && a < kernel_->arrays;
+        const unsigned char kind = scalar ? static_cast<unsigned char>(OPTFORGE_SCALAR) : kernel_->formats[0];
 
-        return there && (kernel_->formats[a] == OPTFORGE_SCALAR) == scalar ? a : 0;
+        return there && kernel_->formats[a] == kind ? a : 0;
     }
 
     /* The place of a name in a list that ends with null. */
@@ -544,7 +547,8 @@ public:
      * tensors of an optimizer need one. */
     Result set_delta(size_t k, Real *delta) { return checked(this->place_delta(k, delta)); }
 
-    /* State of tensor k by its name, empty where the rule has none of it. A scalar is one double. */
+    /* State of tensor k by its name, empty where the rule has none of it, or it is stored as another type. A
+     * scalar is one double. */
     span<Real> state(size_t k, const char *name) const noexcept
     {
         const size_t a = find_state(k, name, false);

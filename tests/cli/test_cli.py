@@ -25,6 +25,7 @@ from native import defaults
 from optforge import __version__, cli, rules, transforms
 from optforge.cli import demo, demo_training
 from optforge.core.diagnostics import RuleError
+from optforge.core.formats import FORMATS
 from optforge.library.rule import Rule
 
 DONE, DIFFERENT, MISTAKE, ENVIRONMENT, INTERRUPTED = 0, 1, 2, 3, 130
@@ -331,6 +332,7 @@ def test_set_holds_for_the_rules_that_have_the_name(run: Run, tmp_path: Path) ->
 MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     # arguments, and what the message has to say
     "unknown rule": (["adm"], ["'adm'", "did you mean 'adam'?"]),
+    "unknown rule but for its case": (["adamW"], ["'adamW'", "did you mean 'adamw'?"]),
     "unknown rule, nothing near": (["zzz"], ["'zzz'", "optforge list"]),
     "one good, one unknown": (["adam", "adm"], ["'adm'"]),
     "no rule": ([], ["--all"]),
@@ -364,6 +366,8 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "break an assert with a check": (["adam", "--set", "beta1=2", "--check"], ["0 <= beta1 < 1"]),
     "no truth value": (["mine.py:mine", "--set", "nesterov=2"], ["nesterov=2", "true or false"]),
     "no such choice": (["mine.py:mine", "--set", "mode=sign"], ["mode=sign", "plain or signed", "did you mean"]),
+    "rounding of nothing": (["adam", "--rounding", "stochastic"], ["bf16 or f16", "store"]),
+    "bundle of the runtime's name": (["adam", "--bundle", "optforge"], ["the bundle 'optforge'", "hides"]),
     "prefix of several": (["adam", "sgd", "--prefix", "x"], ["--prefix", "one rule"]),
     "prefix of all": (["--all", "--prefix", "x"], ["--prefix", "one rule"]),
     "prefix that is no identifier": (["adam", "--prefix", "my-adam"], ["'my-adam'", "identifier"]),
@@ -461,6 +465,34 @@ def test_a_mistake_in_the_program_itself_is_no_traceback(run: Run, monkeypatch: 
     assert result.code == ENVIRONMENT
     assert "KeyError: 'lost'" in result.err
     assert "optforge --debug" in result.err
+
+
+# ── files of somebody else ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+LAYOUTS = {
+    "project": (["adam", "--layout", "project"], ["CMakeLists.txt", "README.md", "bench.c", "optforge.pc.in"]),
+    "python": (["adam", "--layout", "python"], ["README.md", "pyproject.toml", "setup.py", "src/adam/__init__.py"]),
+}
+
+
+@pytest.mark.parametrize(("arguments", "names"), LAYOUTS.values(), ids=LAYOUTS)
+def test_what_was_not_emitted_is_not_replaced(run: Run, tmp_path: Path, arguments: list[str], names: list[str]) -> None:
+    for name in names:
+        (tmp_path / "build" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "build" / name).write_text("An engine's own, which uses optforge.\n")
+    before = contents(tmp_path)
+    result = run("generate", *arguments)
+    assert (result.code, result.out) == (MISTAKE, "")
+    assert all(f"build/{name}" in result.err for name in names)
+    assert contents(tmp_path) == before
+    for name in names:
+        (tmp_path / "build" / name).write_text("")  # this is nobody's
+    assert run("generate", *arguments).code == DONE
+    # Whatever was emitted can be emitted again, also where somebody changed it.
+    for path in (path for path in (tmp_path / "build").rglob("*") if path.is_file()):
+        path.write_text(f"{path.read_text()}\n")
+    assert "kept" not in run("generate", *arguments).out
 
 
 # ── directories that cannot be written ──────────────────────────────────────────────────────────────────────────────
@@ -743,6 +775,13 @@ def test_help_of_a_command(run: Run, command: str, words: list[str]) -> None:
         for word in words:
             assert word in result.out
         assert "\b" not in result.out
+
+
+def test_help_names_every_format(run: Run) -> None:
+    for command in ("show", "generate", "profile"):
+        line = re.search(r"--store ARRAY=FORMAT,….*?--master", run(command, "--help").out, re.DOTALL)
+        assert line is not None
+        assert {*FORMATS} <= {*re.findall(r"\w+", line[0])}
 
 
 def test_the_examples_of_the_help_stand_on_lines_of_their_own(run: Run) -> None:

@@ -374,6 +374,24 @@ def test_statistics_skip_and_zeroing() -> None:
     assert opt.state[params[0]]["step"] == 1
 
 
+def test_a_step_inside_of_what_is_compiled_runs_as_it_is() -> None:
+    made = []
+    for compiled in (False, True):
+        p = torch.nn.Parameter(torch.linspace(-1, 1, 7))
+        opt = Optimizer([p], "adamw", lr=0.1)
+
+        def training(p: Any = p, opt: Any = opt) -> None:
+            opt.zero_grad()
+            (p * p).sum().backward()
+            opt.step()
+
+        step = torch.compile(training, backend="eager") if compiled else training
+        for _ in range(3):
+            step()
+        made.append(p.detach())
+    assert torch.equal(*made)
+
+
 def test_hooks_are_called_in_order_and_may_change_arguments() -> None:
     from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 

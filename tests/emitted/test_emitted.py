@@ -318,6 +318,36 @@ def test_choices_are_vectorised_at_o2(compiler: str, tmp_path: Path) -> None:
         assert vectorised(found[f"choosing_plain_0_f64_{own}"], "mulpd", registers), own
 
 
+@rule
+def of_long_names(p, g, first_gradient="g", start="p", momentum=0.0, steps: scalar = 0, gain: scalar = "lr", *, lr=0.1):
+    momentum = 0.5 * momentum + first_gradient + start
+    steps = steps + 1
+    gain = gain / steps
+    p = p - gain * momentum
+    return p, first_gradient, start, momentum, steps, gain
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        Wanted(),
+        Wanted(None, {"first_gradient": "bf16", "start": "bf16", "momentum": "q8"}, rounding="stochastic", suffix="s"),
+        Wanted(["f32"], {"p": "bf16", "g": "bf16", "momentum": "q8"}, "split"),
+    ],
+)
+@pytest.mark.parametrize("target", ["c", "cuda"])
+def test_every_line_fits_the_page(target: str, stored: Wanted) -> None:
+    """Also what the head of a file lists, but for the command that emits it again, which is there to be copied."""
+    for file, text in of_long_names.emit(target, stored, "own", {"lr": 0.015625}, single=False).items():
+        long = [line for line in text.split("\n") if len(line) > 110]
+        assert [line for line in long if not line.startswith(" * Re-create: optforge generate ")] == [], file
+
+
+def test_the_struct_of_a_tensor_says_how_many_scales_it_has() -> None:
+    text = of.rules.adamw.emit("c", Wanted(None, {"m": "q8", "v": "uq8"}), None, {}, single=False)["adamw.h"]
+    assert "m_absmax v_absmax: a float for 256 elements" in text
+
+
 def test_text_is_tidy() -> None:
     for name in of.rules:
         for file, text in of.rules[name].generate().items():

@@ -363,9 +363,20 @@ static void mistakes()
     expect_error(__LINE__, OPTFORGE_ERROR_NULL, "NULL", [&] {
         return Optimizer<rules::started<float>>(nothing).step();
     });
-    expect_error(__LINE__, OPTFORGE_ERROR_ABI, "another version", [&] {
+    expect_error(__LINE__, OPTFORGE_ERROR_ABI, "another type", [&] {
         BasicOptimizer<float> own(adamw_kernel_f64, tensors);
         EXPECT(own.size() == 0 && own.state(0, "m").empty() && own.state_size() == 0);
+        return own.status();
+    });
+    const unsigned char narrow[] = {OPTFORGE_F32, OPTFORGE_F32, OPTFORGE_BF16, OPTFORGE_F32};
+    optforge_kernel mixed = adamw_kernel_f32;
+    mixed.formats = narrow;
+    const BasicOptimizer<float> stored(mixed, tensors);
+    EXPECT(stored.size() > 0 && stored.state(0, "m").empty() && !stored.state(0, "v").empty());
+    const unsigned char half[] = {OPTFORGE_F32, OPTFORGE_BF16, OPTFORGE_F32, OPTFORGE_F32};
+    mixed.formats = half;
+    expect_error(__LINE__, OPTFORGE_ERROR_ABI, "another type", [&] {
+        BasicOptimizer<float> own(mixed, tensors);
         return own.status();
     });
     optforge_kernel future = adamw_kernel_f32;

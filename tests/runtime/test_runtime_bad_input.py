@@ -35,6 +35,7 @@ TEXTS = {
     "SELFTEST": "this build computes other bits than it should: compile without flags that change arithmetic",
     "MEMORY": "there is no memory for the state, or for the workspace",
     "THREADS": "options.threads is negative",
+    "DELTA": "delta is for parameters that are float or double",
     "ASSERT": "the hyperparameters break an assert of the rule",
 }
 RULES = {
@@ -127,7 +128,7 @@ def test_every_status_has_a_text(library: Library) -> None:
         assert library.text(getattr(calls, f"OPTFORGE_ERROR_{name}")) == text
     assert library.text(0) == "done"
     assert library.text(-1) == "a gradient is NaN or infinite, so nothing was changed, and t does not advance"
-    for status in (-2, -(2**31), 21, 99):
+    for status in (-2, -(2**31), 22, 99):
         assert library.text(status) == "unknown status"
     assert library.text(2**31 - 1) == TEXTS["ASSERT"]
     own = library.ffi.string(calls.clipped_strerror(100)).decode()

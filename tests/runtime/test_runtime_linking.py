@@ -109,6 +109,16 @@ def test_any_mixture_is_one_program(compiler: str, standard: str, tmp_path: Path
 
 
 @pytest.mark.parametrize("compiler", COMPILERS)
+def test_later_standards_have_nothing_to_say(compiler: str, tmp_path: Path) -> None:
+    """Each warns of more than the one before."""
+    require(compiler)
+    write(tmp_path, of.rules.adam.generate())
+    for language, standard in (("c", "c2x"), ("c++", "c++2b")):
+        command = [compiler, "-x", language, f"-std={standard}", "-fsyntax-only", *WARNINGS]
+        run([*command, "adam.c", "optforge.c"], tmp_path)
+
+
+@pytest.mark.parametrize("compiler", COMPILERS)
 def test_objects_of_c_in_a_program_of_cpp(compiler: str, tmp_path: Path) -> None:
     require(compiler)
     files = mixture()

@@ -127,6 +127,27 @@ def test_wrong_memory_for_what_a_step_adds(library: Library, wrong: str, name: s
     assert same(tensors, before) and (delta[0] == 7).all()
 
 
+def test_what_a_step_adds_has_no_fewer_bits(library: Library) -> None:
+    """Parameters of 16 bits have no delta; what else is wrong with a tensor is said first."""
+    kernel = library.kernel("sgd", "f32")
+    formats = library.ffi.new("unsigned char[]", [4, 4])  # bfloat16
+    narrow = library.ffi.new("optforge_kernel *", kernel[0])
+    narrow.formats = formats
+    tensors = [[np.full(40, 0x3F80, np.uint16) for _ in range(2)]]
+    before = copy.deepcopy(tensors)
+    delta = [np.full(40, 7, np.float32)]
+    status, _ = stepped(library, Part(narrow, tensors), delta)
+    assert library.text(status) == "delta is for parameters that are float or double"
+    assert same(tensors, before) and (delta[0] == 7).all()
+    none = [[np.empty(0, np.uint16), tensors[0][1]]]
+    lists, _kept = lists_of(library, [Part(narrow, none, sizes=[40])])
+    table = library.table(none, [40])
+    table[0, 1] = 0
+    lists[0].tensors = library.pointer(table)
+    lists[0].delta = library.ffi.cast("void **", delta[0].ctypes.data)
+    assert library.text(library.calls.optforge_step_lists(lists, 1, library.options())) == "a pointer is NULL"
+
+
 # ---- ranges
 
 

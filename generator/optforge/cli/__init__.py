@@ -80,7 +80,7 @@ def common(
 
 Store = Annotated[
     list[str] | None,
-    typer.Option(metavar="ARRAY=FORMAT,…", help="Formats of p, g and state: f32, f64, bf16, f16. Others: f32."),
+    typer.Option(metavar="ARRAY=FORMAT,…", help="Formats of p, g and state: f32, f64, bf16, f16; of state q8, uq8."),
 ]
 Master = Annotated[
     str | None,
@@ -281,7 +281,7 @@ def generate(
             raise typer.Exit(1)
         say(f"{len(files)} files in {out} are as they would be emitted")
     else:
-        for path, changed in write_all(out, files):
+        for path, changed in write_all(out, files, guarded=layout is not None):
             say(f"{'wrote' if changed else 'kept '} {path}")
 
 

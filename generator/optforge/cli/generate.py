@@ -85,7 +85,7 @@ def bundled(
     """The pair of files of a bundle."""
     from ..emit.layout import bundle
 
-    check_prefix(name)
+    check_prefix(name, "bundle")
     if [*dict.fromkeys(wanted)] != ["c"]:
         raise UsageError("--bundle is of C: leave --target out")
     if single or prefix is not None:

@@ -161,7 +161,8 @@ def nearest(name: str, names: Iterable[str]) -> str:
 
     if len(name) > COMPARED_LENGTH:
         return ""
-    likely = [*itertools.islice((own for own in names if 1 < len(own) <= COMPARED_LENGTH), CANDIDATES)]
-    close = [own for own in likely if own.lower() == name.lower()]
-    close = close or difflib.get_close_matches(name, likely, n=1, cutoff=0.6)
+    likely = list(itertools.islice((own for own in names if 1 < len(own) <= COMPARED_LENGTH), CANDIDATES))
+    same = [own for own in likely if own.lower() == name.lower()]  # adamW is adamw, and not adam
+    close = same or difflib.get_close_matches(name, likely, n=1, cutoff=0.6)
     return f"; did you mean {close[0]!r}?" if close else ""
+

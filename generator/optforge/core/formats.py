@@ -316,7 +316,9 @@ class Storage:
                 words.setdefault(own.name, []).append(name)
         text = "; ".join(f"{' '.join(names)} as {format}" for format, names in words.items())
         text += f", p rounded from its master {self.beside.name}" if self.beside else ""
-        return text + (", rounded at random" if self.stochastic else "")
+        text += ", rounded at random" if self.stochastic else ""
+        scales = " ".join(name + blocks.SCALES for name in self.scaled)
+        return text + (f"; {scales}: a float for {blocks.BLOCK} elements, or for fewer at the end" if scales else "")
 
     def flags(self) -> list[str]:
         """The options of the command line that ask for it."""
@@ -509,6 +511,8 @@ class Wanted:
             scalar = [state.name for state in kernel.scalar_state]
             args = (self.store or {}, self.master, self.rounding, self.suffix, scalar)
             found.append(storage(kernel.arrays, *args))
+            if found[-1].stochastic and not any(each.narrow and not each.scales for _, each in found[-1].formats):
+                raise UsageError("rounding is of arrays that are bf16 or f16, and none is: give store as well")
         if len({each.suffix for each in found}) < len(found):
             raise UsageError(f"two kinds of tensors end with {found[-1].suffix!r}: give another suffix")
         return tuple(found)

@@ -81,12 +81,12 @@ def file_of(rule: str) -> str:
     return f"{name}_" if name in HEADERS else name
 
 
-def check_prefix(prefix: str | None) -> None:
+def check_prefix(prefix: str | None, what: str = "prefix") -> None:
     """Raise UsageError where emitted names cannot begin with this; None is the name of what is emitted."""
     if prefix is not None and (not re.fullmatch(r"[A-Za-z_]\w*", prefix, re.ASCII) or claimed(prefix)):
-        raise UsageError(f"the prefix {prefix!r} is no C identifier")
+        raise UsageError(f"the {what} {prefix!r} is no C identifier")
     if prefix in HEADERS:
-        raise UsageError(f"the prefix {prefix!r} would write {prefix}.h, which hides another header: take another")
+        raise UsageError(f"the {what} {prefix!r} would write {prefix}.h, which hides another header: take another")
 
 
 # Letters that C99 allows in identifiers (its annex D: Latin, Greek, Cyrillic) and that compilers accept as they are.

@@ -53,9 +53,9 @@ def comment(lines: Iterable[str]) -> str:
     return f"/*{text[2:]}\n */" if "\n" in text else f"/*{text[2:]} */"
 
 
-def wrapped(line: str) -> list[str]:
-    """A line of prose in pieces, which begin under its first word, that fit into a comment."""
-    margin = " " * (len(line) - len(line.lstrip()))
+def wrapped(line: str, under: int | None = None) -> list[str]:
+    """A line of prose in pieces that fit into a comment; they begin under its first word, or in column `under`."""
+    margin = " " * (len(line) - len(line.lstrip()) if under is None else under)
     if len(line) <= WIDTH - 6:  # what opens and closes the comment
         return [line]
     return textwrap.wrap(line, WIDTH - 6, subsequent_indent=margin, break_long_words=False, break_on_hyphens=False)
@@ -90,7 +90,7 @@ def status_lines(prefix: str, statuses: Sequence[tuple[str, int, str]], unsaid: 
 
 
 def fold(text: str, everywhere: bool = False) -> str:
-    """Break lines of code that are too long, never in a literal: calls and heads of functions behind a comma.
+    """Break lines of code that are too long, never in a literal: calls and heads of functions behind a comma, comments.
 
     With `everywhere` other lines are broken as well, at another blank where there is no comma.
     """
@@ -100,8 +100,10 @@ def fold(text: str, everywhere: bool = False) -> str:
 def fold_line(line: str, everywhere: bool) -> list[str]:
     """A line in pieces; those behind the first stand under what is behind its parenthesis, if there is room."""
     code = line.lstrip()
-    if len(line) <= WIDTH or line.endswith("\\") or code.startswith(("*", "/*", "#")):
+    if len(line) <= WIDTH or line.endswith("\\") or code.startswith(("*", "#")):
         return [line]
+    if code.startswith("/*"):
+        return wrapped_comment(line) if code.find("*/") == len(code) - 2 else [line]
     if not everywhere and ("(" not in line or code.startswith(("return", "const "))):
         return [line]
     margin = " " * (line.find("(") + 1)
@@ -117,6 +119,12 @@ def fold_line(line: str, everywhere: bool) -> list[str]:
         pieces.append(rest[:place])
         rest = margin + rest[place + 1 :]
     return [*pieces, rest]
+
+
+def wrapped_comment(line: str) -> list[str]:
+    """A comment of one line in pieces."""
+    margin = " " * (len(line) - len(line.lstrip()))
+    return textwrap.wrap(line, WIDTH, subsequent_indent=f"{margin} * ", break_long_words=False, break_on_hyphens=False)
 
 
 LITERAL = re.compile(r'"(?:[^"\\]|\\.)*"|/\*.*?\*/')

@@ -177,6 +177,7 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
 
     # ── steps ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator] # a step inside of what is compiled runs as it is
     def step(
         self, closure: Callable[[], Loss] | None = None, *, grad_scale: Any = None, stats: bool = False
     ) -> Loss | Stats | None:
