@@ -165,4 +165,3 @@ def nearest(name: str, names: Iterable[str]) -> str:
     same = [own for own in likely if own.lower() == name.lower()]  # adamW is adamw, and not adam
     close = same or difflib.get_close_matches(name, likely, n=1, cutoff=0.6)
     return f"; did you mean {close[0]!r}?" if close else ""
-

@@ -214,7 +214,7 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
             return hooked_step(self, **given) if closure is None else hooked_step(self, closure, **given)
         return self._step(closure, grad_scale, stats)
 
-    step.hooked = True  # type: ignore[attr-defined] # PyTorch need not wrap it
+    step.hooked = True  # PyTorch need not wrap it
 
     def _step(self, closure: Callable[[], Loss] | None = None, grad_scale: Any = None, stats: bool = False) -> Any:
         """`step`, between the hooks."""
