@@ -382,11 +382,20 @@ private:
     size_t width() const noexcept { return sizeof(size_t) + kernel_->arrays * sizeof(void *); }
     char *row(size_t k) const noexcept { return reinterpret_cast<char *>(table_.get()) + k * width(); }
 
+    /* Whether array `a` of tensor k, p or g, can be read; where it cannot, the check of the step says so. */
+    bool readable(size_t k, size_t a) const noexcept
+    {
+        const unsigned char format = kernel_->formats[a];
+        const size_t size = format == OPTFORGE_F64 ? 8 : format == OPTFORGE_F32 ? 4 : 2;
+
+        return array(k, a) != nullptr && reinterpret_cast<uintptr_t>(array(k, a)) % size == 0;
+    }
+
     /* State begins with the first step that is applied, from p and g where the rule says so. */
     void begin_state() noexcept
     {
         for (size_t k = 0; k < size() && !started_; k++)
-            if (elements(k) == 0 || (array(k, 0) != nullptr && array(k, 1) != nullptr))
+            if (elements(k) == 0 || (readable(k, 0) && readable(k, 1)))
                 optforge_state_init(kernel_, row(k), hyper_.get());
     }
 
