@@ -199,7 +199,8 @@ def tame(name: str, formats: _formats.Formats, sizes: Sequence[int], seed: int =
     tensors, later = [], []
     for n in sizes:
         p, *grads = (data.gradients(random, n, np.float32) for _ in range(1 + STEPS))
-        tensors.append(_formats.begin(formats, p, grads[0], beginning(name, p, grads[0])))
+        seen = _formats.load_all(formats, _formats.begin(formats, p, grads[0], {}))  # as it is stored
+        tensors.append(_formats.begin(formats, p, grads[0], beginning(name, seen["p"], seen["g"])))
         later.append([_formats.begin(formats, p, g, {})["g"] for g in grads[1:]])
     return [tensors, *([{"g": own[k]} for own in later] for k in range(STEPS - 1))]
 
