@@ -25,6 +25,10 @@ from .tensors import Moved
 TARGETS = ("c", "cuda", "numpy")
 Loss = Any
 profiling: Callable[[], bool] = torch.autograd._profiler_enabled
+try:  # what looks at each call of Python, where `torch.compile` is at work
+    watcher: Callable[[], object] = torch._C._dynamo.eval_frame.get_eval_frame_callback
+except AttributeError:
+    watcher = torch.compiler.is_compiling
 
 
 class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
@@ -177,7 +181,6 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
 
     # ── steps ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator] # a step inside of what is compiled runs as it is
     def step(
         self, closure: Callable[[], Loss] | None = None, *, grad_scale: Any = None, stats: bool = False
     ) -> Loss | Stats | None:
@@ -202,6 +205,8 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
         TypeError, ValueError
             A gradient or a hyperparameter does not do; nothing was written.
         """
+        if watcher():
+            return uncompiled_step(self, closure, grad_scale, stats)
         if (
             self._optimizer_step_pre_hooks
             or self._optimizer_step_post_hooks
@@ -293,6 +298,14 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
 
 
 hooked_step = torch.optim.Optimizer.profile_hook_step(Optimizer._step)
+
+
+def uncompiled_step(opt: Optimizer, closure: Any, grad_scale: Any, stats: bool) -> Any:
+    """A step inside of what `torch.compile` compiles, which runs as it is.
+
+    The decorator on `step` itself would cost a microsecond a step, and two seconds at the import.
+    """
+    return torch.compiler.disable(Optimizer.step)(opt, closure, grad_scale=grad_scale, stats=stats)
 
 
 def whole(value: Any) -> Any:
