@@ -392,6 +392,38 @@ def test_a_step_inside_of_what_is_compiled_runs_as_it_is() -> None:
     assert torch.equal(*made)
 
 
+class Late(nn.Parameter):
+    """A parameter that makes its gradient when it is asked for."""
+
+    made: Any = None
+
+    @property
+    def grad(self) -> Any:
+        if isinstance(self.made, Exception):
+            raise self.made
+        return self.made
+
+    @grad.setter
+    def grad(self, value: Any) -> None:
+        self.made = value
+
+
+def test_a_gradient_that_cannot_be_read_changes_nothing() -> None:
+    params = [Late(torch.ones(3)), Late(torch.ones(2))]
+    opt = ours(params, "sgd", lr=0.5)
+    for p in params:
+        p.grad = torch.ones_like(p)
+    opt.step()
+    params[1].made = RuntimeError("not there yet")
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match=r"^not there yet$"):
+            opt.step()
+    assert [p.tolist() for p in params] == [[0.5] * 3, [0.5] * 2]
+    params[1].grad = None
+    opt.step()
+    assert [p.tolist() for p in params] == [[0.0] * 3, [0.5] * 2]
+
+
 def test_hooks_are_called_in_order_and_may_change_arguments() -> None:
     from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 

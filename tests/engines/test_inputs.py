@@ -358,3 +358,28 @@ def test_a_gradient_of_other_16_bits_is_not_taken_for_the_parameters() -> None:
         of.Optimizer(params, "sgd", lr=0.5, target="c").step([gradient])
         of.Optimizer(judge, "sgd", lr=0.5, target="numpy").step([gradient])
         assert params[0][0] == judge[0][0] == 0.875
+
+
+def test_where_pytorch_keeps_what_belongs_to_a_tensor_is_found() -> None:
+    """What is found is fetched ahead; a step is right without it."""
+    torch = require_torch()
+    found = nativeinputs.offsets_in_torch()
+    assert set(found) == {*nativeinputs.OFFSETS} and all(offset % 8 == 0 for offset in found.values())
+    with torch.inference_mode():  # where tensors have no versions
+        assert nativeinputs.offsets_in_torch() == {}
+
+
+@pytest.mark.parametrize("offsets", [None, {}], ids=["fetched", "not fetched"])
+@pytest.mark.parametrize("count", [1, 17, 40, 1100])
+def test_few_and_many_tensors(count: int, offsets: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = require_torch()
+    if offsets is not None:
+        known = {name: own for name, own in nativeinputs.known_of_torch().items() if name not in nativeinputs.OFFSETS}
+        monkeypatch.setattr(nativeinputs, "known_of_torch", lambda: known)
+    params = [torch.zeros(2 + k % 3) for k in range(count)]
+    opt = of.Optimizer(params, "sgd", lr=0.5, target="c")
+    for _ in range(2):
+        before = [p._version for p in params]
+        opt.step([torch.full_like(p, k) for k, p in enumerate(params)])
+        assert [p._version for p in params] == [version + 1 for version in before]
+    assert all((p == -k).all() for k, p in enumerate(params))

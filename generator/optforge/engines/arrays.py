@@ -206,10 +206,14 @@ class Forms:
         )
 
 
-def teller(arrays: Iterable[Any]) -> Callable[[], None] | None:
+FEW, AT_ONCE = 32, 512  # tensors that are not worth it, and whose versions have room in a cache
+
+
+def teller(arrays: Iterable[Any], fetch: Callable[[list[Any]], None] | None = None) -> Callable[[], None] | None:
     """What tells PyTorch that its tensors among some arrays have been written to; None where there are none.
 
-    It counts their versions up, by which a backward pass through values from before is an error.
+    It counts their versions up, by which a backward pass through values from before is an error. Where there are many
+    of them, `fetch` is called with some before they are counted.
     """
     torch = sys.modules.get("torch")
     if torch is None:
@@ -222,7 +226,16 @@ def teller(arrays: Iterable[Any]) -> Callable[[], None] | None:
         increment([])
     except TypeError:  # an older one takes them one by one
         return lambda: collections.deque(map(increment, tensors), 0).clear()
-    return functools.partial(increment, tensors)
+    if fetch is None or len(tensors) < FEW:
+        return functools.partial(increment, tensors)
+    parts = [tensors[k : k + AT_ONCE] for k in range(0, len(tensors), AT_ONCE)]
+
+    def tell() -> None:
+        for part in parts:
+            fetch(part)
+            increment(part)
+
+    return tell
 
 
 class Ranges:

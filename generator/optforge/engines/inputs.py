@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from operator import is_
 from types import MappingProxyType
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..core.formats import spelled
-from .arrays import Forms, Ranges, address
+from .arrays import Forms, Ranges, address, teller
 from .tensor import Tensor
 
 
@@ -121,9 +121,22 @@ class Inputs:
         """Whether a parameter's owner can be given other memory or another form, although there is a view of it."""
         return isinstance(owner, np.ndarray) or self.space.pointer(owner) is not None
 
+    def same(self, one: Sequence[Any], other: Sequence[Any]) -> bool:
+        """Whether two sequences have the same objects."""
+        return same(one, other)
+
+    def teller(self, tensors: Iterable[Any]) -> Callable[[], None] | None:
+        """What tells a library that its tensors have been written to."""
+        return teller(tensors)
+
     def release(self) -> None:
         """The step is over."""
         self.gradients = []
+
+
+def same(one: Sequence[Any], other: Sequence[Any]) -> bool:
+    """Whether two sequences have the same objects."""
+    return len(one) == len(other) and all(map(is_, one, other))
 
 
 class SameInputs(Inputs):

@@ -219,7 +219,7 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
             return hooked_step(self, **given) if closure is None else hooked_step(self, closure, **given)
         return self._step(closure, grad_scale, stats)
 
-    step.hooked = True  # PyTorch need not wrap it
+    step.hooked = True  # type: ignore[attr-defined] # PyTorch need not wrap it
 
     def _step(self, closure: Callable[[], Loss] | None = None, grad_scale: Any = None, stats: bool = False) -> Any:
         """`step`, between the hooks."""
@@ -303,7 +303,7 @@ hooked_step = torch.optim.Optimizer.profile_hook_step(Optimizer._step)
 def uncompiled_step(opt: Optimizer, closure: Any, grad_scale: Any, stats: bool) -> Any:
     """A step inside of what `torch.compile` compiles, which runs as it is.
 
-    The decorator on `step` itself would cost a microsecond a step, and two seconds at the import.
+    The decorator on `step` itself would load the compiler at the import, which takes two seconds.
     """
     return torch.compiler.disable(Optimizer.step)(opt, closure, grad_scale=grad_scale, stats=stats)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from operator import is_, itemgetter
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from ..core.diagnostics import UsageError
 from ..core.formats import FORMATS, MASTERS
 from ..core.ir import Kernel
 from ..core.scalars import check_hyperparameters
+from ..engines.inputs import same
 from ..engines.stats import RECORD, Stats
 from ..library.targets import engine as engine_of
 from ..train.groups import within
@@ -110,7 +111,7 @@ class Stepper:
         self.sharded = any(map(is_sharded, self.params))
         self.owners = [local(p) for p in self.params]
         self.opt: ArrayOptimizer  # where there are parameters
-        self.empty = not self.params
+        self.empty, self.same = not self.params, same
         for p, label in zip(self.owners, self.paths, strict=True):
             check(p, label)
             if p.device != self.owners[0].device:
@@ -147,6 +148,9 @@ class Stepper:
             seed=how.seed,
             **self.options,
         )
+        inputs = self.opt._inputs
+        self.same = inputs.same
+        self.reads = not self.sharded and isinstance(inputs, NativeTensorInputs) and inputs.read()
         self.space = target.made[0]
         self.steps = np.zeros(len(self.params), np.float32)  # what "step" is a view of
         self.take(state)
@@ -303,8 +307,7 @@ class Stepper:
             return False
         changed = []
         for k, group in enumerate(groups):
-            params, members = group["params"], self.members[k]
-            if len(params) != len(members) or not all(map(is_, params, members)):
+            if not self.same(group["params"], self.members[k]):
                 return False
             row = self.row(group)
             if row != self.rows[k] or k in self.variable:
@@ -368,7 +371,7 @@ class Stepper:
         opt = self.opt
         if opt._begun is not None or opt._progress.unfinished:
             opt._resolve()
-        grads = [p.grad for p in self.params]
+        grads = [None] * len(self.params) if self.reads else [p.grad for p in self.params]
         if self.sharded:
             if not all(local(p) is own for p, own in zip(self.params, self.owners, strict=True)):
                 raise Moved

@@ -184,6 +184,12 @@ class TensorInputs(Inputs):
 class NativeTensorInputs(NativeInputs):
     """`NativeInputs` of tensors: those with the layout of their parameter are found by compiled code."""
 
+    def read(self) -> bool:
+        """Read gradients from the parameters from here on, into the lists that `take` is given; whether it can."""
+        self.learn()
+        self.attribute = "grad" if self.look.struct.describe else None
+        return self.attribute is not None
+
     def gradient(self, place: int, given: Any) -> Any:
         """`Inputs.gradient`."""
         return laid_out(self, place, given)

@@ -444,7 +444,8 @@ class Optimizer:
         if starting:
             how = replace(how, starting=np.array([not tensor.started for tensor in tensors], np.uint8))
         plan = self._engine.plan(inputs, behind)
-        self._set(_tell=teller(tensor.owner for tensor in tensors), _starting=starting, _places=inputs.places, _how=how)
+        tell = inputs.teller(tensor.owner for tensor in tensors)
+        self._set(_tell=tell, _starting=starting, _places=inputs.places, _how=how)
         self._set(_plain=not (starting or self._hyper.schedules), _plan=plan)
 
     def _unusual_step(self, how: How) -> None:

@@ -4,6 +4,9 @@
  * An array of NumPy is read as its C API lays it out. A tensor of PyTorch is asked through the table of functions
  * that DLPack defines for this. Whatever is not as it should be, or of another library, is left to Python, which
  * looks closer, and knows what to say. The caller holds the interpreter's lock.
+ *
+ * What is looked at was last used a step ago, and is in no cache near by: thousands of small objects, each found
+ * through others. So all of it is fetched ahead, a few objects before it is needed.
  */
 #include <stddef.h>
 #include <stdint.h>
@@ -41,14 +44,19 @@ typedef struct Form {
 enum { FLOAT = 2, BFLOAT = 4 };
 
 typedef struct Inputs {
-    /* Python: the bytes of an object's head, which ends with its type; PyList_GetItem, PyErr_Clear */
+    /* Python: the bytes of an object's head, which ends with its type; functions of its C API */
     size_t head;
     const void *none;
-    void *(*item)(void *list, ptrdiff_t k);
-    void (*clear)(void);
+    void *(*item)(void *list, ptrdiff_t k);            /* PyList_GetItem */
+    int (*set)(void *list, ptrdiff_t k, void *object); /* PyList_SetItem */
+    void *(*attribute)(void *object, void *name);      /* PyObject_GetAttr */
+    void (*clear)(void);                               /* PyErr_Clear */
     const void *ndarray, *float32, *float64; /* NumPy: the type of arrays, and two dtypes */
     const void *tensor, *parameter;          /* PyTorch: the types of tensors, and what describes one */
     int (*describe)(void *tensor, DLTensor *description);
+    /* Where the first word behind the head of a tensor points to, so many bytes behind, are pointers to its storage,
+     * its version, its object, and to what has its gradient, so many bytes behind there; 0 where that is not known */
+    size_t storage, version, object, meta, gradient;
 
     size_t count;
     const Form *forms;          /* of each parameter and its gradient */
@@ -155,42 +163,95 @@ static int overlaps(const Inputs *in, uintptr_t address, uint64_t bytes, size_t 
     return bytes != 0 && *near < in->ranges && in->starts[*near] < address + bytes;
 }
 
-/* Thousands of arrays are in no cache near by: what is looked at soon is fetched ahead. What PyTorch keeps of a tensor
- * is where the first word behind the head points; were it elsewhere, nothing would go wrong. */
-enum { MANY = 512, OBJECTS_AHEAD = 8, TENSORS_AHEAD = 4, LINE = 64, LINES = 4 };
-
-static void fetch_ahead(const Inputs *in, void *list, size_t k)
+static const char *pointer_at(const char *at, size_t offset)
 {
-    const char *object, *tensor;
+    const char *pointer;
 
-    if (in->count < MANY || k + OBJECTS_AHEAD >= in->count)
-        return;
-    __builtin_prefetch(in->item(list, (ptrdiff_t)(k + OBJECTS_AHEAD)));
-    object = in->item(list, (ptrdiff_t)(k + TENSORS_AHEAD));
-    if (in->describe == NULL || (type_of(in, object) != in->tensor && type_of(in, object) != in->parameter))
-        return;
-    memcpy(&tensor, object + in->head, sizeof tensor);
-    for (int line = 0; line < LINES; line++)
-        __builtin_prefetch(tensor + LINE * line);
+    memcpy(&pointer, at + offset, sizeof pointer);
+    return pointer;
 }
 
-int optforge_inputs(Inputs *in, void *parameters, void *gradients)
+/* What PyTorch keeps of object k of a list, and of the tensor that is its gradient; NULL where there is none. */
+static const char *kept(const Inputs *in, void *list, ptrdiff_t k)
 {
+    const void *object;
+
+    if (k < 0 || (size_t)k >= in->count || in->storage == 0)
+        return NULL;
+    object = in->item(list, k);
+    if (type_of(in, object) != in->tensor && type_of(in, object) != in->parameter)
+        return NULL;
+    return pointer_at(object, in->head);
+}
+static const char *kept_of_gradient(const Inputs *in, void *list, ptrdiff_t k)
+{
+    const char *tensor = kept(in, list, k);
+    const char *meta = tensor != NULL ? pointer_at(tensor, in->meta) : NULL;
+
+    return meta != NULL ? pointer_at(meta, in->gradient) : NULL;
+}
+
+enum { LINE = 64, LINES = 4, AHEAD = 16 };
+
+static void fetch_lines(const char *at)
+{
+    for (int line = 0; line < LINES; line++)
+        __builtin_prefetch(at + LINE * line);
+}
+
+/* Fetches what is needed of objects from k on, each step in time for the next one. */
+static void fetch_ahead(const Inputs *in, void *list, ptrdiff_t k, int gradients)
+{
+    const char *at;
+
+    if (k + AHEAD < (ptrdiff_t)in->count)
+        __builtin_prefetch(in->item(list, k + AHEAD));
+    if ((at = kept(in, list, k + 12)) != NULL)
+        fetch_lines(at);
+    if ((at = kept(in, list, k + 8)) != NULL) {
+        __builtin_prefetch(pointer_at(at, in->storage));
+        __builtin_prefetch(pointer_at(at, in->meta) + in->gradient);
+    }
+    if (!gradients)
+        return;
+    if ((at = kept_of_gradient(in, list, k + 5)) != NULL)
+        fetch_lines(at);
+    if ((at = kept_of_gradient(in, list, k + 2)) != NULL) {
+        __builtin_prefetch(pointer_at(at, in->storage));
+        __builtin_prefetch(pointer_at(at, in->object));
+    }
+}
+
+/* Looks at all arrays. Where `name` is no None, gradients are read from the parameters under it, into the list. The
+ * result is negative where Python has an error for that. */
+int optforge_inputs(Inputs *in, void *parameters, void *gradients, void *name)
+{
+    const int reads = name != in->none;
     int result = 0;
     size_t near = 0;
 
-    for (size_t k = 0; k < in->count; k++) {
+    for (ptrdiff_t ahead = -AHEAD; ahead < (ptrdiff_t)in->count; ahead++) {
+        fetch_ahead(in, parameters, ahead, reads);
+        if (!reads)
+            fetch_ahead(in, gradients, ahead, 0);
+        if (ahead < 0)
+            continue;
+
+        const size_t k = (size_t)ahead;
         const Form *form = &in->forms[k];
+        void *parameter = in->item(parameters, ahead);
         uintptr_t address;
-
-        fetch_ahead(in, parameters, k);
-        fetch_ahead(in, gradients, k);
-
-        int kind = look(in, in->item(parameters, (ptrdiff_t)k), form, 1, &address);
+        int kind = look(in, parameter, form, 1, &address);
 
         in->parameters[k] = kind == OTHER || (kind != ABSENT && form->bytes != 0 && address != in->homes[k]);
         result |= in->parameters[k] ? PARAMETERS : 0;
-        kind = look(in, in->item(gradients, (ptrdiff_t)k), form, in->zero_grads, &address);
+        if (reads) {
+            void *gradient = in->attribute(parameter, name);
+
+            if (gradient == NULL || in->set(gradients, ahead, gradient) != 0)
+                return -1;
+        }
+        kind = look(in, in->item(gradients, ahead), form, in->zero_grads, &address);
         if (address != in->addresses[k] && overlaps(in, address, form->bytes, &near))
             kind = OTHER;
         if (kind == OTHER)
@@ -202,4 +263,31 @@ int optforge_inputs(Inputs *in, void *parameters, void *gradients)
         in->addresses[k] = address;
     }
     return result;
+}
+
+/* Whether two lists have the same objects, of which none is touched. */
+int optforge_same(const Inputs *in, void *one, void *other, size_t count)
+{
+    for (size_t k = 0; k < count; k++)
+        if (in->item(one, (ptrdiff_t)k) != in->item(other, (ptrdiff_t)k))
+            return 0;
+    return 1;
+}
+
+/* Fetches the versions of all tensors of a list, which are counted up next. */
+void optforge_fetch_versions(const Inputs *in, void *list, size_t count)
+{
+    Inputs own = *in;
+
+    own.count = count;
+    for (ptrdiff_t k = -AHEAD; k < (ptrdiff_t)count; k++) {
+        const char *at = kept(&own, list, k);
+
+        if (k + AHEAD < (ptrdiff_t)count)
+            __builtin_prefetch(in->item(list, k + AHEAD));
+        if (at != NULL)
+            __builtin_prefetch(pointer_at(at, in->version), 1);
+        if ((at = kept(&own, list, k + AHEAD / 2)) != NULL)
+            fetch_lines(at);
+    }
 }

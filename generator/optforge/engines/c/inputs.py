@@ -5,8 +5,10 @@ from __future__ import annotations
 import ctypes
 import functools
 import math
+import os
+import struct
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ import numpy as np
 
 from ...core.formats import FORMAT_OF, GIVEN
 from ...core.functions import Array
-from ..arrays import Ranges, address
+from ..arrays import Ranges, address, teller
 from ..inputs import Inputs
 from ..tensor import Tensor
 from .compile import library
@@ -30,7 +32,8 @@ ABSENT, FOUND, ONE, OTHER = range(4)  # what a gradient is, as inputs.c says
 PARAMETERS, CHANGED, ASKED, MOVED = 1, 2, 4, 8  # what it leaves to do
 KINDS = [*GIVEN]
 BYTES = np.array([0, *(dtype.itemsize for dtype in KINDS)], np.uint64)  # of an element, by 1 and the number of its kind
-POINTERS = "none item clear ndarray float32 float64 tensor parameter describe".split()
+POINTERS = "none item set attribute clear ndarray float32 float64 tensor parameter describe".split()
+OFFSETS = "storage version object meta gradient".split()  # of what is in a tensor of PyTorch
 
 
 class Struct(ctypes.Structure):
@@ -39,7 +42,7 @@ class Struct(ctypes.Structure):
     _fields_ = [
         ("head", ctypes.c_size_t),
         *((name, ctypes.c_void_p) for name in POINTERS),
-        ("count", ctypes.c_size_t),
+        *((name, ctypes.c_size_t) for name in (*OFFSETS, "count")),
         ("forms", ctypes.c_void_p),
         ("zero_grads", ctypes.c_int32),
         *((name, ctypes.c_void_p) for name in ("homes", "parameters", "gradients", "addresses")),
@@ -95,11 +98,22 @@ class Look:
         self.struct = Struct(head=object.__basicsize__, count=count, zero_grads=zero_grads)
         for name in ("forms", "homes", "parameters", "gradients", "addresses"):
             setattr(self.struct, name, address(getattr(self, name)))
-        self.call, self.place = compiled(), ctypes.addressof(self.struct)
+        self.calls, self.place = compiled(), ctypes.addressof(self.struct)
 
-    def __call__(self, parameters: list[Any], gradients: list[Any]) -> int:
-        """Look at arrays, None where one is not to be looked at; what there is to do, as bits."""
-        return self.call(self.place, parameters, gradients)  # type: ignore[no-any-return]
+    def __call__(self, parameters: list[Any], gradients: list[Any], name: str | None = None) -> int:
+        """Look at arrays, None where one is not to be looked at; what there is to do, as bits.
+
+        With a name, gradients are read from the parameters under it, into the list.
+        """
+        return self.calls.optforge_inputs(self.place, parameters, gradients, name)  # type: ignore[no-any-return]
+
+    def same(self, one: list[Any], other: list[Any]) -> bool:
+        """Whether two lists of one length have the same objects."""
+        return bool(self.calls.optforge_same(self.place, one, other, len(one)))
+
+    def fetch_versions(self, tensors: list[Any]) -> None:
+        """Have the processor fetch the versions of tensors, which are counted up next."""
+        self.calls.optforge_fetch_versions(self.place, tensors, len(tensors))
 
     def know(self, pointers: dict[str, int]) -> None:
         """Tell it of the libraries whose arrays it is to look at itself."""
@@ -116,17 +130,20 @@ class Look:
 
 @functools.cache
 def compiled() -> Any:
-    """The compiled function, which is called with the interpreter's lock held."""
+    """The compiled functions, which are called with the interpreter's lock held."""
     text = Path(__file__).with_name("inputs.c").read_text(encoding="utf-8")
-    call = ctypes.PyDLL(str(library({"inputs.c": text}))).optforge_inputs
-    call.argtypes, call.restype = (ctypes.c_void_p, ctypes.py_object, ctypes.py_object), ctypes.c_int
-    return call
+    calls = ctypes.PyDLL(str(library({"inputs.c": text})))
+    calls.optforge_inputs.argtypes = (ctypes.c_void_p, *[ctypes.py_object] * 3)
+    calls.optforge_same.argtypes = (ctypes.c_void_p, ctypes.py_object, ctypes.py_object, ctypes.c_size_t)
+    calls.optforge_fetch_versions.argtypes = (ctypes.c_void_p, ctypes.py_object, ctypes.c_size_t)
+    calls.optforge_fetch_versions.restype = None
+    return calls
 
 
 @functools.cache
 def known_of_numpy() -> dict[str, int]:
     """The pointers by which arrays of NumPy are known."""
-    names = {"item": "PyList_GetItem", "clear": "PyErr_Clear"}
+    names = {"item": "PyList_GetItem", "set": "PyList_SetItem", "attribute": "PyObject_GetAttr", "clear": "PyErr_Clear"}
     functions = {own: ctypes.cast(getattr(ctypes.pythonapi, name), ctypes.c_void_p) for own, name in names.items()}
     found = {name: pointer.value or 0 for name, pointer in functions.items()} | {"none": id(None)}
     numpy = {"ndarray": id(np.ndarray), "float32": id(np.dtype(np.float32)), "float64": id(np.dtype(np.float64))}
@@ -151,12 +168,48 @@ def known_of_torch() -> dict[str, int]:
     if not describe:
         return {}
     found = {"tensor": id(torch.Tensor), "parameter": id(torch.nn.Parameter), "describe": describe}
-    probes = [torch.zeros(2, 3, dtype=torch.float32), torch.nn.Parameter(torch.zeros(4, dtype=torch.float64))]
-    probes += [torch.zeros(3, 2, dtype=torch.bfloat16).T]
+    made = [torch.zeros(*shape, device="cpu") for shape in ((2, 3), (4,), (3, 2))]
+    probes = [made[0].float(), torch.nn.Parameter(made[1].double()), made[2].bfloat16().T]
     forms = [Form((2, 3), np.dtype(np.float32)), Form((4,), np.dtype(np.float64))]
     forms += [Form((2, 3), np.dtype(np.uint16), (1, 2))]
     where = [probe.data_ptr() for probe in probes]
-    return found if proven({**known_of_numpy(), **found}, forms, probes, where) else {}
+    return found | offsets_in_torch() if proven({**known_of_numpy(), **found}, forms, probes, where) else {}
+
+
+def offsets_in_torch() -> dict[str, int]:
+    """Where PyTorch keeps what belongs to a tensor, to be fetched ahead; empty where that does not show.
+
+    The words of a tensor with a gradient are compared with what it says of itself. Memory is read by way of a file,
+    which answers with an error where there is none.
+    """
+    torch: Any = sys.modules["torch"]
+    try:
+        probe = torch.nn.Parameter(torch.zeros(4, device="cpu"))
+        probe.grad = torch.ones(4, device="cpu")
+        with torch.no_grad():
+            for _ in range(77):
+                probe.zero_()
+        wanted = {"storage": probe.untyped_storage()._cdata, "object": id(probe)}
+        with open("/proc/self/mem", "rb", buffering=0) as memory:
+
+            def words(at: int, count: int) -> list[int]:
+                return [*struct.unpack(f"{count}Q", os.pread(memory.fileno(), 8 * count, at))]
+
+            if words(id(probe) + object.__basicsize__, 1) != [probe._cdata]:
+                return {}
+            tensor = words(probe._cdata, 8)  # of its first line
+            found = {name: 8 * tensor.index(pointer) for name, pointer in wanted.items()}
+            for k, pointer in enumerate(tensor):
+                if not 4096 < pointer < 1 << 47 or pointer in wanted.values():
+                    continue  # no pointer, or another one
+                near = words(pointer, 8)
+                if probe.grad._cdata in near:
+                    found |= {"meta": 8 * k, "gradient": 8 * near.index(probe.grad._cdata)}
+                elif near[2] & 0xFFFFFFFF == probe._version == 77:  # behind its type and a count of references
+                    found["version"] = 8 * k
+    except (AttributeError, OSError, OverflowError, RuntimeError, ValueError, struct.error):
+        return {}
+    return found if set(found) == {*OFFSETS} else {}
 
 
 def proven(pointers: dict[str, int], forms: Sequence[Form], probes: list[Any], where: list[int]) -> bool:
@@ -204,6 +257,7 @@ class NativeInputs(Inputs):
         self.owners = [tensor.owner if self.can_move(tensor.owner) else None for tensor in tensors]
         self.views: list[Any] = []  # of gradients that live in them alone
         self.settled = False  # whether the plan is right for what was found at the last step
+        self.attribute: str | None = None  # of parameters, that gradients are read from
         self.knows_torch = False
         self.look.know(known_of_numpy())
         self.learn()
@@ -232,7 +286,7 @@ class NativeInputs(Inputs):
         settled, self.settled = self.settled and not self.mixed, False  # until all is well: this can end anywhere
         if self.mixed:
             self.kinds[...], self.mixed = self.usual, False
-        found = self.look(self.owners, listed)
+        found = self.look(self.owners, listed, self.attribute)
         if found & PARAMETERS and self.follow(np.flatnonzero(self.look.parameters).tolist()):
             found |= self.look(self.owners, listed)
         others = bool(found & ASKED) and self.ask(listed)
@@ -287,6 +341,16 @@ class NativeInputs(Inputs):
             return False
         self.lay_out()
         return True
+
+    def same(self, one: Sequence[Any], other: Sequence[Any]) -> bool:
+        """`Inputs.same`; no object is touched, which would be waited for."""
+        if type(one) is list and type(other) is list and len(one) == len(other):
+            return self.look.same(one, other)
+        return super().same(one, other)
+
+    def teller(self, tensors: Iterable[Any]) -> Callable[[], None] | None:
+        """`Inputs.teller`."""
+        return teller(tensors, self.look.fetch_versions if self.look.struct.version else None)
 
     def release(self) -> None:
         """The step is over."""
