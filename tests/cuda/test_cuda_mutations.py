@@ -23,6 +23,7 @@ from test_cuda_native import Steps
 import optforge as of
 from conftest import require
 from cuda import Cuda, Memory, order
+from data import same
 from emulation import compile_emulated
 from optforge import global_norm, max_abs, scalar
 from storing import live, run_of
@@ -83,7 +84,6 @@ SURVIVORS = {
     ("optforge.cuh", r"(?<=\()live == 4 && ", 0): "a load beyond the end, of what nobody uses",
     ("optforge.cuh", r"k < live\b", 0): "likewise",
     ("optforge.cuh", r"control->idle \|\| control->skipped", 0): "a skipped step adds up what nobody reads",
-    ("optforge.cuh", r"\|\| w\.control->idle\b", 0): "such a step is skipped as well: only zero_grads would tell",
     ("optforge.cu", r"0 < k && k <= count", 0): "a load beyond the end, of what nobody uses",
     ("optforge.cu", r"\bc \+= 32", 0): "needs 33 chunks: test_more_chunks_than_a_row_of_the_tree has 34",
     ("optforge.cuh", r"lane == leaf\b", 0): "needs 1,025 tensors: test_totals_of_many_tensors has them, and fails",
@@ -174,14 +174,17 @@ def check(cuda: Cuda) -> None:
             run.step(grads, observe=t > 0)
         if number == 1:
             assert run.rows(4, 2, begins=True) == 0
-            for done in range(3):
-                if done == 2:
-                    memory.begin(run.gradients())
-                else:
-                    run.begin(run.gradients())
+            for _ in range(2):
+                run.begin(run.gradients())
                 assert run.launch() == 0
                 memory.check("rows")
+            run.how["zero_grads"] = 1
+            given = run.gradients()
+            memory.begin(given)
+            assert run.launch() == 0
+            memory.check("no rows")
             assert cuda.control(run.plan).idle
+            assert all(same(tensor["g"], g) for tensor, g in zip(memory.tensors, given, strict=True))
 
 
 class Mutant(Cuda):

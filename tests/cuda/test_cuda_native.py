@@ -384,14 +384,16 @@ def test_launches_replayed_are_steps(name: str, made: Made) -> None:
         assert (control.t - control.skipped, control.idle, control.status) == (1 + applied, 0, 0)
         run.check(f"launch {launch}", observed=launch % 2 == 0)
     # All five rows are used. The next step is not done, however often it is asked for.
-    memory.begin(run.gradients())
-    for observe in (True, False):
+    given = run.gradients()
+    memory.begin(given)
+    for observe, run.how["zero_grads"] in itertools.product((True, False), (1, 0)):
         assert run.launch(observe) == 0
         control = cuda.control(run.plan)
         said = cuda.call("strerror", control.status, result=ctypes.c_char_p)
         assert said == b"the device came to a step whose scalars it was not given"
         assert control.idle and control.t - control.skipped == 6
         memory.check("without rows")
+        assert all(same(tensor["g"], g) for tensor, g in zip(memory.tensors, given, strict=True))
     # It goes on where it was.
     assert run.rows(7, 64, begins=False) == 0
     for launch in range(2):
