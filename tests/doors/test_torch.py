@@ -374,6 +374,7 @@ def test_statistics_skip_and_zeroing() -> None:
     assert opt.state[params[0]]["step"] == 1
 
 
+@pytest.mark.filterwarnings("ignore:Guards may run slower on Python 3.13.0")
 def test_a_step_inside_of_what_is_compiled_runs_as_it_is() -> None:
     made = []
     for compiled in (False, True):
