@@ -3,7 +3,9 @@
     python benchmarks/torch_steps.py
 
 For 6, 148 and 10,000 tensors: AdamW of PyTorch (fused, foreach) and of optforge.torch, in turn; medians of `step`
-alone. The last columns are what our `step` takes beside the call of the kernel in it: in all, and for each gradient.
+alone. The last columns are what our `step` takes beside the call of the kernel in it: in all, and for each gradient,
+and in all where neither another optimizer nor data have taken its place in the caches: without a kernel, and with as
+many tensors of 64 elements.
 """
 
 from __future__ import annotations
@@ -62,6 +64,23 @@ def measure(shapes: list[tuple[int, ...]], rounds: int) -> dict[str, float]:
     return {name: statistics.median(own) for name, own in times.items()}
 
 
+def alone(count: int, rounds: int) -> float:
+    """The median of steps over so many small tensors that call no kernel."""
+    params = [torch.nn.Parameter(torch.zeros(64)) for _ in range(count)]
+    opt, times = MAKE["ours"](params), []
+    for turn in range(rounds + 3):
+        for p in params:
+            p.grad = torch.ones(64)
+        took = microseconds(opt.step)
+        if turn >= 3:
+            times.append(took)
+        elif turn == 2:
+            inner = opt._stepper.opt
+            inner._set(_plan=Idle(inner._plan))
+        opt.zero_grad()
+    return statistics.median(times)
+
+
 class Timed:
     """A plan whose steps are timed, in microseconds."""
 
@@ -79,6 +98,14 @@ class Timed:
         return told
 
 
+class Idle(Timed):
+    """A plan whose steps do nothing."""
+
+    def step(self, *given: Any) -> Any:
+        """A step that is said to be applied."""
+        return False
+
+
 def main() -> None:
     """Print a line for each row."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -86,12 +113,13 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    heads = [*(f"{name} µs" for name in MAKE), "fused/ours", "around µs", "each"]
+    heads = [*(f"{name} µs" for name in MAKE), "fused/ours", "around µs", "each", "alone µs"]
     print(f"{'tensors':>8}" + "".join(f"{head:>12}" for head in heads))
     for name, shapes in ROWS.items():
-        own = measure(shapes, max(given.rounds // (10 if len(shapes) > 1000 else 1), 5))
+        rounds = max(given.rounds // (10 if len(shapes) > 1000 else 1), 5)
+        own, quiet = measure(shapes, rounds), alone(len(shapes), 2 * rounds)
         around = own["around"]
-        figures = [own[kind] for kind in MAKE] + [own["fused"] / own["ours"], around, around / len(shapes)]
+        figures = [own[kind] for kind in MAKE] + [own["fused"] / own["ours"], around, around / len(shapes), quiet]
         print(f"{name:>8}" + "".join(f"{figure:>12.2f}" for figure in figures))
 
 
