@@ -36,9 +36,9 @@ quick-language:
 quick-bits:
 	$(BIN)/pytest -q tests/bits/test_bits.py tests/train/test_optimizer.py -k "not float64" $(PYTEST_ARGS)
 
-test: check
+test: $(VENV)/.dev
 	@echo "The tests take ten to fifteen minutes on two cores; make quick takes one."
-	@$(STORE) $(MAKE) --no-print-directory --jobs 3 --output-sync=target test-words test-steps test-runtimes
+	@$(STORE) $(MAKE) --no-print-directory --jobs 4 --output-sync=target check test-words test-steps test-runtimes
 
 # Many tests wait for compilers and processes, so that the parts go on beside each other.
 test-words:

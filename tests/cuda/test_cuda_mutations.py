@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -129,6 +129,55 @@ NARROW_SURVIVORS = {
 }
 
 
+# What arrays of 8 bits in blocks are loaded and stored by, which no other kernel has; and where those functions are.
+BLOCKS = {
+    BARRIER: "",
+    r"is_signed && code < 127": "is_signed && code < 126",
+    r"place == \(is_signed \? 0u : 1u\)": "place == 0u",
+    r"code < 255": "code < 254",
+    r"place >= 2 \* parts": "place > 2 * parts",
+    r"place - parts;": "place;",
+    r"edge\(k \+ 1, parts\)": "edge(k, parts)",
+    r"\(parts \+ 1\) / 2": "parts / 2",
+    r"low \? k : parts - k": "k",
+    r"code > 0 \? code - 1": "code > 1 ? code - 1",
+    r"< 0\.0f \? 1u : ~0u": "< 0.0f ? ~0u : 1u",
+    r"code == 0 \? -2\.0f :": "",
+    r"rounded\.x > middle\.x": "false",
+    r"decade < 6": "decade < 5",
+    r"optforge_f32\(0\.25f\)": "optforge_f32(1.25f)",
+    r"optforge_f32\(1\.25f\)": "optforge_f32(0.25f)",
+    r"x\.x > above\[code\]": "x.x >= above[code]",
+    r"!is_signed && bits >> 31 != 0": "false",
+    r" && size < 0x7f800000u": "",
+    r"k % 4 < live\[k / 4\] && ": "",
+    r"size > most": "size < most",
+    r"most > 0 && ": "",
+    r" && most < 0x7f800000u": "",
+    r"plain && k < live\[row\]": "plain",
+    r"is_signed \? 127 : 0": "0",
+    r"row \* OPTFORGE_CUDA_ROW \+ 4": "4",
+    r" && live\[0\] > 0": "",
+    r"most == 0 \? 0\.0f :": "",
+    r"row / OPTFORGE_CUDA_ROW % 2": "1",
+    r" \|\| row \+ OPTFORGE_CUDA_ROW >= left": "",
+    r"second \? held\[0\]\[k\]": "false ? held[0][k]",
+    r"second \? lives\[0\]": "false ? lives[0]",
+    r"second \? live : 0": "live",
+    r"\[i / OPTFORGE_BLOCK\]": "[0]",
+    r"\+ begin / OPTFORGE_BLOCK": "",
+    r"live > 0 \? scales\[a\]": "true ? scales[a]",
+    r"== OPTFORGE_UQ8\]": "== OPTFORGE_Q8]",
+}
+OWN = re.compile(
+    r"^(struct optforge_cuda_map \{.*?^\};|OPTFORGE_DEVICE void optforge_cuda_(fill_map|store_block)\(.*?^\}"
+    r"|    __device__ void (take_scales|load|hold)\(.*?^    \})",
+    re.DOTALL | re.MULTILINE,
+)
+EIGHT = ("state_8", "split_state_8")
+BLOCKS_SURVIVORS: dict[tuple[str, int], str] = {}
+
+
 @of.rule
 def mixed(p, g, m=0.0, seen: scalar = 0.0, *, lr=0.1):
     """Two phases, sums and largest values, scalar state."""
@@ -143,8 +192,15 @@ def mutants(files: Mapping[str, str]) -> Iterator[tuple[str, str, int, str]]:
     """The file, what was changed in it, which occurrence, and the changed text."""
     for file, changes in CHANGES.items():
         for pattern, other in changes.items():
-            for k, found in enumerate(re.finditer(pattern, files[file])):
+            for k, found in enumerate(places(pattern, files[file])):
                 yield file, pattern, k, files[file][: found.start()] + other + files[file][found.end() :]
+
+
+def places(pattern: str, text: str, in_blocks: bool = False) -> list[re.Match[str]]:
+    """Where a text has a pattern, in the functions for blocks of 8 bits alone, or outside of them."""
+    blocks = [own.span() for own in OWN.finditer(text)]
+    found = [(own, any(begin <= own.start() < end for begin, end in blocks)) for own in re.finditer(pattern, text)]
+    return [own for own, inside in found if inside == in_blocks]
 
 
 def survives(do: Callable[[], object]) -> bool:
@@ -248,27 +304,55 @@ def check_stored(library: Library) -> None:
     assert found[0] == found[1]
 
 
-def test_every_mutation_of_storage_is_seen(tmp_path: Path) -> None:
+def check_blocks(library: Library) -> None:
+    """Steps over state in blocks of 8 bits, whole and in parts, under orders of threads and blocks that differ."""
+    for title, orders in zip(EIGHT, ORDERS, strict=False):
+        order(*orders)
+        begin(library, run_of("lamb", title, "tame"))
+        execute(library, run_of("lamb", title, "wild"))
+        execute(library, run_of("lamb", title, "tame"), cut=1024)
+
+
+@pytest.mark.parametrize(
+    ("rule", "titles", "changes", "explained", "do"),
+    [
+        ("following", STORED, NARROW, NARROW_SURVIVORS, check_stored),
+        ("lamb", EIGHT, BLOCKS, BLOCKS_SURVIVORS, check_blocks),
+    ],
+    ids=["16 bits", "8 bits"],
+)
+def test_every_mutation_of_storage_is_seen(
+    rule: str,
+    titles: Sequence[str],
+    changes: Mapping[str, str],
+    explained: Mapping[tuple[str, int], str],
+    do: Callable[[Library], None],
+    tmp_path: Path,
+) -> None:
     require("g++")
     if not os.environ.get("OPTFORGE_TEST_MUTATIONS"):
         pytest.skip("takes minutes: set OPTFORGE_TEST_MUTATIONS")
-    base = Library("following", STORED, tmp_path / "base")
-    check_stored(base)
-    assert survives(lambda: check_stored(base))
+    base = Library(rule, titles, tmp_path / "base")
+    do(base)
+    assert survives(lambda: do(base))
     text = base.files["optforge.cuh"]
-    every = [(pattern, k, found) for pattern in NARROW for k, found in enumerate(re.finditer(pattern, text))]
-    assert {pattern for pattern, _, _ in every} == {*NARROW}
+    found = {pattern: places(pattern, text, changes is BLOCKS) for pattern in changes}
+    assert all(found.values()), [pattern for pattern, own in found.items() if not own]
+    every = [(pattern, k, own) for pattern, several in found.items() for k, own in enumerate(several)]
 
     def build(entry: tuple[str, int, re.Match[str]]) -> Any:
-        pattern, k, found = entry
-        changed = text[: found.start()] + NARROW[pattern] + text[found.end() :]
+        pattern, k, own = entry
+        changed = text[: own.start()] + changes[pattern] + text[own.end() :]
         directory = tmp_path / f"{abs(hash(pattern))}-{k}"
-        return Library("following", STORED, directory, {"optforge.cuh": changed})
+        try:
+            return Library(rule, titles, directory, {"optforge.cuh": changed})
+        except RuntimeError as problem:
+            pytest.fail(f"{pattern} {k}: {problem}")
 
     survivors = []
     with ThreadPoolExecutor(2) as pool:
-        for (pattern, k, found), library in zip(every, pool.map(build, every), strict=True):
-            if survives(lambda own=library: check_stored(own)):
+        for (pattern, k, own), library in zip(every, pool.map(build, every), strict=True):
+            if survives(lambda own=library: do(own)):
                 survivors.append((pattern, k))
-                print(f"{pattern} {k}:", " ".join(text[found.start() - 160 : found.start() + 60].split()))
-    assert set(survivors) == set(NARROW_SURVIVORS)
+                print(f"{pattern} {k}:", " ".join(text[own.start() - 160 : own.start() + 60].split()))
+    assert set(survivors) == set(explained)
