@@ -23,12 +23,22 @@ STRICT = (
 OPTIMISED = (*STRICT, "-O2", "-fPIC")  # as most tests compile, which so have the same objects
 
 
-def compile_shared(files: Mapping[str, str], directory: Path, compiler: str, flags: Sequence[str]) -> Path:
-    """A shared library of emitted files; any warning is an error."""
+def compile_shared(
+    files: Mapping[str, str],
+    directory: Path,
+    compiler: str,
+    flags: Sequence[str],
+    runtime: Sequence[str] | None = None,
+) -> Path:
+    """A shared library of emitted files, the runtime's by flags of its own if there are; any warning is an error."""
     directory.mkdir(parents=True, exist_ok=True)
     for name, text in files.items():
         (directory / name).write_text(text, encoding="utf-8")
-    made = objects([compiler, *STRICT, *flags, "-fPIC"], (name for name in files if name.endswith(".c")), directory)
+    made = []
+    for name in files:
+        if name.endswith(".c"):
+            own = runtime if runtime is not None and name == "optforge.c" else flags
+            made += objects([compiler, *STRICT, *own, "-fPIC"], [name], directory)
     # Linked plainly: some flags would add start-up code that changes the arithmetic of the whole process.
     linking = [flag for flag in flags if flag in ("-fopenmp", "-flto")]
     run([compiler, *linking, "-fPIC", "-shared", "-o", "kernel.so", *made, "-lm"], directory)
