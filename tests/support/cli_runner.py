@@ -1,12 +1,15 @@
-"""The command line in a process of its own."""
+"""The command line: in this process, which takes as long as the command, or in one of its own, which begins with imports."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+from optforge import cli
 from places import GENERATOR
 
 
@@ -17,3 +20,16 @@ def optforge(*arguments: str, cwd: Path, code: int = 0) -> str:
     answer = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False, env=every)
     assert answer.returncode == code, answer.stdout + answer.stderr
     return answer.stdout + answer.stderr
+
+
+def optforge_here(*arguments: str, cwd: Path, code: int = 0) -> str:
+    """`optforge` in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    ended: object = None
+    with contextlib.chdir(cwd), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            cli.main([*arguments])
+        except SystemExit as end:
+            ended = end.code
+    assert ended == code, out.getvalue() + err.getvalue()
+    return out.getvalue() + err.getvalue()
