@@ -1,10 +1,11 @@
-"""The command line: in this process, which takes as long as the command, or in one of its own, which begins with imports."""
+"""The command line: in a process of its own, which begins with imports, or in this one."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -23,13 +24,24 @@ def optforge(*arguments: str, cwd: Path, code: int = 0) -> str:
 
 
 def optforge_here(*arguments: str, cwd: Path, code: int = 0) -> str:
-    """`optforge` in this process."""
+    """`optforge` in this process, which is not to wait for ever."""
+
+    def waited(*_: object) -> None:
+        raise AssertionError("the command does not end")
+
     out, err = io.StringIO(), io.StringIO()
     ended: object = None
+    before = signal.signal(signal.SIGALRM, waited) if hasattr(signal, "SIGALRM") else None
     with contextlib.chdir(cwd), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
+            if before is not None:
+                signal.alarm(60)
             cli.main([*arguments])
         except SystemExit as end:
             ended = end.code
+        finally:
+            if before is not None:
+                signal.alarm(0)
+                signal.signal(signal.SIGALRM, before)
     assert ended == code, out.getvalue() + err.getvalue()
     return out.getvalue() + err.getvalue()
