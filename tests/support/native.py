@@ -12,6 +12,7 @@ from typing import Any
 import cffi
 import numpy as np
 
+from amount import FULL
 from compiling import objects, run
 from optforge.emit import layout
 
@@ -21,6 +22,18 @@ STRICT = (
     "-Werror",
 )
 OPTIMISED = (*STRICT, "-O2", "-fPIC")  # as most tests compile, which so have the same objects
+
+
+def of_runtime(compiler: str, flags: Sequence[str]) -> Sequence[str]:
+    """The flags of the runtime beside rules that have `flags`: it takes longer to compile than all of them.
+
+    In the normal run -O3 is for one way, gcc's with -march=native. Otherwise it is -O2 of gcc and -O1 of clang, the
+    least that contract where they may.
+    """
+    gcc = Path(compiler).name == "gcc"
+    if FULL or (gcc and "-march=native" in flags):
+        return flags
+    return [("-O2" if gcc else "-O1") if flag == "-O3" else flag for flag in flags]
 
 
 def compile_shared(
@@ -37,7 +50,7 @@ def compile_shared(
     made = []
     for name in files:
         if name.endswith(".c"):
-            own = runtime if runtime is not None and name == "optforge.c" else flags
+            own = flags if name != "optforge.c" else runtime or of_runtime(compiler, flags)
             made += objects([compiler, *STRICT, *own, "-fPIC"], [name], directory)
     # Linked plainly: some flags would add start-up code that changes the arithmetic of the whole process.
     linking = [flag for flag in flags if flag in ("-fopenmp", "-flto")]
