@@ -12,10 +12,9 @@ import pytest
 
 import optforge as of
 from amount import FULL, some
-from compiling import quick
 from conftest import require
 from data import DTYPES, same, special
-from native import STRICT
+from native import STRICT, quick
 from others import SIZES, STEPS, ULP, agree, spread, start
 from rules_of_others import CASES, COLLECTED, MODULES, RULES, label, module_of, settings, variants
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from amount import FULL
-from compiling import quick
 from conftest import COMPILERS, require
+from native import quick
 
 SCRIPT = """
 import os, sys, threading

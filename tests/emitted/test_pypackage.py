@@ -16,9 +16,9 @@ import pytest
 
 import optforge as of
 from cli_runner import optforge, optforge_here
-from compiling import quick
 from conftest import require
 from embedding import run, write
+from native import quick
 
 RULE = '''from optforge import norm, rule, scalar
 

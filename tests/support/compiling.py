@@ -18,8 +18,6 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from amount import FULL
-
 if not os.environ.get("OPTFORGE_TEST_STORE"):
     OWN = tempfile.TemporaryDirectory(prefix="optforge-tests-")  # removed when this process ends
     os.environ["OPTFORGE_TEST_STORE"] = OWN.name
@@ -59,15 +57,6 @@ def stored(identity: Sequence[str], make: Callable[[Path], object]) -> Path:
                 make(made)
                 made.replace(path)  # whole, or not at all
     return path
-
-
-def quick(compiler: str, directory: Path, *flags: str) -> str:
-    """A script to be the compiler of a test, which optimises in the long run alone: what is compiled is then linked."""
-    script = directory / "quick-compiler"
-    words = shlex.join([*flags, *([] if FULL else ["-O0"])])
-    script.write_text(f'#!/bin/sh\nexec {shlex.quote(compiler)} "$@" {words}\n', encoding="utf-8")
-    script.chmod(0o755)
-    return str(script)
 
 
 def run(command: Sequence[str], directory: Path) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import platform
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,15 @@ def compile_shared(
     linking = [flag for flag in flags if flag in ("-fopenmp", "-flto")]
     run([compiler, *linking, "-fPIC", "-shared", "-o", "kernel.so", *made, "-lm"], directory)
     return directory / "kernel.so"
+
+
+def quick(compiler: str, directory: Path, *flags: str) -> str:
+    """A script to be the compiler of a test, which optimises in the long run alone: what is compiled is then linked."""
+    script = directory / "quick-compiler"
+    words = shlex.join([*flags, *([] if FULL else ["-O0"])])
+    script.write_text(f'#!/bin/sh\nexec {shlex.quote(compiler)} "$@" {words}\n', encoding="utf-8")
+    script.chmod(0o755)
+    return str(script)
 
 
 # ── the structs of the header ───────────────────────────────────────────────────────────────────────────────────────
