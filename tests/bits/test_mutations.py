@@ -76,9 +76,9 @@ def differs(rule: Rule, name: str) -> bool:
             except ArithmeticError:
                 return True
             expected = [oracle(name).step(p, g, own, t, **hyper) for (p, own), g in zip(expected, grads, strict=True)]
-        for k, (p, state) in enumerate(expected):
-            if not same(params[k], p) or any(not same(optimizer.state[s][k], v) for s, v in state.items()):
-                return True
+            for k, (p, state) in enumerate(expected):
+                if not same(params[k], p) or any(not same(optimizer.state[s][k], v) for s, v in state.items()):
+                    return True
     return False
 
 

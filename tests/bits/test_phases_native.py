@@ -565,7 +565,7 @@ def test_the_first_step_begins_state(tmp_path: Path) -> None:
         p = p - lr * first
         return p, first
 
-    kernel = build(of.clip_by_norm >> begun, tmp_path, require("gcc"), ("-O1",))
+    kernel = build(of.clip_by_norm >> begun, tmp_path, require("gcc"), ("-O2",))
     tensors = [{"p": np.zeros(3), "g": np.full(3, 5.0), "first": np.full(3, 7.0)} for _ in range(2)]
     starting = np.array([1, 0], np.uint8)
     options = kernel.options(kernel.workspace([3, 3]).arrays[0])

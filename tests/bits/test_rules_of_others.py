@@ -14,7 +14,7 @@ import optforge as of
 from amount import FULL, some
 from conftest import require
 from data import DTYPES, same, special
-from native import STRICT
+from native import STRICT, quick
 from others import SIZES, STEPS, ULP, agree, spread, start
 from rules_of_others import CASES, COLLECTED, MODULES, RULES, label, module_of, settings, variants
 
@@ -82,10 +82,7 @@ def compiler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Kernels are compiled as they are for users in the long run, and otherwise by gcc without optimisation."""
     with pytest.MonkeyPatch.context() as patch:
         if not FULL:
-            script = tmp_path_factory.mktemp("compiler") / "cc"
-            script.write_text(f'#!/bin/sh\nexec {require("gcc")} "$@" -O0\n', encoding="utf-8")
-            script.chmod(0o755)
-            patch.setenv("CC", str(script))
+            patch.setenv("CC", quick(require("gcc"), tmp_path_factory.mktemp("compiler")))
         yield
 
 

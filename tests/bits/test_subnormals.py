@@ -11,6 +11,7 @@ import pytest
 
 from amount import FULL
 from conftest import COMPILERS, require
+from native import quick
 
 SCRIPT = """
 import os, sys, threading
@@ -53,13 +54,15 @@ def test_a_kernel_that_flushes_is_refused_and_the_process_stays_as_it_was(
     program = require(compiler)
     command = f"{program} {FLAG}"
     if wrapped:
-        script = tmp_path / "compiler"
-        script.write_text(f'#!/bin/sh\nexec {program} "$@" {FLAG}\n')
-        script.chmod(0o755)
-        command = str(script)
+        (tmp_path / "wrapped").mkdir()
+        command = quick(program, tmp_path / "wrapped", FLAG)
     environment = {**os.environ, "CC": command, "OPTFORGE_CACHE_DIR": str(tmp_path / "cache")}
     answer = subprocess.run(
-        [sys.executable, "-c", SCRIPT, program], env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-c", SCRIPT, quick(program, tmp_path)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert answer.returncode == 0, answer.stderr
     assert answer.stdout == "subnormal numbers are there\n"

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from amount import FULL, LEVEL
-from cli_runner import optforge
+from cli_runner import optforge, optforge_here
 from compiling import objects
 from conftest import require
 from embedding import WARNINGS, run, write
@@ -285,7 +285,7 @@ def test_mistakes_of_a_rule_are_told_by_the_generator(emitted: Path, tmp_path: P
 
 def test_what_is_refused(tmp_path: Path) -> None:
     def told(*arguments: str) -> str:
-        return optforge("generate", *arguments, cwd=tmp_path, code=2)
+        return optforge_here("generate", *arguments, cwd=tmp_path, code=2)
 
     assert "there is no layout 'projct'; did you mean 'project'?" in told("adamw", "--layout", "projct")
     assert "leave --single and --bundle out" in told("adamw", "--layout", "project", "--single")
@@ -302,7 +302,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
 
 def test_all_rules_and_check(tmp_path: Path) -> None:
     """What stands beside the rules is there, too; a changed file is found."""
-    optforge("generate", "--all", "--layout", "project", "--out", "here", cwd=tmp_path)
+    optforge_here("generate", "--all", "--layout", "project", "--out", "here", cwd=tmp_path)
     assert "plateau.h" in (tmp_path / "here/emitted.cmake").read_text()
     long = [
         (path.name, line)
@@ -312,8 +312,7 @@ def test_all_rules_and_check(tmp_path: Path) -> None:
         if len(line) > 110 and not line.lstrip().startswith(("*", "/*"))
     ]
     assert {name for name, _ in long} <= {"optforge.c", "plateau.h"}
-    optforge("generate", "--all", "--layout", "project", "--out", "here", "--check", cwd=tmp_path)
+    optforge_here("generate", "--all", "--layout", "project", "--out", "here", "--check", cwd=tmp_path)
     (tmp_path / "here/optforge.hpp").write_text("")
-    assert "optforge.hpp" in optforge(
-        "generate", "--all", "--layout", "project", "--out", "here", "--check", cwd=tmp_path, code=1
-    )
+    again = ("generate", "--all", "--layout", "project", "--out", "here", "--check")
+    assert "optforge.hpp" in optforge_here(*again, cwd=tmp_path, code=1)

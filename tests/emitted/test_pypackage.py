@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 
 import optforge as of
-from cli_runner import optforge
+from cli_runner import optforge, optforge_here
 from conftest import require
 from embedding import run, write
+from native import quick
 
 RULE = '''from optforge import norm, rule, scalar
 
@@ -38,7 +39,8 @@ def built(directory: Path, out: Path) -> Path:
     require("gcc")
     pytest.importorskip("setuptools", minversion="70.1")
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-build-isolation", "--no-deps", "--no-index"]
-    run([*command, "--disable-pip-version-check", "-w", out, "."], directory)
+    compiler = {"CC": quick(require("gcc"), out.parent)}
+    run([*command, "--disable-pip-version-check", "-w", out, "."], directory, compiler)
     [wheel] = out.glob("*.whl")
     return wheel
 
@@ -208,9 +210,9 @@ def test_it_is_typed(wheel: Path, tmp_path: Path) -> None:
 
 def test_names_that_are_none_for_a_wheel(tmp_path: Path) -> None:
     write(tmp_path, {"my_rule.py": RULE.replace("def mine", "def β")})
-    said = optforge("generate", "my_rule.py:β", "--layout", "python", cwd=tmp_path, code=2)
+    said = optforge_here("generate", "my_rule.py:β", "--layout", "python", cwd=tmp_path, code=2)
     assert "a wheel has a name of ASCII letters" in said
-    optforge("generate", "my_rule.py:β", "--layout", "python", "--prefix", "beta", "--out", "own", cwd=tmp_path)
+    optforge_here("generate", "my_rule.py:β", "--layout", "python", "--prefix", "beta", "--out", "own", cwd=tmp_path)
     assert 'name = "optforge-beta"' in (tmp_path / "own/pyproject.toml").read_text()
 
 
@@ -219,6 +221,6 @@ def test_a_rule_without_anything(tmp_path: Path) -> None:
     write(
         tmp_path, {"my_rule.py": "from optforge import rule\n\n\n@rule\ndef bare(p, g):\n    p = p - g\n    return p\n"}
     )
-    optforge("generate", "my_rule.py:bare", "--layout", "python", "--dtype", "f64", "--out", "own", cwd=tmp_path)
+    optforge_here("generate", "my_rule.py:bare", "--layout", "python", "--dtype", "f64", "--out", "own", cwd=tmp_path)
     compile((tmp_path / "own/src/bare/__init__.py").read_text(), "bare", "exec")
     run(["gcc", "-std=c99", "-O0", "-Wall", "-Wextra", "-Werror", "-Icsrc", "-c", "csrc/calls.c"], tmp_path / "own")

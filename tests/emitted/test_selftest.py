@@ -15,7 +15,7 @@ from amount import FULL, LEVEL
 from compiling import objects
 from conftest import COMPILERS, require
 from embedding import WAYS, emitted, run, write
-from native import OPTIMISED, STRICT
+from native import OPTIMISED, STRICT, of_runtime
 from optforge import exp, norm, rule, scalar, sqrt, tanh
 from optforge.core.dtypes import DTYPES
 from optforge.engines.golden import golden
@@ -80,8 +80,9 @@ def built(
     flags: Sequence[str] = (LEVEL,),
     way: str = "split",
     changed: Mapping[str, str] | None = None,
+    runtime: Sequence[str] = (),
 ) -> Mapping[str, int]:
-    """What the self-tests of rules say that are built so."""
+    """What the self-tests of rules say that are built so, the runtime by flags of its own if there are."""
     files = emitted(way, rules)
     for old, new in (changed or {}).items():
         assert any(old in text for text in files.values()), old
@@ -90,7 +91,9 @@ def built(
     sources = [name for name in files if name.endswith(".c")]
     # Linked plainly: start-up code of fast mathematics would change this process.
     strict = STRICT[:1] if changed else STRICT  # what is changed may warn
-    made = objects([require(compiler), *strict, *flags, "-fPIC"], sources, directory)
+    own = runtime or of_runtime(compiler, flags)
+    made = objects([require(compiler), *strict, *flags, "-fPIC"], [n for n in sources if n != "optforge.c"], directory)
+    made += objects([compiler, *strict, *own, "-fPIC"], [n for n in sources if n == "optforge.c"], directory)
     linking = [flag for flag in flags if flag == "-fopenmp"]
     run([compiler, *linking, "-shared", *made, "-o", "library.so", "-lm"], directory)
     library = ctypes.CDLL(str(directory / "library.so"))
@@ -116,7 +119,8 @@ def test_it_is_there_in_every_way(way: str, tmp_path: Path) -> None:
 def test_contraction_is_found(tmp_path: Path) -> None:
     """clang's -ffp-contract=fast, which a file can neither see nor switch off."""
     rules = {name: RULES[name] for name in ("adamw", "lamb", "momentum", "rmsprop")}
-    assert set(built(tmp_path, rules, "clang", ("-O2", "-mfma", "-ffp-contract=fast")).values()) == {SELFTEST}
+    flags = ("-O2", "-mfma", "-ffp-contract=fast")  # of the rules, which are contracted here
+    assert set(built(tmp_path, rules, "clang", flags, runtime=("-O2",)).values()) == {SELFTEST}
 
 
 @pytest.mark.parametrize(

@@ -52,10 +52,10 @@ class Wrapper:
     """A C compiler that is a shell script: it notes each compilation, and does `lines` before the real one, which is
     not to optimise but in the long run."""
 
-    def __init__(self, directory: Path, lines: str = "", name: str = "cc.sh"):
+    def __init__(self, directory: Path, lines: str = "", name: str = "cc.sh", real: str | None = None):
         self.path, self.log = directory / name, directory / f"{name}.log"
         self.log.write_text("")
-        real = shutil.which("cc") or shutil.which("gcc") or require("clang")
+        real = real or shutil.which("cc") or shutil.which("gcc") or require("clang")
         noting = f'case "$*" in *-shared*|*-c) echo "$*" >> \'{self.log}\';; esac\n'
         self.path.write_text(f'#!/bin/sh\n{noting}{lines}\nexec {real} "$@" {"" if FULL else "-O0"}\n')
         self.path.chmod(0o755)
@@ -194,7 +194,7 @@ def quarters() -> Rule:
     return mine
 
 
-def test_kernels_of_one_name(own: Path) -> None:
+def test_kernels_of_one_name(own: Path, wrapper: Wrapper) -> None:
     """They are told apart by all that they compute."""
 
     def stepped(made: Rule, **given: Any) -> float:
@@ -483,8 +483,8 @@ def test_no_library_is_for_one_processor_alone(own: Path, wrapper: Wrapper) -> N
 
 
 @pytest.mark.parametrize("name", ["gcc", "clang"])
-def test_a_step_with_each_compiler(own: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    monkeypatch.setenv("CC", require(name))
+def test_a_step_with_each_compiler(own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv("CC", str(Wrapper(tmp_path, real=require(name)).path))
     p, q = np.linspace(-1, 1, 50), np.linspace(-1, 1, 50)
     for array, target in ((p, "c"), (q, "numpy")):
         Optimizer([array], "sgd", target=target, lr=0.1).step([np.cos(array)])
@@ -842,8 +842,10 @@ p = np.ones(3); Optimizer([p], "sgd", lr=1.0).step([p.copy()]); assert not p.any
 """
 
 
-def test_a_file_system_that_is_really_mounted_so(tmp_path: Path) -> None:
-    command = ["unshare", "-m", "sh", "-c", MOUNTING, "sh", str(tmp_path), sys.executable]
+def test_a_file_system_that_is_really_mounted_so(tmp_path: Path, wrapper: Wrapper) -> None:
+    mounted = tmp_path / "mounted"
+    mounted.mkdir()
+    command = ["unshare", "-m", "sh", "-c", MOUNTING, "sh", str(mounted), sys.executable]
     if shutil.which("unshare") is None:
         pytest.skip("there is no unshare")
     done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)

@@ -32,19 +32,19 @@ def fuzzed(*arguments: str) -> None:
 
 
 def test_numpy() -> None:
-    fuzzed("--n", "200", "--seed", "3", "--target", "numpy")
+    fuzzed("--n", "128", "--seed", "3", "--target", "numpy")
 
 
 def test_c() -> None:
     require("gcc")
     require("clang")
-    fuzzed("--n", "60", "--seed", "1")
+    fuzzed("--n", "40", "--seed", "1")
 
 
 def test_cuda() -> None:
     require("g++")
     require("pycuda")
-    fuzzed("--n", "6", "--seed", "2", "--target", "cuda")
+    fuzzed("--n", "4", "--seed", "2", "--target", "cuda")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

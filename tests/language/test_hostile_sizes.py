@@ -14,6 +14,7 @@ import pytest
 
 import hostile_runner
 from amount import FULL
+from cli_runner import optforge_here
 from hostile_rules import ACCEPTED, IMPORTS, REFUSED, function, usual
 from hostile_sizes import CASES, LAST, TRANSFORM, Sized, body, declared, lines, listed
 from optforge.cli import main
@@ -129,12 +130,6 @@ def test_names_of_files_do_not_reach_the_terminal_as_they_are(
 # ── files that are no files ─────────────────────────────────────────────────────────────────────────────────────────
 
 
-def run(*arguments: object, timeout: int = 60, **more: Any) -> subprocess.CompletedProcess[str]:
-    """The command, which would wait for ever."""
-    command = [sys.executable, "-m", "optforge", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False, **more)
-
-
 @pytest.fixture(params=["fifo", "zero", "tty", "socket"])
 def irregular(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """Something that gives no end of bytes, or none at all."""
@@ -155,9 +150,8 @@ def test_a_rule_file_is_a_regular_file(irregular: Path, tmp_path: Path) -> None:
     path = tmp_path / "rule.py"
     irregular.rename(path)
     for command in ("show", "generate"):
-        done = run(command, f"{path}:hostile", cwd=tmp_path)
-        assert done.returncode == 2
-        assert done.stderr == f"optforge: error: {path}: it is no regular file\n"
+        said = optforge_here(command, f"{path}:hostile", cwd=tmp_path, code=2)
+        assert said == f"optforge: error: {path}: it is no regular file\n"
 
 
 def test_an_emitted_file_is_a_regular_file(irregular: Path, tmp_path: Path) -> None:
@@ -165,9 +159,8 @@ def test_an_emitted_file_is_a_regular_file(irregular: Path, tmp_path: Path) -> N
     out.mkdir()
     irregular.rename(out / "sgd.c")
     for arguments in (["sgd"], ["sgd", "--check"], ["--all", "--check"]):
-        done = run("generate", *arguments, "--out", out)
-        assert done.returncode == 3
-        assert f"{out / 'sgd.c'}: it is no regular file" in done.stderr
+        said = optforge_here("generate", *arguments, "--out", str(out), cwd=tmp_path, code=3)
+        assert f"{out / 'sgd.c'}: it is no regular file" in said
     assert [path.name for path in out.iterdir()] == ["sgd.c"]
 
 
@@ -200,7 +193,7 @@ def test_links_in_the_output_directory_are_replaced_and_not_followed(tmp_path: P
     other.write_text("precious")
     (out / "sgd.c").symlink_to(other)
     (out / "sgd.h").symlink_to(tmp_path / "nowhere")
-    assert run("generate", "sgd", "--out", out).returncode == 0
+    optforge_here("generate", "sgd", "--out", str(out), cwd=tmp_path)
     assert other.read_text() == "precious"
     assert not (tmp_path / "nowhere").exists()
     assert not any(path.is_symlink() for path in out.iterdir())
@@ -229,7 +222,7 @@ def test_a_killed_command_leaves_nothing_for_ever(tmp_path: Path) -> None:
     (kept[0] / "mine").touch()
     kept[1].symlink_to(tmp_path)
     os.mkfifo(out / ".optforge-12345678")
-    assert run("generate", "sgd", "--out", out).returncode == 0
+    optforge_here("generate", "sgd", "--out", str(out), cwd=tmp_path)
     assert sorted(path.name for path in out.iterdir()) == [
         ".optforge-12345678", ".optforge-abcdefgh", ".optforge-notes", "optforge.c", "optforge.h", "sgd.c", "sgd.h"
     ]  # fmt: skip

@@ -12,6 +12,7 @@ What every oracle does alike:
 * inputs are only read: `step` returns new arrays.
 """
 
+from functools import cache
 from importlib import import_module
 from pkgutil import iter_modules
 from types import ModuleType
@@ -20,14 +21,20 @@ from typing import Any
 import numpy as np
 
 
+@cache
+def found() -> tuple[str, ...]:
+    """Return `names()`, which are looked for once."""
+    return tuple(sorted(module.name for module in iter_modules(__path__) if not module.name.startswith("_")))
+
+
 def names() -> list[str]:
     """Return the names of the oracles, sorted: a module is one by being in this folder."""
-    return sorted(module.name for module in iter_modules(__path__) if not module.name.startswith("_"))
+    return [*found()]
 
 
 def oracle(name: str) -> ModuleType:
     """Import and return the oracle of the rule called `name`."""
-    if name not in names():
+    if name not in found():
         raise LookupError(f"no oracle is called {name!r}; there are: {', '.join(names())}")
     return import_module(f"{__name__}.{name}")
 

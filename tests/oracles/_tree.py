@@ -40,7 +40,7 @@ def chunk_sums(values: NDArray[np.float64]) -> NDArray[np.float64]:
     padded[: values.size] = values
     rows = padded.reshape(leaves, LEAF // LANES, LANES)
     lanes = np.zeros((leaves, LANES), np.float64)
-    for r in range(LEAF // LANES):
+    for r in range(-(-min(values.size, LEAF) // LANES)):  # the rows behind are zeros in every leaf
         lanes = np.add(lanes, rows[:, r, :])
     sums = np.zeros(chunks * (CHUNK // LEAF), np.float64)
     sums[:leaves] = fold(lanes)

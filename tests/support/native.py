@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import platform
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import cffi
 import numpy as np
 
+from amount import FULL
 from compiling import objects, run
 from optforge.emit import layout
 
@@ -23,16 +25,47 @@ STRICT = (
 OPTIMISED = (*STRICT, "-O2", "-fPIC")  # as most tests compile, which so have the same objects
 
 
-def compile_shared(files: Mapping[str, str], directory: Path, compiler: str, flags: Sequence[str]) -> Path:
-    """A shared library of emitted files; any warning is an error."""
+def of_runtime(compiler: str, flags: Sequence[str]) -> Sequence[str]:
+    """The flags of the runtime beside rules that have `flags`: it takes longer to compile than all of them.
+
+    In the normal run -O3 is for one way, gcc's with -march=native. Otherwise it is -O2 of gcc and -O1 of clang, the
+    least that contract where they may.
+    """
+    gcc = Path(compiler).name == "gcc"
+    if FULL or (gcc and "-march=native" in flags):
+        return flags
+    return [("-O2" if gcc else "-O1") if flag == "-O3" else flag for flag in flags]
+
+
+def compile_shared(
+    files: Mapping[str, str],
+    directory: Path,
+    compiler: str,
+    flags: Sequence[str],
+    runtime: Sequence[str] | None = None,
+) -> Path:
+    """A shared library of emitted files, the runtime's by flags of its own if there are; any warning is an error."""
     directory.mkdir(parents=True, exist_ok=True)
     for name, text in files.items():
         (directory / name).write_text(text, encoding="utf-8")
-    made = objects([compiler, *STRICT, *flags, "-fPIC"], (name for name in files if name.endswith(".c")), directory)
+    made = []
+    for name in files:
+        if name.endswith(".c"):
+            own = flags if name != "optforge.c" else runtime or of_runtime(compiler, flags)
+            made += objects([compiler, *STRICT, *own, "-fPIC"], [name], directory)
     # Linked plainly: some flags would add start-up code that changes the arithmetic of the whole process.
     linking = [flag for flag in flags if flag in ("-fopenmp", "-flto")]
     run([compiler, *linking, "-fPIC", "-shared", "-o", "kernel.so", *made, "-lm"], directory)
     return directory / "kernel.so"
+
+
+def quick(compiler: str, directory: Path, *flags: str) -> str:
+    """A script to be the compiler of a test, which optimises in the long run alone: what is compiled is then linked."""
+    script = directory / "quick-compiler"
+    words = shlex.join([*flags, *([] if FULL else ["-O0"])])
+    script.write_text(f'#!/bin/sh\nexec {shlex.quote(compiler)} "$@" {words}\n', encoding="utf-8")
+    script.chmod(0o755)
+    return str(script)
 
 
 # ── the structs of the header ───────────────────────────────────────────────────────────────────────────────────────

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from amount import FULL
 from data import same
 
-SIZES = (1, 33, 1025, 2000)
+SIZES = (1, 33, 1025, *([2000] if FULL else []))  # a part of a lane, of a leaf, and of two leaves
 STEPS = 6
 
 # Rules with exp or log of elements, which may be off by 4 ulp, so that two targets are 8 ulp apart. What becomes of it

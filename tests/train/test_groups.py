@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import optforge as of
+from amount import LEVEL
 from conftest import require
 from native import Library, Work, code, compile_shared
 from optforge import Optimizer
@@ -393,7 +394,7 @@ def test_state_dicts_of_other_groups_are_refused() -> None:
 
 @pytest.fixture(scope="module")
 def adam(tmp_path_factory: pytest.TempPathFactory) -> Library:
-    flags = ("-O2", "-fopenmp", "-fsanitize=undefined", "-fsanitize-undefined-trap-on-error")
+    flags = (LEVEL, "-fopenmp", "-fsanitize=undefined", "-fsanitize-undefined-trap-on-error")
     made = compile_shared(of.rules.adam.generate(), tmp_path_factory.mktemp("groups"), require("gcc"), flags)
     return Library(made, "adam", list(of.rules.adam.hyperparameters), ["m", "v"])
 
@@ -494,7 +495,7 @@ def test_mistakes_are_found_before_the_first_write(spoil: Callable[[Step], None]
 def test_scalars_behind_totals_are_of_each_group(tmp_path: Path) -> None:
     """A step in phases, shared by three in turn, has the bits of a whole one."""
     rule = RULES["clipped"]
-    made = compile_shared(rule.generate(prefix="k", dtypes="f64"), tmp_path, require("gcc"), ("-O1",))
+    made = compile_shared(rule.generate(prefix="k", dtypes="f64"), tmp_path, require("gcc"), ("-O2",))
     kernel = Library(made, "k", list(rule.hyperparameters), list(rule.state))
     results = []
     for phased in (False, True):

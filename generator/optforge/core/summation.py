@@ -65,7 +65,7 @@ def chunk_sums(values: Array, kind: str) -> Array:
     padded[: values.size] = values
     rows = padded.reshape(leaves, LEAF // LANES, LANES)
     lanes = np.zeros((leaves, LANES))
-    for row in range(LEAF // LANES):
+    for row in range(-(-min(values.size, LEAF) // LANES)):  # behind the last value there are zeros, which add nothing
         combine(lanes, rows[:, row], out=lanes)
     leaf_sums = np.zeros((chunks, LANES))
     leaf_sums.reshape(-1)[:leaves] = fold(lanes, combine)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import itertools
 from collections.abc import Iterator, Mapping
 
@@ -21,13 +20,9 @@ def choices(composition: Composition) -> dict[str, tuple[bool | str, ...]]:
         for name, default in composition.options.items()
     }
     for part in composition.parts:
-        for node in (n for n in ast.walk(part.node) if isinstance(n, ast.Compare)):
-            sides = [node.left, *node.comparators]
-            named = [side.id for side in sides if isinstance(side, ast.Name) and side.id in part.options]
-            strings = [s.value for s in sides if isinstance(s, ast.Constant) and isinstance(s.value, str)]
-            for name in named:
-                if isinstance(composition.options[name], str):
-                    found[name].update(dict.fromkeys(strings))
+        for name, strings in part.compared.items():
+            if isinstance(composition.options[name], str):
+                found[name].update(dict.fromkeys(strings))
     return {name: tuple(values) for name, values in found.items()}
 
 

@@ -63,6 +63,19 @@ class Definition:
         return tuple(n for n in calls if self.aliases.get(n.func.id, n.func.id) in REDUCTIONS)  # type: ignore[attr-defined]
 
     @functools.cached_property
+    def compared(self) -> dict[str, list[str]]:
+        """The strings that each option is compared with."""
+        found: dict[str, list[str]] = {}
+        for node in ast.walk(self.node):
+            if isinstance(node, ast.Compare):
+                sides = [node.left, *node.comparators]
+                strings = [s.value for s in sides if isinstance(s, ast.Constant) and isinstance(s.value, str)]
+                for side in sides:
+                    if isinstance(side, ast.Name) and side.id in self.options:
+                        found.setdefault(side.id, []).extend(strings)
+        return found
+
+    @functools.cached_property
     def locals(self) -> tuple[str, ...]:
         """The names that the body binds."""
         return tuple({name: None for statement in self.body for n in ast.walk(statement) for name in stores(n)})
@@ -78,7 +91,7 @@ class Definition:
             return "\n".join(ast.unparse(statement) for statement in statements)
         return textwrap.dedent("\n".join(self.text.lines[first - 1 : last]).expandtabs(4))
 
-    @property
+    @functools.cached_property
     def hash(self) -> str:
         """SHA-256 over the parsed form: comments, docstring and layout do not change it, nor does Python's version."""
         parsed = canonical([self.node.name, self.node.args, list(self.body)], self.aliases)

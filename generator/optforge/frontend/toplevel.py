@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from ..core.diagnostics import Reporter
 from ..core.functions import IMPORTABLE
@@ -36,11 +36,11 @@ def bound(statement: ast.stmt) -> list[str]:
     return [n.id for target in targets for n in ast.walk(target) if isinstance(n, ast.Name)]
 
 
-def imports(tree: ast.Module) -> dict[str, str]:
+def imports(nodes: Iterable[ast.AST]) -> dict[str, str]:
     """What the file calls the names that it imports from optforge: `from optforge import sqrt as root`."""
     return {
         name.asname: name.name
-        for statement in ast.walk(tree)
+        for statement in nodes
         if isinstance(statement, ast.ImportFrom) and (statement.module or "").partition(".")[0] == "optforge"
         for name in statement.names
         if name.asname
@@ -50,10 +50,10 @@ def imports(tree: ast.Module) -> dict[str, str]:
 HOMES = ("optforge", "optforge.rules", "optforge.transforms")
 
 
-def packages(tree: ast.Module) -> dict[str, str]:
+def packages(nodes: Iterable[ast.AST]) -> dict[str, str]:
     """What the file's names stand for that come from optforge: the package itself, or what is imported from it."""
     found: dict[str, str] = {}
-    for statement in ast.walk(tree):
+    for statement in nodes:
         if isinstance(statement, ast.Import):
             found |= {n.asname or n.name: "optforge" for n in statement.names if n.name == "optforge"}
         elif isinstance(statement, ast.ImportFrom) and statement.module in HOMES:
@@ -73,7 +73,8 @@ class TopLevel:
 
     def __init__(self, tree: ast.Module):
         self.statements = list(top_level(tree.body))
-        self.aliases, self.packages = imports(tree), packages(tree)
+        importing = [node for node in ast.walk(tree) if isinstance(node, (ast.Import, ast.ImportFrom))]
+        self.aliases, self.packages = imports(importing), packages(importing)
 
     @functools.cached_property
     def bindings(self) -> dict[str, list[ast.stmt]]:

@@ -8,6 +8,7 @@ import inspect
 import linecache
 import types
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, Self, cast
 
@@ -53,6 +54,7 @@ class Declared:
     def __init__(self, name: str, definition: Callable[[], Composition]):
         self.name = name
         self._define = definition
+        self._kernels: dict[tuple[tuple[str, bool | str], ...], Kernel] = {}  # by the options
 
     @functools.cached_property
     def definition(self) -> Composition:
@@ -201,7 +203,10 @@ class Rule(Declared):
         """The compiled form, with hyperparameter defaults and options replaced by `settings`."""
         with SHORT:
             hyperparameters, options = self.settings(settings)
-        return lower(self.name, tuple(hyperparameters.items()), elaborate(self.definition, options))
+        key = tuple(options.items())
+        if key not in self._kernels:
+            self._kernels[key] = lower(self.name, tuple(hyperparameters.items()), elaborate(self.definition, options))
+        return replace(self._kernels[key], hyperparameters=tuple(hyperparameters.items()))
 
     def stored(self, wanted: Wanted, settings: Mapping[str, object]) -> tuple[Kernel, tuple[Storage, ...]]:
         """The compiled form for arrays that are stored as is wanted, and how they are."""
