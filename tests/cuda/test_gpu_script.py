@@ -173,19 +173,17 @@ def test_a_run_that_is_ended_tells_what_it_found(emulated_cuda: dict[str, str], 
     assert found["steps"]["graph"] == {"status": "running"}
 
 
-@pytest.mark.parametrize("part", ["parameters", "devices"])
-def test_parts_of_pytorch_say_what_is_missing(part: str, emulated_cuda: dict[str, str]) -> None:
+def test_parts_of_pytorch_on_the_emulation(emulated_cuda: dict[str, str]) -> None:
+    """Threads are shown; the others say what is missing. One process, which imports PyTorch once."""
     require("pycuda")
-    answer = start(TORCH, part, env=emulated_cuda)
-    assert answer.returncode == 3, answer.stderr
-    assert answer.stdout.startswith("skipped: PyTorch ")
-
-
-def test_threads_on_the_emulation(emulated_cuda: dict[str, str]) -> None:
-    require("pycuda")
-    answer = start(TORCH, "threads", env=emulated_cuda)
+    names = ("threads", "parameters", "devices")
+    program = f"import sys, gpu_torch; print('codes:', *(gpu_torch.main([name]) for name in {names}))"
+    path = os.pathsep.join([str(TESTS), *filter(None, [emulated_cuda.get("PYTHONPATH")])])
+    answer = start("-c", program, env={**emulated_cuda, "PYTHONPATH": path})
     assert answer.returncode == 0, answer.stderr
-    assert answer.stdout.startswith("shown: four optimizers")
+    threads, *skipped, codes = answer.stdout.splitlines()
+    assert threads.startswith("shown: four optimizers") and codes == "codes: 0 3 3"
+    assert len(skipped) == 2 and all(line.startswith("skipped: PyTorch ") for line in skipped)
 
 
 def test_a_failed_step_is_told(emulated_cuda: dict[str, str], tmp_path: Path) -> None:
