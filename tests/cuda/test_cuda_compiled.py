@@ -85,7 +85,7 @@ def rectified(p, g, m=0.0, v=0.0, *, t, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-
 
 
 # One pass and two, with scalar state and without; they have the templates that all others have.
-BUILT_IN = list(of.rules) if FULL else ["adadelta", "adamw", "lamb", "novograd"]
+BUILT_IN = list(of.rules) if FULL else ["adadelta", "novograd"]
 RULES: dict[str, of.Rule] = {
     **{name: of.rules[name] for name in BUILT_IN},
     "elements": elements,
