@@ -1,4 +1,4 @@
-// What machine.h declares: the fibers that are threads, orders, shared and device memory. It is compiled once, and linked into every library.
+// What machine.h declares: the fibers, orders, shared and device memory. Compiled once, and linked into every library.
 #include "machine.h"
 
 #include <link.h>

@@ -54,6 +54,7 @@ int main(void)
 {
 """
 
+
 def require_openmp() -> None:
     """OpenMP of clang, by its header."""
     command = ["clang", "-fopenmp", "-fsyntax-only", "-x", "c", "-include", "omp.h", "/dev/null"]

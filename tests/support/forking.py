@@ -57,7 +57,12 @@ class Forking:
         """What a process says and ends with."""
         for path in self.said:
             Path(path).unlink(missing_ok=True)
-        asked = {"code": code, "variables": {**self.variables, **(variables or {})}, "said": self.said, "seconds": seconds}
+        asked = {
+            "code": code,
+            "variables": {**self.variables, **(variables or {})},
+            "said": self.said,
+            "seconds": seconds,
+        }
         assert self.program.stdin is not None and self.program.stdout is not None
         self.program.stdin.write(json.dumps(asked) + "\n")
         self.program.stdin.flush()
