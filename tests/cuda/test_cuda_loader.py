@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import textwrap
@@ -90,7 +91,8 @@ class Process:
 @pytest.fixture(scope="module")
 def process(emulated_cuda: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
     require("pycuda")
-    variables = {**emulated_cuda, "PYTHONPATH": f"{TESTS}:{TESTS / 'support'}"}
+    path = [*filter(None, [os.environ.get("PYTHONPATH")]), str(TESTS), str(TESTS / "support")]
+    variables = {**emulated_cuda, "PYTHONPATH": os.pathsep.join(path)}
     forking = Forking(START + IMPORTS, variables, tmp_path_factory.mktemp("said"), "-W", "error")
     yield Process(forking)
     forking.end()
