@@ -63,7 +63,6 @@ COPIED_BYTES = 1 << 30  # by a copy, at most
 SHARE_OF_MEMORY = 0.85  # of what is free, that a comparison may take
 WARM_STEPS = 3
 MOST_STEPS = 1000  # of a block
-OVERHEAD_STEPS = 200  # fewer than a stream takes before it makes the host wait
 
 # After a few steps from the same start parameters may differ by this many units in the last place, and by this share of
 # the learning rate per step.
@@ -81,6 +80,7 @@ class Sizes:
     rounds: int
     seconds: float  # of a block
     sweep: bool  # whole, or a few variants to see that it works
+    enqueued: int = 200  # steps at once: fewer than a stream takes before it makes the host wait
 
 
 MANY, GPT2, RESNET = many(10_000), Model("GPT-2 small", gpt2()), Model("ResNet-50", resnet50())
@@ -99,7 +99,14 @@ SIZES = {
         sweep=True,
     ),
     "tiny": Sizes(
-        "tiny", 40_000, 10_000, (many(20), Model("MLP", perceptron(20, 10))), rounds=1, seconds=0.0, sweep=False
+        "tiny",
+        4096,
+        2048,
+        (many(20), Model("MLP", perceptron(20, 10))),
+        rounds=1,
+        seconds=0.0,
+        sweep=False,
+        enqueued=6,
     ),
 }
 
@@ -461,9 +468,9 @@ class Bench:
         for _ in range(self.rounds + 1):
             self.gpu.device.context.synchronize()
             start = time.perf_counter()
-            for k in range(OVERHEAD_STEPS):
+            for k in range(self.sizes.enqueued):
                 optimizer.step(sets[k % len(sets)])
-            times.append((time.perf_counter() - start) / OVERHEAD_STEPS * 1e6)
+            times.append((time.perf_counter() - start) / self.sizes.enqueued * 1e6)
         return statistics.median(times[1:])
 
     def replays(self) -> None:

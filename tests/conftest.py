@@ -44,9 +44,9 @@ def emulated_cuda(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 def require(tool: str) -> str:
-    """Where a compiler, or PyCUDA, is; the test is skipped without it, or fails where it is required."""
+    """Where a compiler, PyCUDA or PyTorch is; the test is skipped without it, or fails where it is required."""
     path = shutil.which(tool)
-    if tool == "pycuda" and (package := importlib.util.find_spec(tool)):
+    if tool in ("pycuda", "torch") and (package := importlib.util.find_spec(tool)):
         path = package.origin
     if path is None:
         missing(tool)

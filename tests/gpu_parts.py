@@ -241,7 +241,8 @@ def graph(quick: bool) -> None:
     grads = [[spread(rng, n, np.float32, 4.0) for n in GRAPH_SIZES] for _ in range(GRAPH_STEPS)]
     grads[GRAPH_BAD_STEP - 1][1][7] = np.nan
     hardware = driver().Device(0)  # without a context, which the program could not have beside this process everywhere
-    target = "c" if any(map(shutil.which, ("cc", "gcc", "clang"))) else "numpy"
+    compilers = () if hardware.name() == EMULATED else ("cc", "gcc", "clang")  # what a few steps there are not worth
+    target = "c" if any(map(shutil.which, compilers)) else "numpy"
     expected = of.Optimizer([p.copy() for p in params], rule, target=target, max_norm=1.5, skip_nonfinite=True)
     for given in grads:
         told = expected.step([g.copy() for g in given], grad_scale=4.0, stats=True)

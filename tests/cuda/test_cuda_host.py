@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 import optforge as of
+from amount import FULL
 from conftest import require
 from data import same
 from emulation import compile_emulated
@@ -38,7 +39,7 @@ def test_nvcc_takes_the_program(tmp_path: Path) -> None:
     nvcc = require("nvcc")
     for name, text in {**of.rules.adam.generate("cuda"), "host.cu": program()}.items():
         (tmp_path / name).write_text(text)
-    for source in ("host.cu", "adam.cu"):
+    for source in ("host.cu", "adam.cu") if FULL else ("host.cu",):  # rules are compiled elsewhere
         command = [nvcc, "-std=c++17", "-Werror", "all-warnings", "-c", source, "-o", f"{source}.o"]
         answer = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
         assert answer.returncode == 0, answer.stdout + answer.stderr

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import textwrap
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from conftest import require
+from forking import Forking
 from places import TESTS
 
 START = """
@@ -35,12 +37,14 @@ def failing(call, *arguments, **named):
 def make(rule="adam", target="cuda", params=None, **named):
     return of.Optimizer(arrays() if params is None else params, rule, target=target, **named)
 """
-DEVICE = """
+IMPORTS = """
+import atexit
 from pycuda import gpuarray
 import pycuda.driver as drv
 from optforge.engines.cuda.device import device
 from optforge.engines.cuda.engine import CudaTarget
-import atexit
+"""
+DEVICE = """
 gpu = device(0)
 gpu.context.push()  # for the arrays that are made here; the optimizer leaves it as it finds it
 atexit.register(gpu.context.pop)
@@ -59,16 +63,20 @@ def beside(params, opt, rule, steps=3, **named):
 
 
 class Process:
-    """What a piece of code says in a process of its own, with the emulated driver before any other."""
+    """What a piece of code says in a process of its own, with the emulated driver before any other.
 
-    def __init__(self, emulated: Mapping[str, str], cache: Path):
-        self.variables = {**emulated, "OPTFORGE_CACHE_DIR": str(cache), "PYTHONPATH": f"{TESTS}:{TESTS / 'support'}"}
+    It goes on behind the imports of another process, unless it has a beginning of its own.
+    """
+
+    def __init__(self, forking: Forking):
+        self.forking, self.variables = forking, forking.variables
 
     def __call__(self, code: str, begin: str = "", code_of_exit: int = 0, **variables: str) -> str:
-        own = {**self.variables, **variables}
-        program = begin + START + textwrap.dedent(code)
-        command = [sys.executable, "-W", "error", "-c", program]
-        answer = subprocess.run(command, env=own, capture_output=True, text=True, check=False, timeout=120)
+        if begin:
+            own, command = {**self.variables, **variables}, [sys.executable, "-W", "error", "-c", begin + START + code]
+            answer = subprocess.run(command, env=own, capture_output=True, text=True, check=False, timeout=120)
+        else:
+            answer = self.forking(textwrap.dedent(code), variables)
         assert answer.returncode == code_of_exit, answer.stderr
         if code_of_exit == 0:
             assert not answer.stderr
@@ -81,17 +89,13 @@ class Process:
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache that the tests of this file share."""
-    directory = tmp_path_factory.mktemp("cuda_cache")
-    directory.chmod(0o700)
-    return directory
-
-
-@pytest.fixture
-def process(emulated_cuda: dict[str, str], store: Path) -> Process:
+def process(emulated_cuda: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
     require("pycuda")
-    return Process(emulated_cuda, store)
+    path = [*filter(None, [os.environ.get("PYTHONPATH")]), str(TESTS), str(TESTS / "support")]
+    variables = {**emulated_cuda, "PYTHONPATH": os.pathsep.join(path)}
+    forking = Forking(START + IMPORTS, variables, tmp_path_factory.mktemp("said"), "-W", "error")
+    yield Process(forking)
+    forking.end()
 
 
 # ── what is missing ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -514,18 +518,21 @@ def test_another_gradient_may_be_missing_at_each_step(process: Process) -> None:
     )
 
 
-def test_the_second_process_compiles_nothing(process: Process) -> None:
+def test_the_second_process_compiles_nothing(process: Process, tmp_path: Path) -> None:
+    tmp_path.chmod(0o700)
+    cache = {"OPTFORGE_CACHE_DIR": str(tmp_path)}
     code = (
         "opt = of.Optimizer([up(p) for p in arrays()], 'adagrad', target='cuda')\nopt.step([up(g) for g in arrays()])"
     )
-    process.on_device(code)
+    process.on_device(code, **cache)
     real = process.variables["NVCC"]  # which stays the same command, for that is part of what is cached
     before = Path(real).read_text()
     try:
         Path(real).write_text(before.replace("exec ", 'case "$*" in *-cubin*) exit 9;; esac\nexec ', 1))
-        process.on_device(code)
+        process.on_device(code, **cache)
         process.on_device(
-            "failing(lambda: of.Optimizer([up(p) for p in arrays()], 'adadelta', target='cuda').step([up(g) for g in arrays()]))"
+            "failing(lambda: of.Optimizer([up(p) for p in arrays()], 'adadelta', target='cuda').step([up(g) for g in arrays()]))",
+            **cache,
         )
     finally:
         Path(real).write_text(before)

@@ -5,7 +5,7 @@ A dozen of them at every run, and all of them, with every two values of two opti
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,22 +30,27 @@ FEW = (
 COMPILED = ("torch_radam", "ademamix", "swats", "prodigy")
 
 
-@pytest.mark.parametrize("name", RULES if FULL else COMPILED)
-def test_nvcc_compiles_without_a_warning(name: str, tmp_path: Path) -> None:
-    """The rule for three architectures in the long run, and what its options make of it for one."""
+@pytest.mark.parametrize("names", [(name,) for name in RULES] if FULL else [COMPILED], ids="-".join)
+def test_nvcc_compiles_without_a_warning(names: Sequence[str], tmp_path: Path) -> None:
+    """The rule for three architectures in the long run, and what its options make of it for one; otherwise all together."""
     nvcc = require("nvcc")
-    for k, options in enumerate(variants(RULES[name])[: None if FULL else 1]):
-        source = write(tmp_path, name, options)
+    for k in range(max(len(variants(RULES[name])) for name in names) if FULL else 1):
+        source = write(tmp_path, {name: variants(RULES[name])[k] for name in names})
         where = ["-gencode", ARCHITECTURES] if k == 0 else ["-gencode", "arch=compute_75,code=compute_75"]
         run([nvcc, *STRICT, *where, "--threads", "2", "-c", "-o", str(source.with_suffix(".o")), str(source)])
 
 
-def write(directory: Path, name: str, options: Mapping[str, Any]) -> Path:
-    """The files of a rule under a choice of its options; the source."""
-    files = RULES[name].generate("cuda", prefix=label(name, options), **options)
-    for file, text in files.items():
-        (directory / file).write_text(text, encoding="utf-8")
-    return directory / f"{label(name, options)}.cu"
+def write(directory: Path, rules: Mapping[str, Mapping[str, Any]]) -> Path:
+    """The files of rules under a choice of their options; a source that includes the rules' own."""
+    own = []
+    for name, options in rules.items():
+        files = RULES[name].generate("cuda", prefix=label(name, options), **options)
+        for file, text in files.items():
+            (directory / file).write_text(text, encoding="utf-8")
+        own.append(f"{label(name, options)}.cu")
+    path = directory / "all.cu"
+    path.write_text("".join(f'#include "{name}"\n' for name in own), encoding="utf-8")
+    return path
 
 
 class Compared(Memory):

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from conftest import require, require_torch
+from conftest import require
 
 SCRIPT = '''
 import contextlib, copy, ctypes, os, warnings
@@ -71,7 +71,7 @@ def test_tensors_are_stepped_on_a_device_with_the_bits_of_the_host(
 ) -> None:
     """Norms, the skipped step, state through a state dict, a gradient that is missing once, channels-last."""
     require("pycuda")
-    require_torch()
+    require("torch")
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     path = os.pathsep.join(entry for entry in sys.path if entry)

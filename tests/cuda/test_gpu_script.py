@@ -27,6 +27,15 @@ def start(*words: str | Path, env: dict[str, str] | None = None) -> subprocess.C
     return subprocess.run([sys.executable, *map(str, words)], capture_output=True, text=True, env=env)
 
 
+@pytest.fixture(scope="module")
+def without_torch(emulated_cuda: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The environment of the emulation, where PyTorch is not found, which is slow to import."""
+    directory = tmp_path_factory.mktemp("without_torch")
+    (directory / "torch.py").write_text('raise ImportError("not here")\n')
+    path = os.pathsep.join([str(directory), *filter(None, [emulated_cuda.get("PYTHONPATH")])])
+    return {**emulated_cuda, "PYTHONPATH": path}
+
+
 def without_gpu() -> None:
     answer = start("-c", "import ctypes; ctypes.CDLL('libcuda.so.1')")
     if answer.returncode == 0:
@@ -63,9 +72,9 @@ def test_refuses_steps_that_it_does_not_know() -> None:
     )
 
 
-def test_the_benchmark_refuses_parts_that_it_does_not_know(emulated_cuda: dict[str, str], tmp_path: Path) -> None:
+def test_the_benchmark_refuses_parts_that_it_does_not_know(without_torch: dict[str, str], tmp_path: Path) -> None:
     require("pycuda")
-    answer = start(BENCHMARK, "--parts", "speed", "--json", tmp_path / "out.json", env=emulated_cuda)
+    answer = start(BENCHMARK, "--parts", "speed", "--json", tmp_path / "out.json", env=without_torch)
     assert answer.returncode == 2 and "there are no parts ['speed']: ['kernels', " in answer.stderr
 
 
@@ -164,19 +173,17 @@ def test_a_run_that_is_ended_tells_what_it_found(emulated_cuda: dict[str, str], 
     assert found["steps"]["graph"] == {"status": "running"}
 
 
-@pytest.mark.parametrize("part", ["parameters", "devices"])
-def test_parts_of_pytorch_say_what_is_missing(part: str, emulated_cuda: dict[str, str]) -> None:
+def test_parts_of_pytorch_on_the_emulation(emulated_cuda: dict[str, str]) -> None:
+    """Threads are shown; the others say what is missing. One process, which imports PyTorch once."""
     require("pycuda")
-    answer = start(TORCH, part, env=emulated_cuda)
-    assert answer.returncode == 3, answer.stderr
-    assert answer.stdout.startswith("skipped: PyTorch ")
-
-
-def test_threads_on_the_emulation(emulated_cuda: dict[str, str]) -> None:
-    require("pycuda")
-    answer = start(TORCH, "threads", env=emulated_cuda)
+    names = ("threads", "parameters", "devices")
+    program = f"import sys, gpu_torch; print('codes:', *(gpu_torch.main([name]) for name in {names}))"
+    path = os.pathsep.join([str(TESTS), *filter(None, [emulated_cuda.get("PYTHONPATH")])])
+    answer = start("-c", program, env={**emulated_cuda, "PYTHONPATH": path})
     assert answer.returncode == 0, answer.stderr
-    assert answer.stdout.startswith("shown: four optimizers")
+    threads, *skipped, codes = answer.stdout.splitlines()
+    assert threads.startswith("shown: four optimizers") and codes == "codes: 0 3 3"
+    assert len(skipped) == 2 and all(line.startswith("skipped: PyTorch ") for line in skipped)
 
 
 def test_a_failed_step_is_told(emulated_cuda: dict[str, str], tmp_path: Path) -> None:
@@ -189,10 +196,10 @@ def test_a_failed_step_is_told(emulated_cuda: dict[str, str], tmp_path: Path) ->
     assert "── sanitizer memcheck\n$ " in (tmp_path / "correct.log").read_text(encoding="utf-8")
 
 
-def test_benchmark_runs_on_the_emulation(emulated_cuda: dict[str, str], tmp_path: Path) -> None:
+def test_benchmark_runs_on_the_emulation(without_torch: dict[str, str], tmp_path: Path) -> None:
     require("pycuda")
     report = tmp_path / "out.json"
-    answer = start(BENCHMARK, "--sizes", "tiny", "--no-sweep", "--json", report, env=emulated_cuda)
+    answer = start(BENCHMARK, "--sizes", "tiny", "--no-sweep", "--json", report, env=without_torch)
     assert answer.returncode == 0, answer.stderr
     found = json.loads(report.read_text(encoding="utf-8"))
     assert not found["failed"] and {row["section"] for row in found["results"]} == {"large", "phase", "step", "replay"}
@@ -203,7 +210,7 @@ def test_benchmark_runs_on_the_emulation(emulated_cuda: dict[str, str], tmp_path
     }
     assert not found["not_begun"] and all(math.isfinite(row["found"]) for row in found["aims"])
     assert {row["what"] for row in found["aims"]} >= {
-        "Adam, one tensor (40 k): share of a copy",
+        "Adam, one tensor (4.1 k): share of a copy",
         "adamw p, g bf16, split: share of a copy",
         "µs of the host to enqueue a step, 148 tensors",
         "µs more for each new gradient, 148 tensors",
@@ -229,11 +236,11 @@ def test_benchmark_begins_nothing_when_time_is_up(emulated_cuda: dict[str, str],
     }.values(),
 )
 def test_a_failed_part_of_the_benchmark_is_told(
-    refused: str, failed: list[str], emulated_cuda: dict[str, str], tmp_path: Path
+    refused: str, failed: list[str], without_torch: dict[str, str], tmp_path: Path
 ) -> None:
     require("pycuda")
     report = tmp_path / "out.json"
-    broken = {**emulated_cuda, "OPTFORGE_EMULATION_REFUSE": refused}
+    broken = {**without_torch, "OPTFORGE_EMULATION_REFUSE": refused}
     answer = start(
         BENCHMARK, "--sizes", "tiny", "--parts", "overhead,MLP,phase", "--no-sweep", "--json", report, env=broken
     )
@@ -249,7 +256,7 @@ def type_of(entry: dict[str, str]) -> str:
 
 
 def test_what_fails_before_the_comparisons_does_not_end_the_benchmark(
-    emulated_cuda: dict[str, str], tmp_path: Path
+    without_torch: dict[str, str], tmp_path: Path
 ) -> None:
     require("pycuda")
     report = tmp_path / "out.json"
@@ -266,7 +273,7 @@ gpu.torch.cuda.is_available.return_value = True
 gpu.torch.randn.side_effect = RuntimeError("no kernel image is available for execution on the device")
 sys.exit(gpu.main())
 """
-    answer = start("-c", program, env=emulated_cuda)
+    answer = start("-c", program, env=without_torch)
     assert answer.returncode == 1, answer.stderr
     found = json.loads(report.read_text(encoding="utf-8"))
     assert [entry["part"] for entry in found["failed"]] == ["agreement with PyTorch", "overhead"]

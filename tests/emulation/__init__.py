@@ -19,7 +19,8 @@ from pathlib import Path
 from support.compiling import stored
 
 HERE = Path(__file__).parent
-# Plain accesses are checked for alignment too; the header itself answers what the instrumentation calls.
+# Plain accesses are checked for alignment too; the machine itself answers what the instrumentation calls.
+MACHINE, RUNTIME = HERE / "machine.cpp", HERE / "cuda_runtime.cpp"  # a part of every library
 FLAGS = ("-std=c++17", "-O1", "-fPIC", "-ffp-contract=off", "-fno-gnu-unique", "-fno-sanitize-recover=alignment",
          "-fsanitize=alignment")  # fmt: skip
 PREPROCESS = ("g++", "-E", "-x", "c++", f"-I{HERE}", "-include", "cuda_runtime.h")  # nvcc too includes it unasked
@@ -38,8 +39,9 @@ def compile_emulated(files: Mapping[str, str], directory: Path, flags: Sequence[
 
 def link_emulated(sources: Sequence[Path], library: Path, flags: Sequence[str] = ()) -> Path:
     """The library of sources that are files already."""
-    objects = [str(compiled(source, flags)) for source in sources]
     sanitizers = [flag for flag in flags if flag.startswith("-fsanitize=")]
+    objects = [str(compiled(source, flags)) for source in sources]
+    objects += [str(compiled(source, sanitizers)) for source in (MACHINE, RUNTIME)]
     run(["g++", "-shared", "-Wl,-Bsymbolic,-z,lazy", *sanitizers, *objects, "-o", str(library)])
     return library
 
@@ -68,9 +70,10 @@ def build_driver(directory: Path) -> Path:
     missing = pycuda_entry_points() - set(re.findall(r"\bcu[A-Z]\w+", preprocessed))
     lines = [f'extern "C" int {name}() {{ return 801; }}  // CUDA_ERROR_NOT_SUPPORTED\n' for name in sorted(missing)]
     stubs.write_text("".join(lines), encoding="utf-8")
+    machine = str(compiled(MACHINE, []))
     options = ["-std=c++17", "-O1", "-fPIC", "-shared", "-Wl,-soname,libcuda.so.1"]
-    command = ["g++", *options, str(HERE / "libcuda.cpp"), str(stubs)]
-    made = stored([*options, preprocessed, *lines], lambda made: run([*command, "-o", str(made)]))
+    command = ["g++", *options, str(HERE / "libcuda.cpp"), str(stubs), machine]
+    made = stored([*options, preprocessed, *lines, machine], lambda made: run([*command, "-o", str(made)]))
     return Path(shutil.copy(made, library))
 
 

@@ -19,9 +19,11 @@
 // the preprocessed file (link_emulated in __init__.py).
 #pragma once
 
+#include <cstddef>  // the macros of libstdc++ are defined behind it
+#undef _GLIBCXX_USE_STD_SPEC_FUNCS  // most of math.h in libstdc++ are special functions, which no kernel calls
+
 #include <math.h>
 
-#include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
@@ -57,7 +59,7 @@ constexpr int warpSize = emulation::warp_size;
 inline void __syncthreads() { emulation::barrier(); }
 inline int __syncthreads_count(int vote) { return int(emulation::barrier(vote)); }
 inline int __syncthreads_or(int vote) { return emulation::barrier(vote) != 0; }
-inline int __syncthreads_and(int vote) { return emulation::barrier(vote) == emulation::block->size; }
+inline int __syncthreads_and(int vote) { return emulation::barrier(vote) == emulation::threads(); }
 inline void __syncwarp(unsigned mask = ~0u) { emulation::warp_operation(emulation::Operation::join, mask); }
 inline unsigned __ballot_sync(unsigned mask, int vote) {
     return unsigned(emulation::warp_operation(emulation::Operation::vote, mask, vote != 0));
@@ -70,8 +72,6 @@ inline void __threadfence_system() {}
 [[noreturn]] inline void __trap() { emulation::fail("__trap"); }
 
 namespace emulation __attribute__((visibility("hidden"))) {
-
-inline unsigned lane() { return block->current % warp_size; }
 
 template <class T>
 T shuffle(std::uint32_t mask, T value, unsigned source, bool in_segment) {
@@ -226,7 +226,7 @@ std::common_type_t<A, B> max(A a, B b) {
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// Host functions. Device memory is host memory, and everything is done when a call returns.
+// Host functions, in cuda_runtime.cpp. Device memory is host memory, and everything is done when a call returns.
 
 enum cudaError_t {
     cudaSuccess = 0,
@@ -259,122 +259,46 @@ struct cudaFuncAttributes {
     int maxThreadsPerBlock;
 };
 
-namespace emulation __attribute__((visibility("hidden"))) {
-inline cudaError_t last_error = cudaSuccess;
-inline cudaError_t done(cudaError_t error = cudaSuccess) {
-    if (error != cudaSuccess) last_error = error;
-    return error;
-}
-}  // namespace emulation
-
-#define EMULATION_REFUSAL \
-    if (const int error = emulation::refused(__func__)) return emulation::done(cudaError_t(error))
-
-EMULATION_EXPORT cudaError_t cudaGetLastError() { return std::exchange(emulation::last_error, cudaSuccess); }
-EMULATION_EXPORT cudaError_t cudaPeekAtLastError() { return emulation::last_error; }
-EMULATION_EXPORT const char *cudaGetErrorString(cudaError_t error) {
-    return error == cudaSuccess ? "no error" : "an emulated error";
-}
-EMULATION_EXPORT const char *cudaGetErrorName(cudaError_t error) {
-    return error == cudaSuccess ? "cudaSuccess" : "cudaError";
-}
-
+EMULATION_EXPORT cudaError_t cudaGetLastError();
+EMULATION_EXPORT cudaError_t cudaPeekAtLastError();
+EMULATION_EXPORT const char *cudaGetErrorString(cudaError_t error);
+EMULATION_EXPORT const char *cudaGetErrorName(cudaError_t error);
 EMULATION_EXPORT cudaError_t cudaLaunchKernel(const void *function, dim3 grid, dim3 block, void **arguments,
-                                              std::size_t shared, cudaStream_t) {
-    EMULATION_REFUSAL;
-    const emulation::Kernel *kernel = emulation::Kernel::first;
-    while (kernel && kernel->address != function) kernel = kernel->next;
-    if (!kernel) return emulation::done(cudaErrorInvalidDeviceFunction);
-    if (shared != 0) emulation::fail("%s: dynamic shared memory is not emulated", kernel->name);
-    emulation::launch(*kernel, grid, block, arguments);
-    return emulation::done();
-}
+                                              std::size_t shared, cudaStream_t);
 template <class... Arguments>
 cudaError_t cudaLaunchKernel(void (*function)(Arguments...), dim3 grid, dim3 block, void **arguments,
                              std::size_t shared = 0, cudaStream_t stream = nullptr) {
     return cudaLaunchKernel(reinterpret_cast<const void *>(function), grid, block, arguments, shared, stream);
 }
 
-EMULATION_EXPORT cudaError_t cudaMalloc(void **pointer, std::size_t size) {
-    EMULATION_REFUSAL;
-    *pointer = size ? emulation::allocate(size) : nullptr;
-    return emulation::done(size && !*pointer ? cudaErrorMemoryAllocation : cudaSuccess);
-}
+EMULATION_EXPORT cudaError_t cudaMalloc(void **pointer, std::size_t size);
 template <class T>
 cudaError_t cudaMalloc(T **pointer, std::size_t size) {
     return cudaMalloc(reinterpret_cast<void **>(pointer), size);
 }
-EMULATION_EXPORT cudaError_t cudaFree(void *pointer) {
-    emulation::release(pointer);
-    return emulation::done();
-}
-EMULATION_EXPORT cudaError_t cudaMemcpy(void *to, const void *from, std::size_t size, cudaMemcpyKind) {
-    EMULATION_REFUSAL;
-    if (size) std::memcpy(to, from, size);
-    return emulation::done();
-}
-EMULATION_EXPORT cudaError_t cudaMemset(void *pointer, int value, std::size_t size) {
-    EMULATION_REFUSAL;
-    if (size) std::memset(pointer, value, size);
-    return emulation::done();
-}
+EMULATION_EXPORT cudaError_t cudaFree(void *pointer);
+EMULATION_EXPORT cudaError_t cudaMemcpy(void *to, const void *from, std::size_t size, cudaMemcpyKind);
+EMULATION_EXPORT cudaError_t cudaMemset(void *pointer, int value, std::size_t size);
 EMULATION_EXPORT cudaError_t cudaMemcpyAsync(void *to, const void *from, std::size_t size, cudaMemcpyKind kind,
-                                             cudaStream_t = nullptr) {
-    EMULATION_REFUSAL;
-    return cudaMemcpy(to, from, size, kind);
-}
-EMULATION_EXPORT cudaError_t cudaMemsetAsync(void *pointer, int value, std::size_t size, cudaStream_t = nullptr) {
-    EMULATION_REFUSAL;
-    return cudaMemset(pointer, value, size);
-}
+                                             cudaStream_t = nullptr);
+EMULATION_EXPORT cudaError_t cudaMemsetAsync(void *pointer, int value, std::size_t size, cudaStream_t = nullptr);
 // Memory of the host that the device sees too, at the same address.
 constexpr unsigned cudaHostAllocPortable = 1;
-EMULATION_EXPORT cudaError_t cudaHostAlloc(void **pointer, std::size_t size, unsigned) {
-    EMULATION_REFUSAL;
-    return cudaMalloc(pointer, size);
-}
+EMULATION_EXPORT cudaError_t cudaHostAlloc(void **pointer, std::size_t size, unsigned);
 #define CUDART_CB
 using cudaHostFn_t = void (*)(void *);
-EMULATION_EXPORT cudaError_t cudaLaunchHostFunc(cudaStream_t, cudaHostFn_t function, void *data) {
-    EMULATION_REFUSAL;
-    function(data);
-    return emulation::done();
-}
-EMULATION_EXPORT cudaError_t cudaDeviceSynchronize() { return emulation::done(); }
-EMULATION_EXPORT cudaError_t cudaStreamSynchronize(cudaStream_t) { return emulation::done(); }
-EMULATION_EXPORT cudaError_t cudaStreamCreate(cudaStream_t *stream) {
-    *stream = static_cast<cudaStream_t>(std::malloc(1));
-    return emulation::done();
-}
-EMULATION_EXPORT cudaError_t cudaStreamDestroy(cudaStream_t stream) {
-    std::free(stream);
-    return emulation::done();
-}
+EMULATION_EXPORT cudaError_t cudaLaunchHostFunc(cudaStream_t, cudaHostFn_t function, void *data);
+EMULATION_EXPORT cudaError_t cudaDeviceSynchronize();
+EMULATION_EXPORT cudaError_t cudaStreamSynchronize(cudaStream_t);
+EMULATION_EXPORT cudaError_t cudaStreamCreate(cudaStream_t *stream);
+EMULATION_EXPORT cudaError_t cudaStreamDestroy(cudaStream_t stream);
 // A stream is captured, as far as launchers can tell, while OPTFORGE_EMULATION_CAPTURING is set.
-EMULATION_EXPORT cudaError_t cudaStreamIsCapturing(cudaStream_t, cudaStreamCaptureStatus *status) {
-    EMULATION_REFUSAL;
-    *status = std::getenv("OPTFORGE_EMULATION_CAPTURING") ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone;
-    return emulation::done();
-}
-EMULATION_EXPORT cudaError_t cudaFuncGetAttributes(cudaFuncAttributes *found, const void *function) {
-    EMULATION_REFUSAL;
-    const emulation::Kernel *kernel = emulation::Kernel::first;
-    while (kernel && kernel->address != function) kernel = kernel->next;
-    found->maxThreadsPerBlock = 1024;
-    return emulation::done(kernel ? cudaSuccess : cudaErrorInvalidDeviceFunction);
-}
-EMULATION_EXPORT cudaError_t cudaGetDevice(int *device) {
-    *device = 0;
-    return emulation::done();
-}
-EMULATION_EXPORT cudaError_t cudaDeviceGetAttribute(int *value, cudaDeviceAttr attribute, int) {
-    *value = attribute == cudaDevAttrMultiProcessorCount        ? emulation::multiprocessors()
-             : attribute == cudaDevAttrComputeCapabilityMajor ? 9
-                                                              : 0;
-    return emulation::done();
-}
+EMULATION_EXPORT cudaError_t cudaStreamIsCapturing(cudaStream_t, cudaStreamCaptureStatus *status);
+EMULATION_EXPORT cudaError_t cudaFuncGetAttributes(cudaFuncAttributes *found, const void *function);
+EMULATION_EXPORT cudaError_t cudaGetDevice(int *device);
+EMULATION_EXPORT cudaError_t cudaDeviceGetAttribute(int *value, cudaDeviceAttr attribute, int);
 template <class Function>
 cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int *count, Function *, int block, std::size_t) {
     *count = 2048 / block;
-    return emulation::done();
+    return cudaSuccess;
 }

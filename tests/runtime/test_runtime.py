@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,23 @@ def by_hand(
     return total[0], each
 
 
+HYPER = {"lr": 0.3, "momentum": 0.6, "bound": 50.0}
+STARTING = [k % 3 == 0 for k in range(len(SIZES))]
+
+
+@cache
+def steps_by_hand(dtype: str, zero: bool) -> list[Any]:
+    """Of each step the gradients, the arrays that it leaves, and its statistics, whatever else is asked for."""
+    own, steps = arrays(SIZES, {"f32": np.float32, "f64": np.float64}[dtype], 1, 1, 1), []
+    for t in range(1, 4):
+        for tensor in own:
+            tensor[1][:] = np.random.default_rng(t).standard_normal(tensor[1].size)
+        grads = [tensor[1].copy() for tensor in own]
+        told = by_hand(own, HYPER, STARTING if t == 1 else [False] * len(SIZES), 1.0 / 3.0, zero)
+        steps.append((grads, copy.deepcopy(own), *told))
+    return steps
+
+
 @pytest.mark.parametrize("zero", [False, True])
 @pytest.mark.parametrize("stats", [False, True])
 @pytest.mark.parametrize("skip", [False, True])
@@ -139,14 +157,11 @@ def by_hand(
 def test_a_kernel_by_hand(library: Library, dtype: str, skip: bool, stats: bool, zero: bool) -> None:
     real = {"f32": np.float32, "f64": np.float64}[dtype]
     own = arrays(SIZES, real, 1, 1, 1)
-    expected = copy.deepcopy(own)
-    hyper = {"lr": 0.3, "momentum": 0.6, "bound": 50.0}
-    starting = [k % 3 == 0 for k in range(len(SIZES))]
-    for t in range(1, 4):
-        for mine, theirs in zip(own, expected, strict=True):
-            mine[1][:] = theirs[1][:] = np.random.default_rng(t).standard_normal(mine[1].size)
-        part = Part(library.kernel("hand", dtype), own, t, list(hyper.values()))
-        part.rows["starting"] = np.array(starting if t == 1 else [0] * len(SIZES))
+    for t, (grads, expected, total, each) in enumerate(steps_by_hand(dtype, zero), 1):
+        for tensor, g in zip(own, grads, strict=True):
+            tensor[1][:] = g
+        part = Part(library.kernel("hand", dtype), own, t, list(HYPER.values()))
+        part.rows["starting"] = np.array(STARTING if t == 1 else [0] * len(SIZES))
         counted = np.zeros(1, np.uint64)
         outcome = step(
             library,
@@ -158,7 +173,6 @@ def test_a_kernel_by_hand(library: Library, dtype: str, skip: bool, stats: bool,
             threads=3,
             applied=library.pointer(counted, "uint64_t *"),
         )
-        total, each = by_hand(expected, hyper, part.rows["starting"], 1.0 / 3.0, zero)
         assert outcome.status == 0 and counted[0] == 1
         assert same(own, expected)
         if stats:

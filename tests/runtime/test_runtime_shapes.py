@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import optforge as of
+from amount import LEVEL
 from conftest import require
 from embedding import SOURCES, Library, Part, emitted, lists_of, same, shared, step, tensors_of
 from optforge import norm, rule, scalar
@@ -42,7 +43,7 @@ def library(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     require("gcc")
     files = emitted("split", RULES)
     files["optforge.c"] = files["optforge.c"].replace("THREAD_SIZE = 65536", "THREAD_SIZE = 1024")
-    flags = [request.param] if request.param else []
+    flags = [LEVEL, request.param] if request.param else [LEVEL]
     path = shared(tmp_path_factory.mktemp("library"), files, [SOURCES / "hand.c"], flags)
     names = ", ".join(f"{prefix}_kernel_{dtype}" for prefix, dtype in PAIRS)
     return Library(path, f"extern optforge_kernel {names};")

@@ -77,18 +77,19 @@ def battery(
     changed: Mapping[str, str] | None = None,
     threads: Sequence[str] = ("-pthread",),
     program: str = "battery",
+    rules: Mapping[str, Any] = RULES,
 ) -> Path:
     """The program of tests/runtime/battery.c with the rules in one of the ways.
 
     Its tensors are too small for many threads, so that the runtime is one that wakes them for fewer elements. Words of
     the runtime that are `changed` are others. `threads` are what a compiler wants to have POSIX ones.
     """
-    files = emitted(way)
+    files = emitted(way, rules)
     for old, new in {"THREAD_SIZE = 65536": "THREAD_SIZE = 1024", **(changed or {})}.items():
         assert any(old in text for text in files.values()), old
         files = {name: text.replace(old, new) for name, text in files.items()}
-    rules = " ".join(f"CALL({prefix})" for prefix in RULES)
-    write(directory, {**files, "emitted.h": headers(files) + f"#define RULES(CALL) {rules}\n"})
+    calls = " ".join(f"CALL({prefix})" for prefix in rules)
+    write(directory, {**files, "emitted.h": headers(files) + f"#define RULES(CALL) {calls}\n"})
     sources = [*(name for name in files if name.endswith(".c")), SOURCES / "battery.c"]
     command = [compiler, "-std=gnu99", "-O2", *threads, *flags, "-I."]
     run([*command, *linking, *objects(command, sources, directory), "-o", program, "-lm"], directory)
