@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 # What the processes of a run compile, each finds here.
 STORE = store=$$(mktemp -d) && trap 'rm -rf "$$store"' EXIT INT TERM && OPTFORGE_TEST_STORE="$$store"
 
-.PHONY: demo docs check quick quick-language quick-bits test test-words test-steps test-runtimes clean
+.PHONY: demo docs check quick quick-language quick-bits test test-language test-bits test-emitted test-cuda clean
 
 demo: $(VENV)/.demo
 	$(BIN)/optforge demo --kernels build --out demo.png
@@ -38,17 +38,21 @@ quick-bits:
 
 test: $(VENV)/.dev
 	@echo "The tests take ten to fifteen minutes on two cores; make quick takes one."
-	@$(STORE) $(MAKE) --no-print-directory --jobs 4 --output-sync=target check test-words test-steps test-runtimes
+	@$(STORE) $(MAKE) --no-print-directory --jobs 5 --output-sync=target check test-language test-bits \
+	    test-emitted test-cuda
 
 # Many tests wait for compilers and processes, so that the parts go on beside each other.
-test-words:
-	$(BIN)/pytest -q tests/language tests/emitted tests/cli tests/engines tests/profile $(PYTEST_ARGS)
+test-language:
+	$(BIN)/pytest -q tests/language tests/cli tests/profile tests/train tests/doors $(PYTEST_ARGS)
 
-test-steps:
-	$(BIN)/pytest -q tests/bits tests/train tests/doors $(PYTEST_ARGS)
+test-bits:
+	$(BIN)/pytest -q tests/bits $(PYTEST_ARGS)
 
-test-runtimes:
-	$(BIN)/pytest -q tests/runtime tests/cuda $(PYTEST_ARGS)
+test-emitted:
+	$(BIN)/pytest -q tests/emitted tests/runtime $(PYTEST_ARGS)
+
+test-cuda:
+	$(BIN)/pytest -q tests/cuda tests/engines $(PYTEST_ARGS)
 	test -z "$$OPTFORGE_TEST_FULL" || $(BIN)/python tests/emulated.py
 
 $(VENV)/bin/python:

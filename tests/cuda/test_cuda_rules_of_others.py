@@ -27,7 +27,7 @@ FEW = (
     *("torch_radam", "torch_asgd", "amsgrad", "ademamix", "sophia", "keras_adam", "ftrl_proximal"),
     *("swats", "adafactor", "prodigy", "powersign", "agc_nag"),
 )
-COMPILED = ("torch_radam", "ademamix", "swats", "prodigy")
+COMPILED = ("ademamix", "prodigy")
 
 
 @pytest.mark.parametrize("names", [(name,) for name in RULES] if FULL else [COMPILED], ids="-".join)

@@ -219,10 +219,10 @@ def test_benchmark_runs_on_the_emulation(without_torch: dict[str, str], tmp_path
     assert "What moves less than 50.0 MiB" in answer.stdout
 
 
-def test_benchmark_begins_nothing_when_time_is_up(emulated_cuda: dict[str, str], tmp_path: Path) -> None:
+def test_benchmark_begins_nothing_when_time_is_up(without_torch: dict[str, str], tmp_path: Path) -> None:
     require("pycuda")
     report = tmp_path / "out.json"
-    answer = start(BENCHMARK, "--sizes", "tiny", "--limit", "0.001", "--json", report, env=emulated_cuda)
+    answer = start(BENCHMARK, "--sizes", "tiny", "--limit", "0.001", "--json", report, env=without_torch)
     found = json.loads(report.read_text(encoding="utf-8"))
     assert answer.returncode == 4, answer.stderr
     assert not found["results"] and found["not_begun"][0] == "kernels" and found["not_begun"][-1] == "sweep"

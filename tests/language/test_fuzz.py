@@ -33,19 +33,19 @@ def fuzzed(*arguments: str) -> None:
 
 
 def test_numpy() -> None:
-    fuzzed("--n", "200" if FULL else "128", "--seed", "3", "--target", "numpy")
+    fuzzed("--n", "200" if FULL else "80", "--seed", "3", "--target", "numpy")
 
 
 def test_c() -> None:
     require("gcc")
     require("clang")
-    fuzzed("--n", "60" if FULL else "40", "--seed", "1")
+    fuzzed("--n", "60" if FULL else "28", "--seed", "1")
 
 
 def test_cuda() -> None:
     require("g++")
     require("pycuda")
-    fuzzed("--n", "6" if FULL else "4", "--seed", "2", "--target", "cuda")
+    fuzzed("--n", "6" if FULL else "3", "--seed", "2", "--target", "cuda")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -24,8 +24,8 @@ from optforge.library.rule import Rule
 
 EVERY = [*CASES, *(Sized(f"refused-{c.id}", c.source, c.name) for c in REFUSED)]
 EVERY += [Sized(f"accepted-{c.id}", c.source, c.name) for c in ACCEPTED]
-# All of them take minutes: they are of the long run, and every twelfth is of each.
-TAKEN = range(0, len(EVERY), 1 if FULL else 24)
+# All of them take minutes: they are of the long run, and a part of them is of each.
+TAKEN = range(0, len(EVERY), 1 if FULL else 36)
 
 
 def test_there_are_enough() -> None:

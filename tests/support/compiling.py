@@ -1,7 +1,7 @@
 """Objects of C and C++, each compiled once for all tests of a run: the same text, flags and compiler give the same file.
 
 Most of what tests compile is the runtime and the same few rules. Processes that have the same OPTFORGE_TEST_STORE share
-them, as the three of `make test` do; a process that has none makes one, for itself and for those that it starts.
+them, as those of `make test` do; a process that has none makes one, for itself and for those that it starts.
 """
 
 from __future__ import annotations
