@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 import re
+import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -203,10 +204,14 @@ def places(pattern: str, text: str, in_blocks: bool = False) -> list[re.Match[st
     return [own for own, inside in found if inside == in_blocks]
 
 
+SECONDS = 300  # many times what steps take without a mutation
+
+
 def survives(do: Callable[[], object]) -> bool:
-    """Whether steps notice nothing; in a process of its own, for a mutant may end it."""
+    """Whether steps notice nothing; in a process of its own, for a mutant may end it, or have it go on for ever."""
     child = os.fork()
     if child == 0:
+        signal.alarm(SECONDS)
         try:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
             do()
