@@ -61,7 +61,7 @@ def check(tensor: Any, label: str) -> None:
     Raises
     ------
     TypeError, ValueError
-        It is sparse, complex, of another dtype, or its elements do not lie behind each other.
+        It is sparse, complex, negated, of another dtype, or its elements do not lie behind each other.
     """
     if tensor.layout != torch.strided:
         raise TypeError(f"{label} is sparse ({tensor.layout}): parameters are dense; write p.data = p.data.to_dense()")
@@ -70,6 +70,9 @@ def check(tensor: Any, label: str) -> None:
         raise TypeError(f"{label} is {spelled(tensor)}, and kernels are for real numbers: {advice}")
     if tensor.dtype not in TAKEN_DTYPES:
         raise TypeError(f"{label} is {spelled(tensor)}; it must be {TAKEN}")
+    if tensor.is_neg():
+        advice = "before the optimizer is made, write p.data = p.data.resolve_neg() for it"
+        raise ValueError(f"{label} is a view whose elements have the other sign than in memory: {advice}")
     if not is_dense(*layout(tensor)):
         raise ValueError(
             f"{label} has elements that do not lie behind each other in memory (shape {tuple(tensor.shape)}, strides "
