@@ -237,6 +237,8 @@ IN_CACHE = {"level": "L2", "traffic_ns": 0.2, "share": {"value": 0.4}}
         ({**IN_CACHE, "sums": 1}, "statistics", "1 total in double"),
         (IN_CACHE, "arithmetic", "Neither memory (20%) nor divider (40%)"),
         ({"contended": True, "threads": 2}, "noise", "measure again"),
+        ({"cache": "cold"}, "memory", "Memory binds"),
+        ({"cache": "cold", "traffic_ns": 0.6, "size": {"tensors": 1, "elements": 1000}}, "cold", "400 ns of 1000 are"),
         ({"contended": True}, "memory", "Memory binds"),
         ({"contended": True, "ns": {"value": 1.0, "low": 0.8, "high": 1.3}}, "noise", "measure again"),
     ],
@@ -245,6 +247,17 @@ def test_why(changes: dict[str, Any], binds: str, says: str) -> None:
     own = row(**changes)
     assert why.binds(own) == binds
     assert says in why.why(own)
+
+
+def test_rows_are_told_apart_where_they_are_named() -> None:
+    one, two, cold = row(), row(threads=2), row(cache="cold")
+    assert [table.place(own, [one]) for own in (one, cold)] == ["step 16M", "step 16M cold"]
+    rows = [one, two, cold]
+    assert [table.place(own, rows) for own in rows] == [
+        "step 16M 1 thread",
+        "step 16M 2 threads",
+        "step 16M 1 thread cold",
+    ]
 
 
 def test_a_call_is_told_from_larger_tensors() -> None:
