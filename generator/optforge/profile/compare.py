@@ -11,9 +11,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ..core.diagnostics import UsageError
+from . import document
 from .statistics import SUPPORT, THRESHOLD, Change, change, significant
 
 Document = Mapping[str, Any]
@@ -69,6 +71,25 @@ def times(row: Mapping[str, Any], name: str) -> tuple[list[float], list[float]]:
     """Seconds per step of the kernel and of a limit, turn by turn."""
     low = row["rounds"]["low"]
     return low["kernel"], low[name]
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A document from a file that can be compared with.
+
+    Raises
+    ------
+    UsageError
+        It is none, or has not what is compared.
+    """
+    found = document.read(path)
+    try:
+        if found["rows"]:
+            compare(found, found)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+        raise UsageError(
+            f"{path} is no profile as it was written: parts are missing or changed; measure again"
+        ) from None
+    return found
 
 
 def compare(old: Document, new: Document, threshold: float = THRESHOLD) -> tuple[list[Compared], list[str]]:
