@@ -272,6 +272,8 @@ IN_CACHE = {"level": "L2", "traffic_ns": 0.2, "share": {"value": 0.4}}
         ),
         ({**IN_CACHE, "sums": 1}, "statistics", "1 total in double"),
         (IN_CACHE, "arithmetic", "Neither memory (20%) nor divider (40%)"),
+        (IN_CACHE, "arithmetic", "operations of an element in x86-64-v3 together"),
+        ({**IN_CACHE, "store": "f32_m_q8"}, "arithmetic", "in x86-64-v3, and conversions of formats, together"),
         ({"contended": True, "threads": 2}, "noise", "measure again"),
         ({"cache": "cold"}, "memory", "Memory binds"),
         ({"cache": "cold", "traffic_ns": 0.6, "size": {"tensors": 1, "elements": 1000}}, "cold", "400 ns of 1000 are"),

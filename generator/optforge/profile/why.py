@@ -108,9 +108,10 @@ def why(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]] = ()) -> str:
                 f"The sums bind: of {taken:.2f} ns at least {taken - limit:.2f} are neither traffic nor division, but "
                 f"{counted(row['sums'], 'total')} in double, in an order that is always the same; {spared(row)}."
             )
+    formats = "" if row["store"] in ("f32", "f64") else ", and conversions of formats,"
     return (
         f"Neither memory ({traffic / taken:.0%}) nor divider ({divider / taken:.0%}) binds by itself, but the "
-        f"{operations} operations of an element in {row['isa']} together; wider vectors or more threads help."
+        f"{operations} operations of an element in {row['isa']}{formats} together; wider vectors or more threads help."
     )
 
 
