@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ def test_trajectories_are_bit_identical(tmp_path: Path) -> None:
 
 def test_a_picture_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What its place cannot be is said before training; what happens later names the picture."""
-    from optforge.cli import demo
+    demo = importlib.import_module("optforge.cli.demo")  # the command has the same name
     from optforge.core import atomic
     from optforge.train import pictures
 

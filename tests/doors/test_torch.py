@@ -242,6 +242,26 @@ def test_parameters_that_are_taken_out_of_a_group_stay_as_they_are() -> None:
     assert opt.state[params[1]]["step"] == 4
 
 
+class Elsewhere(torch.Tensor):  # type: ignore[misc, name-defined]
+    """A tensor that has its elements in others, as quantized and distributed ones have."""
+
+    @staticmethod
+    def __new__(cls) -> Any:
+        return torch.Tensor._make_wrapper_subclass(cls, (2,))
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return cls()
+
+
+def stepped(gradient: Any) -> None:
+    """A step with this gradient."""
+    p = torch.ones(2)
+    opt = ours([p], "sgd")
+    p.grad = gradient
+    opt.step()
+
+
 REFUSED: list[tuple[type[Exception], str, Callable[[], Any]]] = [
     (TypeError, "iterable", lambda: ours(nn.Parameter(torch.ones(2)), "adamw")),
     (ValueError, "empty", lambda: ours([], "adamw")),
@@ -279,6 +299,10 @@ REFUSED: list[tuple[type[Exception], str, Callable[[], Any]]] = [
     (ValueError, "contiguous", lambda: ours([torch.ones(6)[::2].requires_grad_()], "sgd")),
     (ValueError, "contiguous", lambda: ours([torch.ones(1).expand(4).clone().expand(2, 4).requires_grad_()], "sgd")),
     (ValueError, "meta", lambda: ours([nn.Parameter(torch.ones(2, device="meta"))], "sgd")),
+    (ValueError, "no shape yet: run the model once", lambda: ours(nn.LazyLinear(2).parameters(), "sgd")),
+    (TypeError, "an Elsewhere that does not share its memory", lambda: ours([Elsewhere()], "sgd")),
+    (TypeError, r"grads\[0\]\[0\] is a Tensor that.*ZeroTensor", lambda: stepped(torch._efficientzerotensor(2))),
+    (TypeError, r"grads\[0\]\[0\] is an Elsewhere that does not share", lambda: stepped(Elsewhere())),
 ]
 P = nn.Parameter(torch.ones(2))
 

@@ -274,6 +274,15 @@ def test_a_gradient_in_memory_that_is_written_is_refused(target: str) -> None:
         pair.step([make(whole[:600]), make(whole[1200:])], [whole[:600], whole[1200:]])
 
 
+def test_a_longer_gradient_where_a_shorter_one_was_is_looked_at(target: str) -> None:
+    torch = require_torch()
+    whole = torch.zeros(300)
+    pair = Pair([whole[150:250]], target)
+    for g in (whole[100:150].view(torch.bfloat16), whole[:100], whole[100:150].view(torch.bfloat16)):
+        pair.step([g], [g.float().numpy()])
+    pair.refuse([whole[100:200]], ValueError, r"^grads\[0\] and params\[0\] overlap in memory")
+
+
 def test_what_pytorch_alone_has(target: str) -> None:
     torch = require_torch()
     pair = Pair([np.zeros(1, np.float32), values(1)], target)
@@ -284,6 +293,9 @@ def test_what_pytorch_alone_has(target: str) -> None:
     assert y.grad.is_neg()
     pair.step([x.grad, good], [x.grad.detach().numpy(), good])
     pair.refuse([y.grad, good], TypeError, r"^grads\[0\] does not share its memory with NumPy.*negative bit")
+    negated = torch.complex(torch.ones(2 * 33 * 17), torch.ones(2 * 33 * 17)).conj().imag.as_strided(SHAPE, (17, 1))
+    assert negated.is_neg() and negated.is_contiguous()
+    pair.refuse([None, negated], TypeError, r"^grads\[1\] does not share its memory with NumPy.*negative bit")
     pair.refuse([None, torch.eye(*SHAPE).to_sparse()], TypeError, r"^grads\[1\]")
     pair.refuse([None, torch.zeros(SHAPE, device="meta")], TypeError, r"^grads\[1\]")
     pair.refuse([None, torch.zeros(SHAPE, dtype=torch.float64)], TypeError, r"^grads\[1\] is float64, its parameter")
@@ -361,12 +373,56 @@ def test_a_gradient_of_other_16_bits_is_not_taken_for_the_parameters() -> None:
 
 
 def test_where_pytorch_keeps_what_belongs_to_a_tensor_is_found() -> None:
-    """What is found is fetched ahead; a step is right without it."""
+    """What is found is fetched ahead, or a sign; a step is right without it."""
     torch = require_torch()
     found = nativeinputs.offsets_in_torch()
-    assert set(found) == {*nativeinputs.OFFSETS} and all(offset % 8 == 0 for offset in found.values())
+    assert set(found) == {*nativeinputs.OFFSETS, "negative"}
+    assert all(found[name] % 8 == 0 for name in nativeinputs.OFFSETS)
     with torch.inference_mode():  # where tensors have no versions
-        assert nativeinputs.offsets_in_torch() == {}
+        assert nativeinputs.offsets_in_torch() == found
+
+
+def without_offsets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where PyTorch does not show where it keeps what belongs to a tensor."""
+    known = {name: own for name, own in nativeinputs.known_of_torch().items() if name not in nativeinputs.OFFSETS}
+    monkeypatch.setattr(nativeinputs, "known_of_torch", lambda: known)
+
+
+@pytest.mark.parametrize("offsets", [None, {}], ids=["seen", "asked"])
+def test_signs_are_those_that_views_have(offsets: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Contiguous views of one element and of many, of imaginary parts of conjugates, beside others without a change."""
+    torch = require_torch()
+    from optforge.torch import Optimizer
+
+    if offsets is not None:
+        without_offsets(monkeypatch)
+    params = [torch.nn.Parameter(torch.ones(n)) for n in (1, 3, 3)]
+    opt = Optimizer(params, "SGD", lr=1.0)
+    for negated in ([], [0, 1], [1, 2], []):
+        for k, p in enumerate(params):
+            p.grad = torch.ones(p.shape)
+            if k in negated:
+                p.grad = torch.complex(torch.ones(6), torch.ones(6)).conj().imag.as_strided(p.shape, (1,))
+        opt.step()
+    assert [p.tolist() for p in params] == [[-1], [1] * 3, [-1] * 3]
+
+
+def test_a_parameter_of_the_other_sign_is_refused() -> None:
+    torch = require_torch()
+    from optforge.torch import Optimizer
+
+    p = torch.nn.Parameter(torch.ones(3))
+    opt = Optimizer([p], "SGD", lr=1.0)
+    p.grad = torch.ones(3)
+    opt.step()
+    p.data = torch._neg_view(p.data)
+    with pytest.raises(ValueError, match=r"other sign than in memory: .*resolve_neg"):
+        opt.step()
+    with pytest.raises(ValueError, match=r"other sign than in memory: .*resolve_neg"):
+        Optimizer([p], "SGD", lr=1.0)
+    p.data = p.data.resolve_neg()
+    opt.step()
+    assert p.tolist() == [-1, -1, -1]
 
 
 @pytest.mark.parametrize("offsets", [None, {}], ids=["fetched", "not fetched"])
@@ -374,8 +430,7 @@ def test_where_pytorch_keeps_what_belongs_to_a_tensor_is_found() -> None:
 def test_few_and_many_tensors(count: int, offsets: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     torch = require_torch()
     if offsets is not None:
-        known = {name: own for name, own in nativeinputs.known_of_torch().items() if name not in nativeinputs.OFFSETS}
-        monkeypatch.setattr(nativeinputs, "known_of_torch", lambda: known)
+        without_offsets(monkeypatch)
     params = [torch.zeros(2 + k % 3) for k in range(count)]
     opt = of.Optimizer(params, "sgd", lr=0.5, target="c")
     for _ in range(2):

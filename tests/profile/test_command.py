@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import xml.etree.ElementTree as ET
+from collections.abc import Callable
 from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
@@ -16,7 +17,7 @@ from cli_runner import optforge
 from conftest import require
 from optforge import cli
 from optforge.core.diagnostics import EnvironmentProblem, UsageError
-from optforge.profile import charts, command, document, page, peers, table, why
+from optforge.profile import charts, command, compare, document, page, peers, table, why
 
 MINE = '''
 from optforge import clip_by_global_norm, rule, sqrt
@@ -149,6 +150,38 @@ def test_compare_with_itself(run: Run) -> None:
     assert "by more than 3% and the noise" in compared["text"]
 
 
+def test_a_comparison_that_cannot_be_made_loses_nothing(run: Run) -> None:
+    """What was measured is written, and what does not do of the other run is found before anything is measured."""
+    other = json.loads(json.dumps(run.document))
+    for row in other["rows"]:
+        row["rule"] = "another"
+    (run.directory / "other.json").write_text(json.dumps(other))
+    arguments = ("profile", "sgd", "--sizes", "512", "--threads", "1", "--seconds", "1", "--json", "kept.json")
+    optforge(*arguments, "--compare", "other.json", cwd=run.directory, code=2)
+    assert document.read(run.directory / "kept.json")["rows"]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda own: own["machine"].pop("processor"),
+        lambda own: own["rows"][0]["rounds"].pop("low"),
+        lambda own: own["rows"][0]["rounds"]["low"].update(kernel=["a"] * 9),
+        lambda own: own["rows"][0]["size"].pop("name"),
+        lambda own: own["rows"][0]["rounds"].update(laps="x"),
+        lambda own: own["rows"][0]["size"].update(name=[1]),
+    ],
+)
+def test_a_profile_that_was_changed_is_refused(damage: Callable[[Any], Any], run: Run, tmp_path: Path) -> None:
+    other = json.loads(json.dumps(run.document))
+    for row in other["rows"]:  # enough turns of an undisturbed machine
+        row["contended"], row["rounds"]["low"] = False, {k: 4 * v for k, v in row["rounds"]["low"].items()}
+    damage(other)
+    (tmp_path / "x.json").write_text(json.dumps(other))
+    with pytest.raises(UsageError, match=r"x\.json is no profile as it was written"):
+        compare.read(tmp_path / "x.json")
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
@@ -158,6 +191,9 @@ def test_compare_with_itself(run: Run) -> None:
         (("adamw", "--threads", "two"), 2, "--threads two"),
         (("adamw", "--against", "touch"), 2, "did you mean 'torch'?"),
         (("adamw", "--seconds", "0"), 2, "--seconds"),
+        (("adamw", "--sizes", ""), 2, "--sizes is empty: give it a value, or leave it out"),
+        (("adamw", "--threads", ","), 2, "--threads is empty"),
+        (("adamw", "--json", "no/x.json"), 3, "no, where the profile is to go, is no directory"),
         (("adamw", "--threshold", "-1"), 2, "--threshold"),
         (("adamw", "--dtype", "f16"), 2, "there is no dtype 'f16'"),
         (("adamw", "--isa", "avx9"), 2, "--isa avx9: this machine and build have"),
@@ -236,7 +272,11 @@ IN_CACHE = {"level": "L2", "traffic_ns": 0.2, "share": {"value": 0.4}}
         ),
         ({**IN_CACHE, "sums": 1}, "statistics", "1 total in double"),
         (IN_CACHE, "arithmetic", "Neither memory (20%) nor divider (40%)"),
+        (IN_CACHE, "arithmetic", "operations of an element in x86-64-v3 together"),
+        ({**IN_CACHE, "store": "f32_m_q8"}, "arithmetic", "in x86-64-v3, and conversions of formats, together"),
         ({"contended": True, "threads": 2}, "noise", "measure again"),
+        ({"cache": "cold"}, "memory", "Memory binds"),
+        ({"cache": "cold", "traffic_ns": 0.6, "size": {"tensors": 1, "elements": 1000}}, "cold", "400 ns of 1000 are"),
         ({"contended": True}, "memory", "Memory binds"),
         ({"contended": True, "ns": {"value": 1.0, "low": 0.8, "high": 1.3}}, "noise", "measure again"),
     ],
@@ -245,6 +285,17 @@ def test_why(changes: dict[str, Any], binds: str, says: str) -> None:
     own = row(**changes)
     assert why.binds(own) == binds
     assert says in why.why(own)
+
+
+def test_rows_are_told_apart_where_they_are_named() -> None:
+    one, two, cold = row(), row(threads=2), row(cache="cold")
+    assert [table.place(own, [one]) for own in (one, cold)] == ["step 16M", "step 16M cold"]
+    rows = [one, two, cold]
+    assert [table.place(own, rows) for own in rows] == [
+        "step 16M 1 thread",
+        "step 16M 2 threads",
+        "step 16M 1 thread cold",
+    ]
 
 
 def test_a_call_is_told_from_larger_tensors() -> None:

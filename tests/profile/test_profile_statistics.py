@@ -92,6 +92,43 @@ def test_undisturbed_turns_that_are_missing_are_no_proof() -> None:
     assert not statistics.supported(wide) and statistics.supported([1.0, 1.001, 1.002, 1.003, 9.0])
 
 
+def test_a_machine_in_another_state_is_no_regression() -> None:
+    """Where another process has shared the core all the time, kernel and limit are slower, and not alike."""
+    new = run(2, 1.5)
+    for row in new["rows"]:
+        row["rounds"]["low"]["traffic"] = [1.2 * value for value in row["rounds"]["low"]["traffic"]]
+    found, notes = compare.compare(run(1), new)
+    assert not any(own.slower for own in found)
+    assert "4 of 4 rows say little: their limits take more than 3% longer or shorter" in notes[0]
+    new["machine"] = {**new["machine"], "processor": "another"}  # whose limits may be others
+    found, notes = compare.compare(run(1), new)
+    assert all(own.slower for own in found) and len(notes) == 1
+
+
+def test_both_runs_are_compared_by_the_same_limit() -> None:
+    """Two limits that are as near as these change their places from run to run."""
+    old, new = run(1), run(2)
+    for own, more in ((old, 0.99), (new, 1.01)):
+        for row in own["rows"]:
+            row["divider_ns"] = more * row["traffic_ns"]
+    found, notes = compare.compare(old, new)
+    assert not any(own.slower or own.faster for own in found) and not notes
+    for row in new["rows"]:  # a rule that divides no more
+        del row["rounds"]["low"]["divider"]
+    for row in old["rows"]:
+        row["divider_ns"] = 2.0 * row["traffic_ns"]
+    assert not any(own.slower or own.faster for own in compare.compare(old, new)[0])
+
+
+@pytest.mark.parametrize(("laps", "slower"), [(1, False), (3, True)])
+def test_arrays_in_one_place_alone(laps: int, slower: bool) -> None:
+    """What a lap takes depends on where its arrays lie: one of each run says less than three."""
+    old, new = run(1), run(2, 1.1)
+    for row in (*old["rows"], *new["rows"]):
+        row["rounds"]["laps"] = laps
+    assert any(own.slower for own in compare.compare(old, new)[0]) == slower
+
+
 @pytest.mark.parametrize("few", [[], [1.0], [1.0, 1.0, 1.0]])
 def test_too_few_turns(few: list[float]) -> None:
     assert statistics.change((few, few), ([2.0] * 9, [1.0] * 9)).p == 1.0

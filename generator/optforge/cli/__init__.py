@@ -354,10 +354,10 @@ def profile(
 
     own = parse_store(store)
     stored = Wanted(dtype or (None if own else ["f32"]), own, master, rounding)
-    own_sizes, own_threads = command.listed(sizes) or USUAL, command.numbers(threads)
+    own_sizes, own_threads = command.listed(sizes, "--sizes") or USUAL, command.numbers(threads)
     asked = command.Asked(
-        rule, target, stored, setting or [], command.listed(against), own_sizes, own_threads,
-        command.listed(isa) or None, seconds, json, png, html, compare, threshold,
+        rule, target, stored, setting or [], command.listed(against, "--against"), own_sizes, own_threads,
+        command.listed(isa, "--isa") or None, seconds, json, png, html, compare, threshold,
     )  # fmt: skip
     made, found = command.profile(asked)
     say(command.said(made, asked))

@@ -46,9 +46,17 @@ class Asked:
     threshold: float
 
 
-def listed(texts: Sequence[str] | None) -> list[str]:
-    """Words that may be separated by commas or come in several options, each once."""
+def listed(texts: Sequence[str] | None, option: str) -> list[str]:
+    """Words that may be separated by commas or come in several options, each once.
+
+    Raises
+    ------
+    UsageError
+        The option is given, and has no word.
+    """
     words = [word.strip() for text in texts or () for word in text.split(",")]
+    if texts and not any(words):
+        raise UsageError(f"{option} is empty: give it a value, or leave it out")
     return [*dict.fromkeys(word for word in words if word)]
 
 
@@ -61,7 +69,7 @@ def numbers(texts: Sequence[str] | None) -> list[int] | None:
         One is no number of threads.
     """
     found = []
-    for word in listed(texts):
+    for word in listed(texts, "--threads"):
         if word != "all" and not (word.isascii() and word.isdigit() and 1 <= int(word) <= MOST_THREADS):
             raise UsageError(f"--threads {word}: give whole numbers from 1 to {MOST_THREADS}, or all")
         found.append(machine.cores() if word == "all" else int(word))
@@ -86,7 +94,7 @@ def check(asked: Asked) -> None:
         require_matplotlib()
     for place in (asked.json if asked.json != "-" else None, asked.png, asked.html):
         if place is not None:
-            require_place(place)
+            require_place(place, "the profile")
 
 
 def profile(asked: Asked) -> tuple[dict[str, Any], bool]:
@@ -96,7 +104,7 @@ def profile(asked: Asked) -> tuple[dict[str, Any], bool]:
     differ.
     """
     check(asked)
-    before = document.read(asked.compare) if asked.compare else None
+    before = compare.read(asked.compare) if asked.compare else None
     rules = [named(name) for name in dict.fromkeys(asked.rules)]
     if len({rule.name for rule in rules}) < len(rules):
         raise UsageError("two of the rules have the same name: measure them one at a time")
@@ -107,20 +115,27 @@ def profile(asked: Asked) -> tuple[dict[str, Any], bool]:
         measured_on_gpu(asked, rules, chosen) if asked.target == "cuda" else measured_here(asked, rules, chosen, others)
     )
     document.check(made)
+    mistake = None  # which costs nobody what was measured
     if before is not None:
-        changes, notes = compare.compare(before, made, asked.threshold)
-        made["compared"] = {
-            "with": str(asked.compare),
-            "threshold": asked.threshold,
-            "text": compare.text(changes, notes, asked.threshold),
-            "rows": [own.as_dict() for own in changes],
-        }
+        try:
+            changes, notes = compare.compare(before, made, asked.threshold)
+        except UsageError as problem:
+            mistake = problem
+        else:
+            made["compared"] = {
+                "with": str(asked.compare),
+                "threshold": asked.threshold,
+                "text": compare.text(changes, notes, asked.threshold),
+                "rows": [own.as_dict() for own in changes],
+            }
     if asked.json and asked.json != "-":
         document.write(made, Path(asked.json))
     if asked.png:
         charts.png(made, asked.png)
     if asked.html:
         page.write(made, asked.html)
+    if mistake is not None:
+        raise mistake
     slower = any(row["slower"] for row in made.get("compared", {}).get("rows", []))
     return made, slower or any(note.startswith(peers.DIFFER) for note in made["notes"])
 

@@ -11,9 +11,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ..core.diagnostics import UsageError
+from . import document
 from .statistics import SUPPORT, THRESHOLD, Change, change, significant
 
 Document = Mapping[str, Any]
@@ -59,10 +61,35 @@ def usable(row: Mapping[str, Any]) -> bool:
     return enough and row["cache"] == "warm" and not (row["contended"] and row["threads"] > 1)
 
 
-def times(row: Mapping[str, Any]) -> tuple[list[float], list[float]]:
-    """Seconds per step of the kernel and of the limit that binds it, turn by turn."""
+def limit(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """The limit that a row of two runs is compared by: the one that bound it, in the first run as in the second."""
+    both = "divider" in old["rounds"]["low"] and "divider" in new["rounds"]["low"]
+    return "divider" if both and old["divider_ns"] > old["traffic_ns"] else "traffic"
+
+
+def times(row: Mapping[str, Any], name: str) -> tuple[list[float], list[float]]:
+    """Seconds per step of the kernel and of a limit, turn by turn."""
     low = row["rounds"]["low"]
-    return low["kernel"], low["divider" if row["divider_ns"] > row["traffic_ns"] else "traffic"]
+    return low["kernel"], low[name]
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A document from a file that can be compared with.
+
+    Raises
+    ------
+    UsageError
+        It is none, or has not what is compared.
+    """
+    found = document.read(path)
+    try:
+        if found["rows"]:
+            compare(found, found)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+        raise UsageError(
+            f"{path} is no profile as it was written: parts are missing or changed; measure again"
+        ) from None
+    return found
 
 
 def compare(old: Document, new: Document, threshold: float = THRESHOLD) -> tuple[list[Compared], list[str]]:
@@ -82,13 +109,22 @@ def compare(old: Document, new: Document, threshold: float = THRESHOLD) -> tuple
         raise UsageError("the two runs have no row in common: give the same rules, --sizes and --threads")
     if others:
         notes.append(f"{len(others)} of {len(both)} rows were not compared: others used their cores, or turns were few")
-    if old["machine"]["processor"] != new["machine"]["processor"] or old["machine"]["isa"] != new["machine"]["isa"]:
+    same = all(old["machine"][name] == new["machine"][name] for name in ("processor", "isa"))
+    if not same:
         notes.append(
             "the two runs are of different machines: what is compared is how near to its own limits each comes"
         )
     if old["machine"]["compiler"] != new["machine"]["compiler"]:
         notes.append(f"the compilers differ: {old['machine']['compiler']}, and now {new['machine']['compiler']}")
-    changes = [change(times(a), times(b), threshold) for a, b in pairs]
+    changes = []
+    for a, b in pairs:
+        name, places = limit(a, b), min(own["rounds"].get("laps", 2) for own in (a, b))
+        changes.append(change(times(a, name), times(b, name), threshold, places, same))
+    if same and (far := sum(own.shift > threshold for own in changes)):
+        notes.append(
+            f"{far} of {len(pairs)} rows say little: their limits take more than {threshold:.0%} longer or shorter "
+            "than before, so the machine was in another state; measure again"
+        )
     slower = significant([own.p for own in changes])
     faster = significant([own.p_faster for own in changes])
     found = [

@@ -16,7 +16,7 @@ Document = Mapping[str, Any]
 ENGLISH = {
     "memory": "memory", "divider": "the divider", "tensors": "work per tensor", "call": "the call",
     "code": "code without vectors", "functions": "functions of the math library", "statistics": "sums",
-    "arithmetic": "arithmetic", "noise": "noise",
+    "arithmetic": "arithmetic", "cold": "empty caches", "noise": "noise",
 }  # fmt: skip
 
 
@@ -118,7 +118,7 @@ def reasons(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [
         {
             "binds": ENGLISH[binds],
-            "where": ", ".join(dict.fromkeys(f"{row['work']} {row['size']['name']}" for row in own)),
+            "where": ", ".join(dict.fromkeys(table.place(row, rows) for row in own)),
             "why": own[0]["why"],
         }
         for binds, own in sorted(grouped.items(), key=lambda item: -len(item[1]))

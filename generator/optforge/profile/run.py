@@ -90,6 +90,7 @@ class Measured:
 
     case: Case
     rounds: Rounds
+    laps: int = 0  # each with arrays of its own
     phases: list[list[float]] = field(default_factory=list)  # seconds of the phases of some steps
     streams: list[list[float]] = field(default_factory=list)  # and of their streams
     counters: dict[str, float] = field(default_factory=dict)
@@ -180,6 +181,7 @@ def one_lap(case: Case, found: Measured, seconds: float, block: float, evict: An
             found.rounds = rounds
         else:
             found.rounds.add(rounds)
+        found.laps += 1
         steps.check()
         if not case.cold and not found.counters:
             found.counters = counters.of_steps(steps, case.model.elements)
@@ -265,7 +267,7 @@ def row(own: Measured, about: dict[str, Any]) -> dict[str, Any]:
         "threads": threads,
         "isa": isa,
         "cache": cache,
-        "level": level(needed.resident * n, about["caches"]),
+        "level": "memory" if case.cold else level(needed.resident * n, about["caches"]),
         "bytes": moved,
         "sums": needed.sums(work),
         "operations": dict(operations),
@@ -278,7 +280,7 @@ def row(own: Measured, about: dict[str, Any]) -> dict[str, Any]:
         "phases": phases(own, needed.of(work), nanoseconds),
         "counters": own.counters,
         "code": [own_code.as_dict() for own_code in code if own_code is not None],
-        "rounds": rounds.as_dict(),
+        "rounds": {"laps": own.laps, **rounds.as_dict()},
     }
 
 

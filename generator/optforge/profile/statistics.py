@@ -22,6 +22,7 @@ RESAMPLES = 1000
 # What the floors of two runs differ by although nothing has changed, as a standard deviation: where arrays lie in
 # memory, which pages the system has for them. It does not show within a run.
 BETWEEN_RUNS = 0.01
+ONE_PLACE = 0.04  # the same where a run has had its arrays in one place alone
 SIGNIFICANCE = 0.001  # chance of an alarm by noise, of all rows together
 THRESHOLD = 0.03
 SUPPORT = 4  # turns that must come near the floor
@@ -92,24 +93,45 @@ class Change:
     error: float
     p: float
     p_faster: float
+    shift: float = 0.0  # how far the limits of both runs are from each other, as a share
 
 
-def change(old: Sequence[Sequence[float]], new: Sequence[Sequence[float]], threshold: float = THRESHOLD) -> Change:
+def change(
+    old: Sequence[Sequence[float]],
+    new: Sequence[Sequence[float]],
+    threshold: float = THRESHOLD,
+    places: int = 2,
+    same_machine: bool = True,
+) -> Change:
     """Compare what a kernel takes of its limit in two runs.
 
     Parameters
     ----------
     old, new : pairs of sequences of float
         The times of the kernel and those of its limit, of all turns of a run.
+    threshold : float
+    places : int
+        In how many places each run has had its arrays, at least.
+    same_machine : bool
+        Whether the limit should be the same in both: by how much it is not, the machine was in another state, and
+        kernels need not follow their limit there.
     """
     floors = [[floor(times) for times in run] for run in (old, new)]
     before, after = (kernel.value / limit.value for kernel, limit in floors)
-    error = math.hypot(*(own.error for run in floors for own in run), math.sqrt(2) * BETWEEN_RUNS)
+    away = shift(floors) if same_machine else 0.0
+    between = math.sqrt(2) * (BETWEEN_RUNS if places > 1 else ONE_PLACE)
+    error = math.hypot(*(own.error for run in floors for own in run), between, away)
     moved = math.log(after / before) if before > 0 and after > 0 else math.nan
     if not math.isfinite(error) or not math.isfinite(moved):
-        return Change(math.exp(moved) if math.isfinite(moved) else math.nan, math.inf, 1.0, 1.0)
+        return Change(math.exp(moved) if math.isfinite(moved) else math.nan, math.inf, 1.0, 1.0, away)
     least = math.log1p(threshold)
-    return Change(math.exp(moved), error, tail((moved - least) / error), tail((-moved - least) / error))
+    return Change(math.exp(moved), error, tail((moved - least) / error), tail((-moved - least) / error), away)
+
+
+def shift(floors: Sequence[Sequence[Floor]]) -> float:
+    """How far the limits of two runs are from each other, as a share."""
+    before, after = (run[1].value for run in floors)
+    return abs(math.log(after / before)) if before > 0 and after > 0 else math.inf
 
 
 def significant(ps: Sequence[float], level: float = SIGNIFICANCE) -> list[bool]:

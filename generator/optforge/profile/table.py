@@ -98,12 +98,20 @@ def different(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> bool
     return bool(row["isa"] != max(set(sets), key=sets.count))
 
 
+def place(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
+    """A row's work and size, and what tells it from others of both."""
+    alike = [own for own in rows if (own["work"], own["size"]["name"]) == (row["work"], row["size"]["name"])]
+    threads = f"{row['threads']} thread{'s' * (row['threads'] != 1)}" * (len({own["threads"] for own in alike}) > 1)
+    told = filter(None, [threads, "cold" * (row["cache"] == "cold"), row["isa"] * different(row, rows)])
+    return " ".join([row["work"], row["size"]["name"], *told])
+
+
 def reasons(rows: Sequence[Mapping[str, Any]]) -> str:
     """What binds, and what to do: each sentence once, with the rows that it is about."""
     lines = []
     for binds, own in itertools.groupby(sorted(rows, key=lambda row: row["binds"]), key=lambda row: row["binds"]):
         listed = list(own)
-        places = ", ".join(dict.fromkeys(f"{row['work']} {row['size']['name']}" for row in listed))
+        places = ", ".join(dict.fromkeys(place(row, rows) for row in listed))
         lines.append(f"{binds} ({places}):\n    {listed[0]['why']}")
     return "\n".join(lines)
 

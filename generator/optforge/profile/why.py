@@ -23,13 +23,15 @@ def call(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> float:
 
 
 def binds(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]] = ()) -> str:
-    """What binds a row, among all: noise, memory, divider, tensors, call, code, functions, statistics or arithmetic."""
+    """What binds a row: noise, memory, divider, cold, tensors, call, code, functions, statistics or arithmetic."""
     least = max(row["traffic_ns"], row["divider_ns"])
     width = (row["ns"]["high"] - row["ns"]["low"]) / row["ns"]["value"]
     if row["contended"] and (row["threads"] > 1 or width > WIDE):
         return "noise"
     if least >= NEAR * row["ns"]["value"]:
         return "memory" if row["traffic_ns"] >= row["divider_ns"] else "divider"
+    if row["cache"] == "cold":
+        return "cold"
     size = row["size"]
     if size["tensors"] > 1 and size["elements"] < SMALL * size["tensors"]:
         return "tensors"
@@ -72,6 +74,12 @@ def why(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]] = ()) -> str:
                 f"The divider binds: {counted(divisions, 'division')} and {counted(roots, 'root')} of an element take "
                 f"{divider:.2f} of {taken:.2f} ns by themselves; only a rule that divides less is faster in cache."
             )
+        case "cold":
+            return (
+                f"Empty caches bind: {(taken - limit) * size:.0f} ns of {taken * size:.0f} are beyond what the same "
+                "streams take out of memory, for code and scalars come from there too, and a core that calculates asks "
+                "for less ahead; step right behind the backward pass, which leaves gradients in the caches."
+            )
         case "tensors":
             each = (taken - limit) * row["size"]["elements"] / row["size"]["tensors"]
             return (
@@ -100,9 +108,10 @@ def why(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]] = ()) -> str:
                 f"The sums bind: of {taken:.2f} ns at least {taken - limit:.2f} are neither traffic nor division, but "
                 f"{counted(row['sums'], 'total')} in double, in an order that is always the same; {spared(row)}."
             )
+    formats = "" if row["store"] in ("f32", "f64") else ", and conversions of formats,"
     return (
         f"Neither memory ({traffic / taken:.0%}) nor divider ({divider / taken:.0%}) binds by itself, but the "
-        f"{operations} operations of an element in {row['isa']} together; wider vectors or more threads help."
+        f"{operations} operations of an element in {row['isa']}{formats} together; wider vectors or more threads help."
     )
 
 

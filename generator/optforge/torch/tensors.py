@@ -61,8 +61,10 @@ def check(tensor: Any, label: str) -> None:
     Raises
     ------
     TypeError, ValueError
-        It is sparse, complex, of another dtype, or its elements do not lie behind each other.
+        It is sparse, complex, negated, of another dtype, or its elements do not lie behind each other.
     """
+    if torch.nn.parameter.is_lazy(tensor):
+        raise ValueError(f"{label} has no shape yet: run the model once before the optimizer is made")
     if tensor.layout != torch.strided:
         raise TypeError(f"{label} is sparse ({tensor.layout}): parameters are dense; write p.data = p.data.to_dense()")
     if tensor.dtype.is_complex:
@@ -70,6 +72,9 @@ def check(tensor: Any, label: str) -> None:
         raise TypeError(f"{label} is {spelled(tensor)}, and kernels are for real numbers: {advice}")
     if tensor.dtype not in TAKEN_DTYPES:
         raise TypeError(f"{label} is {spelled(tensor)}; it must be {TAKEN}")
+    if tensor.is_neg():
+        advice = "before the optimizer is made, write p.data = p.data.resolve_neg() for it"
+        raise ValueError(f"{label} is a view whose elements have the other sign than in memory: {advice}")
     if not is_dense(*layout(tensor)):
         raise ValueError(
             f"{label} has elements that do not lie behind each other in memory (shape {tuple(tensor.shape)}, strides "
@@ -82,12 +87,22 @@ def spelled(tensor: Any) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
-def flat(tensor: Any) -> Any:
-    """A NumPy array of one dimension over the memory of a dense tensor on the CPU; of bfloat16 its bits."""
-    plain = tensor.detach().as_strided((tensor.numel(),), (1,))
-    if plain.dtype == torch.bfloat16:
-        return plain.view(torch.int16).numpy().view(np.uint16)
-    return plain.numpy()
+def flat(tensor: Any, label: str) -> Any:
+    """A NumPy array of one dimension over the memory of a dense tensor on the CPU; of bfloat16 its bits.
+
+    Raises
+    ------
+    TypeError
+        It has no memory of its own, as tensors of some subclasses.
+    """
+    try:
+        plain = tensor.detach().as_strided((tensor.numel(),), (1,))
+        if plain.dtype == torch.bfloat16:
+            return plain.view(torch.int16).numpy().view(np.uint16)
+        return plain.numpy()
+    except (TypeError, RuntimeError) as problem:
+        reason = str(problem).strip().partition("\n")[0]
+        raise TypeError(f"{label} is {kind(tensor)} that does not share its memory with NumPy: {reason}") from None
 
 
 def on_gpu(tensor: Any) -> bool:
@@ -114,13 +129,13 @@ class TensorSpace(Host):
         if self.forms.setdefault(id(array), form) != form:
             raise Moved
         check(array, label)
-        if array.numel() and not array.data_ptr():
+        if array.numel() and type(array) in (torch.Tensor, torch.nn.Parameter) and not array.data_ptr():
             raise ValueError(f"{label} has no memory: that of its storage was freed")
         return self.flat(array, label)
 
     def flat(self, tensor: Any, label: str) -> Any:
         """An array of one dimension over the memory of a dense tensor."""
-        return flat(tensor)
+        return flat(tensor, label)
 
     def tensor(self, array: Any) -> Any:
         """A tensor over the memory of a flat array."""

@@ -27,8 +27,8 @@ def require_matplotlib() -> None:
         raise EnvironmentProblem("drawing needs matplotlib: pip install matplotlib") from problem
 
 
-def require_place(picture: str | Path) -> None:
-    """Raise where a picture cannot be put, for callers that want to know before they start.
+def require_place(picture: str | Path, what: str = "the plot") -> None:
+    """Raise where a picture, or another file, cannot be put, for callers that want to know before they start.
 
     Raises
     ------
@@ -38,11 +38,11 @@ def require_place(picture: str | Path) -> None:
     place = Path(os.path.realpath(picture))
     for parent in (Path(picture).parent, place.parent):
         if not parent.is_dir():
-            raise FileNotFoundError(f"{parent}, where the plot is to go, is no directory")
+            raise FileNotFoundError(f"{parent}, where {what} is to go, is no directory")
     if place.is_dir():
-        raise IsADirectoryError(f"{picture}, where the plot is to go, is a directory")
+        raise IsADirectoryError(f"{picture}, where {what} is to go, is a directory")
     if not os.access(place.parent, os.W_OK | os.X_OK):
-        raise PermissionError(f"{place.parent}, where the plot is to go, may not be written")
+        raise PermissionError(f"{place.parent}, where {what} is to go, may not be written")
 
 
 def new_figure(width: float, height: float) -> Any:

@@ -57,6 +57,8 @@ typedef struct Inputs {
     /* Where the first word behind the head of a tensor points to, so many bytes behind, are pointers to its storage,
      * its version, its object, and to what has its gradient, so many bytes behind there; 0 where that is not known */
     size_t storage, version, object, meta, gradient;
+    size_t keys;       /* where it keeps what views it is of, as bits; 0 where that is not known */
+    uint64_t negative; /* the bit of a view whose elements have the other sign than in memory */
 
     size_t count;
     const Form *forms;          /* of each parameter and its gradient */
@@ -69,8 +71,16 @@ typedef struct Inputs {
     const uintptr_t *starts, *ends;
 } Inputs;
 
-enum { ABSENT, FOUND, ONE, OTHER };               /* a gradient; ONE is a tensor of one element */
+enum { ABSENT, FOUND, UNSIGNED, OTHER }; /* a gradient; of a tensor that is UNSIGNED, Python asks for the sign */
 enum { PARAMETERS = 1, CHANGED = 2, ASKED = 4, MOVED = 8 }; /* what there is to do: bits of the result */
+
+static const char *pointer_at(const char *at, size_t offset)
+{
+    const char *pointer;
+
+    memcpy(&pointer, at + offset, sizeof pointer);
+    return pointer;
+}
 
 static const void *type_of(const Inputs *in, const void *object)
 {
@@ -98,7 +108,7 @@ static int look_at_array(const Inputs *in, const void *object, const Form *form,
 static int look_at_tensor(const Inputs *in, void *object, const Form *form, uintptr_t *address)
 {
     DLTensor tensor;
-    int64_t elements = 1;
+    uint64_t keys = 0;
 
     if (in->describe(object, &tensor) != 0) {
         in->clear();
@@ -107,14 +117,17 @@ static int look_at_tensor(const Inputs *in, void *object, const Form *form, uint
     if (tensor.device_type != CPU || tensor.code != form->code || tensor.bits != form->bits || tensor.lanes != 1 ||
         tensor.ndim != form->ndim)
         return OTHER;
-    for (int d = 0; d < form->ndim; elements *= tensor.shape[d++])
+    for (int d = 0; d < form->ndim; d++)
         if (tensor.shape[d] != form->shape[d] ||
             (tensor.shape[d] != 1 && tensor.strides[d] != form->strides[d] && form->bytes != 0))
             return OTHER;
     *address = (uintptr_t)tensor.data + (uintptr_t)tensor.byte_offset;
     if (*address % (uintptr_t)(form->bits / 8) != 0)
         return OTHER;
-    return elements == 1 ? ONE : FOUND;
+    if (in->keys == 0)
+        return UNSIGNED;
+    memcpy(&keys, pointer_at(object, in->head) + in->keys, sizeof keys);
+    return keys & in->negative ? OTHER : FOUND;
 }
 
 /* What an array is, and its address: 0 where it has no elements. */
@@ -161,14 +174,6 @@ static int overlaps(const Inputs *in, uintptr_t address, uint64_t bytes, size_t 
 {
     *near = behind(in, address, *near);
     return bytes != 0 && *near < in->ranges && in->starts[*near] < address + bytes;
-}
-
-static const char *pointer_at(const char *at, size_t offset)
-{
-    const char *pointer;
-
-    memcpy(&pointer, at + offset, sizeof pointer);
-    return pointer;
 }
 
 /* What PyTorch keeps of object k of a list, and of the tensor that is its gradient; NULL where there is none. */
@@ -252,11 +257,11 @@ int optforge_inputs(Inputs *in, void *parameters, void *gradients, void *name)
                 return -1;
         }
         kind = look(in, in->item(gradients, ahead), form, in->zero_grads, &address);
-        if (address != in->addresses[k] && overlaps(in, address, form->bytes, &near))
+        if ((address != in->addresses[k] || in->gradients[k] == OTHER) && overlaps(in, address, form->bytes, &near))
             kind = OTHER;
         if (kind == OTHER)
             address = 0;
-        result |= kind == ONE || kind == OTHER ? ASKED : 0;
+        result |= kind >= UNSIGNED ? ASKED : 0;
         result |= address != in->addresses[k] ? MOVED : 0;
         result |= (kind == ABSENT) != (in->gradients[k] == ABSENT) ? CHANGED : 0; /* other tensors have one */
         in->gradients[k] = (unsigned char)kind;

@@ -28,12 +28,12 @@ FORM = np.dtype(
     align=True,
 )
 FLOAT, BFLOAT = 2, 4  # types of numbers, as DLPack calls them
-ABSENT, FOUND, ONE, OTHER = range(4)  # what a gradient is, as inputs.c says
+ABSENT, FOUND, UNSIGNED, OTHER = range(4)  # what a gradient is, as inputs.c says
 PARAMETERS, CHANGED, ASKED, MOVED = 1, 2, 4, 8  # what it leaves to do
 KINDS = [*GIVEN]
 BYTES = np.array([0, *(dtype.itemsize for dtype in KINDS)], np.uint64)  # of an element, by 1 and the number of its kind
 POINTERS = "none item set attribute clear ndarray float32 float64 tensor parameter describe".split()
-OFFSETS = "storage version object meta gradient".split()  # of what is in a tensor of PyTorch
+OFFSETS = "storage version object meta gradient keys".split()  # of what is in a tensor of PyTorch
 
 
 class Struct(ctypes.Structure):
@@ -42,7 +42,9 @@ class Struct(ctypes.Structure):
     _fields_ = [
         ("head", ctypes.c_size_t),
         *((name, ctypes.c_void_p) for name in POINTERS),
-        *((name, ctypes.c_size_t) for name in (*OFFSETS, "count")),
+        *((name, ctypes.c_size_t) for name in OFFSETS),
+        ("negative", ctypes.c_uint64),
+        ("count", ctypes.c_size_t),
         ("forms", ctypes.c_void_p),
         ("zero_grads", ctypes.c_int32),
         *((name, ctypes.c_void_p) for name in ("homes", "parameters", "gradients", "addresses")),
@@ -77,7 +79,7 @@ class Look:
     parameters : array of uint8
         1 where a parameter is elsewhere, or is not what the compiled code knows.
     gradients : array of uint8
-        What each gradient is: ABSENT, FOUND, ONE (found, a tensor of one element) or OTHER (not known).
+        What each gradient is: ABSENT, FOUND, UNSIGNED (found, but for its sign) or OTHER (not known).
     addresses : array of uintp
         Where each gradient is; 0 where it is not known, or has no elements.
     """
@@ -173,24 +175,24 @@ def known_of_torch() -> dict[str, int]:
     forms = [Form((2, 3), np.dtype(np.float32)), Form((4,), np.dtype(np.float64))]
     forms += [Form((2, 3), np.dtype(np.uint16), (1, 2))]
     where = [probe.data_ptr() for probe in probes]
-    return found | offsets_in_torch() if proven({**known_of_numpy(), **found}, forms, probes, where) else {}
+    found |= offsets_in_torch()
+    return found if proven({**known_of_numpy(), **found}, forms, probes, where) else {}
 
 
 def offsets_in_torch() -> dict[str, int]:
-    """Where PyTorch keeps what belongs to a tensor, to be fetched ahead; empty where that does not show.
+    """Where PyTorch keeps what belongs to a tensor, to fetch it ahead and see its sign; empty where that does not show.
 
     The words of a tensor with a gradient are compared with what it says of itself. Memory is read by way of a file,
     which answers with an error where there is none.
     """
     torch: Any = sys.modules["torch"]
     try:
-        probe = torch.nn.Parameter(torch.zeros(4, device="cpu"))
-        probe.grad = torch.ones(4, device="cpu")
-        with torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad(), open("/proc/self/mem", "rb", buffering=0) as memory:
+            probe = torch.nn.Parameter(torch.zeros(4, device="cpu"))
+            probe.grad = torch.ones(4, device="cpu")
             for _ in range(77):
                 probe.zero_()
-        wanted = {"storage": probe.untyped_storage()._cdata, "object": id(probe)}
-        with open("/proc/self/mem", "rb", buffering=0) as memory:
+            wanted = {"storage": probe.untyped_storage()._cdata, "object": id(probe)}
 
             def words(at: int, count: int) -> list[int]:
                 return [*struct.unpack(f"{count}Q", os.pread(memory.fileno(), 8 * count, at))]
@@ -207,9 +209,18 @@ def offsets_in_torch() -> dict[str, int]:
                     found |= {"meta": 8 * k, "gradient": 8 * near.index(probe.grad._cdata)}
                 elif near[2] & 0xFFFFFFFF == probe._version == 77:  # behind its type and a count of references
                     found["version"] = 8 * k
+            # A view of the other sign differs by a bit in what says which functions are for a tensor.
+            both = probe.detach(), torch._neg_view(probe.detach())
+            keys = [torch._C._dispatch_keys(view).raw_repr() for view in both]
+            places = [
+                [k for k, word in enumerate(words(view._cdata, 24)) if word == own]
+                for view, own in zip(both, keys, strict=True)
+            ]
+            if len(places[0]) == 1 and places[0] == places[1]:
+                found |= {"keys": 8 * places[0][0], "negative": keys[0] ^ keys[1]}
     except (AttributeError, OSError, OverflowError, RuntimeError, ValueError, struct.error):
         return {}
-    return found if set(found) == {*OFFSETS} else {}
+    return found if set(found) == {*OFFSETS, "negative"} else {}
 
 
 def proven(pointers: dict[str, int], forms: Sequence[Form], probes: list[Any], where: list[int]) -> bool:
@@ -219,7 +230,7 @@ def proven(pointers: dict[str, int], forms: Sequence[Form], probes: list[Any], w
     look = Look(forms)
     look.know(pointers)
     look([None] * len(probes), probes)
-    return look.gradients.tolist() == [FOUND] * len(probes) and look.addresses.tolist() == where
+    return {FOUND, UNSIGNED}.issuperset(look.gradients.tolist()) and look.addresses.tolist() == where
 
 
 def form(space: Any, tensor: Tensor) -> Form:
@@ -311,11 +322,11 @@ class NativeInputs(Inputs):
     def ask(self, grads: Sequence[Any]) -> bool:
         """Look closer at some gradients; whether there are any that the compiled code does not know.
 
-        A tensor of one element is contiguous where it is a view of a complex one, whose sign may be the other.
+        A tensor may be a view of a complex one, of elements with the other sign than in memory.
         """
         self.learn()
         others = False
-        for place in np.flatnonzero(self.look.gradients >= ONE).tolist():
+        for place in np.flatnonzero(self.look.gradients >= UNSIGNED).tolist():
             if self.look.gradients[place] == OTHER or grads[place].is_neg():
                 view = self.gradient(place, grads[place])
                 self.views.append(view)
