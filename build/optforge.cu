@@ -261,6 +261,17 @@ static char *optforge_cuda_place(optforge_cuda_plan *w, char *at) {
     return at;
 }
 
+/* Bytes of a tensor in a list. */
+static uint64_t optforge_cuda_stride(const optforge_cuda_kernel *kernel) {
+    return sizeof(size_t) + kernel->arrays * sizeof(void *);
+}
+
+/* Whether a kernel can do its steps with the sums and the scalars of a plan. */
+static bool optforge_cuda_alike(const optforge_cuda_kernel *kernel, const optforge_cuda_plan *plan) {
+    return plan->kernel->sums == kernel->sums && plan->kernel->scalars_size == kernel->scalars_size &&
+           plan->kernel->hypers == kernel->hypers;
+}
+
 static optforge_cuda_plan optforge_cuda_empty(const optforge_cuda_kernel *kernel, uint64_t count,
                                               size_t groups) {
     optforge_cuda_plan w;
@@ -269,7 +280,7 @@ static optforge_cuda_plan optforge_cuda_empty(const optforge_cuda_kernel *kernel
     w.kernel = kernel;
     w.count = w.tensors = count;
     w.groups = groups > 0 ? groups : 1;
-    w.stride = sizeof(size_t) + kernel->arrays * sizeof(void *);
+    w.stride = optforge_cuda_stride(kernel);
     w.width = kernel->scalars_size / sizeof(uint64_t);
     return w;
 }
@@ -310,15 +321,19 @@ OPTFORGE_CUDA_API int optforge_cuda_plan_list(optforge_cuda_plan *plan, const op
         return OPTFORGE_ERROR_NULL;
     if (o->size != sizeof *o)
         return OPTFORGE_ERROR_OPTIONS;
-    if (kernel->abi != OPTFORGE_CUDA_TYPES || (o->beside != NULL && o->beside->kernel->sums != kernel->sums))
+    if (kernel->abi != OPTFORGE_CUDA_TYPES || (o->beside != NULL && !optforge_cuda_alike(kernel, o->beside)))
         return OPTFORGE_ERROR_ABI;
-    if (o->sizes != NULL && count > 0 && (o->number == NULL || o->part == NULL))
+    if (o->sizes == NULL ? o->beside != NULL : count > 0 && (o->number == NULL || o->part == NULL))
         return OPTFORGE_ERROR_NULL;
+    if (o->beside != NULL && o->tensors != o->beside->tensors)
+        return OPTFORGE_ERROR_NUMBER;
     optforge_cuda_plan w = optforge_cuda_empty(kernel, count, o->groups);
-    if (o->beside != NULL)
+    if (o->beside != NULL) {
         w = *o->beside;
-    w.kernel = kernel;
-    w.count = count;
+        w.kernel = kernel;
+        w.stride = optforge_cuda_stride(kernel);
+        w.count = count;
+    }
     w.late = o->late;
     w.beside = o->beside != NULL;
     w.parted = o->sizes != NULL;
