@@ -85,7 +85,8 @@ OPTFORGE_DEVICE void optforge_cuda_lay_out_units(const optforge_cuda_plan &w) {
 OPTFORGE_CUDA_KERNEL(optforge_cuda_lay_tensors, optforge_cuda_plan, optforge_cuda_lay_out_tensors)
 OPTFORGE_CUDA_KERNEL(optforge_cuda_lay_units, optforge_cuda_plan, optforge_cuda_lay_out_units)
 
-/* How array `a` of the tensors of a group begins: as p or as g, in their formats, or as a number. */
+/* How array `a` of the tensors begins: as p or as g, in their formats, as a number, or, where `from` is a
+ * hyperparameter, those of a group as a number of their own. */
 struct optforge_cuda_beginning {
     optforge_cuda_plan plan;
     uint64_t group;
@@ -123,8 +124,10 @@ OPTFORGE_DEVICE void optforge_cuda_write_arrays(const optforge_cuda_beginning &x
     const void *from = x.from == OPTFORGE_FROM_G ? w.gradients[tensor.k] : tensor.array(0);
     const bool copied = x.from == OPTFORGE_FROM_P || x.from == OPTFORGE_FROM_G;
 
+    if (x.from >= 0 && w.group[tensor.k] != x.group)
+        return;
     if (optforge_cuda_blocks(x.format)) {
-        for (uint64_t at = begin; at < end && w.group[tensor.k] == x.group; at += OPTFORGE_BLOCK) {
+        for (uint64_t at = begin; at < end; at += OPTFORGE_BLOCK) {
             optforge_f32 values[2][4];
             int live[2];
 
@@ -142,7 +145,7 @@ OPTFORGE_DEVICE void optforge_cuda_write_arrays(const optforge_cuda_beginning &x
         }
         return;
     }
-    for (uint64_t i = begin + thread % step; i < end && w.group[tensor.k] == x.group; i += step)
+    for (uint64_t i = begin + thread % step; i < end; i += step)
         optforge_cuda_put(tensor.array(x.a), x.format, i,
                           copied ? optforge_cuda_get(from, x.format_of_from, i) : x.value);
 }
@@ -451,23 +454,24 @@ OPTFORGE_CUDA_API int optforge_cuda_state_init(const optforge_cuda_plan *plan, c
     for (size_t a = 2; a < end; a++)
         if (a != kernel->master && kernel->initial[a - 2].from >= 0 && hyper == NULL)
             return OPTFORGE_ERROR_NULL;
-    for (x.group = 0; x.group < plan->groups; x.group++) {
-        x.scales = (int32_t)end;
-        for (size_t a = 2; a < end; a++) {
-            const optforge_initial *initial = a == kernel->master ? &as_p : &kernel->initial[a - 2];
+    x.scales = (int32_t)end;
+    for (size_t a = 2; a < end; a++) {
+        const optforge_initial *initial = a == kernel->master ? &as_p : &kernel->initial[a - 2];
+        const uint64_t groups = initial->from >= 0 ? plan->groups : 1;
 
-            x.a = (int32_t)a;
-            x.from = initial->from;
-            x.format = kernel->formats[a];
-            x.format_of_from = kernel->formats[x.from == OPTFORGE_FROM_G];
+        x.a = (int32_t)a;
+        x.from = initial->from;
+        x.format = kernel->formats[a];
+        x.format_of_from = kernel->formats[x.from == OPTFORGE_FROM_G];
+        for (x.group = 0; x.group < groups; x.group++) {
             x.value = x.from >= 0 ? ((const double *)hyper)[x.group * kernel->hypers + (size_t)x.from]
                                   : initial->value;
             if (x.format == OPTFORGE_SCALAR)
                 queue.launch((const void *)optforge_cuda_write_state, &x, plan->count, OPTFORGE_CUDA_THREADS);
             else
                 queue.launch((const void *)optforge_cuda_write_state, &x, plan->units, OPTFORGE_CUDA_WARPS);
-            x.scales += optforge_cuda_blocks(x.format);
         }
+        x.scales += optforge_cuda_blocks(x.format);
     }
     return queue.status;
 }

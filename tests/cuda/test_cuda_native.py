@@ -293,6 +293,19 @@ def test_state_begins_as_the_hyperparameter_of_its_group(made: Made) -> None:
     )
 
 
+def test_state_that_begins_as_a_number_begins_for_all_groups_at_once(made: Made) -> None:
+    """Else it takes as many launches as there are groups: of which a tensor is, nobody asks."""
+    cuda, sizes = made["adam"], (5, TILE + 3)
+    memory, workspace = Memory(cuda, np.float32, sizes), cuda.workspace(sizes, groups=2)
+    status, plan = cuda.plan(memory.tensors, cuda.options(workspace.arrays[0], groups=2))
+    assert status == 0
+    np.frombuffer((ctypes.c_uint64 * 2).from_address(plan.group), np.uint64)[:] = 2**40
+    for tensor in memory.tensors:
+        tensor["m"][:] = tensor["v"][:] = 7
+    assert cuda.call("state_init", ctypes.byref(plan), None, None) == 0
+    assert not any(tensor[name].any() for tensor in memory.tensors for name in ("m", "v"))
+
+
 def test_a_scalar_without_value_leaves_everything_alone(made: Made) -> None:
     order("random:2", "random:3")
     cuda = made["running_out"]
