@@ -907,8 +907,10 @@ OPTFORGE_DEVICE void optforge_cuda_begin(const optforge_cuda_news &given) {
     for (uint64_t i = threadIdx.x; i < given.words; i += OPTFORGE_CUDA_THREADS)
         w.rows[given.at + i] = given.word[i];
     if (threadIdx.x == 0 && given.told) {
-        c->set = given.set;
-        c->base = given.base;
+        if (given.set) { /* else one that no step has followed yet still holds */
+            c->set = 1;
+            c->base = given.base;
+        }
         c->first_row = given.first_row;
         c->rows = given.rows;
     }

@@ -435,6 +435,20 @@ def test_time_can_be_set(made: Made) -> None:
         run.step(run.gradients())
 
 
+def test_a_number_that_was_set_holds_until_a_step(made: Made) -> None:
+    """Also where rows come in between that let the device count on, as of another rate or loss scale."""
+    memory = Memory(made["adam"], np.float32, (40,))
+    run = Steps(made["adam"], memory)
+    memory.reference.t = 10
+    run.started = True
+    assert (run.rows(11, 2, begins=True), run.rows(11, 3, begins=False)) == (0, 0)
+    for launch in range(2):
+        run.begin(run.gradients())
+        assert run.launch() == 0
+        run.check(f"launch {launch}")
+    assert run.cuda.control(run.plan).t == memory.reference.t == 12
+
+
 # ── groups, dtypes, ranks ───────────────────────────────────────────────────────────────────────────────────────────
 
 
