@@ -171,7 +171,7 @@ struct optforge_cuda_queue {
     }
     /* A kernel, whose blocks do so many things each, if there are any. */
     void launch(const void *kernel, const void *argument, uint64_t things, uint64_t each, unsigned sums = 1) {
-        void *arguments[] = {(void *)argument};
+        void *arguments[] = {const_cast<void *>(argument)};
         const dim3 grid((unsigned)optforge_cuda_parts(things, each), sums), block(OPTFORGE_CUDA_THREADS);
 
         if (status == OPTFORGE_OK && grid.x > 0)
@@ -285,7 +285,7 @@ static char *optforge_cuda_place(optforge_cuda_plan *w, char *at) {
         optforge_cuda_take(&w->sums, &at, sums * w->leaves);
         optforge_cuda_take(&w->arrived, &at, sums * (w->tensors + 1));
     }
-    optforge_cuda_take((char **)&w->list, &at, w->count * w->stride);
+    optforge_cuda_take(&w->list, &at, w->count * w->stride);
     optforge_cuda_take(&w->gradients, &at, w->count);
     optforge_cuda_take(&w->group, &at, w->count);
     optforge_cuda_take(&w->number, &at, w->count);
@@ -407,7 +407,7 @@ OPTFORGE_CUDA_API int optforge_cuda_plan_list(optforge_cuda_plan *plan, const op
         queue.bring(w.arrived, NULL, counters * sizeof *w.arrived);
         queue.bring(w.behind, o->late, w.groups * word);
     }
-    queue.bring((void *)w.list, tensors, count * w.stride);
+    queue.bring(const_cast<char *>(w.list), tensors, count * w.stride);
     queue.bring(w.group, o->group, count * word);
     if (o->stream != NULL)
         queue.bring(w.stream, o->stream, count * word);

@@ -942,8 +942,8 @@ struct optforge_cuda_tensor {
     const char *at;
     uint64_t k, number;
 
-    __device__ optforge_cuda_tensor(const optforge_cuda_plan &w, uint64_t k)
-        : w(w), at(w.list + k * w.stride), k(k), number(w.number[k]) {
+    __device__ optforge_cuda_tensor(const optforge_cuda_plan &plan, uint64_t place)
+        : w(plan), at(plan.list + place * plan.stride), k(place), number(plan.number[place]) {
     }
     __device__ void *array(int a) const { return ((void *const *)(at + sizeof(uint64_t)))[a]; }
     __device__ double *state(int a) const { return (double *)array(a); }

@@ -42,7 +42,8 @@ ARCHITECTURES = (90, 75, 120, 80, 86, 89, 100)
 WHOLE = (75, 80, 86, 90, 100, 120) if FULL else (90,)  # take all rules; the others, what is peculiar
 PECULIAR = ("elements", "clipped") if FULL else ("clipped",)
 HOST = "-O3" if FULL else "-O1"  # the host's part, which is compiled for its warnings
-STRICT = ("-std=c++17", "-Werror", "all-warnings", "-Xcompiler", "-Wall,-Wextra,-Werror")
+WARNINGS = "-Wall,-Wextra,-Wconversion,-Wshadow,-Wcast-qual,-Wdouble-promotion,-Werror"
+STRICT = ("-std=c++17", "-Werror", "all-warnings", "-Xcompiler", WARNINGS)
 
 
 @of.rule
