@@ -315,6 +315,15 @@ def test_standards(standard: str, tmp_path: Path) -> None:
     run([*command, "-o", str(tmp_path / "all.o"), str(source)])
 
 
+def test_the_most_blocks_that_may_be_asked_for(tmp_path: Path) -> None:
+    """All that a multiprocessor has room for; passes that leave registers for one more are not told of a ninth."""
+    nvcc = require("nvcc")
+    for name, text in of.rules.sgd.generate("cuda", "f32").items():
+        (tmp_path / name).write_text(text)
+    command = [nvcc, *STRICT, "-DOPTFORGE_CUDA_MIN_BLOCKS=8", "-arch=sm_80", "-cubin"]
+    run([*command, "-o", str(tmp_path / "sgd.cubin"), str(tmp_path / "sgd.cu")])
+
+
 def test_a_long_prefix(tmp_path: Path) -> None:
     """Lines that would be too long are folded, and macros are still whole."""
     nvcc = require("nvcc")
