@@ -85,7 +85,8 @@ OPTFORGE_DEVICE void optforge_cuda_lay_out_units(const optforge_cuda_plan &w) {
 OPTFORGE_CUDA_KERNEL(optforge_cuda_lay_tensors, optforge_cuda_plan, optforge_cuda_lay_out_tensors)
 OPTFORGE_CUDA_KERNEL(optforge_cuda_lay_units, optforge_cuda_plan, optforge_cuda_lay_out_units)
 
-/* How array `a` of the tensors of a group begins: as p or as g, in their formats, or as a number. */
+/* How array `a` of the tensors begins: as p or as g, in their formats, as a number, or, where `from` is a
+ * hyperparameter, those of a group as a number of their own. */
 struct optforge_cuda_beginning {
     optforge_cuda_plan plan;
     uint64_t group;
@@ -123,8 +124,10 @@ OPTFORGE_DEVICE void optforge_cuda_write_arrays(const optforge_cuda_beginning &x
     const void *from = x.from == OPTFORGE_FROM_G ? w.gradients[tensor.k] : tensor.array(0);
     const bool copied = x.from == OPTFORGE_FROM_P || x.from == OPTFORGE_FROM_G;
 
+    if (x.from >= 0 && w.group[tensor.k] != x.group)
+        return;
     if (optforge_cuda_blocks(x.format)) {
-        for (uint64_t at = begin; at < end && w.group[tensor.k] == x.group; at += OPTFORGE_BLOCK) {
+        for (uint64_t at = begin; at < end; at += OPTFORGE_BLOCK) {
             optforge_f32 values[2][4];
             int live[2];
 
@@ -142,7 +145,7 @@ OPTFORGE_DEVICE void optforge_cuda_write_arrays(const optforge_cuda_beginning &x
         }
         return;
     }
-    for (uint64_t i = begin + thread % step; i < end && w.group[tensor.k] == x.group; i += step)
+    for (uint64_t i = begin + thread % step; i < end; i += step)
         optforge_cuda_put(tensor.array(x.a), x.format, i,
                           copied ? optforge_cuda_get(from, x.format_of_from, i) : x.value);
 }
@@ -168,7 +171,7 @@ struct optforge_cuda_queue {
     }
     /* A kernel, whose blocks do so many things each, if there are any. */
     void launch(const void *kernel, const void *argument, uint64_t things, uint64_t each, unsigned sums = 1) {
-        void *arguments[] = {(void *)argument};
+        void *arguments[] = {const_cast<void *>(argument)};
         const dim3 grid((unsigned)optforge_cuda_parts(things, each), sums), block(OPTFORGE_CUDA_THREADS);
 
         if (status == OPTFORGE_OK && grid.x > 0)
@@ -182,6 +185,15 @@ static size_t optforge_cuda_bytes(const optforge_cuda_kernel *kernel, size_t n, 
     const size_t count = format == OPTFORGE_ABSMAX ? n / OPTFORGE_BLOCK + (n % OPTFORGE_BLOCK != 0) : n;
 
     return (format == OPTFORGE_SCALAR ? 1 : count) * optforge_cuda_size_of(format);
+}
+
+/* Whether the host can hand something over in a stream now: a graph would read its memory at every replay. */
+static int optforge_cuda_check_stream(cudaStream_t stream) {
+    cudaStreamCaptureStatus capturing = cudaStreamCaptureStatusNone;
+
+    if (cudaStreamIsCapturing(stream, &capturing) != cudaSuccess)
+        return OPTFORGE_ERROR_CUDA;
+    return capturing == cudaStreamCaptureStatusNone ? OPTFORGE_OK : +OPTFORGE_ERROR_CAPTURE;
 }
 
 static uint64_t optforge_cuda_larger(uint64_t a, uint64_t b) { return a > b ? a : b; }
@@ -223,6 +235,29 @@ static int optforge_cuda_check_part(const optforge_cuda_options *o, size_t k, si
     return OPTFORGE_OK;
 }
 
+/* Bytes of a tensor in a list. */
+static uint64_t optforge_cuda_stride(const optforge_cuda_kernel *kernel) {
+    return sizeof(size_t) + kernel->arrays * sizeof(void *);
+}
+
+/* Whether parts with one scalar state are neighbours, among which it advances once. */
+static int optforge_cuda_check_neighbours(const optforge_cuda_kernel *kernel, const char *tensors,
+                                          size_t count, const size_t *number) {
+    const void *const scalar = memchr(kernel->formats, OPTFORGE_SCALAR, kernel->arrays);
+    const size_t a = (size_t)((const unsigned char *)scalar - kernel->formats);
+    const uint64_t stride = optforge_cuda_stride(kernel);
+    const auto state = [&](size_t k) { return ((void *const *)(tensors + k * stride + sizeof(size_t)))[a]; };
+    uint64_t next = 0; /* above all numbers so far */
+
+    for (size_t k = 0; k < count; k++) {
+        for (size_t j = 0; j + 1 < k && number[k] < next && state(k) != state(k - 1); j++)
+            if (state(k) == state(j))
+                return OPTFORGE_ERROR_PART;
+        next = optforge_cuda_larger(next, (uint64_t)number[k] + 1);
+    }
+    return OPTFORGE_OK;
+}
+
 /* Places a part of the workspace. */
 template <typename T>
 static void optforge_cuda_take(T **part, char **at, uint64_t number) {
@@ -250,7 +285,7 @@ static char *optforge_cuda_place(optforge_cuda_plan *w, char *at) {
         optforge_cuda_take(&w->sums, &at, sums * w->leaves);
         optforge_cuda_take(&w->arrived, &at, sums * (w->tensors + 1));
     }
-    optforge_cuda_take((char **)&w->list, &at, w->count * w->stride);
+    optforge_cuda_take(&w->list, &at, w->count * w->stride);
     optforge_cuda_take(&w->gradients, &at, w->count);
     optforge_cuda_take(&w->group, &at, w->count);
     optforge_cuda_take(&w->number, &at, w->count);
@@ -261,6 +296,12 @@ static char *optforge_cuda_place(optforge_cuda_plan *w, char *at) {
     return at;
 }
 
+/* Whether a kernel can do its steps with the sums and the scalars of a plan. */
+static bool optforge_cuda_alike(const optforge_cuda_kernel *kernel, const optforge_cuda_plan *plan) {
+    return plan->kernel->sums == kernel->sums && plan->kernel->scalars_size == kernel->scalars_size &&
+           plan->kernel->hypers == kernel->hypers;
+}
+
 static optforge_cuda_plan optforge_cuda_empty(const optforge_cuda_kernel *kernel, uint64_t count,
                                               size_t groups) {
     optforge_cuda_plan w;
@@ -269,7 +310,7 @@ static optforge_cuda_plan optforge_cuda_empty(const optforge_cuda_kernel *kernel
     w.kernel = kernel;
     w.count = w.tensors = count;
     w.groups = groups > 0 ? groups : 1;
-    w.stride = sizeof(size_t) + kernel->arrays * sizeof(void *);
+    w.stride = optforge_cuda_stride(kernel);
     w.width = kernel->scalars_size / sizeof(uint64_t);
     return w;
 }
@@ -310,15 +351,19 @@ OPTFORGE_CUDA_API int optforge_cuda_plan_list(optforge_cuda_plan *plan, const op
         return OPTFORGE_ERROR_NULL;
     if (o->size != sizeof *o)
         return OPTFORGE_ERROR_OPTIONS;
-    if (kernel->abi != OPTFORGE_CUDA_TYPES || (o->beside != NULL && o->beside->kernel->sums != kernel->sums))
+    if (kernel->abi != OPTFORGE_CUDA_TYPES || (o->beside != NULL && !optforge_cuda_alike(kernel, o->beside)))
         return OPTFORGE_ERROR_ABI;
-    if (o->sizes != NULL && count > 0 && (o->number == NULL || o->part == NULL))
+    if (o->sizes == NULL ? o->beside != NULL : count > 0 && (o->number == NULL || o->part == NULL))
         return OPTFORGE_ERROR_NULL;
+    if (o->beside != NULL && o->tensors != o->beside->tensors)
+        return OPTFORGE_ERROR_NUMBER;
     optforge_cuda_plan w = optforge_cuda_empty(kernel, count, o->groups);
-    if (o->beside != NULL)
+    if (o->beside != NULL) {
         w = *o->beside;
-    w.kernel = kernel;
-    w.count = count;
+        w.kernel = kernel;
+        w.stride = optforge_cuda_stride(kernel);
+        w.count = count;
+    }
     w.late = o->late;
     w.beside = o->beside != NULL;
     w.parted = o->sizes != NULL;
@@ -344,18 +389,25 @@ OPTFORGE_CUDA_API int optforge_cuda_plan_list(optforge_cuda_plan *plan, const op
         w.leaves += optforge_cuda_leaves(n);
         w.chunks += optforge_cuda_chunks(n);
     }
+    if (w.beside && (w.leaves != o->beside->leaves || w.chunks != o->beside->chunks))
+        return OPTFORGE_ERROR_PART;
+    if (w.parted && kernel->stores &&
+        optforge_cuda_check_neighbours(kernel, (const char *)tensors, count, o->number) != OPTFORGE_OK)
+        return OPTFORGE_ERROR_PART;
     char *const space = (char *)o->workspace;
     if ((uintptr_t)space % 16 != 0 || (size_t)(optforge_cuda_place(&w, space) - space) > o->workspace_size)
         return OPTFORGE_ERROR_WORKSPACE;
 
     const uint64_t counters = (uint64_t)kernel->sums * (w.tensors + 1), word = sizeof(uint64_t);
-    optforge_cuda_queue queue = {stream, optforge_cuda_load_kernels(kernel)};
+    optforge_cuda_queue queue = {stream, optforge_cuda_check_stream(stream)};
+    if (queue.status == OPTFORGE_OK)
+        queue.status = optforge_cuda_load_kernels(kernel);
     if (!w.beside) {
         queue.bring(w.control, NULL, sizeof *w.control);
         queue.bring(w.arrived, NULL, counters * sizeof *w.arrived);
         queue.bring(w.behind, o->late, w.groups * word);
     }
-    queue.bring((void *)w.list, tensors, count * w.stride);
+    queue.bring(const_cast<char *>(w.list), tensors, count * w.stride);
     queue.bring(w.group, o->group, count * word);
     if (o->stream != NULL)
         queue.bring(w.stream, o->stream, count * word);
@@ -381,7 +433,7 @@ OPTFORGE_CUDA_API int optforge_cuda_gradients(const optforge_cuda_plan *plan, co
     for (uint64_t k = 0; k < plan->count; k++)
         if ((uintptr_t)gradients[k] % optforge_cuda_size_of(plan->kernel->formats[1]) != 0)
             return OPTFORGE_ERROR_ALIGNMENT;
-    optforge_cuda_queue queue = {stream, OPTFORGE_OK};
+    optforge_cuda_queue queue = {stream, optforge_cuda_check_stream(stream)};
     queue.bring(plan->gradients, gradients, plan->count * sizeof *gradients);
     return queue.status;
 }
@@ -402,23 +454,24 @@ OPTFORGE_CUDA_API int optforge_cuda_state_init(const optforge_cuda_plan *plan, c
     for (size_t a = 2; a < end; a++)
         if (a != kernel->master && kernel->initial[a - 2].from >= 0 && hyper == NULL)
             return OPTFORGE_ERROR_NULL;
-    for (x.group = 0; x.group < plan->groups; x.group++) {
-        x.scales = (int32_t)end;
-        for (size_t a = 2; a < end; a++) {
-            const optforge_initial *initial = a == kernel->master ? &as_p : &kernel->initial[a - 2];
+    x.scales = (int32_t)end;
+    for (size_t a = 2; a < end; a++) {
+        const optforge_initial *initial = a == kernel->master ? &as_p : &kernel->initial[a - 2];
+        const uint64_t groups = initial->from >= 0 ? plan->groups : 1;
 
-            x.a = (int32_t)a;
-            x.from = initial->from;
-            x.format = kernel->formats[a];
-            x.format_of_from = kernel->formats[x.from == OPTFORGE_FROM_G];
+        x.a = (int32_t)a;
+        x.from = initial->from;
+        x.format = kernel->formats[a];
+        x.format_of_from = kernel->formats[x.from == OPTFORGE_FROM_G];
+        for (x.group = 0; x.group < groups; x.group++) {
             x.value = x.from >= 0 ? ((const double *)hyper)[x.group * kernel->hypers + (size_t)x.from]
                                   : initial->value;
             if (x.format == OPTFORGE_SCALAR)
                 queue.launch((const void *)optforge_cuda_write_state, &x, plan->count, OPTFORGE_CUDA_THREADS);
             else
                 queue.launch((const void *)optforge_cuda_write_state, &x, plan->units, OPTFORGE_CUDA_WARPS);
-            x.scales += optforge_cuda_blocks(x.format);
         }
+        x.scales += optforge_cuda_blocks(x.format);
     }
     return queue.status;
 }
@@ -467,25 +520,28 @@ static void optforge_cuda_tell_rows(optforge_cuda_queue *queue, optforge_cuda_ne
     }
 }
 
-/* Whether scalars can be handed over in a stream now. */
-static int optforge_cuda_check_step(const optforge_cuda_plan *plan, const void *hyper, double grad_scale,
-                                    cudaStream_t stream) {
-    cudaStreamCaptureStatus capturing = cudaStreamCaptureStatusNone;
+/* What gradients are multiplied by. */
+static double optforge_cuda_unscale(const optforge_cuda_options *o) {
+    return o != NULL ? 1.0 / o->grad_scale : 1.0;
+}
 
+/* Whether scalars can be handed over in a stream now. */
+static int optforge_cuda_check_step(const optforge_cuda_plan *plan, const void *hyper,
+                                    const optforge_cuda_options *o, cudaStream_t stream) {
     if (plan == NULL || (hyper == NULL && plan->kernel->hypers > 0))
         return OPTFORGE_ERROR_NULL;
-    if (!(grad_scale > 0.0 && 1.0 / grad_scale > 0.0 && 1.0 / grad_scale - 1.0 / grad_scale == 0.0))
+    if (o != NULL && o->size != sizeof *o)
+        return OPTFORGE_ERROR_OPTIONS;
+    const double unscale = optforge_cuda_unscale(o);
+    if (!(unscale > 0.0 && unscale - unscale == 0.0))
         return OPTFORGE_ERROR_GRAD_SCALE;
-    if (cudaStreamIsCapturing(stream, &capturing) != cudaSuccess)
-        return OPTFORGE_ERROR_CUDA;
-    return capturing == cudaStreamCaptureStatusNone ? 0 : +OPTFORGE_ERROR_CAPTURE;
+    return optforge_cuda_check_stream(stream);
 }
 
 OPTFORGE_CUDA_API int optforge_cuda_rows(const optforge_cuda_plan *plan, const void *hyper, uint64_t t,
                                          size_t number, int set, const optforge_cuda_options *options,
                                          cudaStream_t stream) {
-    const double grad_scale = options != NULL ? options->grad_scale : 1.0;
-    optforge_cuda_queue queue = {stream, optforge_cuda_check_step(plan, hyper, grad_scale, stream)};
+    optforge_cuda_queue queue = {stream, optforge_cuda_check_step(plan, hyper, options, stream)};
     optforge_cuda_news news;
 
     if (queue.status != OPTFORGE_OK)
@@ -495,7 +551,7 @@ OPTFORGE_CUDA_API int optforge_cuda_rows(const optforge_cuda_plan *plan, const v
     news.plan = *plan;
     news.set = set != 0;
     news.begins = 0;
-    optforge_cuda_tell_rows(&queue, &news, hyper, t, number, 1.0 / grad_scale);
+    optforge_cuda_tell_rows(&queue, &news, hyper, t, number, optforge_cuda_unscale(options));
     return queue.status;
 }
 
@@ -536,7 +592,7 @@ static void optforge_cuda_go_on(optforge_cuda_queue *queue, const optforge_cuda_
 
     if (first == 0 && kernel->attempt != NULL)
         queue->launch(kernel->attempt, &w, w.count, OPTFORGE_CUDA_THREADS);
-    for (int phase = first; phase < last && phase <= kernel->phase_count; phase++) {
+    for (int phase = first; phase < last; phase++) {
         if (phase > 0 && !w.beside)
             optforge_cuda_add_up(queue, w, phase - 1);
         if (phase < kernel->phase_count) {
@@ -561,7 +617,10 @@ OPTFORGE_CUDA_API int optforge_cuda_phases(const optforge_cuda_plan *plan,
 
     if (plan == NULL)
         return OPTFORGE_ERROR_NULL;
-    if (first < 0 || first > plan->kernel->phase_count || last < first)
+    if (options != NULL && options->size != sizeof *options)
+        return OPTFORGE_ERROR_OPTIONS;
+    const int end = plan->kernel->phase_count + 1;
+    if (first < 0 || first >= end || last < first || last > end)
         return OPTFORGE_ERROR_ORDER;
     news.plan = optforge_cuda_asked(plan, options);
     news.words = 0;
@@ -580,16 +639,17 @@ OPTFORGE_CUDA_API int optforge_cuda_launch(const optforge_cuda_plan *plan,
 
 OPTFORGE_CUDA_API int optforge_cuda_step(const void *hyper, uint64_t t, const optforge_cuda_plan *plan,
                                          const optforge_cuda_options *options, cudaStream_t stream) {
-    const double grad_scale = options != NULL ? options->grad_scale : 1.0;
-    optforge_cuda_queue queue = {stream, optforge_cuda_check_step(plan, hyper, grad_scale, stream)};
+    optforge_cuda_queue queue = {stream, optforge_cuda_check_step(plan, hyper, options, stream)};
     optforge_cuda_news news;
 
     if (queue.status != OPTFORGE_OK)
         return queue.status;
+    if (plan->beside)
+        return OPTFORGE_ERROR_ORDER;
     news.plan = optforge_cuda_asked(plan, options);
     news.set = 1;
     news.begins = 1;
-    optforge_cuda_tell_rows(&queue, &news, hyper, t, 1, 1.0 / grad_scale);
+    optforge_cuda_tell_rows(&queue, &news, hyper, t, 1, optforge_cuda_unscale(options));
     optforge_cuda_go_on(&queue, news.plan, 0, plan->kernel->phase_count + 1);
     return queue.status;
 }
@@ -629,7 +689,8 @@ OPTFORGE_CUDA_API const char *optforge_cuda_strerror(const optforge_cuda_kernel 
         {OPTFORGE_ERROR_SCALAR, "a scalar has no value: division by zero, overflow, root of a negative"},
         {OPTFORGE_ERROR_GRAD_SCALE, "grad_scale is not a positive number with a finite inverse"},
         {OPTFORGE_ERROR_WORKSPACE, "the workspace is too small, or not aligned to 16 bytes"},
-        {OPTFORGE_ERROR_PART, "a part is not in its tensor, or begins or ends inside a leaf"},
+        {OPTFORGE_ERROR_PART,
+         "a part is not in its tensor, cuts a leaf, or does not follow another with its scalar state"},
         {OPTFORGE_ERROR_GROUP, "a tensor's group is none of the groups"},
         {OPTFORGE_ERROR_NUMBER, "a tensor's number is none of the tensors"},
         {OPTFORGE_ERROR_ABI, "a kernel is of another version of optforge, or asks for too much"},
@@ -638,7 +699,7 @@ OPTFORGE_CUDA_API const char *optforge_cuda_strerror(const optforge_cuda_kernel 
         {OPTFORGE_ERROR_ORDER, "the phases to be done are not among those of a step"},
         {OPTFORGE_ERROR_CUDA, "a CUDA call failed; cudaGetLastError tells which"},
         {OPTFORGE_ERROR_ROWS, "the device came to a step whose scalars it was not given"},
-        {OPTFORGE_ERROR_CAPTURE, "a step brings its scalars along, so a CUDA graph can capture launch alone"},
+        {OPTFORGE_ERROR_CAPTURE, "the host hands something over, so a CUDA graph can capture launch alone"},
     };
 
     for (int k = 0; kernel != NULL && status >= OPTFORGE_ERROR_ASSERT && kernel->asserts[k] != NULL; k++)

@@ -30,7 +30,7 @@ extern "C" {
 enum {
     OPTFORGE_ERROR_CUDA = 64,   /* a CUDA call failed; cudaGetLastError tells which */
     OPTFORGE_ERROR_ROWS = 65,   /* the device came to a step whose scalars it was not given */
-    OPTFORGE_ERROR_CAPTURE = 66 /* scalars cannot be handed over in a CUDA graph: only launch is captured */
+    OPTFORGE_ERROR_CAPTURE = 66 /* the host hands over nothing in a CUDA graph: only launch is captured */
 };
 
 enum { OPTFORGE_CUDA_ROWS = 64 }; /* steps whose scalars the device can have at a time */
@@ -113,10 +113,12 @@ typedef struct optforge_cuda_options {
     const uint64_t *late;  /* of each group, kept: how many steps fewer its tensors have had; NULL: none */
     size_t tensors;        /* where the list has parts of tensors: how many whole ones there are */
     const size_t *sizes;   /* and their numbers of elements; NULL: the list has whole ones */
-    const size_t *number;  /* of each tensor: which whole one it is a part of */
+    const size_t *number;  /* of each tensor: which whole one it is a part of; parts with one scalar state
+                            * are neighbours */
     const size_t *part;    /* of each tensor: the element there that it begins at, between leaves */
     const uint64_t *stream; /* of each tensor: a number for its stochastic rounding; NULL: that among all */
-    const optforge_cuda_plan *beside; /* a plan over parts of the same tensors, which begins their steps */
+    const optforge_cuda_plan *beside; /* a plan over parts of the same tensors, which begins their steps: this
+                            * one's are done phase by phase, each behind the other's */
 
     double grad_scale;     /* gradients are multiplied by 1 / grad_scale before anything sees them; 1 */
     uint64_t seed;         /* of stochastic rounding */
@@ -191,12 +193,15 @@ OPTFORGE_CUDA_API void optforge_cuda_options_init(optforge_cuda_options *o);
 OPTFORGE_CUDA_API size_t optforge_cuda_workspace_size(const optforge_cuda_kernel *kernel, uint64_t elements,
                                                       size_t count, size_t groups);
 
-/* Plans steps over a list of tensors: checks it, and enqueues its tables. */
+/* Plans steps over a list of tensors: checks it, and enqueues its tables. Its steps are those of one stream
+ * at a time. Here and in gradients what the host gives may be changed when the call returns, unless it lies
+ * in pinned memory: then when the stream has come so far. */
 OPTFORGE_CUDA_API int optforge_cuda_plan_list(optforge_cuda_plan *plan, const optforge_cuda_kernel *kernel,
                                               const void *tensors, size_t count,
                                               const optforge_cuda_options *options, cudaStream_t stream);
 
-/* Other gradients for the tensors of a plan, of the same sizes: one copy of their addresses. */
+/* Other gradients for the tensors of a plan, of the same sizes, so NULL for none but the empty: one copy of
+ * their addresses. */
 OPTFORGE_CUDA_API int optforge_cuda_gradients(const optforge_cuda_plan *plan, const void *const *gradients,
                                               cudaStream_t stream);
 
@@ -337,8 +342,9 @@ struct optforge_f64 {
 struct optforge_f32 {
     typedef float number;
     enum { FORMAT = OPTFORGE_F32 };
-    enum { BLOCKS = OPTFORGE_CUDA_MIN_BLOCKS, MORE_BLOCKS = BLOCKS + 1 }; /* the more where a pass is small */
-    enum { FEWER_BLOCKS = BLOCKS > 1 ? BLOCKS - 1 : 1 };                  /* the fewer where it is large */
+    enum { BLOCKS = OPTFORGE_CUDA_MIN_BLOCKS };
+    enum { MORE_BLOCKS = BLOCKS < 8 ? BLOCKS + 1 : 8 };  /* where a pass is small */
+    enum { FEWER_BLOCKS = BLOCKS > 1 ? BLOCKS - 1 : 1 }; /* where it is large */
     float x;
 
     optforge_f32() = default;
@@ -901,8 +907,10 @@ OPTFORGE_DEVICE void optforge_cuda_begin(const optforge_cuda_news &given) {
     for (uint64_t i = threadIdx.x; i < given.words; i += OPTFORGE_CUDA_THREADS)
         w.rows[given.at + i] = given.word[i];
     if (threadIdx.x == 0 && given.told) {
-        c->set = given.set;
-        c->base = given.base;
+        if (given.set) { /* else one that no step has followed yet still holds */
+            c->set = 1;
+            c->base = given.base;
+        }
         c->first_row = given.first_row;
         c->rows = given.rows;
     }
@@ -934,8 +942,8 @@ struct optforge_cuda_tensor {
     const char *at;
     uint64_t k, number;
 
-    __device__ optforge_cuda_tensor(const optforge_cuda_plan &w, uint64_t k)
-        : w(w), at(w.list + k * w.stride), k(k), number(w.number[k]) {
+    __device__ optforge_cuda_tensor(const optforge_cuda_plan &plan, uint64_t place)
+        : w(plan), at(plan.list + place * plan.stride), k(place), number(plan.number[place]) {
     }
     __device__ void *array(int a) const { return ((void *const *)(at + sizeof(uint64_t)))[a]; }
     __device__ double *state(int a) const { return (double *)array(a); }

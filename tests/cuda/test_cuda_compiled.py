@@ -42,7 +42,8 @@ ARCHITECTURES = (90, 75, 120, 80, 86, 89, 100)
 WHOLE = (75, 80, 86, 90, 100, 120) if FULL else (90,)  # take all rules; the others, what is peculiar
 PECULIAR = ("elements", "clipped") if FULL else ("clipped",)
 HOST = "-O3" if FULL else "-O1"  # the host's part, which is compiled for its warnings
-STRICT = ("-std=c++17", "-Werror", "all-warnings", "-Xcompiler", "-Wall,-Wextra,-Werror")
+WARNINGS = "-Wall,-Wextra,-Wconversion,-Wshadow,-Wcast-qual,-Wdouble-promotion,-Werror"
+STRICT = ("-std=c++17", "-Werror", "all-warnings", "-Xcompiler", WARNINGS)
 
 
 @of.rule
@@ -312,6 +313,15 @@ def test_standards(standard: str, tmp_path: Path) -> None:
     source = write(tmp_path, {"scalars": scalars})
     command = [nvcc, f"-std={standard}", *STRICT[1:], "-O1", "-gencode", "arch=compute_75,code=compute_75", "-c"]
     run([*command, "-o", str(tmp_path / "all.o"), str(source)])
+
+
+def test_the_most_blocks_that_may_be_asked_for(tmp_path: Path) -> None:
+    """All that a multiprocessor has room for; passes that leave registers for one more are not told of a ninth."""
+    nvcc = require("nvcc")
+    for name, text in of.rules.sgd.generate("cuda", "f32").items():
+        (tmp_path / name).write_text(text)
+    command = [nvcc, *STRICT, "-DOPTFORGE_CUDA_MIN_BLOCKS=8", "-arch=sm_80", "-cubin"]
+    run([*command, "-o", str(tmp_path / "sgd.cubin"), str(tmp_path / "sgd.cu")])
 
 
 def test_a_long_prefix(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from conftest import require
 from cuda import Options, Plan, Stats
 from embedding import NORMS
 from emulation import compile_emulated
+from native import code
 from optforge.core.formats import FORMATS, draw, storage
 from storing import GRAD_SCALE, RULES, SEED, Run, Several, check, check_told, run_of, storages
 
@@ -71,7 +72,14 @@ def words(values: Sequence[int]) -> Any:
 class Steps:
     """Steps over arrays, which are tensors or parts of them."""
 
-    def __init__(self, library: Library, title: str, arrays: Sequence[Sequence[np.ndarray]], **how: Any):
+    def __init__(
+        self,
+        library: Library,
+        title: str,
+        arrays: Sequence[Sequence[np.ndarray]],
+        beside: Steps | None = None,
+        **how: Any,
+    ):
         self.library, self.arrays, self.count = library, arrays, len(arrays)
         width = 1 + len(arrays[0])
         rows = [[own[0].size, *(array.ctypes.data for array in own)] for own in arrays]
@@ -93,6 +101,7 @@ class Steps:
         if "sizes" in how:
             self.kept["sizes"] = words(sizes)
             self.options.sizes, self.options.tensors = ctypes.addressof(self.kept["sizes"]), len(sizes)
+        self.options.beside = None if beside is None else ctypes.addressof(beside.plan)
         self.told = (Stats * (1 + len(sizes)))()
         given = ctypes.byref(self.plan), library.kernel(title), self.table, ctypes.c_size_t(self.count)
         assert library.call("plan_list", *given, ctypes.byref(self.options), None) == 0
@@ -283,6 +292,43 @@ def test_gradients_of_16_bits_are_zeroed_and_counted(library: Any) -> None:
             assert same == (bad is not None or not own[0].size)
 
 
+def test_lists_of_different_numbers_of_arrays_share_a_step(library: Any) -> None:
+    """With a master or scales beside one without: each has the bits that it has alone."""
+    own = library("lamb")
+    titles = [title for name, title in CASES if name == "lamb"]
+    several = [(a, b) for a in titles for b in titles if own.prefix[a] == own.prefix[b]]
+    wide = {title: len(run_of("lamb", title, "tame").arrays) for title in titles}
+    pairs = [(a, b) for a, b in several if wide[a] != wide[b]]
+    assert pairs
+    for pair in pairs if FULL else (pairs[0], pairs[0][::-1]):
+        runs = [run_of("lamb", title, "tame") for title in pair]
+        together, alone = ([storing.live(run, run.tensors) for run in runs] for _ in range(2))
+        counts = [len(arrays) for arrays in together]
+        sizes = [arrays[0].size for arrays in (*together[0], *together[1])]
+        steps: list[Steps] = []
+        for title, arrays, first in zip(pair, together, (0, counts[0]), strict=True):
+            count = len(arrays)
+            how = {"sizes": sizes, "number": range(first, first + count), "part": [0] * count, "stream": range(count)}
+            steps.append(Steps(own, title, arrays, *steps, **how))
+        hyper = (ctypes.c_double * len(runs[0].hyper))(*runs[0].hyper)
+        options, plans = ctypes.byref(steps[0].options), [ctypes.byref(each.plan) for each in steps]
+        steps[0].options.seed, steps[0].options.grad_scale = SEED, GRAD_SCALE
+        assert own.call("rows", plans[0], hyper, ctypes.c_uint64(1), ctypes.c_size_t(2), 1, options, None) == 0
+        for _ in range(2):
+            phase, done = 0, [0, 0]
+            while done == [0, 0]:
+                done = [own.call("phases", plan, options, phase, phase + 1, None) for plan in plans]
+                phase += 1
+            assert phase > 2 and done == 2 * [code("ERROR_ORDER")]
+        for title, arrays, others in zip(pair, together, alone, strict=True):
+            expected = Steps(own, title, others)
+            for t in (1, 2):
+                expected.step(t, runs[0].hyper, False)
+            assert [a.tobytes() for each in arrays for a in each] == [a.tobytes() for each in others for a in each], (
+                pair
+            )
+
+
 @pytest.mark.parametrize("case", CASES, ids="-".join)
 def test_state_begins_as_the_oracle_s(case: tuple[str, str], library: Any) -> None:
     begin(library(case[0]), run_of(*case, "tame"))
@@ -300,8 +346,6 @@ def test_misaligned_and_overlapping_arrays_of_16_bits(library: Any) -> None:
         table = words([8, *(memory.ctypes.data + place for place in places)])
         given = ctypes.byref(plan), own.kernel("all_bf16_random"), table, ctypes.c_size_t(1)
         return own.call("plan_list", *given, ctypes.byref(options), None)
-
-    from native import code
 
     assert status(0, 16, 32, 48) == 0
     assert status(0, 16, 33, 64) == code("ERROR_ALIGNMENT")

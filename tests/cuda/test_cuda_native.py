@@ -293,6 +293,19 @@ def test_state_begins_as_the_hyperparameter_of_its_group(made: Made) -> None:
     )
 
 
+def test_state_that_begins_as_a_number_begins_for_all_groups_at_once(made: Made) -> None:
+    """Else it takes as many launches as there are groups: of which a tensor is, nobody asks."""
+    cuda, sizes = made["adam"], (5, TILE + 3)
+    memory, workspace = Memory(cuda, np.float32, sizes), cuda.workspace(sizes, groups=2)
+    status, plan = cuda.plan(memory.tensors, cuda.options(workspace.arrays[0], groups=2))
+    assert status == 0
+    np.frombuffer((ctypes.c_uint64 * 2).from_address(plan.group), np.uint64)[:] = 2**40
+    for tensor in memory.tensors:
+        tensor["m"][:] = tensor["v"][:] = 7
+    assert cuda.call("state_init", ctypes.byref(plan), None, None) == 0
+    assert not any(tensor[name].any() for tensor in memory.tensors for name in ("m", "v"))
+
+
 def test_a_scalar_without_value_leaves_everything_alone(made: Made) -> None:
     order("random:2", "random:3")
     cuda = made["running_out"]
@@ -420,6 +433,20 @@ def test_time_can_be_set(made: Made) -> None:
     for t in (10**6, 3, 2**53):
         memory.reference.t = t - 1
         run.step(run.gradients())
+
+
+def test_a_number_that_was_set_holds_until_a_step(made: Made) -> None:
+    """Also where rows come in between that let the device count on, as of another rate or loss scale."""
+    memory = Memory(made["adam"], np.float32, (40,))
+    run = Steps(made["adam"], memory)
+    memory.reference.t = 10
+    run.started = True
+    assert (run.rows(11, 2, begins=True), run.rows(11, 3, begins=False)) == (0, 0)
+    for launch in range(2):
+        run.begin(run.gradients())
+        assert run.launch() == 0
+        run.check(f"launch {launch}")
+    assert run.cuda.control(run.plan).t == memory.reference.t == 12
 
 
 # ── groups, dtypes, ranks ───────────────────────────────────────────────────────────────────────────────────────────

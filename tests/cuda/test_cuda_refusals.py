@@ -133,7 +133,7 @@ def test_missing_arguments(small: Small) -> None:
     assert small.says(cuda.call("launch", None, options, None)) == NULL
     assert small.says(cuda.call("phases", None, options, 0, 1, None)) == NULL
     assert small.says(cuda.call("state_init", None, hyper, None)) == NULL
-    for first, last in ((-1, 1), (cuda.phases, cuda.phases), (1, 0), (cuda.phases + 3, 99)):
+    for first, last in ((-1, 1), (cuda.phases, cuda.phases), (1, 0), (cuda.phases + 3, 99), (0, cuda.phases + 1)):
         said = small.says(cuda.call("phases", plan, options, first, last, None))
         assert said == "the phases to be done are not among those of a step"
     number = ctypes.c_size_t(5)
@@ -186,7 +186,7 @@ def test_groups(small: Small) -> None:
     assert small.planned(options) == "a tensor's group is none of the groups"
 
 
-PART = "a part is not in its tensor, or begins or ends inside a leaf"
+PART = "a part is not in its tensor, cuts a leaf, or does not follow another with its scalar state"
 
 
 @pytest.mark.parametrize(
@@ -210,10 +210,62 @@ def test_parts(size: int, parts: Any, said: str, small: Small) -> None:
     assert small.planned(options) == NULL
 
 
+def test_parts_with_one_scalar_state_are_neighbours(small: Small) -> None:
+    """Else it would advance twice; those of tensors in any order are, and parts that have their own."""
+    own, sizes = small.tensors[0], np.full(3, 2 * LEAF, np.uintp)
+    seen = np.zeros(6)
+    for order, numbers, said in (
+        ("neighbours", (0, 0, 1, 1, 2, 2), ""),
+        ("tensors in another order", (2, 2, 0, 0, 1, 1), ""),
+        ("parts of two in turn", (0, 1, 0, 1, 2, 2), PART),
+        ("one behind all", (2, 0, 1, 1, 0, 2), PART),
+        ("their own", (0, 1, 0, 1, 2, 2), ""),
+    ):
+        table, number = (small.cuda.Tensor * 6)(), np.array(numbers, np.uintp)
+        part = np.array([LEAF * (k in numbers[:at]) for at, k in enumerate(numbers)], np.uintp)
+        for at, k in enumerate(numbers):
+            state = seen[at if order == "their own" else k :]
+            table[at] = small.cuda.Tensor(LEAF, 1 << 44, 1 << 45, 1 << 46, state.ctypes.data)
+        space = small.cuda.workspace([2 * LEAF] * 3, count=6).arrays[0]
+        options = small.cuda.options(space, tensors=3, sizes=sizes.ctypes.data, number=number.ctypes.data)
+        options.part = part.ctypes.data
+        if said:
+            assert small.planned(options, table, 6) == said, order
+        else:
+            given = ctypes.byref(Plan()), table, ctypes.c_size_t(6), ctypes.byref(options), None
+            assert small.cuda.call("plan_f32", *given) == 0, order
+    assert own["seen"].size == 1
+
+
+def test_a_plan_beside_another_has_parts_of_the_same_tensors(small: Small) -> None:
+    sizes, number, part = (np.array(values, np.uintp) for values in ([*small.sizes], [0, 1], [0, 0]))
+    addresses = {"sizes": sizes.ctypes.data, "number": number.ctypes.data, "part": part.ctypes.data}
+    space, plan = small.cuda.workspace(small.sizes).arrays[0], Plan()
+    options = small.cuda.options(space, tensors=2, **addresses)
+    given = small.cuda.tensors(small.tensors), ctypes.c_size_t(2)
+    assert small.cuda.call("plan_f32", ctypes.byref(plan), *given, ctypes.byref(options), None) == 0
+    beside = {"beside": ctypes.addressof(plan)}
+    assert small.planned(small.options(**beside)) == NULL
+    assert small.planned(small.options(**beside, **addresses, tensors=3)) == "a tensor's number is none of the tensors"
+    sizes[0] += CHUNK
+    assert small.planned(small.options(**beside, **addresses, tensors=2)) == PART
+    sizes[0] -= CHUNK
+    second, other = Plan(), small.cuda.workspace(small.sizes).arrays[0]
+    options = small.cuda.options(other, **beside, **addresses, tensors=2)
+    assert small.cuda.call("plan_f32", ctypes.byref(second), *given, ctypes.byref(options), None) == 0
+    said = small.says(small.cuda.step(1, second, None))  # which the other plan begins
+    assert said == "the phases to be done are not among those of a step"
+
+
 def test_options_of_another_version(small: Small) -> None:
     options = small.options()
     options.size -= 8
-    assert small.planned(options).startswith("the options are of another version")
+    said, asked, plan = small.planned(options), ctypes.byref(options), ctypes.byref(small.plan)
+    assert said.startswith("the options are of another version")
+    assert small.stepped(options=options) == said
+    assert small.says(small.cuda.rows(1, 1, 1, small.plan, options)) == said
+    assert small.says(small.cuda.call("launch", plan, asked, None)) == said
+    assert small.says(small.cuda.call("phases", plan, asked, 0, 1, None)) == said
 
 
 def test_gradients(small: Small) -> None:
@@ -227,9 +279,12 @@ def test_gradients(small: Small) -> None:
 def test_a_graph_captures_launch_alone(small: Small, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also the first one: kernels are loaded when a plan is made."""
     monkeypatch.setenv("OPTFORGE_EMULATION_CAPTURING", "1")
-    said = "a step brings its scalars along, so a CUDA graph can capture launch alone"
+    said = "the host hands something over, so a CUDA graph can capture launch alone"
     assert small.stepped() == said
     assert small.says(small.cuda.rows(1, 1, 1, small.plan, None)) == said
+    assert small.planned() == said
+    own = (ctypes.c_void_p * 2)(*(tensor["g"].ctypes.data for tensor in small.tensors))
+    assert small.says(small.cuda.call("gradients", ctypes.byref(small.plan), own, None)) == said
     assert small.cuda.call("launch", ctypes.byref(small.plan), None, None) == 0
 
 

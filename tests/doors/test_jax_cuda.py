@@ -106,6 +106,26 @@ def test_all_that_a_step_can_be_told() -> None:
         assert all(same(a, np.asarray(b)) for a, b in zip(values, state.state[of_state], strict=True)), of_state
 
 
+def test_a_master_beside_tensors_that_need_none() -> None:
+    """As norms are float32 in a model of bfloat16: the lists have different numbers of arrays. LAMB has no sum of both."""
+    rng = np.random.default_rng(6)
+    kinds = (np.float32, jnp.bfloat16, np.float32, jnp.bfloat16)
+    params, grads = ([rng.standard_normal(1100 + k).astype(kind) for k, kind in enumerate(kinds)] for _ in range(2))
+    expected = [p.copy() for p in params]
+    alone = [
+        of.Optimizer(expected[k::2], "lamb", target="c", master=master, lr=0.25)
+        for k, master in enumerate((None, "f32"))
+    ]
+    opt = ofj.Optimizer("lamb", master="f32", lr=0.25)
+    p = [jnp.asarray(own) for own in params]
+    state = opt.init(p)
+    for _ in range(2):
+        for k, own in enumerate(alone):
+            own.step([g.copy() for g in grads[k::2]])
+        p, state = opt.step(p, [jnp.asarray(g) for g in grads], state)
+        assert all(a.tobytes() == np.asarray(b).tobytes() for a, b in zip(expected, p, strict=True))
+
+
 def test_double_beside_float() -> None:
     """Two dtypes share a norm; with x64 it is told in double, and a traced rate has the bits of a double."""
     rng = np.random.default_rng(3)

@@ -20,6 +20,7 @@ from hostile_sizes import CASES, LAST, TRANSFORM, Sized, body, declared, lines, 
 from optforge.cli import main
 from optforge.core import bounds
 from optforge.core.diagnostics import RuleError, UsageError
+from optforge.emit import layout
 from optforge.library.rule import Rule
 
 EVERY = [*CASES, *(Sized(f"refused-{c.id}", c.source, c.name) for c in REFUSED)]
@@ -111,6 +112,27 @@ def test_what_is_at_a_bound_is_taken(tmp_path: Path) -> None:
     ):
         path.write_text(text + "#" * (bounds.FILE_BYTES - len(text)))
         assert Rule.from_file(path, "x" * 100 if "x" * 100 in text else "hostile").generate()
+
+
+def test_scalars_that_no_runtime_takes_are_refused_when_files_are_emitted(tmp_path: Path) -> None:
+    """Not by the first step; for either target, for a rule is for both."""
+    assert layout.constant("OPTFORGE_CUDA_NEWS") == bounds.SCALARS
+    path = tmp_path / "hostile.py"
+    for last, taken in ((143, True), (144, False)):  # of three each, beside lr, t, and the loss scale
+        each = lines("p = p * h{j} + g * (h{j} * t) + h{j} * lr / t", last)
+        path.write_text(
+            declared(f"p, g, *, t, lr=0.1, {listed('h{k}=0.5', last)}", f"p = p - lr * g\n{each}\nreturn p")
+        )
+        own = Rule.from_file(path, "hostile")
+        for target in ("c", "cuda"):
+            if taken:
+                assert own.generate(target, "f32")
+                continue
+            with pytest.raises(UsageError) as caught:
+                own.generate(target, "f32")
+            assert str(caught.value) == (
+                "rule 'hostile' is too large: what is done with its elements reads 434 scalars, of at most 432"
+            )
 
 
 def test_names_of_files_do_not_reach_the_terminal_as_they_are(

@@ -17,6 +17,7 @@ OPTIONS = 40
 OPTION_STRINGS = 100  # that one option is compared with
 ASSERTS = 100
 REDUCTIONS = 32
+SCALARS = 432  # that the loops over elements, and scalars behind them, read: OPTFORGE_CUDA_NEWS, and C takes some more
 
 # What is tried to find the best of many, or said when things are wrong.
 CHECKED_NODES = 200_000  # nodes of a rule times the choices of its options under which it is checked

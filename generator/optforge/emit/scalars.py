@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from ..core import bounds
+from ..core.diagnostics import UsageError
 from ..core.dtypes import F64, DType
 from ..core.ir import Expr, Kernel, Let, ScalarGroup, Type
 from ..core.names import CALLED, Names
@@ -76,6 +78,9 @@ class CScalars:
             read = leaves(let.expr for let in group.lets)
             crossing |= dict.fromkeys(e for e in read if self.made(e) != own)
         crossing = {e: None for e in crossing if e.op not in ("sum", "total")}
+        if len(crossing) > bounds.SCALARS:
+            what = f"{len(crossing):,} scalars, of at most {bounds.SCALARS}"
+            raise UsageError(f"rule {kernel.name!r} is too large: what is done with its elements reads {what}")
         self.crossing = sorted(crossing, key=self.made)
         self.fields = Names()
         self.fields.enter((e, self.spelled(e)) for e in self.crossing)
