@@ -37,7 +37,7 @@ quick-bits:
 	$(BIN)/pytest -q tests/bits/test_bits.py tests/train/test_optimizer.py -k "not float64" $(PYTEST_ARGS)
 
 test: $(VENV)/.dev
-	@echo "The tests take ten to fifteen minutes on two cores; make quick takes one."
+	@echo "The tests take seven to ten minutes on two cores; make quick takes one."
 	@$(STORE) $(MAKE) --no-print-directory --jobs 5 --output-sync=target check test-language test-bits \
 	    test-emitted test-cuda
 
