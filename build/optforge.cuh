@@ -698,7 +698,7 @@ OPTFORGE_DEVICE void optforge_cuda_store_block(uint8_t *codes, float *scale, con
         }
         optforge_cuda_store(codes + row * OPTFORGE_CUDA_ROW + 4 * (threadIdx.x % 32), code, live[row]);
     }
-    if (threadIdx.x % 32 == 0 && live[0] > 0)
+    if (threadIdx.x % 32 == 0)
         *scale = plain ? largest.x : most == 0 ? 0.0f : __uint_as_float(0x7fc00000u);
 }
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import data
 import optforge as of
 import storing
 from amount import FULL
@@ -21,6 +22,7 @@ from embedding import NORMS
 from emulation import compile_emulated
 from native import code
 from optforge.core.formats import FORMATS, draw, storage
+from oracles import _formats
 from storing import GRAD_SCALE, RULES, SEED, Run, Several, check, check_told, run_of, storages
 
 SAMPLE = {
@@ -247,6 +249,55 @@ def test_what_is_stored_of_any_float(format: str, rounding: str, tmp_path: Path)
     random = draw(SEED, 3, 0, 2, 0, g.size) if rounding == "stochastic" else None
     with np.errstate(all="ignore"):
         assert storing.alike(arrays[2].view(np.uint16), own.store(g, random).view(np.uint16), format)
+
+
+@of.rule
+def shown(p, g, m=0.0):
+    """What is stored of a state, and then of a gradient."""
+    p = m
+    m = g
+    return p, m
+
+
+def showing(format: str, directory: Path, change: Mapping[str, str] | None = None) -> Library:
+    """`shown` over state in blocks of 8 bits."""
+    files = shown.generate("cuda", prefix="k0", store={"m": format}, suffix="own") | dict(change or {})
+    library = Library.__new__(Library)
+    library.prefix, library.files, library.calls = (
+        {"own": "k0"},
+        files,
+        ctypes.CDLL(str(compile_emulated(files, directory))),
+    )
+    return library
+
+
+def compare_blocks(library: Library, format: str) -> None:
+    """Each code under scales of all kinds; and what is stored of numbers, of what is between two, and of any bits."""
+    rng, numbers = np.random.default_rng(6), _formats.numbers(format)
+    middles = ((numbers[:-1].astype(np.float64) + numbers[1:]) / 2).astype(np.float32)
+    near = [np.nextafter(middles, np.float32(-2)), middles, np.nextafter(middles, np.float32(2)), numbers[:-1]]
+    one = np.ones(1, np.float32)  # the largest of its block, so that shares are the numbers themselves
+    edges = [np.concatenate([own, one]) for own in near]
+    any_bits = rng.integers(0, 2**32, 20 * 256, dtype=np.uint32).view(np.float32)
+    tame = (rng.standard_normal(8 * 256) * 10.0 ** rng.integers(-40, 38, 8).repeat(256)).astype(np.float32)
+    zeros = np.zeros(256, np.float32)
+    alone = [np.append(zeros[:-1], np.float32(x)) for x in (-0.0, -1.0, 1e-45, np.inf, -np.inf, np.nan, -np.nan)]
+    g = np.concatenate([*edges, any_bits, tame, zeros, *alone, tame[:77]])
+    m = np.concatenate([rng.permutation(256).astype(np.uint8) for _ in range(0, g.size, 256)])[: g.size]
+    scales = rng.integers(0, 2**31, -(-g.size // 256), dtype=np.uint32).view(np.float32)
+    scales[:6] = 1, 0, 1e-42, 3e38, np.inf, np.nan
+    expected = _formats.load_blocks(format, m, scales)
+    arrays = [np.zeros_like(g), g, m.view(FORMATS[format].numpy), scales]
+    Steps(library, "own", [arrays]).step(1, [0.0], False, grad_scale=1.0)
+    assert data.same(arrays[0], expected)
+    codes, absmax = _formats.store_blocks(format, g)
+    assert np.array_equal(arrays[2].view(np.uint8), codes) and data.same(arrays[3], absmax)
+
+
+@pytest.mark.parametrize("format", ["q8", "uq8"])
+def test_what_is_stored_in_blocks_of_any_float(format: str, tmp_path: Path) -> None:
+    require("g++")
+    compare_blocks(showing(format, tmp_path), format)
 
 
 def test_the_tensor_s_own_step_and_the_seed(library: Any) -> None:
