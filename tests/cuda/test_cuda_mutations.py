@@ -176,6 +176,7 @@ OWN = re.compile(
 )
 EIGHT = ("state_8", "split_state_8")
 BLOCKS_SURVIVORS = {
+    (r"\(parts \+ 1\) / 2", 0): "tells of one part alone, whose middle is rounded to the same float either way",
     (
         r"code > 0 \? code - 1",
         0,
