@@ -30,7 +30,7 @@
 #include "optforge.cuh"
 
 #ifndef adadelta_cuda_API
-#define adadelta_cuda_API /* define it to export the functions: __declspec(dllexport), visibility("default") */
+#define adadelta_cuda_API /* to export functions: __declspec(dllexport), visibility("default") */
 #endif
 
 #ifdef __cplusplus

@@ -29,7 +29,7 @@
 #include "optforge.h"
 
 #ifndef adadelta_API
-#define adadelta_API /* define it to export the functions: __declspec(dllexport), visibility("default") */
+#define adadelta_API /* to export functions: __declspec(dllexport), visibility("default") */
 #endif
 
 #ifdef __cplusplus

@@ -28,7 +28,7 @@
 #include "optforge.cuh"
 
 #ifndef adagrad_cuda_API
-#define adagrad_cuda_API /* define it to export the functions: __declspec(dllexport), visibility("default") */
+#define adagrad_cuda_API /* to export functions: __declspec(dllexport), visibility("default") */
 #endif
 
 #ifdef __cplusplus

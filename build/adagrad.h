@@ -27,7 +27,7 @@
 #include "optforge.h"
 
 #ifndef adagrad_API
-#define adagrad_API /* define it to export the functions: __declspec(dllexport), visibility("default") */
+#define adagrad_API /* to export functions: __declspec(dllexport), visibility("default") */
 #endif
 
 #ifdef __cplusplus

@@ -31,7 +31,7 @@
 #include "optforge.cuh"
 
 #ifndef adam_cuda_API
-#define adam_cuda_API /* define it to export the functions: __declspec(dllexport), visibility("default") */
+#define adam_cuda_API /* to export functions: __declspec(dllexport), visibility("default") */
 #endif
 
 #ifdef __cplusplus

@@ -30,7 +30,7 @@
 #include "optforge.h"
 
 #ifndef adam_API
-#define adam_API /* define it to export the functions: __declspec(dllexport), visibility("default") */
+#define adam_API /* to export functions: __declspec(dllexport), visibility("default") */
 #endif
 
 #ifdef __cplusplus

@@ -32,7 +32,7 @@
 #include "optforge.cuh"
 
 #ifndef adamw_cuda_API
-#define adamw_cuda_API /* define it to export the functions: __declspec(dllexport), visibility("default") */
+#define adamw_cuda_API /* to export functions: __declspec(dllexport), visibility("default") */
 #endif
 
 #ifdef __cplusplus

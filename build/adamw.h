@@ -31,7 +31,7 @@
 #include "optforge.h"
 
 #ifndef adamw_API
-#define adamw_API /* define it to export the functions: __declspec(dllexport), visibility("default") */
+#define adamw_API /* to export functions: __declspec(dllexport), visibility("default") */
 #endif
 
 #ifdef __cplusplus

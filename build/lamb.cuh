@@ -37,7 +37,7 @@
 #include "optforge.cuh"
 
 #ifndef lamb_cuda_API
-#define lamb_cuda_API /* define it to export the functions: __declspec(dllexport), visibility("default") */
+#define lamb_cuda_API /* to export functions: __declspec(dllexport), visibility("default") */
 #endif
 
 #ifdef __cplusplus

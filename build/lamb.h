@@ -36,7 +36,7 @@
 #include "optforge.h"
 
 #ifndef lamb_API
-#define lamb_API /* define it to export the functions: __declspec(dllexport), visibility("default") */
+#define lamb_API /* to export functions: __declspec(dllexport), visibility("default") */
 #endif
 
 #ifdef __cplusplus

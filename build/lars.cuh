@@ -35,7 +35,7 @@
 #include "optforge.cuh"
 
 #ifndef lars_cuda_API
-#define lars_cuda_API /* define it to export the functions: __declspec(dllexport), visibility("default") */
+#define lars_cuda_API /* to export functions: __declspec(dllexport), visibility("default") */
 #endif
 
 #ifdef __cplusplus

@@ -34,7 +34,7 @@
 #include "optforge.h"
 
 #ifndef lars_API
-#define lars_API /* define it to export the functions: __declspec(dllexport), visibility("default") */
+#define lars_API /* to export functions: __declspec(dllexport), visibility("default") */
 #endif
 
 #ifdef __cplusplus

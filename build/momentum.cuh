@@ -30,7 +30,7 @@
 #include "optforge.cuh"
 
 #ifndef momentum_cuda_API
-#define momentum_cuda_API /* define it to export the functions: __declspec(dllexport), visibility("default") */
+#define momentum_cuda_API /* to export functions: __declspec(dllexport), visibility("default") */
 #endif
 
 #ifdef __cplusplus

@@ -29,7 +29,7 @@
 #include "optforge.h"
 
 #ifndef momentum_API
-#define momentum_API /* define it to export the functions: __declspec(dllexport), visibility("default") */
+#define momentum_API /* to export functions: __declspec(dllexport), visibility("default") */
 #endif
 
 #ifdef __cplusplus

@@ -29,7 +29,7 @@
 #include "optforge.h"
 
 #ifndef nesterov_API
-#define nesterov_API /* define it to export the functions: __declspec(dllexport), visibility("default") */
+#define nesterov_API /* to export functions: __declspec(dllexport), visibility("default") */
 #endif
 
 #ifdef __cplusplus

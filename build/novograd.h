@@ -34,7 +34,7 @@
 #include "optforge.h"
 
 #ifndef novograd_API
-#define novograd_API /* define it to export the functions: __declspec(dllexport), visibility("default") */
+#define novograd_API /* to export functions: __declspec(dllexport), visibility("default") */
 #endif
 
 #ifdef __cplusplus

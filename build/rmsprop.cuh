@@ -27,7 +27,7 @@
 #include "optforge.cuh"
 
 #ifndef rmsprop_cuda_API
-#define rmsprop_cuda_API /* define it to export the functions: __declspec(dllexport), visibility("default") */
+#define rmsprop_cuda_API /* to export functions: __declspec(dllexport), visibility("default") */
 #endif
 
 #ifdef __cplusplus

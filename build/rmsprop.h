@@ -26,7 +26,7 @@
 #include "optforge.h"
 
 #ifndef rmsprop_API
-#define rmsprop_API /* define it to export the functions: __declspec(dllexport), visibility("default") */
+#define rmsprop_API /* to export functions: __declspec(dllexport), visibility("default") */
 #endif
 
 #ifdef __cplusplus

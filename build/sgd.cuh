@@ -25,7 +25,7 @@
 #include "optforge.cuh"
 
 #ifndef sgd_cuda_API
-#define sgd_cuda_API /* define it to export the functions: __declspec(dllexport), visibility("default") */
+#define sgd_cuda_API /* to export functions: __declspec(dllexport), visibility("default") */
 #endif
 
 #ifdef __cplusplus

@@ -24,7 +24,7 @@
 #include "optforge.h"
 
 #ifndef sgd_API
-#define sgd_API /* define it to export the functions: __declspec(dllexport), visibility("default") */
+#define sgd_API /* to export functions: __declspec(dllexport), visibility("default") */
 #endif
 
 #ifdef __cplusplus

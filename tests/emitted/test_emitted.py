@@ -350,9 +350,10 @@ def test_the_struct_of_a_tensor_says_how_many_scales_it_has() -> None:
     assert "m_absmax v_absmax: a float for 256 elements" in text
 
 
-def test_text_is_tidy() -> None:
+@pytest.mark.parametrize("target", ["c", "cuda"])
+def test_text_is_tidy(target: str) -> None:
     for name in of.rules:
-        for file, text in of.rules[name].generate().items():
+        for file, text in of.rules[name].generate(target).items():
             lines = text.split("\n")
             assert text.endswith("\n")
             assert not text.endswith("\n\n")
