@@ -176,12 +176,12 @@ static int overlaps(const Inputs *in, uintptr_t address, uint64_t bytes, size_t 
     return bytes != 0 && *near < in->ranges && in->starts[*near] < address + bytes;
 }
 
-/* What PyTorch keeps of object k of a list, and of the tensor that is its gradient; NULL where there is none. */
-static const char *kept(const Inputs *in, void *list, ptrdiff_t k)
+/* What PyTorch keeps of object k of a list of so many, and of the tensor that is its gradient; NULL where there is none. */
+static const char *kept(const Inputs *in, void *list, size_t count, ptrdiff_t k)
 {
     const void *object;
 
-    if (k < 0 || (size_t)k >= in->count || in->storage == 0)
+    if (k < 0 || (size_t)k >= count || in->storage == 0)
         return NULL;
     object = in->item(list, k);
     if (type_of(in, object) != in->tensor && type_of(in, object) != in->parameter)
@@ -190,7 +190,7 @@ static const char *kept(const Inputs *in, void *list, ptrdiff_t k)
 }
 static const char *kept_of_gradient(const Inputs *in, void *list, ptrdiff_t k)
 {
-    const char *tensor = kept(in, list, k);
+    const char *tensor = kept(in, list, in->count, k);
     const char *meta = tensor != NULL ? pointer_at(tensor, in->meta) : NULL;
 
     return meta != NULL ? pointer_at(meta, in->gradient) : NULL;
@@ -211,9 +211,9 @@ static void fetch_ahead(const Inputs *in, void *list, ptrdiff_t k, int gradients
 
     if (k + AHEAD < (ptrdiff_t)in->count)
         __builtin_prefetch(in->item(list, k + AHEAD));
-    if ((at = kept(in, list, k + 12)) != NULL)
+    if ((at = kept(in, list, in->count, k + 12)) != NULL)
         fetch_lines(at);
-    if ((at = kept(in, list, k + 8)) != NULL) {
+    if ((at = kept(in, list, in->count, k + 8)) != NULL) {
         __builtin_prefetch(pointer_at(at, in->storage));
         __builtin_prefetch(pointer_at(at, in->meta) + in->gradient);
     }
@@ -282,17 +282,14 @@ int optforge_same(const Inputs *in, void *one, void *other, size_t count)
 /* Fetches the versions of all tensors of a list, which are counted up next. */
 void optforge_fetch_versions(const Inputs *in, void *list, size_t count)
 {
-    Inputs own = *in;
-
-    own.count = count;
     for (ptrdiff_t k = -AHEAD; k < (ptrdiff_t)count; k++) {
-        const char *at = kept(&own, list, k);
+        const char *at = kept(in, list, count, k);
 
         if (k + AHEAD < (ptrdiff_t)count)
             __builtin_prefetch(in->item(list, k + AHEAD));
         if (at != NULL)
             __builtin_prefetch(pointer_at(at, in->version), 1);
-        if ((at = kept(&own, list, k + AHEAD / 2)) != NULL)
+        if ((at = kept(in, list, count, k + AHEAD / 2)) != NULL)
             fetch_lines(at);
     }
 }
