@@ -435,7 +435,7 @@ class Late(nn.Parameter):
 
 def test_a_gradient_that_cannot_be_read_changes_nothing() -> None:
     params = [Late(torch.ones(3)), Late(torch.ones(2))]
-    opt = ours(params, "sgd", lr=0.5)
+    opt = ours(params, "sgd", "c", lr=0.5)  # whose compiled code reads gradients
     for p in params:
         p.grad = torch.ones_like(p)
     opt.step()
